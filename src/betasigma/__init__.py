@@ -1,0 +1,31 @@
+"""betasigma: DDPM and NCSN on one footing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from betasigma.denoiser import Denoiser
+    from betasigma.samplers import Sampler
+
+__version__ = "0.1.0"
+
+
+def load(path: str | Path) -> tuple[Denoiser, Sampler]:
+    """Denoiser (averaged weights, on the CPU) and default sampler of a run directory or a
+    checkpoint.
+
+        denoiser, sampler = betasigma.load("outputs/…")
+        images = sampler.sample(denoiser, 64, seed=0).x
+
+    Nothing in the file is executed.
+
+    Raises:
+        betasigma.errors.UserError: where there is no checkpoint, or it cannot be read.
+    """
+    from betasigma.commands.load import load_run
+
+    loaded = load_run(path)
+    return loaded.denoiser, loaded.sampler

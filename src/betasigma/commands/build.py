@@ -1,0 +1,158 @@
+"""From a config to objects.
+
+``_target_`` names a class. Configs come from the command line, but also from the checkpoint of a
+stranger, so only classes and functions that this project itself defines (and optimizers of
+torch.optim) are made: the name is resolved and what it resolves to must live there, not merely be
+reachable from there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.denoiser import Denoiser
+from betasigma.errors import UserError
+from betasigma.modules import DiffusionModule
+from betasigma.preconditioning import Preconditioning
+from betasigma.samplers import Sampler
+from betasigma.schedules import NoiseSchedule
+
+Config = dict[str, Any]
+
+
+def make(node: Config, **extra: Any) -> Any:
+    """What ``_target_`` names, called with the node's other keys and ``extra``.
+
+    Raises:
+        UserError: where it is not one of the project's own or an optimizer of torch.optim.
+    """
+    arguments = {key: value for key, value in node.items() if key != "_target_"}
+    return _locate(str(node["_target_"]))(**arguments, **extra)
+
+
+def _locate(target: str) -> Callable[..., Any]:
+    """Class or function ``package.module.name``, found without walking through foreign modules."""
+    module_name, _, name = target.rpartition(".")
+    found = None
+    if module_name.partition(".")[0] == "betasigma" or module_name == "torch.optim":
+        with suppress(ImportError):
+            found = getattr(importlib.import_module(module_name), name, None)
+    owner = getattr(found, "__module__", None) or ""
+    own = owner.partition(".")[0] == "betasigma" or owner.startswith("torch.optim")
+    if not own or not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise UserError(
+            f"_target_={target} is not a class of betasigma (or an optimizer of torch.optim); "
+            f"nothing else is run from a config or a checkpoint"
+        )
+    return found
+
+
+def make_data(config: Config) -> ImageDataModule:
+    """The datamodule, in the model's value range."""
+    return make(
+        config["data"],
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        value_range=config["model"]["value_range"],
+    )
+
+
+def make_denoiser(
+    config: Config,
+    sample_shape: tuple[int, ...],
+    value_range: tuple[float, float],
+    precision: torch.dtype | None = None,
+) -> Denoiser:
+    """An untrained denoiser; its weights are a function of ``seed``."""
+    schedule: NoiseSchedule = make(config["schedule"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        network = _make_network(config["network"], sample_shape)
+    return Denoiser(
+        network,
+        schedule,
+        Preconditioning(**config["preconditioning"], levels=schedule.levels),
+        sample_shape=sample_shape,
+        value_range=value_range,
+        num_classes=config["network"]["num_classes"],
+        trained_on="levels" if config["objective"]["times"] == "levels" else "continuous",
+        off_levels=config["denoiser"]["off_levels"],
+        precision=precision,
+    )
+
+
+def _make_network(node: Config, sample_shape: tuple[int, ...]) -> nn.Module:
+    if len(sample_shape) == 1:
+        return make(node, dim=sample_shape[0])
+    return make(node, in_channels=sample_shape[0], image_size=sample_shape[1])
+
+
+def make_sampler(node: Config) -> Sampler:
+    """The sampler of a config's ``sampler`` node."""
+    return make(node)
+
+
+def make_module(config: Config, denoiser: Denoiser) -> DiffusionModule:
+    """The LightningModule that trains ``denoiser``."""
+    optimizer = config["optimizer"]
+    fused = {"fused": True} if optimizer["_target_"] in FUSED else {}
+    return make(
+        {"_target_": config["model"]["_target_"]},
+        denoiser=denoiser,
+        objective=make(config["objective"]),
+        optimizer=lambda parameters: make({**optimizer, **fused}, params=list(parameters)),
+        seed=config["seed"],
+        warmup=config["training"]["warmup"],
+        decay=config["ema"]["decay"],
+        compile=config["hardware"]["compile"],
+    )
+
+
+FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+"""Optimizers with a fused kernel on CPUs and GPUs alike."""
+
+
+def precision_of(hardware: Config) -> torch.dtype | None:
+    """dtype of the network's arithmetic; ``auto`` is bf16 where the processor computes in it."""
+    wanted = str(hardware["precision"])
+    if wanted == "auto":
+        wanted = "bf16" if _computes_bf16(hardware["accelerator"]) else "32"
+    return torch.bfloat16 if wanted == "bf16" else None
+
+
+def _computes_bf16(accelerator: str) -> bool:
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    flags = Path("/proc/cpuinfo")
+    if not flags.exists() or sys.platform != "linux":
+        return False
+    words = set(flags.read_text(encoding="utf-8", errors="ignore").split())
+    return bool(words & {"avx512_bf16", "amx_bf16"})
+
+
+def place(denoiser: nn.Module, hardware: Config) -> torch.device:
+    """Put a denoiser where the hardware config says, for use outside the Trainer; returns the
+    device.
+    """
+    if hardware["threads"]:
+        torch.set_num_threads(hardware["threads"])
+    gpu = hardware["accelerator"] != "cpu" and torch.cuda.is_available()
+    if hardware["accelerator"] == "gpu" and not gpu:
+        raise UserError("hardware.accelerator=gpu finds no GPU here; use hardware=cpu or auto")
+    device = torch.device("cuda" if gpu else "cpu")
+    memory = torch.channels_last if hardware["channels_last"] else torch.contiguous_format
+    denoiser.to(device)
+    for parameter in denoiser.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory)
+    return device

@@ -1,0 +1,66 @@
+"""From a checkpoint to a model that samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from betasigma.commands.build import make_denoiser, make_sampler
+from betasigma.commands.schema import Train, validate_plain
+from betasigma.data import catalog
+from betasigma.denoiser import Denoiser
+from betasigma.errors import UserError
+from betasigma.samplers import Sampler
+from betasigma.training.checkpoints import HEADER, read
+from betasigma.training.headers import checkpoint_path
+
+PREFIX = "average."
+"""Of the averaged weights in a checkpoint's ``state_dict``."""
+
+
+class Loaded(NamedTuple):
+    """A trained model."""
+
+    denoiser: Denoiser
+    """With the averaged weights, in evaluation mode, on the CPU."""
+    sampler: Sampler
+    """The sampler that the run was configured with."""
+    config: dict[str, Any]
+    """The run's resolved config."""
+    step: int
+    """Optimizer steps that the weights have seen."""
+
+
+def load_run(path: str | Path, precision: torch.dtype | None = None) -> Loaded:
+    """Model of a run directory or a checkpoint. Runs no code from the file.
+
+    Raises:
+        UserError: where there is no checkpoint, it is damaged or of a newer format, or its config
+        names
+            something foreign.
+    """
+    contents = read(checkpoint_path(path))
+    header = contents[HEADER]
+    config = header["config"]
+    validate_plain(config, Train)
+    data = config["data"]
+    shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
+    low, high = header["value_range"]
+    denoiser = make_denoiser(config, shape, (low, high), precision)
+    weights = {
+        name.removeprefix(PREFIX): value
+        for name, value in contents["state_dict"].items()
+        if name.startswith(PREFIX)
+    }
+    try:
+        denoiser.load_state_dict(weights)
+    except RuntimeError:
+        raise UserError(f"run={path} has weights that do not fit its config") from None
+    return Loaded(
+        denoiser.requires_grad_(False).eval(),
+        make_sampler(config["sampler"]),
+        config,
+        header["step"],
+    )

@@ -1,0 +1,127 @@
+"""Measuring a model with the evaluator, and logging what was found."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pytorch_lightning.loggers import Logger
+
+from betasigma.commands.build import Config
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.denoiser import Denoiser
+from betasigma.evaluation.choice import choose
+from betasigma.evaluation.evaluator import Evaluator, Measurement
+from betasigma.evaluation.features import build
+from betasigma.samplers import Sampler
+from betasigma.tracking.loggers import log_values
+from betasigma.training.callbacks import class_labels, guided
+from betasigma.training.display import Display
+
+
+class Meter:
+    """Draws samples and measures them; the extractor is built when it is first needed.
+
+    Args:
+        config: with ``evaluation``, ``seed`` and ``guidance``.
+        data: what samples are compared with.
+        sampler: how they are drawn.
+        loggers: where measurements go.
+        display: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: ImageDataModule,
+        sampler: Sampler,
+        loggers: list[Logger],
+        display: Display,
+        guidance: float | None = None,
+    ) -> None:
+        self._settings = config["evaluation"]
+        self._seed = config["seed"]
+        self._guidance = config["training"]["guidance"] if guidance is None else guidance
+        self._data, self._sampler = data, sampler
+        self._loggers, self._display = loggers, display
+        self._evaluator: Evaluator | None = None
+
+    def measure(self, denoiser: Denoiser, n: int) -> list[Measurement]:
+        """Measurements of samples 0 … n−1, and the floor: what real images score at the same n.
+
+        To be called by all processes together; each draws its share.
+        """
+        rank, world_size = _place()
+        if n == 0 or not self._settings["metrics"]:
+            return []
+        evaluator = self._open(denoiser)
+        with self._display.share(f"evaluating {n} samples") as progress:
+            found = evaluator.evaluate(
+                guided(denoiser, self._guidance),
+                self._sampler,
+                n,
+                seed=self._seed,
+                y=class_labels(denoiser.num_classes, range(n)),
+                rank=rank,
+                world_size=world_size,
+                progress=progress,
+            )
+        if "fd" in self._settings["metrics"]:
+            found.append(evaluator.floor(n, rank, world_size))
+        return found
+
+    def log(self, found: list[Measurement], step: int, prefix: str = "val") -> None:
+        """Send measurements to the loggers under ``<prefix>/<name>``."""
+        for m in found:
+            context = {
+                "n": m.n,
+                "nfe": m.nfe,
+                "sampler": m.sampler,
+                "seed": m.seed,
+                "split": m.split,
+                "extractor": m.extractor,
+            }
+            values = {f"{prefix}/{label(m)}": m.value}
+            log_values(self._loggers, values, step, context)
+        if found and found[0].nfe is not None:
+            values = {"sample/nfe": float(found[0].nfe), "sample/n": float(found[0].n)}
+            log_values(self._loggers, values, step)
+
+    @staticmethod
+    def rows(found: list[Measurement]) -> list[list[str]]:
+        """Rows of a table: metric, value, n, NFE."""
+        return [
+            [label(m), f"{m.value:.4g}", str(m.n), "" if m.nfe is None else str(m.nfe)]
+            for m in found
+        ]
+
+    def _open(self, denoiser: Denoiser) -> Evaluator:
+        if self._evaluator is None:
+            settings: dict[str, Any] = self._settings
+            shape = self._data.sample_shape
+            choice = choose(
+                settings["extractor"], settings["inception_weights"], settings["download"], shape
+            )
+            self._evaluator = Evaluator(
+                build(choice, shape).to(denoiser.device),
+                self._data,
+                settings["metrics"],
+                settings["cache"],
+                settings["batch_size"],
+                settings["n_reference"],
+            )
+        return self._evaluator
+
+
+def _place() -> tuple[int, int]:
+    """Rank and number of processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def label(m: Measurement) -> str:
+    """Name of a measurement on the dashboard: compared with the training split unless it says
+    so.
+    """
+    return m.name if m.split in (None, "train") else f"{m.name}_{m.split}"

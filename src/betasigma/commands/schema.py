@@ -1,0 +1,428 @@
+"""What a config may hold: the type, the range and the meaning of every key.
+
+The tree of ``conf/`` gives values; this page says which values are possible. It is checked before
+anything heavy is imported, and every complaint is one sentence with the key, the value and what
+would be accepted.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from betasigma.errors import UserError
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Node(BaseModel):
+    """A node of the config: no keys but these, no conversions of type."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=False)
+
+
+class Target(Node):
+    """A node that says which class it makes."""
+
+    target: str = Field(alias="_target_")
+
+
+class Sigma(Node):
+    levels: Count
+    max: Positive
+    min: Positive
+
+    @model_validator(mode="after")
+    def _falling(self) -> Sigma:
+        if self.min >= self.max:
+            raise ValueError(
+                f"sigma.min={self.min:g} must be below sigma.max={self.max:g} and above 0"
+            )
+        return self
+
+
+class Beta(Node):
+    steps: Count
+    start: OpenUnit | None = None
+    end: OpenUnit | None = None
+    offset: OpenUnit | None = None
+    max: OpenUnit | None = None
+
+    @model_validator(mode="after")
+    def _rising(self) -> Beta:
+        if self.start is not None and self.end is not None and self.start > self.end:
+            raise ValueError(
+                f"beta.end={self.end:g} must be at least beta.start={self.start:g} and below 1"
+            )
+        return self
+
+
+class Linear(Target):
+    target: Literal["betasigma.schedules.linear", "betasigma.schedules.sigmoid"] = Field(
+        alias="_target_"
+    )
+    start: OpenUnit
+    end: OpenUnit
+    steps: Count
+
+
+class Cosine(Target):
+    target: Literal["betasigma.schedules.cosine"] = Field(alias="_target_")
+    steps: Count
+    offset: OpenUnit
+    max_beta: OpenUnit
+
+
+class Geometric(Target):
+    target: Literal["betasigma.schedules.geometric"] = Field(alias="_target_")
+    levels: Count
+    max: Positive
+    min: Positive
+
+
+AnySchedule = Annotated[Linear | Cosine | Geometric, Field(discriminator="target")]
+
+
+class UNet(Target):
+    target: Literal["betasigma.networks.unet.UNet"] = Field(alias="_target_")
+    channels: Count
+    multipliers: Annotated[list[Count], Field(min_length=1)]
+    blocks: Count
+    attention: list[Count]
+    heads: Count
+    head_channels: Count | None
+    dropout: Probability
+    num_classes: Index
+    embedding: Literal["positional", "fourier"]
+    conditional: bool
+    checkpoint: bool
+
+
+class MLP(Target):
+    target: Literal["betasigma.networks.mlp.MLP"] = Field(alias="_target_")
+    width: Count
+    depth: Count
+    num_classes: Index
+    embedding: Literal["positional", "fourier"]
+    conditional: bool
+
+
+class Sampler(Target):
+    steps: Count | None
+    grid: Literal["levels", "uniform_t", "uniform_log_snr"]
+    start: Literal["prior", "uniform"]
+    clip: bool
+    dtype: Literal["float32", "float64"]
+
+
+class Ancestral(Sampler):
+    target: Literal["betasigma.samplers.Ancestral"] = Field(alias="_target_")
+    variance: Literal["beta", "posterior"]
+
+
+class DDIM(Sampler):
+    target: Literal["betasigma.samplers.DDIM"] = Field(alias="_target_")
+    eta: Annotated[float, Field(ge=0, le=1)]
+
+
+class AnnealedLangevin(Sampler):
+    target: Literal["betasigma.samplers.AnnealedLangevin"] = Field(alias="_target_")
+    inner_steps: Count
+    step: OpenUnit
+    denoise: bool
+
+
+AnySampler = Annotated[Ancestral | DDIM | AnnealedLangevin, Field(discriminator="target")]
+
+
+class Hardware(Node):
+    accelerator: Literal["auto", "cpu", "gpu"]
+    devices: Count | Literal["auto"]
+    nodes: Count
+    strategy: Literal["auto", "ddp"]
+    precision: Literal["auto", "bf16", "32"] | int
+    channels_last: bool
+    compile: bool
+    deterministic: bool
+    threads: Count | None
+
+    @model_validator(mode="after")
+    def _known_precision(self) -> Hardware:
+        if isinstance(self.precision, int) and self.precision != 32:
+            raise ValueError(
+                f"hardware.precision={self.precision} is unknown; choose from auto, 32, bf16"
+            )
+        return self
+
+
+class Evaluation(Node):
+    extractor: Literal["auto", "inception", "efficientnet_lite0", "identity"]
+    inception_weights: str | None
+    download: bool
+    metrics: list[Literal["fd", "kid", "is", "precision", "recall", "neighbours"]]
+    every: Count | None
+    n: Index
+    n_during: Annotated[int, Field(ge=2)]
+    n_reference: Annotated[int, Field(ge=2)] | None
+    batch_size: Count
+    cache: str
+
+    @model_validator(mode="after")
+    def _enough(self) -> Evaluation:
+        if self.n == 1:
+            raise ValueError(
+                "evaluation.n=1 is too few: the covariance of a Fréchet distance needs at least 2 "
+                "samples, and a steady value thousands (0 turns the evaluation off)"
+            )
+        return self
+
+
+class Wandb(Node):
+    kind: Literal["wandb"]
+    project: str
+    entity: str | None
+    group: str | None
+    mode: Literal["auto", "online", "offline"]
+    timeout: Positive
+
+
+class Tensorboard(Node):
+    kind: Literal["tensorboard"]
+
+
+class NoLogger(Node):
+    kind: Literal["none"]
+
+
+AnyLogger = Annotated[Wandb | Tensorboard | NoLogger, Field(discriminator="kind")]
+
+
+class Data(Target):
+    target: Literal["betasigma.data.datamodule.ImageDataModule"] = Field(alias="_target_")
+    name: Literal[
+        "digits", "mnist", "fashion_mnist", "cifar10", "celeba", "image_folder", "mixture"
+    ]
+    root: str | None
+    download: bool
+    image_size: Count | None
+    channels: Literal[1, 3] | None
+    crop: str | None
+    flip: bool
+    dequantize: bool
+    val_size: Count
+    workers: Index
+    in_memory: bool | None
+    on_corrupt: Literal["warn", "error"]
+    mixture: Literal["ring", "two", "grid"]
+
+
+class Model(Target):
+    target: Literal["betasigma.modules.DDPM", "betasigma.modules.NCSN"] = Field(alias="_target_")
+    name: str
+    family: Literal["ddpm", "ncsn"]
+    value_range: Annotated[list[float], Field(min_length=2, max_length=2)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Model:
+        low, high = self.value_range
+        if low >= high:
+            raise ValueError(f"model.value_range=[{low:g}, {high:g}] must rise")
+        return self
+
+
+class Preconditioning(Node):
+    prediction: Literal["epsilon", "score", "raw_score", "x0", "v", "edm"]
+    conditioning: Literal["timestep", "log_sigma", "none"]
+    input_scaling: Literal["none", "unit_variance"]
+    sigma_data: Positive
+
+
+class Objective(Target):
+    target: Literal["betasigma.objectives.Denoising"] = Field(alias="_target_")
+    times: Literal["levels", "continuous"]
+    sigma_power: float
+    reduction: Literal["mean", "half_sum"]
+    label_dropout: Probability
+
+
+class DenoiserNode(Node):
+    off_levels: Literal["snap", "interpolate", "refuse"]
+
+
+class Optimizer(Target):
+    model_config = ConfigDict(strict=True, extra="allow")
+    target: Annotated[str, Field(pattern=r"^torch\.optim\.\w+$", alias="_target_")]
+    lr: Positive
+
+
+class Training(Node):
+    warmup: Index
+    clip: Positive | None
+    accumulate: Count
+    log_every: Count
+    validate_every: Count
+    sample_every: Count
+    checkpoint_every: Count
+    num_samples: Count
+    guidance: NonNegative
+
+
+class Ema(Node):
+    decay: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Train(Node):
+    """The config of ``train.py``."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+    tags: list[str]
+    seed: Index
+    steps: Count
+    batch_size: Count
+    resume: str | None
+    network: Annotated[UNet | MLP, Field(discriminator="target")]
+    sigma: Sigma | None = None
+    beta: Beta | None = None
+    schedule: AnySchedule
+    sampler: AnySampler
+    hardware: Hardware
+    evaluation: Evaluation
+    logger: AnyLogger
+    data: Data
+    model: Model
+    cluster: dict[str, Any]
+    preconditioning: Preconditioning
+    objective: Objective
+    denoiser: DenoiserNode
+    optimizer: Optimizer
+    training: Training
+    ema: Ema
+
+
+class Sample(Node):
+    """The config of ``scripts/sample.py``."""
+
+    run: str
+    n: Count
+    seed: Index
+    sampler: AnySampler | None
+    labels: list[Index] | Literal["all"] | None
+    guidance: NonNegative
+    batch_size: Count
+    save: Literal["png", "npz", "both"]
+    hardware: Hardware
+
+
+class DataPlace(Node):
+    root: str | None
+    download: bool | None
+
+
+class Evaluate(Node):
+    """The config of ``scripts/evaluate.py``."""
+
+    run: str
+    n: int
+    seed: Index
+    sampler: AnySampler | None
+    guidance: NonNegative
+    data: DataPlace
+    evaluation: Evaluation
+    hardware: Hardware
+
+    @model_validator(mode="after")
+    def _enough(self) -> Evaluate:
+        if self.n < 2:
+            raise ValueError(
+                f"n={self.n} is too few: the covariance of a Fréchet distance needs at least 2 "
+                "samples, and a steady value thousands"
+            )
+        return self
+
+
+def validate(config: DictConfig, schema: type[Node]) -> dict[str, Any]:
+    """The config as plain containers with interpolations resolved, known to fit ``schema``.
+
+    Raises:
+        UserError: for the first key that does not.
+    """
+    config = own_keys(config)
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key} has no value; give {key}=…")
+    try:
+        plain = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    assert isinstance(plain, dict)
+    content = {str(key): value for key, value in plain.items()}
+    validate_plain(content, schema)
+    return content
+
+
+def own_keys(config: DictConfig) -> DictConfig:
+    """The config without Hydra's own node."""
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+def validate_plain(content: dict[str, Any], schema: type[Node]) -> None:
+    """Check plain containers, for example the config in a checkpoint's header.
+
+    Raises:
+        UserError: for the first key that does not fit ``schema``.
+    """
+    try:
+        schema.model_validate(content)
+    except ValidationError as error:
+        raise UserError(_sentence(error, content)) from None
+
+
+def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    key = _key(first["loc"], content)
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        return f"{key}={first['input']} is unknown: there is no key {key}"
+    if first["type"] == "missing":
+        return f"{key} has no value; give {key}=…"
+    if first["type"].startswith("union_tag"):
+        known = first["ctx"].get("expected_tags", "")
+        tag = "_target_" if "_target_" in _at(first["loc"], content) else "kind"
+        value = _at(first["loc"], content).get(tag)
+        return f"{key}.{tag}={value} is not one of {known}"
+    message = first["msg"].replace("Input should be", "must be").replace("input", "value")
+    if "must" not in message:
+        message = f"is not possible: {message}"
+    return f"{key}={first['input']} {message}"
+
+
+def _key(loc: tuple[int | str, ...], content: dict[str, Any]) -> str:
+    """Dotted key of a location; names of union members and types are left out."""
+    parts: list[str] = []
+    node: Any = content
+    for part in loc:
+        if isinstance(node, dict) and part in node:
+            parts.append(str(part))
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int):
+            parts[-1] += f"[{part}]"
+            node = node[part]
+        elif part == loc[-1] and isinstance(node, dict):
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _at(loc: tuple[int | str, ...], content: dict[str, Any]) -> dict[str, Any]:
+    node: Any = content
+    for part in loc:
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+    return node if isinstance(node, dict) else {}

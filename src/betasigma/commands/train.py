@@ -1,0 +1,267 @@
+"""What ``train.py`` does: config → data, model, Trainer → a complete run directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+
+from betasigma import __version__
+from betasigma.commands.build import (
+    Config,
+    make_data,
+    make_denoiser,
+    make_module,
+    make_sampler,
+    place,
+    precision_of,
+)
+from betasigma.commands.checks import check_train
+from betasigma.commands.measure import Meter
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.denoiser import Denoiser
+from betasigma.samplers import Sampler
+from betasigma.tracking.loggers import close_loggers, make_loggers
+from betasigma.tracking.record import Record
+from betasigma.training.callbacks import (
+    Checkpoints,
+    Evaluation,
+    Metrics,
+    SampleGrids,
+    draw,
+)
+from betasigma.training.checkpoints import AtomicCheckpointIO
+from betasigma.training.display import Display
+from betasigma.training.headers import FORMAT, read_header
+from betasigma.training.runs import describe_environment, short, write_json
+
+MONITOR = "val/denoising_error"
+
+
+def train(config: DictConfig) -> None:
+    """Train a model, or continue one, and leave a complete run directory.
+
+    Raises:
+        UserError: for bad input.
+    """
+    hydra_config = HydraConfig.get()
+    check_train(config, [])
+    content: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    run = short(Path(hydra_config.runtime.output_dir))
+    quiet_libraries()
+    display = Display(quiet=_rank() != 0)
+    data = make_data(content)
+    data.prepare_data()
+    data.setup()
+    denoiser = make_denoiser(
+        content, data.sample_shape, data.value_range, precision_of(content["hardware"])
+    )
+    place(denoiser, {**content["hardware"], "accelerator": "cpu"})
+    module = make_module(content, denoiser)
+    sampler = make_sampler(content["sampler"])
+    resumed = Path(content["resume"]) if content["resume"] else None
+    loggers = _open_run(run, content, list(hydra_config.overrides.task), resumed)
+    meter = Meter(content, data, sampler, loggers, display)
+    callbacks = make_callbacks(content, run, data, sampler, display, meter)
+    trainer = make_trainer(content, run, callbacks, loggers)
+    _announce(display, run, content, data, denoiser, resumed)
+    try:
+        trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
+        finish(trainer, module.average, run, content, display, meter, callbacks)
+    except SystemExit:
+        if trainer.interrupted:  # Lightning's answer to Ctrl-C
+            display.line(f"stopped at step {trainer.global_step}; to continue:")
+            display.line(f"  python train.py resume={run}")
+        raise
+    finally:
+        close_loggers(loggers)
+
+
+def make_callbacks(
+    content: Config,
+    run: Path,
+    data: ImageDataModule,
+    sampler: Sampler,
+    display: Display,
+    meter: Meter,
+) -> list[Callback]:
+    """What happens around the steps, in the order in which it happens."""
+    settings = content["training"]
+
+    def samples(denoiser: Denoiser) -> Tensor:
+        with display.share("sampling") as progress:
+            x, _ = draw(
+                denoiser,
+                sampler,
+                settings["num_samples"],
+                content["seed"],
+                settings["guidance"],
+                progress,
+            )
+        return data.to_uint8(x)
+
+    header = {
+        "format": FORMAT,
+        "version": __version__,
+        "seed": content["seed"],
+        "value_range": list(data.value_range),
+        "config": {**content, "resume": None},
+    }
+    return [
+        Metrics(display, settings["log_every"], content["batch_size"], content["steps"]),
+        Checkpoints(run / "checkpoints", header, settings["checkpoint_every"], MONITOR),
+        SampleGrids(run, samples, settings["sample_every"]),
+        Evaluation(
+            lambda denoiser, step: meter.log(
+                meter.measure(denoiser, content["evaluation"]["n_during"]), step
+            ),
+            content["evaluation"]["every"],
+        ),
+    ]
+
+
+def make_trainer(
+    content: Config, run: Path, callbacks: list[Callback], loggers: list[Any]
+) -> Trainer:
+    """A Trainer that counts optimizer steps and leaves everything else to the callbacks."""
+    settings, hardware = content["training"], content["hardware"]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return Trainer(
+        accelerator=hardware["accelerator"],
+        devices=hardware["devices"],
+        num_nodes=hardware["nodes"],
+        strategy=hardware["strategy"],
+        deterministic=hardware["deterministic"],
+        max_epochs=-1,
+        max_steps=content["steps"],
+        accumulate_grad_batches=settings["accumulate"],
+        gradient_clip_val=settings["clip"],
+        val_check_interval=min(settings["validate_every"], content["steps"])
+        * settings["accumulate"],
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=plugins,
+        default_root_dir=run,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def finish(
+    trainer: Trainer,
+    average: Denoiser,
+    run: Path,
+    content: Config,
+    display: Display,
+    meter: Meter,
+    callbacks: list[Callback],
+) -> None:
+    """The last samples, the evaluation, the summary and the commands that come next."""
+    step = trainer.global_step
+    grids = next(c for c in callbacks if isinstance(c, SampleGrids))
+    average.to(trainer.strategy.root_device)
+    grids.show(trainer, trainer.lightning_module, step)  # type: ignore[arg-type]
+    found = meter.measure(average, content["evaluation"]["n"])
+    meter.log(found, step)
+    if not trainer.is_global_zero:
+        return
+    curves = Record(run / "metrics.csv")
+    rows = []
+    for metric in ("train/loss", "val/loss", MONITOR, "train/images_per_second"):
+        values = curves.curve(metric)[1]
+        if values:
+            rows.append([metric, f"{values[-1]:.4g}", "", ""])
+    rows += meter.rows(found)
+    display.table(f"{content['name']} after {step} steps", ["metric", "value", "n", "NFE"], rows)
+    write_json(run / "summary.json", {"step": step, "table": rows})
+    display.line(f"samples    {run}/samples/step_{step:07d}.png")
+    display.line(f"metrics    {run}/metrics.csv")
+    display.line(f"checkpoint {run}/checkpoints/last.ckpt")
+    display.line("next:")
+    display.line(f"  python scripts/sample.py run={run} n=64 sampler=ddim sampler.steps=50")
+    display.line(f"  python scripts/evaluate.py run={run} sampler=ddim,annealed_langevin -m")
+    display.line(f"  python train.py resume={run} steps={2 * content['steps']}")
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to what a user can act on."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch)\b.*")
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+    torch.set_float32_matmul_precision("high")
+
+
+@rank_zero_only
+def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> None:
+    """Write what the run is: config, overrides, versions, git state."""
+    run.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create({**content, "resume": None}), run / "config.yaml")
+    environment = run / "environment.json"
+    history = []
+    if resumed is not None and environment.exists():
+        earlier = json.loads(environment.read_text(encoding="utf-8"))
+        history = [*earlier.pop("resumed_after", []), earlier]
+    write_json(environment, {**describe_environment(overrides), "resumed_after": history})
+    if resumed is not None:
+        Record(run / "metrics.csv").truncate(read_header(resumed, "resume")["step"])
+
+
+def _rank() -> int:
+    """This process's rank, also before there is a Trainer."""
+    return getattr(rank_zero_only, "rank", None) or 0
+
+
+def _open_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> list[Any]:
+    _describe_run(run, content, overrides, resumed)
+    identity = run / "wandb_id.txt"
+    known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
+    if _rank() != 0:
+        return []
+    loggers = make_loggers(content["logger"], run, content, known)
+    version = loggers[-1].version
+    if content["logger"]["kind"] == "wandb" and version:
+        identity.write_text(f"{version}\n", encoding="utf-8")
+    return loggers
+
+
+def _announce(
+    display: Display,
+    run: Path,
+    content: Config,
+    data: ImageDataModule,
+    denoiser: Denoiser,
+    resumed: Path | None,
+) -> None:
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    dtype = "bf16" if denoiser.precision is not None else "fp32"
+    shape = "×".join(map(str, data.sample_shape))
+    how = "continuing" if resumed else "training"
+    display.line(
+        f"{how} {content['model']['name']} on {content['data']['name']} ({shape}, "
+        f"{data.size('train')} examples): {parameters:,} parameters, {dtype}, "
+        f"{content['steps']} steps of {content['batch_size']}, seed {content['seed']}"
+    )
+    display.line(f"run directory {run}")
+    kind = content["logger"]["kind"]
+    if kind == "wandb" and os.path.isdir(run / "wandb"):
+        offline = next((run / "wandb").glob("offline-run-*"), None)
+        if offline is not None:
+            display.line(f"Weights & Biases offline; to upload: wandb sync {offline}")

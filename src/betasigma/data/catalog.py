@@ -1,0 +1,261 @@
+"""What is known of every data set before any of it is read: shapes, classes, sizes, files.
+
+The command line asks this module first, so that a missing folder or an impossible option ends in
+one sentence before PyTorch is imported; it needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from betasigma.data import listing
+from betasigma.errors import UserError
+
+MIXTURES = {"ring": 8, "two": 2, "grid": 25}
+"""Number of components of each toy distribution (:mod:`betasigma.data.toy`)."""
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What holds for a data set whatever its contents.
+
+    Attributes:
+        channels: image channels; ``None`` where ``data.channels`` chooses.
+        size: native height and width; ``None`` where ``data.image_size`` must choose.
+        classes: number of class labels, 0 for none; ``None`` where the files decide.
+        train, test: number of examples of each split; ``None`` where the files decide.
+        in_memory: held as one tensor; ``None`` where ``data.in_memory`` chooses.
+        files: what must exist below ``data.root``, relative to it.
+        compressed: whether ``file.gz`` serves for each of ``files``.
+        downloadable: whether ``data.download=true`` can fetch it.
+        hint: what else a user who lacks the files should know.
+    """
+
+    channels: int | None
+    size: int | None
+    classes: int | None
+    train: int | None
+    test: int | None
+    in_memory: bool | None = True
+    files: tuple[str, ...] = ()
+    compressed: bool = False
+    downloadable: bool = False
+    hint: str = ""
+
+
+def _idx_files(folder: str) -> tuple[str, ...]:
+    return tuple(
+        f"{folder}/raw/{split}-{what}-ubyte"
+        for split in ("train", "t10k")
+        for what in ("images-idx3", "labels-idx1")
+    )
+
+
+_CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
+
+DATA_SETS = {
+    "digits": DataSet(channels=1, size=8, classes=10, train=1437, test=360),
+    "mnist": DataSet(
+        channels=1,
+        size=28,
+        classes=10,
+        train=60_000,
+        test=10_000,
+        files=_idx_files("MNIST"),
+        compressed=True,
+        downloadable=True,
+    ),
+    "fashion_mnist": DataSet(
+        channels=1,
+        size=28,
+        classes=10,
+        train=60_000,
+        test=10_000,
+        files=_idx_files("FashionMNIST"),
+        compressed=True,
+        downloadable=True,
+    ),
+    "cifar10": DataSet(
+        channels=3,
+        size=32,
+        classes=10,
+        train=50_000,
+        test=10_000,
+        files=tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10),
+        downloadable=True,
+    ),
+    "celeba": DataSet(
+        channels=3,
+        size=64,
+        classes=0,
+        train=162_770,
+        test=19_962,
+        in_memory=None,
+        files=("celeba/img_align_celeba", "celeba/list_eval_partition.txt"),
+        downloadable=True,
+        hint=" (needs `pip install gdown`; Google often refuses, then unpack img_align_celeba.zip)",
+    ),
+    "image_folder": DataSet(
+        channels=None, size=None, classes=None, train=None, test=None, in_memory=None
+    ),
+    "mixture": DataSet(channels=None, size=None, classes=None, train=50_000, test=10_000),
+}
+NAMES = tuple(DATA_SETS)
+
+
+def describe(name: str) -> DataSet:
+    """Facts about the data set ``name``.
+
+    Raises:
+        UserError: for an unknown name, with the nearest known one.
+    """
+    if name not in DATA_SETS:
+        raise UserError(f"data.name={name} is not a data set; {_instead(name, NAMES)}")
+    return DATA_SETS[name]
+
+
+def components(mixture: str) -> int:
+    """Number of components of the toy distribution ``mixture``.
+
+    Raises:
+        UserError: for an unknown one.
+    """
+    if mixture not in MIXTURES:
+        raise UserError(
+            f"data.mixture={mixture} is not a toy distribution; {_instead(mixture, MIXTURES)}"
+        )
+    return MIXTURES[mixture]
+
+
+def sample_shape(
+    name: str, image_size: int | None = None, channels: int | None = None
+) -> tuple[int, ...]:
+    """Shape of one example: ``(C, H, W)``, or ``(2,)`` for ``mixture``.
+
+    Args:
+        image_size: height and width to resize to; ``None`` for the native size.
+        channels: 3 (RGB) or 1 (greyscale) for ``image_folder``, 3 by default; elsewhere ``None`` or
+            what the data set has.
+
+    Raises:
+        UserError: for a size or a number of channels that the data set cannot have.
+    """
+    facts = describe(name)
+    if name == "mixture":
+        return (2,)
+    size = facts.size if image_size is None else image_size
+    if size is None:
+        raise UserError(f"data.image_size must be given for data={name}, e.g. data.image_size=64")
+    if size < 1:
+        raise UserError(f"data.image_size={size} must be at least 1")
+    allowed = (1, 3) if facts.channels is None else (facts.channels,)
+    chosen = allowed[-1] if channels is None else channels
+    if chosen not in allowed:
+        raise UserError(
+            f"data.channels={chosen} is not possible for data={name}, which has "
+            f"{' or '.join(map(str, allowed))}"
+        )
+    return chosen, size, size
+
+
+def num_classes(name: str, root: str | Path | None = None, mixture: str = "ring") -> int:
+    """Number of class labels, 0 for none; reads the names of the files of an ``image_folder``."""
+    facts = describe(name)
+    if facts.classes is not None:
+        return facts.classes
+    if name == "mixture":
+        return components(mixture)
+    return len(listing.list_folder(_folder(name, root)).classes)
+
+
+def crop_size(name: str, crop: str | None) -> int | None:
+    """Side of the square that the crop ``center_<side>`` keeps, ``None`` where nothing is cropped.
+
+    Raises:
+        UserError: for a crop of another name, or of a data set that is not cropped.
+    """
+    if crop is None:
+        return None
+    if describe(name).in_memory is not None:
+        raise UserError(f"data.crop={crop} does not apply to data={name}: remove it")
+    match = re.fullmatch(r"center_([1-9]\d*)", crop)
+    if match is None:
+        raise UserError(f"data.crop={crop} is not a crop; use center_<side>, e.g. center_140")
+    return int(match[1])
+
+
+def check(name: str, root: str | Path | None, download: bool = False) -> None:
+    """See that the data is there, or can be downloaded.
+
+    Raises:
+        UserError: naming ``data.root``, its value, what is missing there and what would fix it.
+    """
+    facts = describe(name)
+    if name == "image_folder":
+        _check_folder(_folder(name, root))
+        return
+    if not facts.files or (download and facts.downloadable and root is not None):
+        return
+    remedy = f"add data.download=true to download it{facts.hint}"
+    if root is None:
+        raise UserError(
+            f"data.root is not set: data={name} needs the folder that holds {facts.files[0]}; give "
+            f"data.root=…, and {remedy} there"
+        )
+    lacking = missing(name, root)
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        advice = _elsewhere(name, Path(root)) or f"give the folder that has it, or {remedy}"
+        raise UserError(f"data.root={root} has no {lacking[0]}{more}: {advice}")
+
+
+def missing(name: str, root: str | Path) -> list[str]:
+    """Files of the data set ``name`` that are not below ``root``, relative to it."""
+    facts = describe(name)
+    ends = ("", ".gz") if facts.compressed else ("",)
+    base = Path(root).expanduser()
+    return [f for f in facts.files if not any(os.path.exists(base / f"{f}{end}") for end in ends)]
+
+
+def _folder(name: str, root: str | Path | None) -> Path:
+    if root is None:
+        raise UserError(f"data.root is not set: data={name} needs data.root=/path/to/images")
+    return Path(root).expanduser()
+
+
+def _check_folder(root: Path) -> None:
+    if not os.path.isdir(root):
+        raise UserError(f"data.root={root} is not a folder: give the path of a folder of images")
+    if not os.access(root, os.R_OK | os.X_OK):
+        raise UserError(f"data.root={root} cannot be read: `chmod -R u+rX {root}` would allow it")
+    if not listing.has_images(root):
+        raise UserError(
+            f"data.root={root} has no images ({', '.join(listing.EXTENSIONS)}) in it or below: "
+            f"give the path of a folder that has"
+        )
+
+
+def _elsewhere(name: str, root: Path) -> str | None:
+    """Advice where the files are a level or two above or below ``root``."""
+    found = (str(place) for place in _around(root.expanduser()) if not missing(name, place))
+    place = next(found, None)
+    return None if place is None else f"did you mean data.root={place}?"
+
+
+def _around(root: Path) -> Iterator[Path]:
+    yield from root.absolute().parents[:2]
+    try:
+        yield from sorted(entry for entry in root.iterdir() if entry.is_dir())
+    except OSError:
+        return
+
+
+def _instead(word: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(word, names, n=1)
+    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"

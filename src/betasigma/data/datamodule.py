@@ -1,0 +1,308 @@
+"""The datamodule: batches of bytes in an exact order, made into numbers on the device.
+
+A training batch is a function of (seed, optimizer step): :mod:`betasigma.data.order` says which
+examples, and flips and dequantisation are drawn by the example's position in the step's batch. So
+it is the same batch in a run that was resumed, on however many devices and micro-batches.
+
+Bytes travel to the device and become float32 there (:mod:`betasigma.data.pixels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from betasigma.data import catalog, pixels, sources
+from betasigma.data.files import OnCorrupt
+from betasigma.data.loading import Batch, Batches, SizedBatches
+from betasigma.data.order import DataOrder, Division, MicroBatch, fixed_order, training_order
+from betasigma.data.sources import InMemory, Source, Split
+from betasigma.errors import UserError
+from betasigma.randomness import Stream
+
+_STAY_ON_CPU = ("index", "step", "augment")
+_MIXTURE_RANGE = (-1.0, 1.0)
+
+
+class ImageDataModule(LightningDataModule):
+    """A data set as the model sees it.
+
+    Batches are dictionaries:
+
+    - ``image``: bytes, uint8 ``(b, C, H, W)``; for ``mixture`` the points, float32 ``(b, 2)``;
+    - ``x``: the same in ``value_range``, float32, flipped and dequantised where asked; added by
+      ``on_after_batch_transfer``;
+    - ``label``: int64 ``(b,)``, where the data set has classes;
+    - ``index``: int64 ``(b,)``, always on the CPU: position in the optimizer step's batch when
+      training, number of the example in the data set in validation;
+    - ``step``: optimizer step, from 0; 0 in validation;
+    - ``augment``: whether this is a training batch.
+
+    Args:
+        name: data set, one of ``catalog.NAMES``.
+        root: folder of its files; ``None`` for those that need none.
+        batch_size: examples per optimizer step, over all devices and micro-batches.
+        image_size: height and width to resize to; ``None`` for the native size.
+        channels: of an ``image_folder``: 3 for RGB, 1 for greyscale.
+        crop: of ``celeba`` and ``image_folder``: ``center_<side>``, cut out before resizing;
+            NCSN, NCSNv2 and score_sde use ``center_140`` on CelebA.
+        value_range: what bytes 0 and 255 become. A ``mixture`` keeps its own coordinates, in
+            [−1, 1].
+        flip: mirror each training image with probability ½.
+        dequantize: spread the bytes of training images uniformly (:mod:`betasigma.data.pixels`).
+        val_dequantize: the same for validation images, always with the same numbers.
+        seed: of order, flips and dequantisation, and of a mixture's points.
+        workers: processes that decode images that are not held in memory.
+        val_size: number of test images used for validation.
+        download: fetch a missing torchvision data set.
+        on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
+        in_memory: of ``celeba`` and ``image_folder``: ``None`` holds what is small.
+        mixture: toy distribution of ``mixture``: ``ring``, ``two`` or ``grid``.
+
+    Attributes:
+        data_name: name of the data set.
+        sample_shape: ``(C, H, W)``, or ``(2,)``.
+        value_range: least and greatest value of clean data.
+
+    Raises:
+        UserError: for an option out of range or one that does not apply to this data set.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str | Path | None = None,
+        *,
+        batch_size: int = 64,
+        image_size: int | None = None,
+        channels: int | None = None,
+        crop: str | None = None,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        flip: bool = False,
+        dequantize: bool = False,
+        val_dequantize: bool = False,
+        seed: int = 0,
+        workers: int = 2,
+        val_size: int = 1000,
+        download: bool = False,
+        on_corrupt: OnCorrupt = "warn",
+        in_memory: bool | None = None,
+        mixture: str = "ring",
+    ) -> None:
+        super().__init__()
+        self.data_name = name
+        self.sample_shape = catalog.sample_shape(name, image_size, channels)
+        self.value_range = self._checked_range(value_range)
+        self.root = root
+        self.batch_size = batch_size
+        self.flip = flip
+        self.dequantize = dequantize
+        self.val_dequantize = val_dequantize
+        self.seed = seed
+        self.workers = workers
+        self.val_size = val_size
+        self.download = download
+        self._refuse_what_does_not_apply()
+        self._open = partial(
+            sources.load,
+            name,
+            root,
+            image_size=image_size,
+            channels=channels,
+            crop=crop,
+            on_corrupt=on_corrupt,
+            in_memory=in_memory,
+            mixture=mixture,
+            seed=seed,
+        )
+        self._sources: dict[Split, Source] = {}
+
+    # ------------------------------------------------------------------ the data set
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether examples are images; the points of a ``mixture`` are not."""
+        return self.data_name != "mixture"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class labels, 0 for none."""
+        known = catalog.describe(self.data_name).classes
+        return self.source("train").num_classes if known is None else known
+
+    def source(self, split: Split) -> Source:
+        """Examples of ``split``; opened when first asked for.
+
+        Raises:
+            UserError: where files are missing or unreadable.
+        """
+        if split not in self._sources:
+            self._sources[split] = self._open(split)
+        return self._sources[split]
+
+    def size(self, split: Split) -> int:
+        """Number of examples of ``split``."""
+        return len(self.source(split))
+
+    def in_memory(self, split: Split) -> bool:
+        """Whether :meth:`tensor` can give ``split``."""
+        return isinstance(self.source(split), InMemory)
+
+    def tensor(self, split: Split) -> Tensor:
+        """All of ``split`` as one tensor, not to be written to: uint8 ``(N, C, H, W)``, or float32
+        ``(N, 2)`` for a ``mixture``.
+
+        Raises:
+            UserError: where it is not held in memory.
+        """
+        source = self.source(split)
+        if not isinstance(source, InMemory):
+            raise UserError(
+                f"the {split} images of data.root={self.root} are not held in memory: "
+                f"data.in_memory=true would"
+            )
+        return source.images
+
+    def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
+        """The first ``limit`` examples of ``split`` (all by default) in order, as in
+        :meth:`tensor`, in batches of ``batch_size`` and a last one of what remains.
+        """
+        source = self.source(split)
+        size = len(source) if limit is None else min(limit, len(source))
+        starts = range(0, size, batch_size)
+        plan = [MicroBatch.of(np.arange(i, min(i + batch_size, size))) for i in starts]
+        for batch in Batches(source, lambda: plan, augment=False, workers=self.workers):
+            yield batch["image"]
+
+    def content_key(self, split: Split) -> str:
+        """Hex digest that changes when the images do.
+
+        Of every pixel where they are held in memory; of the files' names, sizes and times of
+        change, the crop and the size, where they are decoded on the way.
+        """
+        return self.source(split).content_key()
+
+    # ------------------------------------------------------------------ values
+
+    def from_uint8(self, image: Tensor) -> Tensor:
+        """Bytes → float32 in ``value_range``; a ``mixture``'s points are left as they are."""
+        return pixels.from_uint8(image, self.value_range) if self.has_pixels else image
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Values → nearest bytes, clamped: inverse of :meth:`from_uint8`."""
+        return pixels.to_uint8(x, self.value_range) if self.has_pixels else x
+
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """``batch`` with ``x`` added, on the device of ``image``."""
+        image = batch["image"]
+        if not self.has_pixels:
+            return batch | {"x": image}
+        if batch["augment"] and self.flip:
+            image = self._flipped(image, batch)
+        if self.dequantize if batch["augment"] else self.val_dequantize:
+            return batch | {"x": self._dequantized(image, batch)}
+        return batch | {"x": self.from_uint8(image)}
+
+    def _flipped(self, image: Tensor, batch: Batch) -> Tensor:
+        draw = Stream("flip", self.seed, batch["step"], indices=batch["index"])
+        flip = (draw.uniform() < 0.5).to(image.device, non_blocking=True)
+        return torch.where(flip[:, None, None, None], image.flip(-1), image)
+
+    def _dequantized(self, image: Tensor, batch: Batch) -> Tensor:
+        what = "dequantize" if batch["augment"] else "dequantize-validation"
+        draw = Stream(
+            what, self.seed, batch["step"], indices=batch["index"], device=image.device
+        ).uniform(image.shape[1:], torch.float32)
+        return pixels.dequantize(image, draw, self.value_range)
+
+    # ------------------------------------------------------------------ Lightning's hooks
+
+    def prepare_data(self) -> None:
+        """See that the data is there; fetch it where that was asked for."""
+        catalog.check(self.data_name, self.root, self.download)
+        if self.download and self.root is not None and catalog.describe(self.data_name).files:
+            sources.download(self.data_name, self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open both splits.
+
+        Raises:
+            UserError: where files are missing or unreadable, or ``batch_size`` cannot be divided.
+        """
+        self.division()
+        self.source("train")
+        self.source("test")
+
+    def division(self) -> Division:
+        """How the trainer shares out an optimizer step; on one device without a trainer."""
+        trainer = self.trainer
+        if trainer is None:
+            return Division(self.batch_size)
+        return Division(
+            self.batch_size,
+            trainer.accumulate_grad_batches,
+            trainer.world_size,
+            trainer.global_rank,
+        )
+
+    def train_dataloader(self) -> Batches:
+        """Micro-batches without end, from the trainer's optimizer step on."""
+        source = self.source("train")
+        order, division = DataOrder(len(source), self.seed), self.division()
+        return Batches(
+            source,
+            lambda: training_order(order, division, self._step()),
+            augment=True,
+            workers=self.workers,
+            pin=self._pin(),
+        )
+
+    def val_dataloader(self) -> SizedBatches:
+        """The first ``val_size`` test images in order, this device's share of them."""
+        source, division = self.source("test"), self.division()
+        size = min(self.val_size, len(source))
+        plan = fixed_order(size, division.micro_batch_size, division.world_size, division.rank)
+        return SizedBatches(
+            source, lambda: plan, False, self.workers, self._pin(), length=len(plan)
+        )
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Everything but ``index``: random numbers are addressed by it on the CPU."""
+        moving = {k: v for k, v in batch.items() if k not in _STAY_ON_CPU}
+        return batch | super().transfer_batch_to_device(moving, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Bytes → values, on the device."""
+        return self.prepare_batch(batch)
+
+    def _step(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_step
+
+    def _pin(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    # ------------------------------------------------------------------ options
+
+    def _checked_range(self, value_range: tuple[float, float]) -> tuple[float, float]:
+        low, high = (float(end) for end in value_range)
+        if not low < high:
+            raise UserError(f"value_range=[{low}, {high}] must have its lesser end first")
+        return (low, high) if self.has_pixels else _MIXTURE_RANGE
+
+    def _refuse_what_does_not_apply(self) -> None:
+        Division(self.batch_size)
+        if self.workers < 0:
+            raise UserError(f"data.workers={self.workers} must be at least 0")
+        if self.val_size < 1:
+            raise UserError(f"data.val_size={self.val_size} must be at least 1")
+        if not self.has_pixels and (self.flip or self.dequantize or self.val_dequantize):
+            raise UserError("data=mixture has no pixels: data.flip and data.dequantize must be off")

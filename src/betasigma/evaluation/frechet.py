@@ -1,0 +1,142 @@
+r"""Streaming moments, and the Fréchet distance between two Gaussians.
+
+**Moments.** With count n, mean m and scatter S = Σ (x − m)(x − m)ᵀ of each of two sets, those of
+their union are (Chan, Golub & LeVeque 1979)
+
+    n = n_a + n_b,   δ = m_b − m_a,   m = m_a + δ·n_b/n,   S = S_a + S_b + δδᵀ·n_a·n_b/n.
+
+A batch is a set too, so the same rule streams a data set through (dim² numbers of memory however
+many images) and merges what several processes have seen. No large sums are subtracted from one
+another, as they would be in Σxxᵀ − n·mmᵀ; everything is float64.
+
+**Distance.** The squared Fréchet (2-Wasserstein) distance between N(m_a, A) and N(m_b, B) is
+(Dowson & Landau 1982; as "FID" on Inception features: Heusel et al. 2017)
+
+    d² = |m_a − m_b|² + tr A + tr B − 2 tr (A^½ B A^½)^½.
+
+The last trace is the sum of √λ over the eigenvalues of A^½ B A^½. These are the non-zero
+eigenvalues of AB, and for *any* factor A = F Fᵀ also those of Fᵀ B F (XY and YX share non-zero
+eigenvalues; take X = F, Y = Fᵀ B). So no matrix square root is needed: F comes from Cholesky's
+factorisation with pivoting, which for a covariance of n < dim images stops at its rank r ≤ n−1,
+and Fᵀ B F is a symmetric r×r matrix whose eigenvalues are real, non-negative and well-conditioned.
+The usual √(AB), or the eigenvalues of the unsymmetric AB, costs 3–6 times as much and adds
+√(rounding) per direction where A or B is singular.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.linalg import lapack
+from torch import Tensor
+
+
+class Moments:
+    """Count, mean and scatter of a stream of vectors, in float64.
+
+    Args:
+        dim: length of a vector.
+        device: where the sums are kept.
+
+    Attributes:
+        count: number of vectors so far.
+        mean: their mean, ``(dim,)``.
+        scatter: sum of outer products of their deviations from it, ``(dim, dim)``.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    @torch.no_grad()
+    def update(self, features: Tensor) -> Moments:
+        """Take in vectors, any floating dtype, ``(b, dim)``; returns itself."""
+        if len(features) == 0:
+            return self
+        x = features.to(self.mean.device, torch.float64)
+        mean = x.mean(0)
+        deviations = x - mean
+        self._shift(len(x), mean)
+        self.scatter.addmm_(deviations.T, deviations)
+        return self
+
+    @torch.no_grad()
+    def merge(self, other: Moments) -> Moments:
+        """Take in what another has seen; returns itself."""
+        if other.count == 0:
+            return self
+        self._shift(other.count, other.mean.to(self.mean.device))
+        self.scatter += other.scatter.to(self.mean.device)
+        return self
+
+    def __add__(self, other: Moments) -> Moments:
+        """Moments of both streams together; neither is changed."""
+        return Moments(len(self.mean), self.mean.device).merge(self).merge(other)
+
+    def to(self, device: torch.device | str) -> Moments:
+        """The same moments on another device."""
+        return Moments(len(self.mean), device).merge(self)
+
+    @property
+    def cov(self) -> Tensor:
+        """Unbiased covariance S/(n−1), ``(dim, dim)``.
+
+        Raises:
+            ValueError: of fewer than two vectors.
+        """
+        if self.count < 2:
+            raise ValueError(f"a covariance takes at least 2 vectors, not {self.count}")
+        return self.scatter / (self.count - 1)
+
+    def _shift(self, count: int, mean: Tensor) -> None:
+        total = self.count + count
+        delta = mean - self.mean
+        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self.mean += delta * (count / total)
+        self.count = total
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """Squared Fréchet distance between the Gaussians with these moments.
+
+    Returns:
+        d² ≥ 0 up to rounding; NaN where the moments are not finite.
+
+    Raises:
+        ValueError: of fewer than two vectors.
+    """
+    return gaussian_distance(a.mean, a.cov, b.mean, b.cov)
+
+
+def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
+    """d² between N(mean_a, cov_a) and N(mean_b, cov_b).
+
+    Covariances ``(dim, dim)`` are positive semidefinite and may be singular. The one of lower rank
+    is the one whose factor is used: the smaller eigenvalue problem, and the fewer zeros in it.
+    """
+    mean_a, cov_a, mean_b, cov_b = (x.double().cpu() for x in (mean_a, cov_a, mean_b, cov_b))
+    constant = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace()
+    if not bool(constant.isfinite()):
+        return float("nan")
+    factor, order = pivoted_cholesky(cov_a)
+    other, other_order = pivoted_cholesky(cov_b)
+    if other.shape[1] < factor.shape[1]:
+        factor, order, cov_b = other, other_order, cov_a
+    inner = factor.T @ cov_b[order][:, order] @ factor
+    roots = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp_min(0).sqrt()
+    return float(constant - 2 * roots.sum())
+
+
+def pivoted_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """F ``(dim, rank)`` and a permutation p with ``matrix[p][:, p] = F Fᵀ`` to rounding.
+
+    LAPACK's pstrf (Higham 1990): rows are taken by decreasing remaining variance, until it falls
+    below dim·ε times the largest.
+
+    Args:
+        matrix: float64, symmetric positive semidefinite, ``(dim, dim)``.
+    """
+    factor, pivots, rank, _ = lapack.dpstrf(matrix.numpy(), lower=1)
+    lower = np.ascontiguousarray(np.tril(factor)[:, :rank])
+    return torch.from_numpy(lower), torch.from_numpy(pivots.astype(np.int64) - 1)

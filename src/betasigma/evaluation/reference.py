@@ -1,0 +1,225 @@
+"""Statistics of the data that samples are compared with, computed once and kept.
+
+Features of 60,000 images take minutes; a sweep asks for them in every job. They are kept in a file
+whose name is the hash of everything they depend on: the content of the split, how much of it was
+taken, the extractor's weights and preprocessing. Change any of these and the file is not found;
+there is nothing to invalidate.
+
+Moments are exact over all images. For the metrics that need the features themselves, a uniform
+random subset is kept: each image is given a random key and the ``cap`` smallest keys win, which
+needs neither the length of the stream in advance nor its order, and merges across processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from betasigma.evaluation.features import FeatureExtractor
+from betasigma.evaluation.frechet import Moments
+from betasigma.evaluation.sharding import broadcast, gather
+
+Split = Literal["train", "test"]
+
+FORMAT = 1
+CAP = 10_000
+"""Number of feature vectors kept for the metrics that need them."""
+
+
+class DataSource(Protocol):
+    """What the evaluation needs of a datamodule."""
+
+    def batches(
+        self, split: Split, batch_size: int, limit: int | None = None
+    ) -> Iterator[Tensor]: ...
+
+    def content_key(self, split: Split) -> str: ...
+
+    def to_uint8(self, x: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of one split.
+
+    Attributes:
+        moments: count, mean and scatter of the features of all images.
+        features: float32 ``(min(count, CAP), dim)``, a random subset of them in the split's order.
+    """
+
+    moments: Moments
+    features: Tensor
+
+
+class RandomRows:
+    """Rows with the ``cap`` smallest keys of a stream: a uniform random subset of it.
+
+    Args:
+        dim: length of a row.
+        cap: number of rows to keep.
+    """
+
+    def __init__(self, dim: int, cap: int) -> None:
+        self.cap = cap
+        self._keys = torch.empty(0, dtype=torch.float64)
+        self._places = torch.empty(0, dtype=torch.int64)
+        self._rows = torch.empty(0, dim)
+
+    def add(self, keys: Tensor, places: Tensor, rows: Tensor) -> None:
+        """Offer rows ``(b, dim)`` with their keys and places in the stream, both ``(b,)``."""
+        full = len(self._keys) == self.cap
+        wanted = keys < self._keys.max() if full else torch.ones_like(keys, dtype=torch.bool)
+        keys = torch.cat([self._keys, keys[wanted]])
+        kept = keys.topk(min(self.cap, len(keys)), largest=False).indices
+        self._keys = keys[kept]
+        self._places = torch.cat([self._places, places[wanted]])[kept]
+        rows = rows[wanted.to(rows.device)].float().cpu()
+        self._rows = torch.cat([self._rows, rows])[kept]
+
+    def merge(self, other: RandomRows) -> None:
+        """Take in what another has kept of the same stream."""
+        self.add(other._keys, other._places, other._rows)
+
+    def in_order(self) -> Tensor:
+        """The rows kept, in the order of the stream."""
+        return self._rows[self._places.argsort()]
+
+
+class ReferenceStatistics:
+    """Feature statistics of a datamodule's splits, cached on disk by content.
+
+    Args:
+        extractor: the features.
+        datamodule: the images.
+        cache_dir: where files are kept; by default ``$BETASIGMA_CACHE`` or ``~/.cache/betasigma``.
+        batch_size: number of images read at once.
+    """
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        datamodule: DataSource,
+        cache_dir: str | os.PathLike[str] | None = None,
+        batch_size: int = 256,
+    ) -> None:
+        self.extractor = extractor
+        self.datamodule = datamodule
+        self.batch_size = batch_size
+        default = os.environ.get("BETASIGMA_CACHE") or "~/.cache/betasigma"
+        self.cache_dir = Path(cache_dir or default).expanduser()
+
+    def get(
+        self, split: Split, limit: int | None = None, rank: int = 0, world_size: int = 1
+    ) -> Reference | None:
+        """Statistics of a split, from the cache or from its images.
+
+        Args:
+            split: ``train`` or ``test``.
+            limit: number of images to take; ``None`` for all.
+            rank, world_size: where several processes call this together, each takes a share of the
+                work.
+
+        Returns:
+            the statistics on rank 0, ``None`` on the others.
+        """
+        key = self._key(split, limit)
+        path = self.path(split, limit)
+        known = self._load(path, key) if rank == 0 else None
+        if broadcast(known is not None, world_size):
+            return known
+        parts = gather(self._compute(split, limit, rank, world_size), rank, world_size)
+        if parts is None:
+            return None
+        reference = _join(parts)
+        self._save(path, key, reference)
+        return reference
+
+    def path(self, split: Split, limit: int | None = None) -> Path:
+        """File that holds, or would hold, the statistics of a split."""
+        name = hashlib.sha256(self._key(split, limit).encode()).hexdigest()[:32]
+        return self.cache_dir / "references" / f"{self.extractor.name}-{split}-{name}.pt"
+
+    def _key(self, split: Split, limit: int | None) -> str:
+        content = self.datamodule.content_key(split)
+        return repr((FORMAT, content, split, limit, self.extractor.fingerprint, CAP))
+
+    def _compute(
+        self, split: Split, limit: int | None, rank: int, world_size: int
+    ) -> tuple[Moments, RandomRows]:
+        moments = Moments(self.extractor.dim, self.extractor.float64_device)
+        rows = RandomRows(self.extractor.dim, CAP)
+        keys = torch.Generator().manual_seed(0)
+        first = 0
+        for number, images in enumerate(self.datamodule.batches(split, self.batch_size, limit)):
+            key = torch.rand(len(images), generator=keys, dtype=torch.float64)
+            if number % world_size == rank:
+                features, _ = self.extractor.extract(images)
+                moments.update(features)
+                rows.add(key, torch.arange(first, first + len(images)), features)
+            first += len(images)
+        return moments.to("cpu"), rows
+
+    def _load(self, path: Path, key: str) -> Reference | None:
+        if not path.exists():
+            return None
+        try:
+            return self._restored(torch.load(path, weights_only=True), key)
+        except Exception as error:  # what a broken file raises depends on where it is broken
+            warnings.warn(
+                f"{path} is damaged ({type(error).__name__}); its statistics are computed again",
+                stacklevel=3,
+            )
+            return None
+
+    def _restored(self, content: Any, key: str) -> Reference:
+        dim = self.extractor.dim
+        if not isinstance(content, dict) or content.get("key") != key:
+            raise ValueError("it describes other data")
+        moments = Moments(dim)
+        moments.count = int(content["count"])
+        for name, target in (("mean", moments.mean), ("scatter", moments.scatter)):
+            if content[name].shape != target.shape:
+                raise ValueError(f"{name} has shape {tuple(content[name].shape)}")
+            target.copy_(content[name])
+        if content["features"].shape != (min(moments.count, CAP), dim):
+            raise ValueError(f"features have shape {tuple(content['features'].shape)}")
+        return Reference(moments, content["features"])
+
+    def _save(self, path: Path, key: str, reference: Reference) -> None:
+        """Write the file in one step; a cache that cannot be written is a warning, not an end."""
+        moments = reference.moments
+        content = {
+            "key": key,
+            "count": moments.count,
+            "mean": moments.mean,
+            "scatter": moments.scatter,
+            "features": reference.features,
+        }
+        temporary = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                temporary = file.name
+                torch.save(content, file)
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+            warnings.warn(f"{path} could not be written ({error})", stacklevel=3)
+
+
+def _join(parts: list[tuple[Moments, RandomRows]]) -> Reference:
+    (moments, rows), *others = parts
+    for more, other in others:
+        moments.merge(more)
+        rows.merge(other)
+    return Reference(moments, rows.in_order())

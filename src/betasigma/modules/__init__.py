@@ -1,0 +1,18 @@
+"""The LightningModules of the two families."""
+
+from betasigma.modules.base import DiffusionModule
+
+
+class DDPM(DiffusionModule):
+    """Denoising diffusion probabilistic model (Ho et al. 2020)."""
+
+    family = "ddpm"
+
+
+class NCSN(DiffusionModule):
+    """Noise conditional score network (Song & Ermon 2019)."""
+
+    family = "ncsn"
+
+
+__all__ = ["DDPM", "NCSN", "DiffusionModule"]

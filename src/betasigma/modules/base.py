@@ -1,0 +1,146 @@
+"""What DDPM and NCSN share as LightningModules: all of it but their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from betasigma.denoiser import Denoiser
+from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
+from betasigma.objectives import Denoising
+from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
+from betasigma.randomness import Stream, seed_global
+
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+BINS = 10
+"""Number of equal parts of [0, 1], or of levels where there are fewer, that the loss is split
+into.
+"""
+
+
+class DiffusionModule(LightningModule):
+    """Wires an objective and a denoiser to the Trainer.
+
+    A training batch is a dict with ``x`` (clean data in the model's value range), ``index`` (global
+    index of each example within the step, int64 on the CPU), ``step`` and, where there are classes,
+    ``label``. All randomness of a step is a function of (seed, step, index).
+
+    Args:
+        denoiser: the model to train.
+        objective: its loss.
+        optimizer: makes the optimizer from the parameters.
+        seed: of noise, times and dropout.
+        warmup: steps over which the learning rate rises linearly to the optimizer's.
+        decay: of the averaged weights; 0 for none.
+        compile: run the training forward through torch.compile.
+    """
+
+    family = ""
+
+    _sums: Tensor
+    """Per part of the noise levels: sum of the losses, number of examples."""
+    _loss: Tensor
+    """The same over all levels."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Denoising,
+        optimizer: OptimizerFactory,
+        seed: int = 0,
+        warmup: int = 0,
+        decay: float = 0.9999,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.average = averaged_copy(denoiser)
+        self.objective = objective
+        self._make_optimizer = optimizer
+        self._seed, self._warmup, self._decay = seed, warmup, decay
+        if compile:
+            denoiser.network.compile()
+            self.average.network.compile()
+        self._bins = min(BINS, denoiser.schedule.levels)
+        self.register_buffer("_sums", torch.zeros(2, self._bins), persistent=False)
+        self.register_buffer("_loss", torch.zeros(2), persistent=False)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer(self.denoiser.parameters())
+        ramp = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / max(1, self._warmup))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        step, index = batch["step"], batch["index"]
+        # the first index names the micro-batch and the rank that has it
+        seed_global("dropout", self._seed, step, int(index[0]))
+        rng = Stream("train", self._seed, step, indices=index, device=self.device)
+        terms = self.objective.loss(self.denoiser, batch["x"], self._labels(batch), rng)
+        self._tally(terms.per_sample, terms.t)
+        return terms.loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        decay = ramped_decay(self._decay, self.trainer.global_step)
+        update_average(self.average, self.denoiser, decay)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and denoising error of the averaged weights, with the same noise at every
+        validation.
+        """
+        x, y, index = batch["x"], self._labels(batch), batch["index"]
+        rng = Stream("validation", indices=index, device=self.device)
+        loss = self.objective.loss(self.average, x, y, rng).loss
+        self._log_mean("val/loss", loss, len(x))
+        errors = []
+        for log_snr in GRID:
+            if not covered(
+                self.average.schedule,
+                to_schedule_log_snr(log_snr, self.average.value_range),
+            ):
+                continue
+            error = denoising_error(self.average, x, y, log_snr, rng).mean()
+            self._log_mean(f"val/denoising_error/log_snr_{log_snr:+.0f}", error, len(x))
+            errors.append(error)
+        if errors:
+            self._log_mean("val/denoising_error", torch.stack(errors).mean(), len(x))
+
+    def pop_training_metrics(self) -> dict[str, float]:
+        """Mean loss, and mean loss of each part of the noise levels, since the last call.
+
+        To be called by all ranks together.
+        """
+        gathered = self.all_gather(torch.cat([self._loss[:, None], self._sums], dim=1))
+        (total, *sums), (count, *counts) = gathered.reshape(-1, 2, 1 + self._bins).sum(0).tolist()
+        self._loss.zero_()
+        self._sums.zero_()
+        if not count:
+            return {}
+        metrics = {"train/loss": total / count}
+        for part, (loss, examples) in enumerate(zip(sums, counts, strict=True), start=1):
+            if examples:
+                metrics[f"train/loss_by_noise/{part:02d}"] = loss / examples
+        return metrics
+
+    def _labels(self, batch: dict[str, Any]) -> Tensor | None:
+        return batch.get("label") if self.denoiser.num_classes else None
+
+    def _tally(self, per_sample: Tensor, t: Tensor) -> None:
+        """Add to the running sums on the device: nothing is read back until it is logged."""
+        part = ((t * self._bins - 1e-9).ceil().long() - 1).clamp(0, self._bins - 1)
+        part = part.to(self.device, non_blocking=True)
+        self._sums[0].index_add_(0, part, per_sample.float())
+        self._sums[1].index_add_(0, part, torch.ones_like(per_sample, dtype=torch.float32))
+        self._loss[0] += per_sample.sum()
+        self._loss[1] += len(per_sample)
+
+    def _log_mean(self, name: str, value: Tensor, size: int) -> None:
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)

@@ -1,0 +1,138 @@
+"""Layers that the networks share: noise and class conditioning, and the initialisation.
+
+A network here sees one number ``c`` per sample, whatever that number means (a time step, log σ),
+and optionally a class label. Both become one vector, which every residual block adds to its
+features after a linear map of its own:
+
+    e = SiLU(W₂ SiLU(W₁ φ(c)) + embedding of the label)
+
+``φ`` is the sinusoidal embedding of Vaswani et al. 2017 as Ho et al. 2020 use it (appendix B), or
+random Fourier features (Tancik et al. 2020) as Song et al. 2021 use them for log σ. The outer SiLU
+stands before each block's linear map in Ho et al.; it is applied here, once per forward pass.
+
+Weights start as Ho et al. have them: uniform, with variance 1 / (mean of fan-in and fan-out), and
+biases at zero. Layers that end a residual branch start at zero, so that every block starts as the
+identity.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from betasigma.errors import UserError
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+def initialised(layer: Layer, zero: bool = False) -> Layer:
+    """``layer`` with initial weights as above, or with zeros."""
+    if zero:
+        nn.init.zeros_(layer.weight)
+    else:
+        nn.init.xavier_uniform_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Positional(nn.Module):
+    """Sines and cosines of ``c`` at frequencies that fall geometrically from 1 to 1e-4.
+
+    (B,) → (B, width). Equal to Ho et al.'s ``get_timestep_embedding`` at integer time steps.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, c: Tensor) -> Tensor:
+        # Not a buffer: a network cast to bfloat16 must still tell neighbouring time steps apart.
+        half = self.width // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=c.device) / (half - 1)
+        return _sines(c[:, None] * torch.exp(-math.log(10_000) * exponent))
+
+
+class Fourier(nn.Module):
+    """Sines and cosines of ``2π w c`` at ``width / 2`` fixed frequencies ``w ~ N(0, scale²)``.
+
+    (B,) → (B, width). The frequencies come from torch's global generator and are saved with the
+    weights.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", scale * torch.randn(width // 2))
+
+    def forward(self, c: Tensor) -> Tensor:
+        return _sines(c[:, None] * (2 * math.pi * self.frequencies))
+
+
+def _sines(angles: Tensor) -> Tensor:
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """Noise level and class label → the vector that all residual blocks share.
+
+    Labels are 0 … num_classes − 1; ``num_classes`` itself is the null class, which stands for "no
+    label" in classifier-free guidance (Ho & Salimans 2022) and is what ``y=None`` means.
+
+    Args:
+        features: width of ``φ``.
+        width: width of the vector.
+        num_classes: 0 for a network without labels.
+        embedding: ``"positional"`` or ``"fourier"``.
+        fourier_scale: standard deviation of the Fourier frequencies.
+        conditional: False for a network that does not see the noise level (NCSNv2).
+    """
+
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        num_classes: int,
+        embedding: str,
+        fourier_scale: float,
+        conditional: bool,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.features: Positional | Fourier | None = None
+        self.labels: nn.Embedding | None = None
+        if conditional:
+            fourier = embedding == "fourier"
+            self.features = Fourier(features, fourier_scale) if fourier else Positional(features)
+            self.hidden = initialised(nn.Linear(features, width))
+            self.out = initialised(nn.Linear(width, width))
+        if num_classes:
+            self.labels = nn.Embedding(num_classes + 1, width)
+            nn.init.xavier_uniform_(self.labels.weight)
+
+    def forward(self, c_noise: Tensor, y: Tensor | None) -> Tensor | None:
+        """c_noise (B,), y int64 (B,) or None → (B, width), or None if it depends on neither.
+
+        Raises:
+            UserError: if labels are given to a network that has none.
+        """
+        if y is not None and self.labels is None:
+            raise UserError(
+                "Class labels were given to a network with network.num_classes=0: train one with "
+                "network.num_classes set to the number of classes, or leave the labels out."
+            )
+        e: Tensor | None = None
+        if self.features is not None:
+            phi = self.features(c_noise).to(self.hidden.weight.dtype)
+            e = self.out(F.silu(self.hidden(phi)))
+        if self.labels is not None:
+            if y is None:
+                y = torch.full_like(c_noise, self.num_classes, dtype=torch.int64)
+            label = self.labels(y)
+            e = label if e is None else e + label
+        return None if e is None else F.silu(e)

@@ -1,0 +1,323 @@
+"""The UNet of DDPM (Ho et al. 2020, appendix B), for both families.
+
+A PixelCNN++-like UNet with group normalisation: per resolution a few residual blocks, with
+self-attention at chosen resolutions, then a strided convolution down; in the middle block,
+attention, block; on the way up one residual block more per resolution, each fed with the feature
+map of the same size from the way down; then nearest-neighbour upsampling and a convolution. The
+noise level enters every residual block as a shift of its features.
+
+With ``channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,)`` on 3x32x32 images it is
+the network of Ho et al.'s CIFAR-10 runs, 35,746,307 parameters, and computes the same function as
+diffusers' ``UNet2DModel`` in the configuration of google/ddpm-cifar10-32.
+
+Features keep one memory format from end to end: channels_last if the input or the weights have it.
+That is the faster one on GPUs; on CPUs the default is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint as recompute
+
+from betasigma.networks.layers import Conditioning, initialised
+from betasigma.networks.limits import check_unet, resolutions
+
+
+class UNet(nn.Module):
+    """Image → image, given one number per image and optionally a class label.
+
+    The smallest resolution attends too, in the middle, as in Ho et al., unless ``attention`` is
+    empty: then nothing does.
+
+    Args:
+        in_channels: channels of the input.
+        image_size: height and width of the images the network is for.
+        out_channels: channels of the output; those of the input by default, twice as many where a
+            variance is learned.
+        channels: width at the full resolution.
+        multipliers: width at each resolution, in multiples of ``channels``, from fine to coarse.
+        blocks: residual blocks per resolution on the way down (one more on the way up).
+        attention: resolutions whose residual blocks are followed by self-attention.
+        heads: attention heads.
+        head_channels: width of a head; then the number of heads follows from it.
+        dropout: rate of dropout before the second convolution of a residual block.
+        num_classes: number of class labels, 0 for none. Label ``num_classes`` is the null class.
+        embedding: of the noise level, ``"positional"`` or ``"fourier"``.
+        fourier_scale: standard deviation of the Fourier frequencies.
+        conditional: False for a network that does not see the noise level (NCSNv2).
+        norm_groups: groups of a normalisation; the largest divisor of the width up to this.
+        checkpoint: recompute activations in the backward pass instead of keeping them.
+
+    Raises:
+        UserError: if the values do not fit together (see :func:`~.limits.check_unet`).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        image_size: int,
+        out_channels: int | None = None,
+        channels: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (16,),
+        heads: int = 1,
+        head_channels: int | None = None,
+        dropout: float = 0.1,
+        num_classes: int = 0,
+        embedding: str = "positional",
+        fourier_scale: float = 16.0,
+        conditional: bool = True,
+        norm_groups: int = 32,
+        checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        check_unet(
+            in_channels=in_channels,
+            image_size=image_size,
+            out_channels=out_channels,
+            channels=channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            attention=attention,
+            heads=heads,
+            head_channels=head_channels,
+            dropout=dropout,
+            num_classes=num_classes,
+            embedding=embedding,
+            fourier_scale=fourier_scale,
+            norm_groups=norm_groups,
+        )
+        self.num_classes = num_classes
+        emb_channels = 4 * channels if conditional or num_classes else 0
+        self.conditioning = Conditioning(
+            channels, emb_channels, num_classes, embedding, fourier_scale, conditional
+        )
+
+        def block(width_in: int, width: int, attends: bool) -> Block:
+            n = width // head_channels if head_channels else heads
+            return Block(
+                width_in,
+                width,
+                emb_channels,
+                heads=n if attends else 0,
+                dropout=dropout,
+                norm_groups=norm_groups,
+                checkpoint=checkpoint,
+            )
+
+        widths = [channels * m for m in multipliers]
+        attends = [size in attention for size in resolutions(image_size, len(widths))]
+        last = len(widths) - 1
+
+        self.enter = initialised(nn.Conv2d(in_channels, channels, 3, padding=1))
+        width = channels
+        skips = [width]
+        self.down = nn.ModuleList()
+        for level, level_width in enumerate(widths):
+            for _ in range(blocks):
+                self.down.append(block(width, level_width, attends[level]))
+                width = level_width
+                skips.append(width)
+            if level < last:
+                self.down.append(Downsample(width))
+                skips.append(width)
+
+        self.middle = nn.ModuleList(
+            [block(width, width, attends=bool(attention)), block(width, width, attends=False)]
+        )
+
+        self.up = nn.ModuleList()
+        for level in range(last, -1, -1):
+            for _ in range(blocks + 1):
+                self.up.append(block(width + skips.pop(), widths[level], attends[level]))
+                width = widths[level]
+            if level > 0:
+                self.up.append(Upsample(width))
+
+        self.leave = nn.Sequential(
+            GroupNorm(norm_groups, width),
+            nn.SiLU(),
+            initialised(nn.Conv2d(width, out_channels or in_channels, 3, padding=1), zero=True),
+        )
+
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), c_noise (B,), y int64 (B,) or None for the null class → (B, C', H, W).
+
+        Raises:
+            UserError: if labels are given to a network that has none.
+        """
+        emb = self.conditioning(c_noise, y)
+        h = self.enter(x)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, emb)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, emb)
+        for layer in self.up:
+            if isinstance(layer, Block):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = layer(h, emb)
+        return cast(Tensor, self.leave(h))
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation; as many groups as divide ``width``, but not more than ``groups``.
+
+    Statistics are taken in float32, also of bfloat16 features. eps as in Ho et al.
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        divisor = max(n for n in range(1, min(groups, width) + 1) if width % n == 0)
+        super().__init__(divisor, width, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The CPU kernel takes bfloat16 features with float32 parameters and statistics as they
+        # are; autocast would first copy the features to float32. Other devices have no such
+        # kernel and keep autocast's rule.
+        with torch.autocast("cpu", enabled=False):
+            if x.device.type == "cpu" and not x.is_contiguous():
+                # Its channels_last form is up to 20 times slower than the other, a copy costs 1/5.
+                y = super().forward(x.contiguous())
+                return y.contiguous(memory_format=torch.channels_last)
+            return super().forward(x)
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is cheap on the CPU as well.
+
+    There F.dropout takes one draw of a serial generator per feature, which costs as much as a
+    convolution of a small network; here every 64-bit draw serves four features, and the rate is
+    rounded to a multiple of 2⁻¹⁶.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.levels = round(rate * 2**16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.levels == 0:
+            return x
+        rate = self.levels / 2**16
+        if x.device.type != "cpu":
+            return F.dropout(x, rate)
+        keep = torch.empty_like(x)
+        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        uniform = draws.view(torch.int16)[: x.numel()]
+        torch.ge(uniform, self.levels - 2**15, out=keep.as_strided(uniform.shape, (1,)))
+        return x * keep.mul_(1 / (1 - rate))
+
+
+class Block(nn.Module):
+    """Residual block, followed by self-attention where ``heads`` is not 0.
+
+    h = conv(SiLU(norm(x))) + W e;  out = shortcut(x) + conv(dropout(SiLU(norm(h)))), with a 1x1
+    convolution as the shortcut where the width changes.
+    """
+
+    def __init__(
+        self,
+        width_in: int,
+        width: int,
+        emb_channels: int,
+        heads: int,
+        dropout: float,
+        norm_groups: int,
+        checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.checkpoint = checkpoint
+        self.norm1 = GroupNorm(norm_groups, width_in)
+        self.conv1 = initialised(nn.Conv2d(width_in, width, 3, padding=1))
+        self.shift = initialised(nn.Linear(emb_channels, width)) if emb_channels else None
+        self.norm2 = GroupNorm(norm_groups, width)
+        self.dropout = Dropout(dropout)
+        self.conv2 = initialised(nn.Conv2d(width, width, 3, padding=1), zero=True)
+        self.shortcut = initialised(nn.Conv2d(width_in, width, 1)) if width_in != width else None
+        self.attention = Attention(width, heads, norm_groups) if heads else None
+
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        """x (B, width_in, H, W), emb (B, emb_channels) → (B, width, H, W)."""
+        if self.checkpoint and torch.is_grad_enabled():
+            return cast(Tensor, recompute(self._compute, x, emb, use_reentrant=False))
+        return self._compute(x, emb)
+
+    def _compute(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        if self.shift is not None:
+            h = h + self.shift(emb)[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = (x if self.shortcut is None else self.shortcut(x)) + h
+        return h if self.attention is None else self.attention(h)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a feature map, with a residual connection."""
+
+    def __init__(self, width: int, heads: int, norm_groups: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = GroupNorm(norm_groups, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        for projection in self.qkv.weight.chunk(3):
+            nn.init.xavier_uniform_(projection)
+        nn.init.zeros_(self.qkv.bias)
+        self.out = initialised(nn.Linear(width, width), zero=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, H, W) → (B, width, H, W)."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))
+        q, k, v = qkv.transpose(1, 3).unbind(2)
+        h = attend(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(h).transpose(1, 2).view(x.shape)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q·kᵀ/√d)·v for q, k, v of shape (B, heads, tokens, d).
+
+    On the CPU in steps: there the backward pass of PyTorch's fused kernel takes up to four times
+    as long in bfloat16. Elsewhere fused, which has no second derivative: where one is needed
+    (sliced score matching), run under ``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``.
+    """
+    if q.device.type == "cpu":
+        return (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Downsample(nn.Module):
+    """3x3 convolution with stride 2, padded at the right and at the bottom only (as Ho et al.)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = initialised(nn.Conv2d(width, width, 3, stride=2))
+
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        """(B, width, H, W) → (B, width, H/2, W/2)."""
+        return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1))))
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour upsampling by 2 and a 3x3 convolution, computed as one transposed one.
+
+    Each input pixel becomes a 2x2 square of equal pixels, so a weight of the convolution serves
+    four neighbouring places: 4x4 weights with stride 2 do the same with 4/9 of the arithmetic and
+    without the upsampled image.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = initialised(nn.Conv2d(width, width, 3, padding=1))
+
+    def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
+        """(B, width, H, W) → (B, width, 2H, 2W)."""
+        weight = self.conv.weight.flip(2, 3).transpose(0, 1)
+        square = [F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
+        weight = torch.stack(square).sum(0)
+        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)

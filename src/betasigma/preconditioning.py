@@ -1,0 +1,121 @@
+r"""Preconditioning: what the network is shown and what its output means.
+
+Every denoiser here has the form of Karras et al. (2022, equation 7)
+
+    x̂_0 = c_skip·x_t + c_out·F(c_in·x_t, c_noise),
+
+and a family's parametrisation is a choice of the four coefficients as functions of the kernel (α,
+σ):
+
+| prediction | F is                    | c_skip        | c_out           |
+|------------|-------------------------|---------------|-----------------|
+| epsilon    | ε̂                       | 1/α           | −σ/α            |
+| score      | σ·score = −ε̂ (NCSNv2)   | 1/α           | σ/α             |
+| raw_score  | score (NCSN)            | 1/α           | σ²/α            |
+| x0         | x̂_0                     | 0             | 1               |
+| v          | α·ε̂ − σ·x̂_0             | α/(α² + σ²)   | −σ/(α² + σ²)    |
+| edm        | at unit variance        | σ_d²/(α·P)    | σ̃·σ_d/√P        |
+
+The first three follow from x_t = α·x_0 + σ·ε and score = −ε/σ (equation 2.21); v from solving α·ε −
+σ·x_0 for x_0 (Salimans & Ho 2022). EDM writes x_t/α = x_0 + σ̃·ε with σ̃ = σ/α and keeps input and
+target at unit variance for data of standard deviation σ_d, with P = σ̃² + σ_d² (Karras et al. 2022,
+table 1).
+
+How the network is told the noise level (``conditioning``) and whether its input is scaled
+(``input_scaling``) are independent knobs: they are two of the steps between NCSN and DDPM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from betasigma.errors import UserError
+
+PredictionType = Literal["epsilon", "score", "raw_score", "x0", "v", "edm"]
+Conditioning = Literal["timestep", "log_sigma", "none"]
+InputScaling = Literal["none", "unit_variance"]
+
+
+class Coefficients(NamedTuple):
+    """c_in, c_skip, c_out, c_noise at one or more noise levels, float64, the shape of t."""
+
+    c_in: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_noise: Tensor
+
+
+@dataclass(frozen=True)
+class Preconditioning:
+    """Coefficients of the denoiser as functions of the noise level.
+
+    Args:
+        prediction: what the network's output means (table above).
+        conditioning: the number that the network sees. ``timestep`` is t·L − 1, DDPM's t − 1 ∈ {0,
+            …, T − 1}; ``log_sigma`` is log(σ/α), for NCSN log σ; ``none`` is 0, for networks that
+            are told nothing (NCSNv2).
+        input_scaling: ``none`` shows the network x_t itself; ``unit_variance`` shows
+            x_t/√(α²σ_data² + σ²), which for NCSN and σ_data = 1 is the variance-preserving input of
+            DDPM at the same SNR.
+        sigma_data: standard deviation σ_data of the data, used by ``edm`` and ``unit_variance``.
+        levels: L of the schedule, needed by ``timestep``.
+    """
+
+    prediction: PredictionType = "epsilon"
+    conditioning: Conditioning = "timestep"
+    input_scaling: InputScaling = "none"
+    sigma_data: float = 0.5
+    levels: int = 1000
+
+    def __post_init__(self) -> None:
+        for key, value, known in (
+            ("prediction", self.prediction, PredictionType.__args__),  # type: ignore[attr-defined]
+            ("conditioning", self.conditioning, Conditioning.__args__),  # type: ignore[attr-defined]
+            ("input_scaling", self.input_scaling, InputScaling.__args__),  # type: ignore[attr-defined]
+        ):
+            if value not in known:
+                raise UserError(
+                    f"preconditioning.{key}={value} is unknown; choose from {', '.join(known)}"
+                )
+        if self.sigma_data <= 0:
+            raise UserError(f"preconditioning.sigma_data={self.sigma_data} must be positive")
+
+    def __call__(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        """Coefficients at times ``t`` where the kernel is (``alpha``, ``sigma``); all float64 of
+        one shape.
+        """
+        c_skip, c_out = self._output(alpha, sigma)
+        return Coefficients(self._input(alpha, sigma), c_skip, c_out, self._noise(t, alpha, sigma))
+
+    def _output(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        if self.prediction == "epsilon":
+            return 1 / alpha, -sigma / alpha
+        if self.prediction == "score":
+            return 1 / alpha, sigma / alpha
+        if self.prediction == "raw_score":
+            return 1 / alpha, sigma**2 / alpha
+        if self.prediction == "x0":
+            return torch.zeros_like(alpha), torch.ones_like(alpha)
+        power = alpha**2 + sigma**2
+        if self.prediction == "v":
+            return alpha / power, -sigma / power
+        ratio = sigma / alpha
+        power = ratio**2 + self.sigma_data**2
+        return self.sigma_data**2 / power / alpha, ratio * self.sigma_data / power.sqrt()
+
+    def _input(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if self.prediction == "edm" or self.input_scaling == "unit_variance":
+            return 1 / (alpha**2 * self.sigma_data**2 + sigma**2).sqrt()
+        return torch.ones_like(alpha)
+
+    def _noise(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        if self.conditioning == "none":
+            return torch.zeros_like(t)
+        if self.conditioning == "timestep":
+            return t * self.levels - 1
+        log_ratio = torch.log(sigma / alpha)
+        return log_ratio / 4 if self.prediction == "edm" else log_ratio

@@ -1,0 +1,100 @@
+r"""Ancestral sampling and DDIM: from x_t to x_s through the posterior q(x_s | x_t, x̂_0).
+
+Ancestral sampling (Ho et al. 2020, algorithm 2; table 2.2 and equation 2.11 here) draws
+
+    x_s = c_x0·x̂_0 + c_xt·x_t + √v·z,    z ~ N(0, I), z = 0 on the last step,
+
+with the posterior mean of equation 2.6. v is β_t = σ²_{t|s} (their "fixed large", the default and
+the choice of the published results) or the posterior variance β̃_t of equation 2.7 ("fixed small");
+the two are optimal for x_0 ~ N(0, I) and for one-point data respectively. Written with x̂_0,
+clipping it comes before the posterior mean.
+
+DDIM (Song, Meng & Ermon 2021, equation 12) keeps the marginals and chooses the noise:
+
+    x_s = α_s·x̂_0 + √(σ_s² − η²·β̃)·ε̂ + η·√β̃·z,
+
+deterministic at η = 0, ancestral sampling with β̃_t at η = 1. Neither needs neighbouring levels:
+both run on any subset of them, and on a σ-ladder as on a β-schedule.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from betasigma.errors import UserError
+from betasigma.randomness import Stream
+from betasigma.samplers.base import Grid, Sampler, Start, _Bound
+from betasigma.schedules import posterior, transition
+
+
+class Ancestral(Sampler):
+    """DDPM's ancestral sampler (algorithm 2), on all levels or respaced to ``steps`` of them.
+
+    Args:
+        variance: ``beta`` for β_t, ``posterior`` for β̃_t.
+        steps, grid, start, clip, dtype: see :class:`Sampler`.
+    """
+
+    name = "ancestral"
+
+    def __init__(
+        self,
+        variance: Literal["beta", "posterior"] = "beta",
+        steps: int | None = None,
+        grid: Grid = "levels",
+        start: Start = "prior",
+        clip: bool = True,
+        dtype: Literal["float32", "float64"] = "float32",
+    ) -> None:
+        super().__init__(steps, grid, start, clip, dtype)
+        if variance not in ("beta", "posterior"):
+            raise UserError(f"sampler.variance={variance} is unknown; choose from beta, posterior")
+        self.variance = variance
+
+    def step(self, model: _Bound, x: Tensor, t: float, s: float, rng: Stream) -> Tensor:
+        c_x0, c_xt, variance = posterior(model.schedule, t, s)
+        mean = c_x0.item() * model(x, t).x0 + c_xt.item() * x
+        if s == 0:
+            return mean
+        if self.variance == "beta":
+            _, variance = transition(model.schedule, t, s)
+        return mean + variance.sqrt().item() * rng.normal(x.shape[1:], x.dtype)
+
+
+class DDIM(Sampler):
+    """Denoising diffusion implicit sampler (Song, Meng & Ermon 2021), in any number of steps.
+
+    Args:
+        eta: η ≥ 0; 0 is deterministic, 1 ancestral.
+        steps, grid, start, clip, dtype: see :class:`Sampler`.
+    """
+
+    name = "ddim"
+
+    def __init__(
+        self,
+        eta: float = 0.0,
+        steps: int | None = 50,
+        grid: Grid = "levels",
+        start: Start = "prior",
+        clip: bool = True,
+        dtype: Literal["float32", "float64"] = "float32",
+    ) -> None:
+        super().__init__(steps, grid, start, clip, dtype)
+        if not 0 <= eta <= 1:
+            raise UserError(f"sampler.eta={eta} must lie between 0 and 1")
+        self.eta = eta
+
+    def step(self, model: _Bound, x: Tensor, t: float, s: float, rng: Stream) -> Tensor:
+        schedule = model.schedule
+        prediction = model(x, t)
+        x_s = schedule.alpha(s).item() * prediction.x0
+        if s == 0:
+            return x_s
+        noise = self.eta**2 * posterior(schedule, t, s).variance
+        x_s = x_s + (schedule.sigma(s) ** 2 - noise).sqrt().item() * prediction.eps
+        if self.eta > 0:
+            x_s = x_s + noise.sqrt().item() * rng.normal(x.shape[1:], x.dtype)
+        return x_s

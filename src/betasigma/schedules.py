@@ -1,0 +1,268 @@
+r"""Noise schedules: how much signal and how much noise there is at every time.
+
+Both families perturb data by the same Gaussian kernel (DDPM text, equations 2.1–2.3 and 2.16–2.17)
+
+    x_t = α_t·x_0 + σ_t·ε,   ε ~ N(0, I),
+
+and differ in the curve (α_t, σ_t) only. *Variance preserving* (DDPM): α_t = √ᾱ_t, σ_t = √(1 − ᾱ_t).
+*Variance exploding* (NCSN): α_t = 1, σ_t a ladder. What the two share is the signal-to-noise ratio,
+log-SNR = log(α_t²/σ_t²), which falls strictly from level 1 to level L.
+
+Time is t ∈ [t_min, 1]. The discrete levels, numbered i = 1 … L as in the papers (t rises with the
+noise, so NCSN's σ_1 > … > σ_L is counted backwards), lie at t = i/L and are exact; between them
+log-SNR is linear in t. Clean data, t = 0, is an end point of its own (α = 1, σ = 0) and not a value
+of the curve: nothing is interpolated between it and level 1.
+
+Schedules compute in float64 on the CPU; whoever uses a value casts it at the edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from betasigma.errors import UserError
+
+Times = Tensor | float
+
+
+class NoiseSchedule:
+    """A curve t ↦ (α_t, σ_t) given by its log-SNR at the discrete levels.
+
+    Args:
+        log_snr: log(α²/σ²) at levels 1 … L, strictly decreasing, shape ``(levels,)``.
+
+    Raises:
+        ValueError: where ``log_snr`` is empty, not finite or not strictly decreasing.
+    """
+
+    def __init__(self, log_snr: Sequence[float] | np.ndarray) -> None:
+        table = np.asarray(log_snr, dtype=np.float64)
+        if table.ndim != 1 or table.size < 1 or not np.isfinite(table).all():
+            raise ValueError(f"log_snr must be a vector of finite numbers, not {table}")
+        if (np.diff(table) >= 0).any():
+            raise ValueError("log_snr must fall strictly from one level to the next")
+        self._log_snr = table
+        self._times = np.arange(1, table.size + 1) / table.size
+
+    @property
+    def levels(self) -> int:
+        """Number L of discrete levels."""
+        return self._log_snr.size
+
+    @property
+    def t_min(self) -> float:
+        """Time of level 1, the smallest noise on the curve."""
+        return float(self._times[0])
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the distribution N(0, prior_std²·I) that sampling starts from at t
+        = 1.
+        """
+        raise NotImplementedError
+
+    def times(self) -> Tensor:
+        """Times of levels 1 … L: i/L, shape ``(levels,)``, rising."""
+        return torch.from_numpy(self._times.copy())
+
+    def log_snr(self, t: Times) -> Tensor:
+        """log(α_t²/σ_t²) in float64, the shape of ``t``; +∞ at t = 0."""
+        t = self._check(t)
+        value = torch.from_numpy(np.asarray(np.interp(t.numpy(), self._times, self._log_snr)))
+        return torch.where(t == 0, torch.inf, value)
+
+    def t_of_log_snr(self, log_snr: Times) -> Tensor:
+        """Time at which the curve has this log-SNR (inverse of :meth:`log_snr` on [t_min, 1]).
+
+        Raises:
+            ValueError: where ``log_snr`` is outside the curve's range (by more than rounding).
+        """
+        value = torch.as_tensor(log_snr, dtype=torch.float64).numpy()
+        low, high = self._log_snr[-1], self._log_snr[0]
+        slack = 1e-9 * max(1.0, abs(low), abs(high))
+        if (value < low - slack).any() or (value > high + slack).any():
+            raise ValueError(
+                f"log-SNR {value} is outside the schedule's range [{low:.6g}, {high:.6g}]"
+            )
+        return torch.from_numpy(
+            np.asarray(np.interp(-value, -self._log_snr, self._times), dtype=np.float64)
+        )
+
+    def log_snr_slope(self, t: Times) -> Tensor:
+        """d log-SNR/dt at ``t`` ∈ [t_min, 1]; at a level, the slope of the interval below it."""
+        t = self._check(t)
+        if self.levels == 1:
+            raise ValueError("a schedule of one level has no slope")
+        slopes = np.diff(self._log_snr) * self.levels
+        interval = np.searchsorted(self._times, t.numpy(), side="left") - 1
+        return torch.from_numpy(np.asarray(slopes[np.clip(interval, 0, slopes.size - 1)]))
+
+    def alpha(self, t: Times) -> Tensor:
+        """Scale α_t of the data, float64, the shape of ``t``."""
+        return self._alpha(self.log_snr(t))
+
+    def sigma(self, t: Times) -> Tensor:
+        """Standard deviation σ_t of the noise, float64, the shape of ``t``."""
+        return self._sigma(self.log_snr(t))
+
+    def _alpha(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _sigma(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _check(self, t: Times) -> Tensor:
+        time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+        inside = (time == 0) | ((time >= self.t_min * (1 - 1e-12)) & (time <= 1 + 1e-12))
+        if not inside.all():
+            raise ValueError(
+                f"time {time[~inside].flatten()[0].item():.6g} is neither 0 (clean data) nor "
+                f"in [{self.t_min:.6g}, 1]"
+            )
+        return time
+
+
+class VariancePreserving(NoiseSchedule):
+    """α_t² + σ_t² = 1 (Ho et al. 2020): α_t = √ᾱ_t, σ_t = √(1 − ᾱ_t)."""
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """ᾱ_1 … ᾱ_T, shape ``(levels,)``."""
+        return torch.from_numpy(_sigmoid(self._log_snr))
+
+    def _alpha(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(log_snr).sqrt()
+
+    def _sigma(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr).sqrt()
+
+
+class VarianceExploding(NoiseSchedule):
+    """α_t = 1 (Song & Ermon 2019): x_t = x_0 + σ_t·ε."""
+
+    @property
+    def prior_std(self) -> float:
+        return math.exp(-self._log_snr[-1] / 2)
+
+    def _alpha(self, log_snr: Tensor) -> Tensor:
+        return torch.ones_like(log_snr)
+
+    def _sigma(self, log_snr: Tensor) -> Tensor:
+        return torch.exp(-log_snr / 2)
+
+
+def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> VariancePreserving:
+    """β rising linearly from ``start`` to ``end`` in ``steps`` steps (Ho et al. 2020, section
+    4).
+    """
+    _check_beta(start, end, steps)
+    return _from_betas(np.linspace(start, end, steps, dtype=np.float64))
+
+
+def sigmoid(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> VariancePreserving:
+    """β rising from ``start`` to ``end`` along a sigmoid over [−6, 6] (Xu et al. 2022, GeoDiff)."""
+    _check_beta(start, end, steps)
+    ramp = _sigmoid(np.linspace(-6, 6, steps, dtype=np.float64))
+    return _from_betas(start + (end - start) * ramp)
+
+
+def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> VariancePreserving:
+    """ᾱ_t = f(t)/f(0), f(t) = cos²(π/2·(t/T + s)/(1 + s)), β_t at most ``max_beta``.
+
+    Nichol & Dhariwal 2021, equation 17; ``offset`` is their s.
+    """
+    _check_steps(steps)
+    if not 0 < offset < 1:
+        raise UserError(f"beta.offset={offset} must lie between 0 and 1 (exclusive)")
+    if not 0 < max_beta < 1:
+        raise UserError(f"beta.max={max_beta} must lie between 0 and 1 (exclusive)")
+    t = np.arange(steps + 1) / steps
+    f = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
+    return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
+def geometric(levels: int = 10, max: float = 1.0, min: float = 0.01) -> VarianceExploding:
+    """σ falling geometrically from ``max`` to ``min`` in ``levels`` levels (Song & Ermon 2019,
+    section 4.2).
+
+    Between the levels log σ is linear in t, so the ladder *is* the continuous schedule
+    σ(t) = σ_min·(σ_max/σ_min)^((t·L − 1)/(L − 1)).
+    """
+    if levels < 1:
+        raise UserError(f"sigma.levels={levels} must be at least 1")
+    if min <= 0 or (levels > 1 and min >= max) or max <= 0:
+        raise UserError(
+            f"sigma.min={min} and sigma.max={max} must satisfy 0 < sigma.min < sigma.max"
+        )
+    log_sigma = np.linspace(math.log(min), math.log(max), levels) if levels > 1 else [math.log(max)]
+    return VarianceExploding(-2 * np.asarray(log_sigma))
+
+
+class Posterior(NamedTuple):
+    """q(x_s | x_t, x_0) = N(c_x0·x_0 + c_xt·x_t, variance·I)."""
+
+    c_x0: Tensor
+    c_xt: Tensor
+    variance: Tensor
+
+
+def transition(schedule: NoiseSchedule, t: Times, s: Times) -> tuple[Tensor, Tensor]:
+    """Forward kernel q(x_t | x_s) = N(α_{t|s}·x_s, σ²_{t|s}·I) for s < t; returns (α_{t|s},
+    σ²_{t|s}).
+
+    α_{t|s} = α_t/α_s and σ²_{t|s} = σ_t² − α_{t|s}²·σ_s² = σ_t²·(1 − SNR_t/SNR_s): for neighbouring
+    levels of DDPM these are √(1 − β_t) and β_t (equation 2.1); for NCSN 1 and σ_t² − σ_s².
+    """
+    ratio = schedule.alpha(t) / schedule.alpha(s)
+    variance = -(schedule.sigma(t) ** 2) * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
+    return ratio, variance
+
+
+def posterior(schedule: NoiseSchedule, t: Times, s: Times) -> Posterior:
+    """Posterior q(x_s | x_t, x_0) of the forward process, s < t, for any Gaussian schedule
+    (equations 2.5–2.7).
+
+    With (α_{t|s}, σ²_{t|s}) of :func:`transition`, Bayes' rule for Gaussians gives the mean
+    α_s·σ²_{t|s}/σ_t²·x_0 + α_{t|s}·σ_s²/σ_t²·x_t and the variance σ²_{t|s}·σ_s²/σ_t², DDPM's β̃_t.
+    At s = 0 it is x_0 itself with variance 0.
+    """
+    ratio, variance = transition(schedule, t, s)
+    noise = schedule.sigma(t) ** 2
+    kept = schedule.sigma(s) ** 2
+    return Posterior(
+        c_x0=schedule.alpha(s) * variance / noise,
+        c_xt=ratio * kept / noise,
+        variance=variance * kept / noise,
+    )
+
+
+def _from_betas(betas: np.ndarray) -> VariancePreserving:
+    log_alpha_bar = np.cumsum(np.log1p(-betas))
+    return VariancePreserving(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
+
+
+def _check_beta(start: float, end: float, steps: int) -> None:
+    _check_steps(steps)
+    if not 0 < start < 1:
+        raise UserError(f"beta.start={start} must lie between 0 and 1 (exclusive)")
+    if not start <= end < 1:
+        raise UserError(f"beta.end={end} must be at least beta.start={start} and below 1")
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise UserError(f"beta.steps={steps} must be at least 1")
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))

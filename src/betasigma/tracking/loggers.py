@@ -1,0 +1,186 @@
+"""Where metrics go: always to metrics.csv, and to Weights & Biases or TensorBoard if wanted.
+
+Metric names and config keys are the same for both families, so that a dashboard compares them
+without work.
+"""
+
+from __future__ import annotations
+
+import netrc
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from betasigma.errors import UserError
+from betasigma.tracking.record import Record
+from betasigma.training.display import warn
+
+
+class RecordLogger(Logger):
+    """Lightning's view of the run directory's metrics.csv."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
+
+    @property
+    def name(self) -> str:
+        return "record"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
+        self.record.append(step or 0, values)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run directory has config.yaml."""
+
+
+def wandb_mode(mode: str) -> str:
+    """``online`` or ``offline``; ``auto`` is online exactly where an account is set up.
+
+    Nothing is asked and nothing is sent to find out.
+    """
+    if mode in ("online", "offline"):
+        return mode
+    chosen = os.environ.get("WANDB_MODE", "")
+    if chosen in ("online", "offline"):
+        return chosen
+    return "online" if _logged_in() else "offline"
+
+
+def _logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
+    path = os.environ.get("NETRC", os.path.expanduser("~/.netrc"))
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def make_loggers(
+    settings: Mapping[str, Any],
+    run: Path,
+    config: dict[str, Any],
+    run_id: str | None = None,
+    job_type: str = "train",
+) -> list[Logger]:
+    """Loggers of a run: the record first, then what ``settings["kind"]`` names.
+
+    Args:
+        settings: the config's ``logger`` node.
+        run: the run directory.
+        config: the resolved config, sent to the dashboard.
+        run_id: Weights & Biases' id of a run that is continued.
+        job_type: ``train`` or ``evaluate``.
+
+    Raises:
+        UserError: where a package is missing or the kind is unknown.
+    """
+    loggers: list[Logger] = [RecordLogger(Record(run / "metrics.csv"))]
+    if settings["kind"] == "tensorboard":
+        try:
+            loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
+        except ModuleNotFoundError:
+            raise UserError(
+                "logger=tensorboard needs the tensorboard package: pip install tensorboard"
+            ) from None
+    elif settings["kind"] == "wandb":
+        loggers.append(_wandb_logger(settings, run, config, run_id, job_type))
+    return loggers
+
+
+def _wandb_logger(
+    settings: Mapping[str, Any],
+    run: Path,
+    config: dict[str, Any],
+    run_id: str | None,
+    job_type: str,
+) -> WandbLogger:
+    import wandb
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode = wandb_mode(settings["mode"])
+    identity = run_id or secrets.token_hex(4)
+
+    def start(mode: str) -> WandbLogger:
+        logger = WandbLogger(
+            save_dir=run,
+            project=settings["project"],
+            entity=settings["entity"],
+            group=settings["group"],
+            name=run.name,
+            id=identity,
+            tags=list(config["tags"]),
+            job_type=job_type,
+            config=config,
+            mode=mode,
+            resume="allow" if run_id and mode == "online" else None,
+            settings=wandb.Settings(
+                init_timeout=settings["timeout"], silent=True, console="off", x_disable_stats=True
+            ),
+        )
+        experiment = logger.experiment
+        experiment.define_metric("trainer/global_step")
+        experiment.define_metric("*", step_metric="trainer/global_step")
+        return logger
+
+    try:
+        return start(mode)
+    except (wandb.Error, OSError, TimeoutError) as error:
+        if mode == "offline":
+            raise
+        warn(f"Weights & Biases did not answer ({error}); logging offline")
+        return start("offline")
+
+
+def close_loggers(loggers: list[Logger]) -> None:
+    """End what the loggers have open, so that a next run in this process starts its own."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _careful(logger.experiment.finish)
+        elif isinstance(logger, TensorBoardLogger):
+            _careful(logger.experiment.close)
+
+
+def log_values(
+    loggers: list[Logger],
+    values: Mapping[str, float],
+    step: int,
+    context: Mapping[str, Any] | None = None,
+) -> None:
+    """Send values to every logger; the record keeps what they were measured with too."""
+    for logger in loggers:
+        if isinstance(logger, RecordLogger):
+            logger.record.append(step, values, context)
+        else:
+            _careful(logger.log_metrics, dict(values), step)
+
+
+def log_picture(loggers: list[Logger], key: str, image: Image.Image, step: int) -> None:
+    """Show a picture on the dashboards that can."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            _careful(logger.log_image, key, [image], step)
+        elif isinstance(logger, TensorBoardLogger):
+            import numpy as np
+
+            _careful(logger.experiment.add_image, key, np.asarray(image), step, dataformats="HWC")
+
+
+def _careful(log: Any, *args: Any, **kwargs: Any) -> None:
+    """A tracker that fails is a warning: the run directory has the record."""
+    try:
+        log(*args, **kwargs)
+    except Exception as error:  # whatever a tracking client raises, training goes on
+        warn(f"logging failed ({type(error).__name__}: {error}); metrics.csv has the values")

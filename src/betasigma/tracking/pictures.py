@@ -1,0 +1,56 @@
+"""Pictures of samples: a grid of images, or a scatter plot of points in the plane."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.utils import make_grid
+
+SMALLEST = 32
+"""Images are magnified by a whole number until a side is at least this many pixels."""
+
+
+def picture(samples: Tensor, columns: int | None = None) -> Image.Image:
+    """Picture of samples: uint8 images ``(n, C, H, W)`` as a grid, or float points ``(n, 2)``."""
+    return scatter(samples) if samples.ndim == 2 else grid(samples, columns)
+
+
+def grid(images: Tensor, columns: int | None = None) -> Image.Image:
+    """Grid of uint8 images ``(n, C, H, W)``, C = 1 or 3, about square unless ``columns`` says."""
+    factor = max(1, math.ceil(SMALLEST / images.shape[-1]))
+    images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    sheet = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    return Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
+
+
+def scatter(points: Tensor) -> Image.Image:
+    """Scatter plot of points ``(n, 2)``."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 5), dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=4, alpha=0.6)
+    axes.set_aspect("equal")
+    figure.tight_layout()
+    canvas.draw()
+    return Image.fromarray(
+        torch.frombuffer(canvas.buffer_rgba(), dtype=torch.uint8)
+        .numpy()
+        .reshape(*canvas.get_width_height()[::-1], 4)
+    ).convert("RGB")
+
+
+def save(image: Image.Image, path: Path) -> None:
+    """Write a PNG whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    image.save(partial, format="PNG")
+    os.replace(partial, path)

@@ -1,0 +1,63 @@
+"""Writing and reading checkpoints: atomic, plain, complete.
+
+A checkpoint holds plain tensors and plain containers only and loads with ``weights_only=True``, so
+a stranger's file cannot run code. It is written beside its destination and renamed into place: at
+any instant the destination is the old checkpoint or the new one, whole.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from betasigma.training.headers import append_header, read_header
+
+HEADER = "betasigma"
+"""Key of the header in the checkpoint's dict."""
+
+
+def save(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Write ``checkpoint``, which has its header under ``"betasigma"``, to ``path`` atomically.
+
+    Raises:
+        OSError: where it cannot be written; a checkpoint already at ``path`` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        torch.save(checkpoint, partial)
+        append_header(partial, checkpoint[HEADER])
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: str | Path, key: str = "run") -> dict[str, Any]:
+    """Contents of a checkpoint, tensors on the CPU.
+
+    Raises:
+        UserError: see :func:`betasigma.training.headers.read_header`.
+    """
+    read_header(Path(path), key)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written and read by the functions above."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        save(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
+        return read(Path(path), "resume")

@@ -1,0 +1,117 @@
+"""What a person sees while something runs: a live bar on a terminal, plain lines in a job's log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+PLAIN_SECONDS = 20.0
+"""Least time between two lines about the same work where there is no terminal."""
+
+
+class Display:
+    """Progress bars on a terminal, a line now and then elsewhere; silent where ``quiet``.
+
+    Args:
+        quiet: print nothing (ranks other than the first).
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, soft_wrap=True)
+        self._quiet = quiet
+        self._live = self.console.is_terminal and not quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self._open = 0
+
+    def line(self, text: str) -> None:
+        """Print one line."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
+        """Print a small table; the first column is text, the others numbers."""
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table)
+
+    @contextmanager
+    def work(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """Show work of ``total`` units; yields ``update(done, note)``."""
+        if self._live:
+            with self._bar(what, total, done) as task:
+                yield lambda n, note: self._progress.update(task, completed=n, note=note)
+            return
+        start = last = time.monotonic()
+
+        def update(n: int, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last < PLAIN_SECONDS and n < total:
+                return
+            last = now
+            left = (total - n) * (now - start) / max(1, n - done)
+            self.line(f"{what} {n}/{total}  {note}  {_clock(left)} left")
+
+        yield update
+
+    @contextmanager
+    def share(self, what: str) -> Iterator[Callable[[float], None]]:
+        """Show work told in shares of the whole; yields ``advance(share)``."""
+        total, done = 1000, 0.0
+        with self.work(what, total) as update:
+
+            def advance(share: float) -> None:
+                nonlocal done
+                before, done = done, done + share * total
+                if int(done) > int(before):
+                    update(min(total, int(done + 0.5)), "")
+
+            yield advance
+
+    @contextmanager
+    def _bar(self, what: str, total: int, done: int) -> Iterator[TaskID]:
+        if self._open == 0:
+            self._progress.start()
+        self._open += 1
+        task = self._progress.add_task(what, total=total, completed=done, note="")
+        try:
+            yield task
+        finally:
+            self._progress.remove_task(task)
+            self._open -= 1
+            if self._open == 0:
+                self._progress.stop()
+
+
+def warn(text: str) -> None:
+    """One line on standard error."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"

@@ -1,0 +1,82 @@
+"""What a checkpoint is, read without PyTorch.
+
+A checkpoint is the zip archive that ``torch.save`` writes plus one small JSON record: format
+number, version, step, seed and the resolved config. The record lets the command line refuse a
+damaged or foreign file, and choose what to continue, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from betasigma.errors import UserError
+
+FORMAT = 1
+"""Number of the checkpoint format that this version writes; it reads this one and older ones."""
+
+RECORD = "betasigma.json"
+
+
+def checkpoint_path(run: str | Path, key: str = "run") -> Path:
+    """The checkpoint meant by a run directory or a checkpoint's path.
+
+    Raises:
+        UserError: where there is none; ``key`` is the config key that named it.
+    """
+    path = Path(run)
+    if path.is_file():
+        return path
+    last = path / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        return last
+    if not path.exists():
+        raise UserError(f"{key}={run} does not exist; give a run directory or a checkpoint")
+    raise UserError(
+        f"{key}={run} has no checkpoints/last.ckpt; give a run directory that has one, or a "
+        f"checkpoint's own path"
+    )
+
+
+def read_header(path: Path, key: str = "run") -> dict[str, Any]:
+    """Header of a checkpoint.
+
+    Returns:
+        ``{"format", "version", "step", "seed", "config"}``, plain containers.
+
+    Raises:
+        UserError: where the file is cut short, is not a betasigma checkpoint, or is of a newer
+        format.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.rpartition("/")[2] == RECORD]
+            if not names:
+                raise UserError(f"{key}={path} is not a checkpoint of betasigma")
+            damaged = archive.testzip()
+            header = json.loads(archive.read(names[0]))
+    except (zipfile.BadZipFile, json.JSONDecodeError, EOFError):
+        raise UserError(
+            f"{key}={path} is damaged or cut short; use another checkpoint of the run"
+        ) from None
+    if damaged is not None:
+        raise UserError(
+            f"{key}={path} is damaged (in {damaged}); use another checkpoint of the run"
+        )
+    if not isinstance(header, dict) or not isinstance(header.get("format"), int):
+        raise UserError(f"{key}={path} is not a checkpoint of betasigma")
+    if header["format"] > FORMAT:
+        raise UserError(
+            f"{key}={path} has checkpoint format {header['format']}, written by betasigma "
+            f"{header.get('version', '?')}; this version reads formats up to {FORMAT}: upgrade"
+        )
+    return header
+
+
+def append_header(path: Path, header: dict[str, Any]) -> None:
+    """Add the record to an archive that ``torch.save`` has just written."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_STORED) as archive:
+        folder = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{folder}/{RECORD}", json.dumps(header))

@@ -1,0 +1,112 @@
+"""Run directories: where a run lives and what it leaves. No heavy imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+OUTPUTS = Path("outputs")
+
+PACKAGES = (
+    "betasigma",
+    "torch",
+    "torchvision",
+    "pytorch-lightning",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "torchmetrics",
+    "torch-fidelity",
+    "timm",
+    "numpy",
+)
+
+
+def new_directory(name: str) -> str:
+    """Name of a directory for a new run that no other run, however close in time, will choose."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return str(OUTPUTS / f"{stamp}_{name}_{secrets.token_hex(3)}")
+
+
+def short(path: Path) -> Path:
+    """``path`` relative to the working directory where it is inside."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path
+
+
+def newest_run(matches: Any) -> Path | None:
+    """Newest run directory with a checkpoint for whose config ``matches(config)`` holds."""
+    from omegaconf import OmegaConf
+
+    checkpoints = sorted(
+        OUTPUTS.glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True
+    )
+    for checkpoint in checkpoints:
+        config = checkpoint.parents[1] / "config.yaml"
+        if config.is_file() and matches(OmegaConf.load(config)):
+            return checkpoint.parents[1]
+    return None
+
+
+def describe_environment(overrides: list[str]) -> dict[str, Any]:
+    """Command line, versions, machine and git state, for ``environment.json``."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "overrides": overrides,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {
+            "system": platform.platform(),
+            "cores": os.cpu_count(),
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        },
+        "git": git_state(Path(__file__).parent),
+    }
+
+
+def git_state(folder: Path) -> dict[str, str] | None:
+    """Commit, branch and whether files differ from it; ``None`` outside a repository."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+            "changes": git("status", "--porcelain"),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,125 @@
+"""Stand-ins: a data set held in two tensors, a sampler that needs no model, weights of the real
+Inception architecture that nobody trained."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Drawn:
+    x: Tensor
+    nfe: int
+
+
+class TensorData:
+    """The part of a datamodule that the evaluation sees; counts the images it gave away."""
+
+    def __init__(self, train: Tensor, test: Tensor) -> None:
+        self.splits = {"train": train, "test": test}
+        self.given = 0
+
+    def batches(self, split: str, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
+        for batch in self.splits[split][:limit].split(batch_size):
+            self.given += len(batch)
+            yield batch
+
+    def content_key(self, split: str) -> str:
+        return hashlib.sha256(self.splits[split].numpy().tobytes()).hexdigest()
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return x
+        return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class NoiseSampler:
+    """Sample i of seed s is noise of generator (s, i), shifted by its label."""
+
+    name = "noise"
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def sample(self, denoiser, *, indices, seed, y, batch_size, progress):
+        rows = []
+        for place, index in enumerate(indices):
+            generator = torch.Generator().manual_seed(1000 * seed + index)
+            shift = 0.0 if y is None else float(y[place])
+            rows.append(torch.randn(self.shape, generator=generator) * 0.5 + shift)
+            if progress is not None:
+                progress(1 / len(indices))
+        return Drawn(torch.stack(rows), 7)
+
+
+def random_images(n: int, seed: int, channels: int = 3, size: int = 16) -> Tensor:
+    """uint8 images that differ in colour, contrast and pattern, so that features differ too."""
+    generator = torch.Generator().manual_seed(seed)
+    colour = torch.randint(0, 256, (n, channels, 1, 1), generator=generator)
+    contrast = torch.rand(n, 1, 1, 1, generator=generator) * 120
+    pattern = torch.randn(n, channels, size, size, generator=generator)
+    return (colour + contrast * pattern).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture(scope="session")
+def images():
+    return random_images
+
+
+@pytest.fixture(scope="session")
+def tensor_data():
+    return TensorData
+
+
+@pytest.fixture(scope="session")
+def noise_sampler():
+    return NoiseSampler
+
+
+@pytest.fixture(autouse=True)
+def _own_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("BETASIGMA_CACHE", str(tmp_path / "betasigma"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+
+
+@pytest.fixture(scope="session")
+def inception_tensors() -> dict[str, Tensor]:
+    """Random weights under the names of torch-fidelity's own module, which is made here without
+    its download."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_, **__):
+            return None
+
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    generator = torch.Generator().manual_seed(0)
+    network = Unloaded("inception-v3-compat", ["2048"], empty)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            layer.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.uniform_(0.8, 1.2, generator=generator)
+            layer.bias.normal_(0, 0.1, generator=generator)
+            layer.running_mean.normal_(0, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+    network.fc.weight.normal_(0, 0.05, generator=generator)
+    return network.state_dict()
+
+
+@pytest.fixture(scope="session")
+def inception_file(inception_tensors, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
+    torch.save(inception_tensors, path)
+    return path

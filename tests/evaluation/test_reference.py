@@ -1,0 +1,123 @@
+import pytest
+import torch
+
+from betasigma.evaluation import reference as module
+from betasigma.evaluation.features import Identity
+from betasigma.evaluation.reference import RandomRows, ReferenceStatistics
+
+
+@pytest.fixture
+def data(images, tensor_data):
+    return tensor_data(images(70, 0, size=4), images(30, 1, size=4))
+
+
+@pytest.fixture
+def statistics(data, tmp_path):
+    return ReferenceStatistics(Identity(48), data, tmp_path / "cache", batch_size=16)
+
+
+def test_second_time_comes_from_the_file(statistics, data):
+    first = statistics.get("train")
+    assert data.given == 70
+    again = ReferenceStatistics(Identity(48), data, statistics.cache_dir).get("train")
+    assert data.given == 70
+    assert again.moments.count == 70
+    assert torch.equal(again.moments.mean, first.moments.mean)
+    assert torch.equal(again.moments.scatter, first.moments.scatter)
+    assert torch.equal(again.features, first.features)
+
+
+def test_moments_are_those_of_the_images(statistics, data):
+    found = statistics.get("train").moments
+    torch.testing.assert_close(found.cov, data.splits["train"].flatten(1).double().T.cov())
+    assert statistics.get("train", limit=20).moments.count == 20
+
+
+def test_files_hold_tensors_only(statistics):
+    statistics.get("test")
+    content = torch.load(statistics.path("test"), weights_only=True)
+    assert content["features"].shape == (30, 48)
+    assert [file.name for file in statistics.path("test").parent.iterdir()] == [
+        statistics.path("test").name
+    ]
+
+
+def test_everything_it_depends_on_is_in_the_name(statistics, data, images):
+    paths = {statistics.path("train"), statistics.path("test"), statistics.path("train", 20)}
+    statistics.extractor.fingerprint = "other"
+    paths.add(statistics.path("train"))
+    data.splits["train"] = images(70, 5, size=4)
+    paths.add(statistics.path("train"))
+    assert len(paths) == 5
+
+
+def test_changed_content_is_computed_again(statistics, data):
+    before = statistics.get("train")
+    data.splits["train"] = data.splits["train"].flip(0).clone().add_(1)
+    after = statistics.get("train")
+    assert not torch.equal(before.moments.mean, after.moments.mean)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def another_key(path):
+    torch.save(torch.load(path, weights_only=True) | {"key": "other"}, path)
+
+
+def another_shape(path):
+    torch.save(torch.load(path, weights_only=True) | {"mean": torch.zeros(3)}, path)
+
+
+def incomplete(path):
+    torch.save({"key": torch.load(path, weights_only=True)["key"]}, path)
+
+
+@pytest.mark.parametrize("harm", [cut, another_key, another_shape, incomplete])
+def test_a_damaged_file_is_replaced_with_a_warning(statistics, data, harm):
+    expected = statistics.get("train")
+    harm(statistics.path("train"))
+    with pytest.warns(UserWarning, match="is damaged"):
+        found = statistics.get("train")
+    assert data.given == 140
+    assert torch.equal(found.moments.mean, expected.moments.mean)
+    statistics.get("train")
+    assert data.given == 140
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(data, tmp_path):
+    (tmp_path / "file").touch()
+    statistics = ReferenceStatistics(Identity(48), data, tmp_path / "file")
+    with pytest.warns(UserWarning, match="could not be written"):
+        assert statistics.get("train").moments.count == 70
+
+
+def test_default_directory_is_the_environments(data, tmp_path):
+    assert ReferenceStatistics(Identity(48), data).cache_dir == tmp_path / "betasigma"
+
+
+def test_random_rows_are_those_of_the_smallest_keys_in_order():
+    keys = torch.rand(1000, dtype=torch.float64)
+    places = torch.arange(1000)
+    rows = torch.arange(1000.0)[:, None]
+    expected = keys.argsort()[:50].sort().values
+    whole, left, right = (RandomRows(1, 50) for _ in range(3))
+    for start in range(0, 1000, 30):
+        part = slice(start, start + 30)
+        whole.add(keys[part], places[part], rows[part])
+        (left if start % 60 else right).add(keys[part], places[part], rows[part])
+    assert torch.equal(whole.in_order().flatten().long(), expected)
+    left.merge(right)
+    assert torch.equal(left.in_order(), whole.in_order())
+
+
+def test_features_are_in_the_order_of_the_split(statistics, data):
+    assert torch.equal(statistics.get("train").features, data.splits["train"].flatten(1).float())
+
+
+def test_only_so_many_features_are_kept(statistics, monkeypatch):
+    monkeypatch.setattr(module, "CAP", 10)
+    found = statistics.get("train")
+    assert found.features.shape == (10, 48)
+    assert found.moments.count == 70
