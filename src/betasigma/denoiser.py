@@ -26,6 +26,10 @@ from betasigma.schedules import NoiseSchedule, Times
 OffLevels = Literal["snap", "interpolate", "refuse"]
 
 
+DENSE = 100
+"""With this many levels, what lies between them is not worth a warning."""
+
+
 def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
     """float64 coefficient of shape ``()`` or ``(B,)`` → something that multiplies ``like`` of shape
     ``(B, …)``.
@@ -208,7 +212,7 @@ class Denoiser(nn.Module):
                 f"denoiser.off_levels=refuse; use sampler.grid=levels with at most "
                 f"sampler.steps={self.schedule.levels}, or off_levels=snap or interpolate"
             )
-        if not self._told:
+        if not self._told and self.schedule.levels < DENSE:
             self._told = True
             what = "the nearest one" if self.off_levels == "snap" else "the number between them"
             warnings.warn(

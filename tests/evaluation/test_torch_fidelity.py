@@ -7,7 +7,7 @@ from betasigma.evaluation import metrics
 from betasigma.evaluation.evaluator import Evaluator
 from betasigma.evaluation.features import InceptionV3
 
-N = 24
+N = 16
 
 
 class Images(Dataset):

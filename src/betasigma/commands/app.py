@@ -8,6 +8,7 @@ call, so that ``--help`` and ``--cfg job`` answer at once.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -48,6 +49,8 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
         @wraps(task)
         def main() -> None:
             register_resolvers()
+            if {"-m", "--multirun"} & set(sys.argv):
+                sys.argv[1:] = [as_choice(word) for word in sys.argv[1:]]
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
             try:
                 run()
@@ -64,6 +67,19 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
         return main
 
     return decorate
+
+
+def as_choice(word: str) -> str:
+    """A sweep's ``node.key=value`` as a choice of one value.
+
+    Hydra composes a sweep's common config without the choices that are swept, so that
+    ``sampler=ddim,ancestral sampler.steps=10`` would be refused for the default sampler's sake; a
+    choice is applied in each job, after the group it belongs to.
+    """
+    key, equals, value = word.partition("=")
+    plain = re.fullmatch(r"[a-z]\w*(\.\w+)+", key) and not key.startswith("hydra.")
+    swept = "(" in value or re.search(r",(?![^\[{]*[\]}])", value)
+    return f"{key}=choice({value})" if equals and plain and not swept else word
 
 
 def fail(error: Exception, folder: Path, config_name: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from betasigma.commands.schema import Evaluate, Sample, Train, own_keys, validate
+from betasigma.commands.schema import Compare, Evaluate, Sample, Train, own_keys, validate
 from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
@@ -58,8 +58,8 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
         UserError: for the first thing that cannot work.
     """
     directory = _resume(config, overrides) if config.get("resume") is not None else None
+    _check_schedule(config)
     content = validate(config, Train)
-    _check_schedule(content)
     _check_data(content["data"])
     _check_network(content)
     _check_labels(content)
@@ -165,17 +165,16 @@ def _changeable(key: str) -> bool:
     return any(key == known or key.startswith(f"{known}.") for known in CHANGEABLE)
 
 
-def _check_schedule(content: dict[str, Any]) -> None:
+def _check_schedule(config: DictConfig) -> None:
     """Refuse knobs of a schedule other than the one that was chosen (``+sigma.levels=…``)."""
-    name = content["schedule"].get("_target_", "")
-    for node in ("sigma", "beta"):
-        owns = ("geometric" in name) == (node == "sigma")
-        if content.get(node) is not None and not owns:
-            knob, value = next(iter(content[node].items()))
-            other = "beta" if node == "sigma" else "sigma"
+    chosen = str(OmegaConf.select(config, "schedule._target_")).rpartition(".")[2]
+    own = "sigma" if chosen == "geometric" else "beta"
+    for node, model in (("sigma", "ncsn"), ("beta", "ddpm")):
+        if node != own and config.get(node) is not None:
+            knob, value = next(iter(config[node].items()))
             raise UserError(
-                f"{node}.{knob}={value} does not fit schedule {name.rpartition('.')[2]}, which is "
-                f"set by {other}.*; choose model={'ncsn' if node == 'sigma' else 'ddpm'} for it"
+                f"{node}.{knob}={value} does not fit schedule={chosen}, which is set by {own}.*; "
+                f"{node}.* belongs to model={model}"
             )
 
 
@@ -234,8 +233,17 @@ def _check_labels(content: dict[str, Any]) -> None:
         )
 
 
+def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/compare.py``."""
+    for path in validate(config, Compare)["runs"]:
+        if not (Path(path) / "metrics.csv").is_file():
+            raise UserError(f"runs=[{path}] is not a run directory: it has no metrics.csv")
+    return None
+
+
 CHECKS = {
     "train": AppChecks(check_train, decide_train),
     "sample": AppChecks(check_sample, lambda config: {}),
+    "compare": AppChecks(check_compare, lambda config: {}),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
 }

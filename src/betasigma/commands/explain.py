@@ -30,17 +30,24 @@ def explain(error: Exception, folder: Path, config_name: str) -> str:
         return f"{found[1]} has no value; give {found[1]}=…"
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return f"{found[1]} is not an override; write key=value"
+    if "no viable alternative" in text or "mismatched input" in text:
+        return (
+            f"the command line cannot be read ({text.splitlines()[0].strip()}); quote or close it"
+        )
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
 
 
 def unknown_key(override: str, folder: Path, config_name: str) -> str:
     """Sentence for ``key=value`` where the config has no such key."""
     key = override.partition("=")[0].lstrip("+~")
-    owners = _schedules_with(key.partition(".")[0], folder)
+    owners = _files_with(key, folder)
     if owners:
+        group = owners[0].parent.name
+        names = [path.stem for path in owners if path.parent.name == group]
+        models = _models_with(names, folder) if group == "schedule" else ""
         return (
-            f"{override} does not fit the schedule that was chosen; {key} belongs to "
-            f"schedule={owners} ({_models_with(owners, folder)})"
+            f"{override} does not fit the {group} that was chosen; {key} belongs to "
+            f"{group}={' or '.join(names)}{models}"
         )
     near = difflib.get_close_matches(key, known_keys(folder, config_name), n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job lists the keys"
@@ -56,21 +63,37 @@ def unknown_choice(group: str, choice: str, folder: Path) -> str:
 
 
 def known_keys(folder: Path, config_name: str) -> list[str]:
-    """Every key that some file of the config tree defines, with dots."""
-    keys: set[str] = set()
-    for path in folder.glob("**/*.yaml"):
-        group = path.relative_to(folder).parts[0]
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-        if group == "hydra" or not isinstance(content, dict):
-            continue
-        if path.parent == folder and path.stem != config_name:
-            continue
-        top = path.parent == folder or "@package _global_" in text
-        keys.update(_flat(content, "" if top else f"{group}."))
-        if path.parent != folder:
-            keys.add(group)
+    """Every key that the app's config can have, with dots."""
+    keys = _keys_of(folder / f"{config_name}.yaml", folder)
+    for path in _group_files(folder):
+        keys |= _keys_of(path, folder) | {path.parent.name}
     return sorted(keys)
+
+
+def _group_files(folder: Path) -> list[Path]:
+    """Files of the config groups that define keys."""
+    overlays = ("hydra", "experiment")
+    files = sorted(folder.glob("*/*.yaml"))
+    return [path for path in files if path.parent.name not in overlays]
+
+
+def _files_with(key: str, folder: Path) -> list[Path]:
+    """Group files that define ``key``."""
+    files = _group_files(folder)
+    if not key.startswith("model."):
+        files = [
+            path for path in files if path.parent.name != "model"
+        ]  # they only set others' keys
+    return [path for path in files if key in _keys_of(path, folder)]
+
+
+def _keys_of(path: Path, folder: Path) -> set[str]:
+    text = path.read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        return set()
+    top = path.parent == folder or "@package _global_" in text
+    return _flat(content, "" if top else f"{path.parent.name}.")
 
 
 def _flat(node: dict[str, object], prefix: str) -> set[str]:
@@ -84,27 +107,12 @@ def _flat(node: dict[str, object], prefix: str) -> set[str]:
     return keys
 
 
-def _schedules_with(node: str, folder: Path) -> str:
-    """Names of the schedules that define this top-level node, joined by "or"."""
-    names = [
-        path.stem
-        for path in sorted((folder / "schedule").glob("*.yaml"))
-        if node != "schedule" and node in (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-    ]
-    return " or ".join(names)
-
-
-def _models_with(schedules: str, folder: Path) -> str:
-    names = [
-        path.stem
-        for path in sorted((folder / "model").glob("*.yaml"))
-        if re.search(
-            rf"override /schedule: ({schedules.replace(' or ', '|')})\s*$",
-            path.read_text(encoding="utf-8"),
-            re.MULTILINE,
-        )
-    ]
-    return " or ".join(f"model={name}" for name in names) or "by choice"
+def _models_with(schedules: list[str], folder: Path) -> str:
+    """``" (model=…)"`` with the models that choose one of these schedules."""
+    pattern = rf"override /schedule: ({'|'.join(schedules)})\s*$"
+    files = sorted((folder / "model").glob("*.yaml"))
+    names = [f.stem for f in files if re.search(pattern, f.read_text("utf-8"), re.MULTILINE)]
+    return f" ({' or '.join(f'model={name}' for name in names)})" if names else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -348,6 +348,13 @@ class Evaluate(Node):
         return self
 
 
+class Compare(Node):
+    """The config of ``scripts/compare.py``."""
+
+    runs: Annotated[list[str], Field(min_length=1)]
+    metrics: Annotated[list[str], Field(min_length=1)]
+
+
 def validate(config: DictConfig, schema: type[Node]) -> dict[str, Any]:
     """The config as plain containers with interpolations resolved, known to fit ``schema``.
 
@@ -369,7 +376,7 @@ def validate(config: DictConfig, schema: type[Node]) -> dict[str, Any]:
 
 def own_keys(config: DictConfig) -> DictConfig:
     """The config without Hydra's own node."""
-    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def validate_plain(content: dict[str, Any], schema: type[Node]) -> None:

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -326,13 +327,18 @@ def load_tensors(path: str | os.PathLike[str], key: str) -> dict[str, Tensor]:
             f"({type(error).__name__}); give {INCEPTION_FILES[0]} as torch-fidelity publishes it"
         ) from error
     if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
+        isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value)
+        for name, value in content.items()
     ):
         raise UserError(
             f"{key}={os.fspath(path)} holds something other than named tensors; give "
             f"{INCEPTION_FILES[0]} as torch-fidelity publishes it"
         )
-    return dict(content)
+    return {name: value.detach() for name, value in content.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 _COUNTER = "num_batches_tracked"
@@ -357,7 +363,7 @@ def _check(
                     f"{tuple(value.shape)}",
                 )
             )
-        if found.is_floating_point() and not bool(found.isfinite().all()):
+        if not np.isfinite(found.numpy()).all():
             raise UserError(_unfit(path, f"{name} has values that are not finite"))
     unknown = next((name for name in tensors if name not in expected), None)
     if unknown is not None:

@@ -70,28 +70,38 @@ class RandomRows:
 
     def __init__(self, dim: int, cap: int) -> None:
         self.cap = cap
-        self._keys = torch.empty(0, dtype=torch.float64)
-        self._places = torch.empty(0, dtype=torch.int64)
-        self._rows = torch.empty(0, dim)
+        self._keys = [torch.empty(0, dtype=torch.float64)]
+        self._places = [torch.empty(0, dtype=torch.int64)]
+        self._rows = [torch.empty(0, dim)]
+        self._bound = torch.inf
 
     def add(self, keys: Tensor, places: Tensor, rows: Tensor) -> None:
         """Offer rows ``(b, dim)`` with their keys and places in the stream, both ``(b,)``."""
-        full = len(self._keys) == self.cap
-        wanted = keys < self._keys.max() if full else torch.ones_like(keys, dtype=torch.bool)
-        keys = torch.cat([self._keys, keys[wanted]])
-        kept = keys.topk(min(self.cap, len(keys)), largest=False).indices
-        self._keys = keys[kept]
-        self._places = torch.cat([self._places, places[wanted]])[kept]
-        rows = rows[wanted.to(rows.device)].float().cpu()
-        self._rows = torch.cat([self._rows, rows])[kept]
+        wanted = keys < self._bound
+        self._keys.append(keys[wanted])
+        self._places.append(places[wanted])
+        self._rows.append(rows[wanted.to(rows.device)].float().cpu())
+        if sum(map(len, self._keys)) >= 2 * self.cap:
+            self._prune()
 
     def merge(self, other: RandomRows) -> None:
         """Take in what another has kept of the same stream."""
-        self.add(other._keys, other._places, other._rows)
+        for part in zip(other._keys, other._places, other._rows, strict=True):
+            self.add(*part)
 
     def in_order(self) -> Tensor:
         """The rows kept, in the order of the stream."""
-        return self._rows[self._places.argsort()]
+        self._prune()
+        return self._rows[0][self._places[0].argsort()]
+
+    def _prune(self) -> None:
+        keys = torch.cat(self._keys)
+        kept = keys.topk(min(self.cap, len(keys)), largest=False).indices
+        self._keys = [keys[kept]]
+        self._places = [torch.cat(self._places)[kept]]
+        self._rows = [torch.cat(self._rows)[kept]]
+        if len(kept) == self.cap:
+            self._bound = float(self._keys[0].max())
 
 
 class ReferenceStatistics:

@@ -143,4 +143,4 @@ class DiffusionModule(LightningModule):
         self._loss[1] += len(per_sample)
 
     def _log_mean(self, name: str, value: Tensor, size: int) -> None:
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=size, sync_dist=True)
+        self.log(name, value, on_epoch=True, logger=False, batch_size=size, sync_dist=True)

@@ -192,14 +192,14 @@ class GroupNorm(nn.GroupNorm):
 class Dropout(nn.Module):
     """Dropout whose mask is cheap on the CPU as well.
 
-    There F.dropout takes one draw of a serial generator per feature, which costs as much as a
-    convolution of a small network; here every 64-bit draw serves four features, and the rate is
-    rounded to a multiple of 2⁻¹⁶.
+    There F.dropout takes one draw of a serial generator per feature, which can cost as much as the
+    convolutions around it; here every 64-bit draw serves four features, and the rate is rounded
+    down to a multiple of 2⁻¹⁶.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.levels = round(rate * 2**16)
+        self.levels = int(rate * 2**16)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.levels == 0:
@@ -208,7 +208,7 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return F.dropout(x, rate)
         keep = torch.empty_like(x)
-        draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+        draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,))
         uniform = draws.view(torch.int16)[: x.numel()]
         torch.ge(uniform, self.levels - 2**15, out=keep.as_strided(uniform.shape, (1,)))
         return x * keep.mul_(1 / (1 - rate))
@@ -245,7 +245,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
         """x (B, width_in, H, W), emb (B, emb_channels) → (B, width, H, W)."""
         if self.checkpoint and torch.is_grad_enabled():
-            return cast(Tensor, recompute(self._compute, x, emb, use_reentrant=False))
+            return recompute(self._compute, x, emb, use_reentrant=False)
         return self._compute(x, emb)
 
     def _compute(self, x: Tensor, emb: Tensor | None) -> Tensor:

@@ -93,6 +93,12 @@ class Metrics(StepCallback):
         if self._update is not None:
             self._update(step, self._note)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            found = trainer.callback_metrics.items()
+            values = {name: float(value) for name, value in found if name.startswith("val/")}
+            log_values(trainer.loggers, values, trainer.global_step)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stack.close()
 

@@ -1,0 +1,61 @@
+"""What ``scripts/evaluate.py`` does: a trained model → measurements, in its run directory's
+record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from betasigma.commands.build import Config, make_data, make_sampler, place, precision_of
+from betasigma.commands.load import load_run
+from betasigma.commands.measure import Meter
+from betasigma.commands.schema import Evaluate, validate
+from betasigma.tracking.loggers import RecordLogger
+from betasigma.tracking.record import Record
+from betasigma.training.display import Display
+from betasigma.training.runs import short
+
+
+def evaluate(config: DictConfig) -> None:
+    """Measure a run or a checkpoint; rows go to ``metrics.csv`` of the run and of this evaluation.
+
+    Raises:
+        UserError: for bad input.
+    """
+    content = validate(config, Evaluate)
+    out = short(Path(HydraConfig.get().runtime.output_dir))
+    display = Display()
+    loaded = load_run(content["run"], precision_of(content["hardware"]))
+    place(loaded.denoiser, content["hardware"])
+    data = make_data(with_place(loaded.config, content["data"]))
+    data.prepare_data()
+    data.setup()
+    sampler = make_sampler(content["sampler"]) if content["sampler"] else loaded.sampler
+    records = [Record(out / "metrics.csv")]
+    run = Path(content["run"])
+    if run.is_dir():
+        records.append(Record(run / "metrics.csv"))
+    meter = Meter(
+        {**content, "training": {"guidance": content["guidance"]}},
+        data,
+        sampler,
+        [RecordLogger(record) for record in records],
+        display,
+    )
+    found = meter.measure(loaded.denoiser, content["n"])
+    meter.log(found, loaded.step, prefix="eval")
+    display.table(
+        f"{content['run']} by {sampler.name}, seed {content['seed']}",
+        ["metric", "value", "n", "NFE"],
+        meter.rows(found),
+    )
+    display.line(f"metrics {', '.join(str(record.path) for record in records)}")
+
+
+def with_place(config: Config, place: Config) -> Config:
+    """The run's config, with its data found elsewhere where that is said."""
+    given = {key: value for key, value in place.items() if value is not None}
+    return {**config, "data": {**config["data"], **given}}

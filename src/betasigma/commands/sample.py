@@ -1,0 +1,95 @@
+"""What ``scripts/sample.py`` does: a trained model → samples, as a picture and as numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from torch import Tensor
+
+from betasigma.commands.build import make_sampler, place, precision_of
+from betasigma.commands.load import load_run
+from betasigma.commands.schema import Sample, validate
+from betasigma.data import pixels
+from betasigma.denoiser import Denoiser
+from betasigma.errors import UserError
+from betasigma.tracking.pictures import picture, save
+from betasigma.training.callbacks import class_labels, guided
+from betasigma.training.display import Display
+from betasigma.training.runs import short, write_json
+
+
+def sample(config: DictConfig) -> None:
+    """Draw samples from a run or a checkpoint into a directory of their own.
+
+    Raises:
+        UserError: for bad input.
+    """
+    content = validate(config, Sample)
+    out = short(Path(HydraConfig.get().runtime.output_dir))
+    display = Display()
+    loaded = load_run(content["run"], precision_of(content["hardware"]))
+    denoiser = loaded.denoiser
+    place(denoiser, content["hardware"])
+    sampler = make_sampler(content["sampler"]) if content["sampler"] else loaded.sampler
+    labels = choose_labels(content["labels"], denoiser, content["n"])
+    with display.share(f"{sampler.name}: {content['n']} samples") as progress:
+        drawn = sampler.sample(
+            guided(denoiser, content["guidance"]),
+            content["n"],
+            seed=content["seed"],
+            y=labels,
+            batch_size=content["batch_size"],
+            progress=progress,
+        )
+    images = to_uint8(drawn.x, denoiser)
+    display.line(f"{content['n']} samples by {sampler.name}, {drawn.nfe} network evaluations each")
+    if content["save"] in ("png", "both"):
+        save(picture(images), out / "samples.png")
+        display.line(f"picture {out}/samples.png")
+    if content["save"] in ("npz", "both"):
+        arrays = {"samples": images.numpy()}
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        np.savez_compressed(out / "samples.npz", **arrays)  # type: ignore[arg-type]
+        display.line(f"numbers {out}/samples.npz")
+    write_json(
+        out / "samples.json",
+        {
+            "run": content["run"],
+            "step": loaded.step,
+            "sampler": sampler.name,
+            "n": content["n"],
+            "nfe": drawn.nfe,
+            "seed": content["seed"],
+            "guidance": content["guidance"],
+        },
+    )
+
+
+def choose_labels(wanted: list[int] | str | None, denoiser: Denoiser, n: int) -> Tensor | None:
+    """Class label of each sample: those wanted in turn, or all classes in turn.
+
+    Raises:
+        UserError: where the model has no classes, or not these.
+    """
+    if not isinstance(wanted, list):
+        if wanted == "all" and not denoiser.num_classes:
+            raise UserError("labels=all needs a model trained with class labels; this one has none")
+        return class_labels(denoiser.num_classes, range(n))
+    if not wanted or max(wanted) >= denoiser.num_classes:
+        raise UserError(
+            f"labels={wanted} must be class labels of the model, from 0 to "
+            f"{denoiser.num_classes - 1}"
+            if denoiser.num_classes
+            else f"labels={wanted} needs a model trained with class labels; this one has none"
+        )
+    return torch.tensor(wanted, dtype=torch.int64).repeat(-(-n // len(wanted)))[:n]
+
+
+def to_uint8(x: Tensor, denoiser: Denoiser) -> Tensor:
+    """Samples as images; points in the plane stay as they are."""
+    return pixels.to_uint8(x, denoiser.value_range) if x.ndim == 4 else x

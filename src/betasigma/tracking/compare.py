@@ -1,0 +1,98 @@
+"""Several runs side by side, from their directories alone."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from betasigma.errors import UserError
+from betasigma.tracking.record import CONTEXT, Record
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run read back.
+
+    Attributes:
+        label: name of its directory.
+        record: its metrics.
+        config: its resolved config.
+    """
+
+    label: str
+    record: Record
+    config: dict[str, Any]
+
+
+def read_run(path: Path) -> Run:
+    """Read a run directory.
+
+    Raises:
+        UserError: where it is not one.
+    """
+    record = Record(path / "metrics.csv")
+    if not record.path.is_file() or not (path / "config.yaml").is_file():
+        raise UserError(
+            f"runs=[{path}] is not a run directory: it has no metrics.csv and config.yaml"
+        )
+    config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    return Run(path.resolve().name, record, config)
+
+
+def last_values(runs: list[Run]) -> list[list[str]]:
+    """Rows metric, value of each run: the last of every metric, told apart by how it was
+    measured.
+    """
+    tables = [_last(run.record) for run in runs]
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    return [[name, *(table.get(name, "") for table in tables)] for name in sorted(names)]
+
+
+def _last(record: Record) -> dict[str, str]:
+    values = {}
+    for row in record.rows():
+        if row["metric"].startswith(("train/loss_by_noise", "sample/")):
+            continue
+        context = [f"{key}={row[key]}" for key in CONTEXT[:3] if row[key]]
+        name = " ".join([row["metric"], *context])
+        values[name] = f"{float(row['value']):.4g}"
+    return values
+
+
+def write_table(rows: list[list[str]], labels: list[str], path: Path) -> None:
+    """Write the table as CSV."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["metric", *labels], *rows])
+
+
+def draw_curves(runs: list[Run], metrics: list[str], path: Path) -> None:
+    """Draw each metric over the steps, one line a run.
+
+    Raises:
+        UserError: where no run has one of the metrics.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(metrics), 4), dpi=110)
+    canvas = FigureCanvasAgg(figure)
+    for number, metric in enumerate(metrics, start=1):
+        axes = figure.add_subplot(1, len(metrics), number)
+        drawn = False
+        for run in runs:
+            steps, values = run.record.curve(metric)
+            if steps:
+                axes.plot(steps, values, label=run.label, marker="." if len(steps) < 20 else None)
+                drawn = True
+        if not drawn:
+            known = sorted({row["metric"] for run in runs for row in run.record.rows()})
+            raise UserError(f"metrics=[{metric}] is in no run; they have {', '.join(known)}")
+        axes.set(xlabel="optimizer step", ylabel=metric, yscale="log")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    canvas.print_png(path)
