@@ -95,13 +95,42 @@ class NoiseSchedule:
         )
 
     def log_snr_slope(self, t: Times) -> Tensor:
-        """d log-SNR/dt at ``t`` ∈ [t_min, 1]; at a level, the slope of the interval below it."""
+        """d log-SNR/dt at ``t`` ∈ [t_min, 1]; at a level, the slope of the interval below it.
+
+        Raises:
+            UserError: where the schedule has one level only.
+        """
         t = self._check(t)
         if self.levels == 1:
-            raise ValueError("a schedule of one level has no slope")
+            raise UserError(
+                "a noise schedule of one level has no slope in t: sigma.levels or beta.steps must "
+                "be at least 2 for what integrates over t"
+            )
         slopes = np.diff(self._log_snr) * self.levels
         interval = np.searchsorted(self._times, t.numpy(), side="left") - 1
         return torch.from_numpy(np.asarray(slopes[np.clip(interval, 0, slopes.size - 1)]))
+
+    def ratio(self, t: Times) -> Tensor:
+        """σ_t/α_t, the noise in the variance-exploding view x_t/α_t; float64, 0 at t = 0."""
+        return torch.exp(-self.log_snr(t) / 2)
+
+    def t_of_ratio(self, ratio: Times) -> Tensor:
+        """Time at which σ_t/α_t is ``ratio`` > 0 (see :meth:`t_of_log_snr`)."""
+        return self.t_of_log_snr(-2 * torch.log(torch.as_tensor(ratio, dtype=torch.float64)))
+
+    def sde(self, t: Times) -> tuple[Tensor, Tensor]:
+        """f(t) and g(t)² of the forward process as a diffusion, dx = f·x dt + g dw (Song et al.
+        2021, equation 5), at ``t`` ∈ [t_min, 1].
+
+        The kernel's mean and variance obey α' = f·α and (σ²)' = 2f·σ² + g², hence f = d log α/dt
+        and g² = σ²·d log(σ²/α²)/dt = −σ²·d log-SNR/dt.
+
+        Raises:
+            UserError: where the schedule has one level only.
+        """
+        slope = self.log_snr_slope(t)
+        log_snr = self.log_snr(t)
+        return self._log_alpha_slope(log_snr) * slope, -(self._sigma(log_snr) ** 2) * slope
 
     def alpha(self, t: Times) -> Tensor:
         """Scale α_t of the data, float64, the shape of ``t``."""
@@ -115,6 +144,10 @@ class NoiseSchedule:
         raise NotImplementedError
 
     def _sigma(self, log_snr: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _log_alpha_slope(self, log_snr: Tensor) -> Tensor:
+        """d log α/d log-SNR."""
         raise NotImplementedError
 
     def _check(self, t: Times) -> Tensor:
@@ -146,6 +179,9 @@ class VariancePreserving(NoiseSchedule):
     def _sigma(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-log_snr).sqrt()
 
+    def _log_alpha_slope(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr) / 2
+
 
 class VarianceExploding(NoiseSchedule):
     """α_t = 1 (Song & Ermon 2019): x_t = x_0 + σ_t·ε."""
@@ -159,6 +195,9 @@ class VarianceExploding(NoiseSchedule):
 
     def _sigma(self, log_snr: Tensor) -> Tensor:
         return torch.exp(-log_snr / 2)
+
+    def _log_alpha_slope(self, log_snr: Tensor) -> Tensor:
+        return torch.zeros_like(log_snr)
 
 
 def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> VariancePreserving:

@@ -88,6 +88,7 @@ def test_a_pickle_that_poses_as_weights_is_not_run(tmp_path, wrap):
     assert not trace.exists()
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
 def test_files_that_do_not_fit_are_refused_by_name(inception_tensors, inception_file, tmp_path):
     file = tmp_path / "weights.pth"
     name, weight = next(iter(inception_tensors.items()))

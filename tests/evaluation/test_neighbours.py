@@ -13,7 +13,7 @@ def brute_force(queries, train, k):
 def test_images_against_brute_force(images, k):
     queries, train = images(40, 0, size=8), images(500, 1, size=8)
     expected = brute_force(queries, train, k)
-    for batch in (1, 64, 1000):
+    for batch in (33, 1000):
         found = nearest(queries, train.split(batch), k)
         assert torch.equal(found.indices, expected.indices)
         torch.testing.assert_close(found.distances, expected.values)

@@ -50,7 +50,7 @@ class UNet(nn.Module):
         embedding: of the noise level, ``"positional"`` or ``"fourier"``.
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: False for a network that does not see the noise level (NCSNv2).
-        norm_groups: groups of a normalisation; the largest divisor of the width up to this.
+        norm_groups: most groups of a normalisation (see :class:`GroupNorm`).
         checkpoint: recompute activations in the backward pass instead of keeping them.
 
     Raises:
@@ -168,13 +168,16 @@ class UNet(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation; as many groups as divide ``width``, but not more than ``groups``.
+    """Group normalisation in as many groups as divide ``width``, but at most ``groups``.
 
-    Statistics are taken in float32, also of bfloat16 features. eps as in Ho et al.
+    A group has at least 4 channels, as in Ho et al.: with one, the normalisation would take away
+    the shift of that channel, and with it the noise level and the label. Statistics are taken in
+    float32, also of bfloat16 features.
     """
 
     def __init__(self, groups: int, width: int) -> None:
-        divisor = max(n for n in range(1, min(groups, width) + 1) if width % n == 0)
+        most = max(1, min(groups, width // 4))
+        divisor = max(n for n in range(1, most + 1) if width % n == 0)
         super().__init__(divisor, width, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -183,7 +186,7 @@ class GroupNorm(nn.GroupNorm):
         # kernel and keep autocast's rule.
         with torch.autocast("cpu", enabled=False):
             if x.device.type == "cpu" and not x.is_contiguous():
-                # Its channels_last form is up to 20 times slower than the other, a copy costs 1/5.
+                # Its channels_last form is far slower than the other form and two copies.
                 y = super().forward(x.contiguous())
                 return y.contiguous(memory_format=torch.channels_last)
             return super().forward(x)
@@ -208,7 +211,7 @@ class Dropout(nn.Module):
         if x.device.type != "cpu":
             return F.dropout(x, rate)
         keep = torch.empty_like(x)
-        draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,))
+        draws = torch.randint(-(2**63), 2**63 - 1, ((x.numel() + 3) // 4,), device=x.device)
         uniform = draws.view(torch.int16)[: x.numel()]
         torch.ge(uniform, self.levels - 2**15, out=keep.as_strided(uniform.shape, (1,)))
         return x * keep.mul_(1 / (1 - rate))

@@ -8,12 +8,17 @@ one before. It speaks to a Denoiser and never asks which family that is.
 Sample i is a function of (seed, i): its start and every later draw come from its own stream (see
 ``betasigma.randomness``), so the same picture appears whatever the batch size or the number of
 devices.
+
+Every trajectory ends with one step from t_min to clean data, s = 0. The curve has nothing to
+integrate there (α = 1, σ = 0 is an end point of its own), and the methods agree on what to do: the
+state becomes x̂_0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, NamedTuple, Protocol
+from itertools import pairwise
+from typing import Literal, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,9 +28,10 @@ from betasigma.errors import UserError
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, Times
 
-Grid = Literal["levels", "uniform_t", "uniform_log_snr"]
+Grid = Literal["levels", "uniform_t", "uniform_log_snr", "karras"]
 Start = Literal["prior", "uniform"]
-GRIDS = ("levels", "uniform_t", "uniform_log_snr")
+Dtype = Literal["float32", "float64"]
+GRIDS = ("levels", "uniform_t", "uniform_log_snr", "karras")
 STARTS = ("prior", "uniform")
 
 
@@ -43,53 +49,74 @@ class DenoiserLike(Protocol):
     def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction: ...
 
 
+class Noise(Protocol):
+    """Where a step takes its random numbers from: a :class:`~betasigma.randomness.Stream`, or
+    numbers written down beforehand.
+    """
+
+    def normal(self, shape: Sequence[int], dtype: torch.dtype = ...) -> Tensor:
+        """Standard normal numbers, shape ``(n, *shape)``."""
+        ...
+
+
 class Samples(NamedTuple):
     """Samples and what they cost."""
 
     x: Tensor
-    """In the model's value range, shape ``(n, *sample_shape)``, on the CPU."""
+    """In the model's value range, float32 of shape ``(n, *sample_shape)``, on the CPU."""
     nfe: int
-    """Network evaluations that each sample took."""
+    """Network evaluations that each sample took; the largest of the batches where they differ."""
 
 
-def time_grid(schedule: NoiseSchedule, steps: int | None, grid: Grid) -> list[float]:
+def time_grid(
+    schedule: NoiseSchedule, steps: int | None, grid: Grid, rho: float = 7.0
+) -> list[float]:
     """Falling times 1 = t_1 > … > t_steps = t_min.
 
     Args:
-        schedule: the noise levels.
+        schedule: the noise levels; one that has a single level has a single time, t = 1.
         steps: how many; ``None`` for the schedule's own number of levels.
         grid: ``levels`` takes the model's own levels, evenly spaced by index (where more steps than
             levels are asked for, times between them); ``uniform_t`` and ``uniform_log_snr`` are
-            even in t and in log-SNR.
+            even in t and in log-SNR; ``karras`` is even in (σ/α)^(1/ρ) (Karras et al. 2022,
+            equation 5).
+        rho: ρ > 0 of ``karras``; 1 is even in σ/α, and as ρ grows it becomes even in log-SNR.
 
     Raises:
-        UserError: where ``steps`` < 1 or the grid is unknown.
+        UserError: where ``steps`` < 1, ``rho`` ≤ 0 or the grid is unknown.
     """
     if grid not in GRIDS:
         raise UserError(f"sampler.grid={grid} is unknown; choose from {', '.join(GRIDS)}")
-    count = schedule.levels if steps is None else steps
-    if count < 1:
+    if rho <= 0:
+        raise UserError(f"sampler.rho={rho} must be above 0")
+    if steps is not None and steps < 1:
         raise UserError(f"sampler.steps={steps} must be at least 1")
-    if grid == "uniform_log_snr":
-        ends = (float(schedule.log_snr(1.0)), float(schedule.log_snr(schedule.t_min)))
-        times = schedule.t_of_log_snr(torch.linspace(*ends, count, dtype=torch.float64))
-    else:
-        times = torch.linspace(1.0, schedule.t_min, count, dtype=torch.float64)
-        if grid == "levels" and count <= schedule.levels:
-            times = (times * schedule.levels).round() / schedule.levels
+    count = schedule.levels if steps is None else steps
+    if count == 1 or schedule.levels == 1:
+        return [1.0]
+    if grid in ("uniform_log_snr", "karras"):
+        ends = schedule.log_snr(torch.tensor([1.0, schedule.t_min]))
+        if grid == "uniform_log_snr":
+            log_snr = torch.linspace(*ends.tolist(), count, dtype=torch.float64)
+        else:
+            roots = torch.exp(-ends / (2 * rho))
+            even = torch.linspace(*roots.tolist(), count, dtype=torch.float64)
+            log_snr = -2 * rho * torch.log(even)
+        # the ends are met exactly, not up to the rounding of a root
+        return [1.0, *schedule.t_of_log_snr(log_snr[1:-1]).tolist(), schedule.t_min]
+    times = torch.linspace(1.0, schedule.t_min, count, dtype=torch.float64)
+    if grid == "levels" and count <= schedule.levels:
+        times = (times * schedule.levels).round() / schedule.levels
     return times.tolist()
 
 
-class Counted:
-    """A denoiser that counts the network evaluations made through it."""
+class Options(TypedDict, total=False):
+    """Arguments that every sampler on a time grid hands on to :class:`Sampler`."""
 
-    def __init__(self, denoiser: DenoiserLike) -> None:
-        self._denoiser = denoiser
-        self.nfe = 0
-
-    def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
-        self.nfe += self._denoiser.evaluations_per_call
-        return self._denoiser(x_t, t, y)
+    grid: Grid
+    rho: float
+    start: Start
+    dtype: Dtype
 
 
 class Sampler:
@@ -97,11 +124,14 @@ class Sampler:
 
     Args:
         steps: number of times on the grid; ``None`` for every level of the model.
-        grid: how the times are spaced (see :func:`time_grid`).
+        clip: clip every x̂_0 to the value range before it is used.
+        grid, rho: how the times are spaced (see :func:`time_grid`).
         start: ``prior`` is N(0, prior_std²·I) of the schedule; ``uniform`` is U[low, high] of the
             value range, where NCSN began.
-        clip: clip every x̂_0 to the value range before it is used.
         dtype: of the state; the network computes in its own.
+
+    Raises:
+        UserError: where an option is out of range.
     """
 
     name = ""
@@ -109,18 +139,23 @@ class Sampler:
     def __init__(
         self,
         steps: int | None = None,
-        grid: Grid = "levels",
-        start: Start = "prior",
         clip: bool = False,
-        dtype: Literal["float32", "float64"] = "float32",
+        grid: Grid = "levels",
+        rho: float = 7.0,
+        start: Start = "prior",
+        dtype: Dtype = "float32",
     ) -> None:
         if steps is not None and steps < 1:
             raise UserError(f"sampler.steps={steps} must be at least 1")
         if grid not in GRIDS:
             raise UserError(f"sampler.grid={grid} is unknown; choose from {', '.join(GRIDS)}")
+        if rho <= 0:
+            raise UserError(f"sampler.rho={rho} must be above 0")
         if start not in STARTS:
             raise UserError(f"sampler.start={start} is unknown; choose from {', '.join(STARTS)}")
-        self.steps, self.grid, self.start, self.clip = steps, grid, start, clip
+        if dtype not in ("float32", "float64"):
+            raise UserError(f"sampler.dtype={dtype} is unknown; choose from float32, float64")
+        self.steps, self.grid, self.rho, self.start, self.clip = steps, grid, rho, start, clip
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
 
     def sample(
@@ -152,20 +187,34 @@ class Sampler:
         if (n is None) == (indices is None):
             raise UserError("give either n, the number of samples, or their indices")
         wanted = list(range(n)) if n is not None else [int(i) for i in indices or ()]
-        times = self.times(denoiser.schedule)
-        share = len(wanted) * max(1, self.calls(times))
+        share = len(wanted) * self.calls(self.times(denoiser.schedule))
         parts, nfe = [], 0
         for first in range(0, len(wanted), batch_size):
             chunk = wanted[first : first + batch_size]
             labels = None if y is None else y[first : first + batch_size].to(denoiser.device)
-            x, nfe = self._sample_batch(denoiser, chunk, seed, labels, times, share, progress)
+            x, cost = self._sample_batch(denoiser, chunk, seed, labels, share, progress)
             parts.append(x)
+            nfe = max(nfe, cost)
         shape = (0, *denoiser.sample_shape)
         return Samples(torch.cat(parts) if parts else torch.empty(shape), nfe)
 
+    @torch.no_grad()
+    def states(
+        self, denoiser: DenoiserLike, x: Tensor, rng: Noise, y: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """The trajectory from a state of one's own: the state after every step, in its own dtype.
+
+        Args:
+            denoiser: the model.
+            x: state at t = 1, shape ``(n, *sample_shape)``.
+            rng: random numbers for these n.
+            y: class labels, int64 ``(n,)``, or ``None``.
+        """
+        yield from self.trajectory(Bound(denoiser, self.clip, y), x, rng)
+
     def times(self, schedule: NoiseSchedule) -> list[float]:
         """The falling times at which this sampler visits the model."""
-        return time_grid(schedule, self.steps, self.grid)
+        return time_grid(schedule, self.steps, self.grid, self.rho)
 
     def calls(self, times: list[float]) -> int:
         """How many states ``trajectory`` yields for these times."""
@@ -178,18 +227,16 @@ class Sampler:
         indices: list[int],
         seed: int,
         y: Tensor | None,
-        times: list[float],
         share: int,
         progress: Callable[[float], None] | None,
     ) -> tuple[Tensor, int]:
-        counted = Counted(denoiser)
         rng = Stream("sample", seed, indices=indices, device=denoiser.device)
-        bound = _Bound(self, denoiser, counted, y)
+        model = Bound(denoiser, self.clip, y)
         x = start = self.begin(denoiser, rng)
-        for x in self.trajectory(bound, start, times, rng):  # noqa: B007 - the last one counts
+        for x in self.trajectory(model, start, rng):  # noqa: B007 - the last one counts
             if progress is not None:
                 progress(len(indices) / share)
-        return x.float().cpu(), counted.nfe
+        return x.float().cpu(), model.nfe
 
     def begin(self, denoiser: DenoiserLike, rng: Stream) -> Tensor:
         """State at t = 1, shape ``(n, *sample_shape)``."""
@@ -198,33 +245,31 @@ class Sampler:
             return low + (high - low) * rng.uniform(denoiser.sample_shape, self.dtype)
         return rng.normal(denoiser.sample_shape, self.dtype) * denoiser.schedule.prior_std
 
-    def trajectory(
-        self, model: _Bound, x: Tensor, times: list[float], rng: Stream
-    ) -> Iterator[Tensor]:
+    def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         """States after each step; the last is the sample. The last step ends at clean data, s =
         0.
         """
-        for t, s in zip(times, [*times[1:], 0.0], strict=True):
+        for t, s in pairwise([*self.times(model.schedule), 0.0]):
             x = self.step(model, x, t, s, rng)
             yield x
 
-    def step(self, model: _Bound, x: Tensor, t: float, s: float, rng: Stream) -> Tensor:
+    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         """State at s < t from the state x at t."""
         raise NotImplementedError
 
 
-class _Bound:
-    """A denoiser with the sampler's clipping and the batch's labels bound to it: what a step talks
-    to.
+class Bound:
+    """What a step talks to: a denoiser with the sampler's clipping and the batch's labels bound to
+    it, counting the network evaluations (``nfe``) made through it.
     """
 
-    def __init__(
-        self, sampler: Sampler, denoiser: DenoiserLike, counted: Counted, y: Tensor | None
-    ) -> None:
+    def __init__(self, denoiser: DenoiserLike, clip: bool, y: Tensor | None) -> None:
         self.schedule = denoiser.schedule
-        self._range = denoiser.value_range if sampler.clip else None
-        self._counted, self._y = counted, y
+        self.nfe = 0
+        self._denoiser, self._y = denoiser, y
+        self._range = denoiser.value_range if clip else None
 
     def __call__(self, x: Tensor, t: float) -> Prediction:
-        prediction = self._counted(x, t, self._y)
+        self.nfe += self._denoiser.evaluations_per_call
+        prediction = self._denoiser(x, t, self._y)
         return prediction.clipped(*self._range) if self._range else prediction
