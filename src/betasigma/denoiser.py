@@ -277,9 +277,9 @@ class Guided(nn.Module):
         )
         n = len(x_t)
         free, given = both.output[:n], both.output[n:]
-        one = slice(None) if time.ndim == 0 else slice(n)
-        halves = [
-            c[one] if c.ndim else c for c in (both.alpha, both.sigma, both._c_skip, both._c_out)
-        ]
+        alpha, sigma, c_skip, c_out = (
+            c[:n] if c.ndim else c for c in (both.alpha, both.sigma, both._c_skip, both._c_out)
+        )
+        output = torch.lerp(free, given, self.weight)
         variance = None if both.variance is None else both.variance[n:]
-        return Prediction(x_t, torch.lerp(free, given, self.weight), *halves, variance)
+        return Prediction(x_t, output, alpha, sigma, c_skip, c_out, variance)

@@ -37,6 +37,9 @@ from betasigma.errors import UserError
 OVERLAP = 0.567
 """C of Technique 2 that reproduces the published ladders."""
 
+FEWEST = 5
+"""Dimensions from which on C(γ) falls to 0: √(2D) > 3."""
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -68,8 +71,15 @@ def level_ratio(dim: int, constant: float = OVERLAP) -> float:
     """γ with C(γ) = ``constant`` in ``dim`` dimensions (Technique 2).
 
     Raises:
-        UserError: where ``constant`` is not between 0 and C(1) ≈ 0.997.
+        UserError: where ``constant`` is not between 0 and C(1) ≈ 0.997, or in fewer than 5
+        dimensions,
+            where √(2D) ≤ 3 and all levels overlap, however far apart.
     """
+    if dim < FEWEST:
+        raise UserError(
+            f"schedule=geometric_auto needs data of at least {FEWEST} dimensions, not {dim}: with "
+            f"fewer, all levels overlap and the rule chooses none"
+        )
     if not 0 < constant < overlap(1.0, dim):
         raise UserError(
             f"sigma.overlap={constant} must lie between 0 and {overlap(1.0, dim):.3f} (0.5 is "

@@ -16,17 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from betasigma.commands.sweeps import JobFailed, Sweep, closing, left_behind, report
 from betasigma.errors import UserError
 from betasigma.training.runs import new_directory
+from betasigma.training.status import recorded, summary
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Environment variable that asks for tracebacks (Hydra's own)."""
 
-_wanted = os.environ.get(TRACEBACK) == "1"
+ASKED = "BETASIGMA_TRACEBACKS"
+"""Environment variable that tells a run's other processes whether the user asked for them."""
+
+_wanted = os.environ.get(ASKED, os.environ.get(TRACEBACK)) == "1"
+
+_sweeps: list[Sweep] = []
+"""The sweep that this process started, if any."""
 
 
 def tracebacks_wanted() -> bool:
@@ -44,29 +54,71 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         folder = (Path(task.__code__.co_filename).parent / config_path).resolve()
-        run = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(task)
+        start = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)
+        run = start(in_directory(task))
 
         @wraps(task)
         def main() -> None:
             register_resolvers()
             if {"-m", "--multirun"} & set(sys.argv):
                 sys.argv[1:] = [as_choice(word) for word in sys.argv[1:]]
+            os.environ[ASKED] = "1" if tracebacks_wanted() else "0"
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
             try:
                 run()
-            except (UserError, HydraException, OmegaConfBaseException) as error:
+                if _sweeps:
+                    print(closing(_sweeps[-1]), file=sys.stderr)
+            except Exception as error:
                 if tracebacks_wanted():
+                    raise
+                fail_sweep(error)
+                if not is_refusal(error):
                     raise
                 fail(error, folder, config_name)
             except KeyboardInterrupt:
+                note = left_behind(_sweeps[-1]) if _sweeps else None
+                if note:
+                    print(note, file=sys.stderr)
                 sys.exit(130)
             finally:
+                _sweeps.clear()
+                os.environ.pop(ASKED)
                 if not tracebacks_wanted():
-                    os.environ.pop(TRACEBACK, None)
+                    os.environ.pop(TRACEBACK)
 
         return main
 
     return decorate
+
+
+def in_directory(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """``task`` with its fate recorded in the directory that Hydra has made for it."""
+
+    @wraps(task)
+    def run(config: DictConfig) -> Any:
+        hydra_config = HydraConfig.get()
+        try:
+            with recorded(Path(hydra_config.runtime.output_dir)):
+                return task(config)
+        except Exception as error:
+            if hydra_config.mode == RunMode.MULTIRUN:
+                raise JobFailed(summary(error)) from None
+            raise
+
+    return run
+
+
+def begin_sweep(sweep: Sweep) -> None:
+    """Say what runs, so that its end can be told."""
+    _sweeps.append(sweep)
+
+
+def fail_sweep(error: Exception) -> None:
+    """Where it is a sweep's jobs that failed, print which and end with status 1."""
+    text = report(_sweeps[-1], error) if _sweeps else None
+    if text:
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1)
 
 
 def as_choice(word: str) -> str:
@@ -80,6 +132,13 @@ def as_choice(word: str) -> str:
     plain = re.fullmatch(r"[a-z]\w*(\.\w+)+", key) and not key.startswith("hydra.")
     swept = "(" in value or re.search(r",(?![^\[{]*[\]}])", value)
     return f"{key}=choice({value})" if equals and plain and not swept else word
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error says that the input was bad, rather than that the program is."""
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+        return True
+    return isinstance(error, ValueError) and str(error).startswith("Config group override")
 
 
 def fail(error: Exception, folder: Path, config_name: str) -> None:

@@ -140,19 +140,37 @@ def _computes_bf16(accelerator: str) -> bool:
     return bool(words & {"avx512_bf16", "amx_bf16"})
 
 
-def place(denoiser: nn.Module, hardware: Config) -> torch.device:
-    """Put a denoiser where the hardware config says, for use outside the Trainer; returns the
-    device.
+def arrange(denoiser: nn.Module, hardware: Config) -> None:
+    """Give the weights the memory format that the hardware config names, and PyTorch its threads.
+
+    ``auto`` is channels_last on GPUs only: on CPUs native group normalisation makes it slower.
     """
     if hardware["threads"]:
         torch.set_num_threads(hardware["threads"])
-    gpu = hardware["accelerator"] != "cpu" and torch.cuda.is_available()
-    if hardware["accelerator"] == "gpu" and not gpu:
-        raise UserError("hardware.accelerator=gpu finds no GPU here; use hardware=cpu or auto")
-    device = torch.device("cuda" if gpu else "cpu")
-    memory = torch.channels_last if hardware["channels_last"] else torch.contiguous_format
-    denoiser.to(device)
+    wanted = hardware["channels_last"]
+    last = _uses_gpu(hardware) if wanted == "auto" else wanted
+    memory = torch.channels_last if last else torch.contiguous_format
     for parameter in denoiser.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=memory)
+
+
+def place(denoiser: nn.Module, hardware: Config) -> torch.device:
+    """Put a denoiser where the hardware config says, for use outside the Trainer.
+
+    Returns:
+        The device.
+
+    Raises:
+        UserError: where a GPU is asked for and there is none.
+    """
+    gpu = _uses_gpu(hardware)
+    if hardware["accelerator"] == "gpu" and not gpu:
+        raise UserError("hardware.accelerator=gpu finds no GPU here; use hardware=cpu or auto")
+    device = torch.device("cuda" if gpu else "cpu")
+    arrange(denoiser.to(device), hardware)
     return device
+
+
+def _uses_gpu(hardware: Config) -> bool:
+    return hardware["accelerator"] != "cpu" and torch.cuda.is_available()

@@ -4,18 +4,26 @@ imports.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from betasigma.commands.schema import Compare, Evaluate, Sample, Train, own_keys, validate
+from betasigma.commands.schema import (
+    Compare,
+    Evaluate,
+    Sample,
+    Train,
+    own_keys,
+    validate,
+    validate_plain,
+)
 from betasigma.data import catalog
 from betasigma.errors import UserError
-from betasigma.evaluation.choice import choose
+from betasigma.evaluation.choice import check_metrics, check_n, choose
 from betasigma.networks import limits
+from betasigma.tracking.compare import check_curves, read_runs
 from betasigma.training.headers import checkpoint_path, read_header
 from betasigma.training.runs import newest_run
 
@@ -40,6 +48,18 @@ CHANGEABLE = (
 """Keys that may differ between a run and its continuation: they do not enter the weights."""
 
 
+class Decision(NamedTuple):
+    """What is decided before a run or a whole sweep, so that its jobs can be compared."""
+
+    values: dict[str, Any]
+    """Of keys that were left to be chosen."""
+    note: str | None = None
+    """One line for the user."""
+
+
+NOTHING = Decision({})
+
+
 class AppChecks(NamedTuple):
     """What ``Preflight`` does for one app."""
 
@@ -47,8 +67,8 @@ class AppChecks(NamedTuple):
     """Refuse a config that cannot work; returns the directory to run in where it is not a new
     one.
     """
-    decide: Callable[[DictConfig], dict[str, Any]]
-    """Values of keys that were left to be chosen."""
+    decide: Callable[[DictConfig], Decision]
+    """Choose what was left to be chosen."""
 
 
 def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
@@ -58,56 +78,102 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
         UserError: for the first thing that cannot work.
     """
     directory = _resume(config, overrides) if config.get("resume") is not None else None
+    content = check_content(config)
+    if content["resume"] is not None:
+        _check_steps_left(Path(content["resume"]), content["steps"])
+    return directory
+
+
+def check_content(config: DictConfig) -> dict[str, Any]:
+    """Check the composed config of a training run; returns it as plain containers.
+
+    Raises:
+        UserError: for the first thing that cannot work.
+    """
     _check_schedule(config)
     content = validate(config, Train)
     _check_data(content["data"])
     _check_network(content)
     _check_labels(content)
-    if content["batch_size"] % content["training"]["accumulate"]:
+    hardware = content["hardware"]
+    devices = 1 if hardware["devices"] == "auto" else hardware["devices"] * hardware["nodes"]
+    check_division(content["batch_size"], content["training"]["accumulate"], devices)
+    return content
+
+
+def check_division(batch_size: int, accumulate: int, devices: int) -> None:
+    """Refuse a batch that cannot be divided evenly."""
+    if batch_size % (accumulate * devices):
+        among = f" on each of {devices} devices" if devices > 1 else ""
         raise UserError(
-            f"batch_size={content['batch_size']} cannot be divided into "
-            f"training.accumulate={content['training']['accumulate']} equal micro-batches"
+            f"batch_size={batch_size} cannot be divided into training.accumulate={accumulate} "
+            f"equal micro-batches{among}; make it a multiple of {accumulate * devices}"
         )
-    return directory
 
 
 def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/sample.py``."""
-    read_header(checkpoint_path(validate(config, Sample)["run"]))
+    content = validate(config, Sample)
+    saved = saved_header(content["run"])["config"]
+    _check_guidance("guidance", content["guidance"], saved)
+    labels, classes = content["labels"], saved["network"]["num_classes"]
+    if labels is not None and not classes:
+        raise UserError(f"labels={labels} needs a model trained with class labels; this has none")
+    if isinstance(labels, list) and (not labels or max(labels) >= classes):
+        raise UserError(f"labels={labels} must be class labels of the model, 0 to {classes - 1}")
     return None
 
 
 def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/evaluate.py``."""
     content = validate(config, Evaluate)
-    header = read_header(checkpoint_path(content["run"]))
-    _check_data({**header["config"]["data"], **_given(content["data"])})
+    saved = saved_header(content["run"])["config"]
+    _check_guidance("guidance", content["guidance"], saved)
+    _check_data({**saved["data"], **_given(content["data"])})
+    check_n(content["n"], content["evaluation"]["metrics"])
     return None
 
 
-def decide_train(config: DictConfig) -> dict[str, Any]:
+def saved_header(run: str | Path, key: str = "run") -> dict[str, Any]:
+    """Header of a run's or a checkpoint's weights, with a config that this version knows.
+
+    Raises:
+        UserError: where there is none, or it asks for something that is not this project's.
+    """
+    path = checkpoint_path(run, key)
+    header = read_header(path, key)
+    try:
+        validate_plain(header["config"], Train)
+    except UserError as error:
+        raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
+    return header
+
+
+def decide_train(config: DictConfig) -> Decision:
     """The extractor of the run's evaluations."""
-    if not config.evaluation.metrics or config.evaluation.n == 0:
-        return {}
-    return _extractor(config, config.data)
+    node = config.evaluation
+    if node.n:
+        check_n(node.n, node.metrics)
+    if node.every:
+        check_n(node.n_during, node.metrics)
+    wanted = node.metrics and (node.n or node.every)
+    return _extractor(config, config.data) if wanted else NOTHING
 
 
-def decide_evaluate(config: DictConfig) -> dict[str, Any]:
+def decide_evaluate(config: DictConfig) -> Decision:
     """The extractor of the evaluation."""
-    header = read_header(checkpoint_path(config.run))
-    return _extractor(config, header["config"]["data"])
+    return _extractor(config, read_header(checkpoint_path(config.run))["config"]["data"])
 
 
-def _extractor(config: DictConfig, data: Any) -> dict[str, Any]:
+def _extractor(config: DictConfig, data: Any) -> Decision:
     node = config.evaluation
     shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
     choice = choose(node.extractor, node.inception_weights, node.download, shape)
-    if choice.note and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(choice.note, flush=True)
+    check_metrics(node.metrics, choice.extractor)
     decided = {"evaluation.extractor": choice.extractor}
     if choice.weights:
         decided["evaluation.inception_weights"] = choice.weights
-    return decided
+    return Decision(decided, choice.note)
 
 
 def _given(node: dict[str, Any]) -> dict[str, Any]:
@@ -116,6 +182,8 @@ def _given(node: dict[str, Any]) -> dict[str, Any]:
 
 def _resume(config: DictConfig, overrides: list[str]) -> Path | None:
     """Replace ``config`` by that of the run it resumes, with what may change changed."""
+    if not isinstance(config.resume, str):
+        raise UserError(f"resume={config.resume} must be auto, a run directory or a checkpoint")
     if config.resume == "auto":
         wanted = _fixed(config)
         run = newest_run(lambda saved: _fixed(saved) == wanted)
@@ -126,16 +194,17 @@ def _resume(config: DictConfig, overrides: list[str]) -> Path | None:
         checkpoint = checkpoint_path(run, "resume")
     else:
         checkpoint = checkpoint_path(config.resume, "resume")
-    saved: DictConfig = OmegaConf.create(read_header(checkpoint, "resume")["config"])
-    for key in _keys(overrides):
+    saved: DictConfig = OmegaConf.create(saved_header(checkpoint, "resume")["config"])
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
         if key == "resume":
             continue
-        value = OmegaConf.select(config, key)
         if _changeable(key):
+            value = OmegaConf.select(config, key)
             OmegaConf.update(saved, key, value, merge=False, force_add=True)
-        elif config.resume != "auto" and OmegaConf.select(saved, key) != value:
+        elif not _agree(config, saved, key):
             raise UserError(
-                f"{key}={value} would make another run: resume continues one as it was, and can "
+                f"{override} would make another run: resume continues one as it was, and can "
                 f"change only {', '.join(CHANGEABLE)}"
             )
     saved.resume = str(checkpoint)
@@ -144,21 +213,41 @@ def _resume(config: DictConfig, overrides: list[str]) -> Path | None:
             del config[name]
         for name in saved:
             config[name] = saved[name]
-    return checkpoint.parents[1] if checkpoint.parent.name == "checkpoints" else None
+    return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def _agree(config: DictConfig, saved: DictConfig, key: str) -> bool:
+    """Whether both configs mean the same by ``key``; an experiment is all that it sets."""
+    if key == "experiment":
+        return _fixed(config) == _fixed(saved)
+    return OmegaConf.select(config, key) == OmegaConf.select(saved, key)
+
+
+def _check_steps_left(checkpoint: Path, steps: int) -> None:
+    """Refuse to continue a run that has ended; one that was cut off after its last step may."""
+    done = read_header(checkpoint, "resume")["step"]
+    ended = not _in_run(checkpoint) or (checkpoint.parents[1] / "summary.json").is_file()
+    if done > steps or (done == steps and ended):
+        raise UserError(
+            f"resume={checkpoint} has already taken {done} of {steps} steps; to train further "
+            f"give more, e.g. steps={2 * done}"
+        )
+
+
+def _in_run(checkpoint: Path) -> bool:
+    """Whether a checkpoint lies in a run directory."""
+    return checkpoint.parent.name == "checkpoints"
 
 
 def _fixed(config: DictConfig) -> Any:
     """The part of a config that makes a run what it is."""
     content: Any = OmegaConf.to_container(own_keys(config), resolve=True)
-    content.pop("resume", None)
-    for key in CHANGEABLE:
+    for key in ("resume", *CHANGEABLE):
         node, _, leaf = key.rpartition(".")
-        (content[node] if node else content).pop(leaf, None)
+        parent = content.get(node) if node else content
+        if isinstance(parent, dict):
+            parent.pop(leaf, None)
     return content
-
-
-def _keys(overrides: list[str]) -> list[str]:
-    return [override.partition("=")[0].lstrip("+~").partition("@")[0] for override in overrides]
 
 
 def _changeable(key: str) -> bool:
@@ -171,9 +260,12 @@ def _check_schedule(config: DictConfig) -> None:
     own = "sigma" if chosen == "geometric" else "beta"
     for node, model in (("sigma", "ncsn"), ("beta", "ddpm")):
         if node != own and config.get(node) is not None:
-            knob, value = next(iter(config[node].items()))
+            key, value = node, config[node]
+            if OmegaConf.is_dict(value) and value:
+                knob, value = next(iter(value.items()))
+                key = f"{node}.{knob}"
             raise UserError(
-                f"{node}.{knob}={value} does not fit schedule={chosen}, which is set by {own}.*; "
+                f"{key}={value} does not fit schedule={chosen}, which is set by {own}.*; "
                 f"{node}.* belongs to model={model}"
             )
 
@@ -225,25 +317,29 @@ def _check_labels(content: dict[str, Any]) -> None:
             f"objective.label_dropout={content['objective']['label_dropout']} needs labels "
             f"to drop: give network.num_classes too"
         )
-    guidance = content["training"]["guidance"]
-    if guidance != 1 and not (classes and content["objective"]["label_dropout"]):
+    _check_guidance("training.guidance", content["training"]["guidance"], content)
+
+
+def _check_guidance(key: str, weight: float, model: dict[str, Any]) -> None:
+    """Refuse guidance of a model that was not trained both with and without labels."""
+    trained = model["network"]["num_classes"] and model["objective"]["label_dropout"]
+    if weight != 1 and not trained:
         raise UserError(
-            f"training.guidance={guidance} needs network.num_classes and objective.label_dropout "
-            f"(0.1, say): the model must know both with and without a label"
+            f"{key}={weight} needs a model trained with network.num_classes and "
+            f"objective.label_dropout (0.1, say): it must know both with and without a label"
         )
 
 
 def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/compare.py``."""
-    for path in validate(config, Compare)["runs"]:
-        if not (Path(path) / "metrics.csv").is_file():
-            raise UserError(f"runs=[{path}] is not a run directory: it has no metrics.csv")
+    content = validate(config, Compare)
+    check_curves(read_runs(content["runs"]), content["metrics"])
     return None
 
 
 CHECKS = {
     "train": AppChecks(check_train, decide_train),
-    "sample": AppChecks(check_sample, lambda config: {}),
-    "compare": AppChecks(check_compare, lambda config: {}),
+    "sample": AppChecks(check_sample, lambda config: NOTHING),
+    "compare": AppChecks(check_compare, lambda config: NOTHING),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
 }

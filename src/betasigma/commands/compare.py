@@ -8,23 +8,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from betasigma.commands.schema import Compare, validate
-from betasigma.errors import UserError
-from betasigma.tracking.compare import draw_curves, last_values, read_run, write_table
+from betasigma.tracking.compare import draw_curves, last_values, read_runs, write_table
 from betasigma.training.display import Display
 from betasigma.training.runs import short
 
 
 def compare(config: DictConfig) -> None:
-    """Print a table of the runs' last values and draw their curves.
-
-    Raises:
-        UserError: where a run has no metrics.
-    """
+    """Print a table of the runs' last values and draw their curves."""
     content = validate(config, Compare)
     out = short(Path(HydraConfig.get().runtime.output_dir))
-    runs = [read_run(Path(path)) for path in content["runs"]]
-    if len({run.label for run in runs}) < len(runs):
-        raise UserError(f"runs={content['runs']} names a run twice")
+    runs = read_runs(content["runs"])
     table = last_values(runs)
     display = Display()
     display.table("last values", ["metric", *(run.label for run in runs)], table)

@@ -33,7 +33,7 @@ def evaluate(config: DictConfig) -> None:
     data = make_data(with_place(loaded.config, content["data"]))
     data.prepare_data()
     data.setup()
-    sampler = make_sampler(content["sampler"]) if content["sampler"] else loaded.sampler
+    sampler = make_sampler(content["sampler"]) if content.get("sampler") else loaded.sampler
     records = [Record(out / "metrics.csv")]
     run = Path(content["run"])
     if run.is_dir():

@@ -30,10 +30,10 @@ def explain(error: Exception, folder: Path, config_name: str) -> str:
         return f"{found[1]} has no value; give {found[1]}=…"
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return f"{found[1]} is not an override; write key=value"
-    if "no viable alternative" in text or "mismatched input" in text:
-        return (
-            f"the command line cannot be read ({text.splitlines()[0].strip()}); quote or close it"
-        )
+    if found := re.search(r"(?:no viable alternative at input|mismatched input|Lexer\w+:) (.*)", text):
+        return f"the command line cannot be read at {found[1].strip()}; quote or close it"
+    if "Config group override must be" in text:
+        return _not_a_name(folder)
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
 
 
@@ -126,5 +126,14 @@ def _with_value(key: str) -> str:
     """``key=value`` as typed on the command line, or the key alone."""
     for word in sys.argv[1:]:
         if word.lstrip("+~").partition("=")[0] == key:
-            return word
+            return re.sub(r"=choice\((.*)\)$", r"=\1", word)
     return key
+
+
+def _not_a_name(folder: Path) -> str:
+    """Sentence for a group that was given a number or a truth value."""
+    for word in sys.argv[1:]:
+        group, _, choice = word.lstrip("+").partition("=")
+        if (folder / group).is_dir() and not (folder / group / f"{choice}.yaml").is_file():
+            return unknown_choice(group, choice, folder)
+    return "a config group needs the name of one of its files"

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import torch
 
 from betasigma.commands.build import make_denoiser, make_sampler
-from betasigma.commands.schema import Train, validate_plain
+from betasigma.commands.checks import saved_header
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.samplers import Sampler
-from betasigma.training.checkpoints import HEADER, read
+from betasigma.training.checkpoints import read
 from betasigma.training.headers import checkpoint_path
 
 PREFIX = "average."
@@ -38,13 +38,11 @@ def load_run(path: str | Path, precision: torch.dtype | None = None) -> Loaded:
 
     Raises:
         UserError: where there is no checkpoint, it is damaged or of a newer format, or its config
-        names
-            something foreign.
+            names something foreign.
     """
+    header = saved_header(path)
     contents = read(checkpoint_path(path))
-    header = contents[HEADER]
     config = header["config"]
-    validate_plain(config, Train)
     data = config["data"]
     shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
     low, high = header["value_range"]

@@ -8,6 +8,9 @@ and the process ends.
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +20,14 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from betasigma.commands.app import fail, tracebacks_wanted
-from betasigma.commands.checks import CHECKS
+from betasigma.commands import cluster
+from betasigma.commands.app import begin_sweep, fail, is_refusal, tracebacks_wanted
+from betasigma.commands.checks import CHECKS, Decision
+from betasigma.commands.sweeps import Sweep
 from betasigma.errors import UserError
 
 
@@ -38,29 +43,88 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
+            cluster.refuse_single(config)
             directory = self._app.check(config, list(config.hydra.overrides.task))
-            for key, value in self._app.decide(config).items():
+            decision = self._app.decide(config)
+            for key, value in decision.values.items():
                 OmegaConf.update(config, key, value)
-            if directory is not None:
-                _set(config, "hydra.run.dir", str(directory))
+            _tell(decision)
+            # plain, so that whoever reads it again reads the same
+            _set(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
+            _make(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             loader = GlobalHydra.instance().config_loader()
             task = list(config.hydra.overrides.task)
-            decided: dict[str, Any] = {}
-            for overrides in _jobs(task):
+            jobs, expanded = [], _jobs(task)
+            for overrides in expanded:
                 job = loader.load_sweep_config(config, overrides)
                 if OmegaConf.select(job, "resume") is not None:
                     raise UserError(
                         f"resume={job.resume} continues one run; leave out -m (--multirun)"
                     )
                 self._app.check(job, overrides)
-                decided = decided or self._app.decide(job)
-            # one decision for the whole sweep, so that its jobs can be compared
+                jobs.append(job)
             given = {override.partition("=")[0] for override in task}
-            extra = [f"{key}={value}" for key, value in decided.items() if key not in given]
-            _set(config, "hydra.overrides.task", [*task, *extra])
+            decided = self._decide_once(jobs, given) + _request(config, jobs, given)
+            _set(config, "hydra.overrides.task", [*task, *decided])
+            _fix_directory(config)
+            _make(config.hydra.sweep.dir)
+            begin_sweep(Sweep(Path(config.hydra.sweep.dir), expanded))
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Write what went wrong into the directory's log, also that of one job of a sweep."""
+        error = job_return._return_value
+        if job_return.status == JobStatus.FAILED:
+            told = None if isinstance(error, UserError) else error
+            logging.getLogger("betasigma").error("failed: %s", error, exc_info=told)
+
+    def _decide_once(self, jobs: list[DictConfig], given: set[str]) -> list[str]:
+        """Overrides for all jobs: one decision for the whole sweep, so that they can be compared.
+
+        Raises:
+            UserError: where the jobs cannot share one.
+        """
+        decisions = [self._app.decide(job) for job in jobs]
+        values = [{k: v for k, v in d.values.items() if k not in given} for d in decisions]
+        if any(other != values[0] for other in values):
+            raise UserError(
+                "the jobs of this sweep need different evaluations (images and points, say): make "
+                "it two sweeps, or leave them out with evaluation=none"
+            )
+        _tell(decisions[0])
+        return [f"{key}={value}" for key, value in values[0].items()]
+
+
+def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> list[str]:
+    """Tell the launcher what to ask the cluster for; returns overrides for all jobs.
+
+    Hydra makes the launcher from the sweep's common config, which has none of the jobs' own values.
+
+    Raises:
+        UserError: where the cluster cannot be asked for it.
+    """
+    wanted = cluster.request(jobs)
+    if wanted is None:
+        return []
+    warning = cluster.check_commands()
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    with open_dict(config):
+        config.cluster = cluster.launcher(wanted)
+    return [o for o in cluster.overrides(wanted) if o.partition("=")[0] not in given]
+
+
+def _fix_directory(config: DictConfig) -> None:
+    """Make the sweep's directory the same for all its jobs, which compose their configs anew, maybe
+    where the resolver of its name is not known.
+    """
+    own = list(config.hydra.overrides.hydra)
+    if not any(word.startswith("hydra.sweep.dir=") for word in own):
+        directory = str(config.hydra.sweep.dir)
+        _set(config, "hydra.sweep.dir", directory)
+        _set(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.dir='{directory}'"])
 
 
 def _jobs(task: list[str]) -> list[list[str]]:
@@ -75,17 +139,32 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
         OmegaConf.update(config, key, value, force_add=True)
 
 
+def _make(directory: str) -> None:
+    """Make the directory that is about to be run in.
+
+    Raises:
+        UserError: where that is not possible.
+    """
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"directory {directory} cannot be made: {error.strerror}") from None
+
+
+def _tell(decision: Decision) -> None:
+    """Print what the user should know of a decision, once for all processes."""
+    if decision.note and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(decision.note, flush=True)
+
+
 @contextmanager
 def _ending(config: DictConfig) -> Iterator[None]:
     """Print what is wrong in one sentence and end, unless tracebacks were asked for."""
     try:
         yield
-    except (UserError, HydraException) as error:
-        if tracebacks_wanted():
+    except Exception as error:  # Hydra would only warn of it and go on
+        if tracebacks_wanted() or not is_refusal(error):
             traceback.print_exc()
             raise SystemExit(1) from None
         sources = [s.path for s in config.hydra.runtime.config_sources if s.provider == "main"]
         fail(error, Path(sources[0]), config.hydra.job.config_name)
-    except Exception:
-        traceback.print_exc()  # Hydra would only warn of it and go on
-        raise SystemExit(1) from None

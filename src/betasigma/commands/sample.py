@@ -15,7 +15,6 @@ from betasigma.commands.load import load_run
 from betasigma.commands.schema import Sample, validate
 from betasigma.data import pixels
 from betasigma.denoiser import Denoiser
-from betasigma.errors import UserError
 from betasigma.tracking.pictures import picture, save
 from betasigma.training.callbacks import class_labels, guided
 from betasigma.training.display import Display
@@ -34,7 +33,7 @@ def sample(config: DictConfig) -> None:
     loaded = load_run(content["run"], precision_of(content["hardware"]))
     denoiser = loaded.denoiser
     place(denoiser, content["hardware"])
-    sampler = make_sampler(content["sampler"]) if content["sampler"] else loaded.sampler
+    sampler = make_sampler(content["sampler"]) if content.get("sampler") else loaded.sampler
     labels = choose_labels(content["labels"], denoiser, content["n"])
     with display.share(f"{sampler.name}: {content['n']} samples") as progress:
         drawn = sampler.sample(
@@ -71,22 +70,9 @@ def sample(config: DictConfig) -> None:
 
 
 def choose_labels(wanted: list[int] | str | None, denoiser: Denoiser, n: int) -> Tensor | None:
-    """Class label of each sample: those wanted in turn, or all classes in turn.
-
-    Raises:
-        UserError: where the model has no classes, or not these.
-    """
+    """Class label of each sample: those wanted in turn, or all classes in turn."""
     if not isinstance(wanted, list):
-        if wanted == "all" and not denoiser.num_classes:
-            raise UserError("labels=all needs a model trained with class labels; this one has none")
         return class_labels(denoiser.num_classes, range(n))
-    if not wanted or max(wanted) >= denoiser.num_classes:
-        raise UserError(
-            f"labels={wanted} must be class labels of the model, from 0 to "
-            f"{denoiser.num_classes - 1}"
-            if denoiser.num_classes
-            else f"labels={wanted} needs a model trained with class labels; this one has none"
-        )
     return torch.tensor(wanted, dtype=torch.int64).repeat(-(-n // len(wanted)))[:n]
 
 

@@ -7,6 +7,7 @@ would be accepted.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,7 @@ from betasigma.errors import UserError
 
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -24,9 +26,11 @@ OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Node(BaseModel):
-    """A node of the config: no keys but these, no conversions of type."""
+    """A node of the config: no keys but these, no conversions of type, only finite numbers."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", populate_by_name=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", populate_by_name=False, allow_inf_nan=False
+    )
 
 
 class Target(Node):
@@ -149,7 +153,7 @@ class Hardware(Node):
     nodes: Count
     strategy: Literal["auto", "ddp"]
     precision: Literal["auto", "bf16", "32"] | int
-    channels_last: bool
+    channels_last: bool | Literal["auto"]
     compile: bool
     deterministic: bool
     threads: Count | None
@@ -258,9 +262,13 @@ class DenoiserNode(Node):
 
 
 class Optimizer(Target):
-    model_config = ConfigDict(strict=True, extra="allow")
-    target: Annotated[str, Field(pattern=r"^torch\.optim\.\w+$", alias="_target_")]
+    target: Literal[
+        "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.NAdam", "torch.optim.RAdam"
+    ] = Field(alias="_target_")
     lr: Positive
+    betas: Annotated[list[Probability], Field(min_length=2, max_length=2)]
+    eps: NonNegative
+    weight_decay: NonNegative
 
 
 class Training(Node):
@@ -284,7 +292,7 @@ class Train(Node):
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
     tags: list[str]
-    seed: Index
+    seed: Seed
     steps: Count
     batch_size: Count
     resume: str | None
@@ -312,8 +320,8 @@ class Sample(Node):
 
     run: str
     n: Count
-    seed: Index
-    sampler: AnySampler | None
+    seed: Seed
+    sampler: AnySampler | None = None
     labels: list[Index] | Literal["all"] | None
     guidance: NonNegative
     batch_size: Count
@@ -331,8 +339,8 @@ class Evaluate(Node):
 
     run: str
     n: int
-    seed: Index
-    sampler: AnySampler | None
+    seed: Seed
+    sampler: AnySampler | None = None
     guidance: NonNegative
     data: DataPlace
     evaluation: Evaluation
@@ -405,7 +413,8 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
         tag = "_target_" if "_target_" in _at(first["loc"], content) else "kind"
         value = _at(first["loc"], content).get(tag)
         return f"{key}.{tag}={value} is not one of {known}"
-    message = first["msg"].replace("Input should be", "must be").replace("input", "value")
+    message = re.sub(r"^(Input|String|List) should", "must", first["msg"])
+    message = message.replace(" after validation", "").replace("input", "value")
     if "must" not in message:
         message = f"is not possible: {message}"
     return f"{key}={first['input']} {message}"

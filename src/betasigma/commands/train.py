@@ -20,14 +20,14 @@ from torch import Tensor
 from betasigma import __version__
 from betasigma.commands.build import (
     Config,
+    arrange,
     make_data,
     make_denoiser,
     make_module,
     make_sampler,
-    place,
     precision_of,
 )
-from betasigma.commands.checks import check_train
+from betasigma.commands.checks import check_content
 from betasigma.commands.measure import Meter
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
@@ -37,6 +37,7 @@ from betasigma.tracking.record import Record
 from betasigma.training.callbacks import (
     Checkpoints,
     Evaluation,
+    Interrupts,
     Metrics,
     SampleGrids,
     draw,
@@ -56,8 +57,7 @@ def train(config: DictConfig) -> None:
         UserError: for bad input.
     """
     hydra_config = HydraConfig.get()
-    check_train(config, [])
-    content: Config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    content: Config = check_content(config)
     run = short(Path(hydra_config.runtime.output_dir))
     quiet_libraries()
     display = Display(quiet=_rank() != 0)
@@ -67,7 +67,7 @@ def train(config: DictConfig) -> None:
     denoiser = make_denoiser(
         content, data.sample_shape, data.value_range, precision_of(content["hardware"])
     )
-    place(denoiser, {**content["hardware"], "accelerator": "cpu"})
+    arrange(denoiser, content["hardware"])
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
     resumed = Path(content["resume"]) if content["resume"] else None
@@ -79,10 +79,8 @@ def train(config: DictConfig) -> None:
     try:
         trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
         finish(trainer, module.average, run, content, display, meter, callbacks)
-    except SystemExit:
-        if trainer.interrupted:  # Lightning's answer to Ctrl-C
-            display.line(f"stopped at step {trainer.global_step}; to continue:")
-            display.line(f"  python train.py resume={run}")
+    except BaseException:  # of which Ctrl-C is one
+        _say_how_to_continue(display, run)
         raise
     finally:
         close_loggers(loggers)
@@ -121,6 +119,7 @@ def make_callbacks(
     return [
         Metrics(display, settings["log_every"], content["batch_size"], content["steps"]),
         Checkpoints(run / "checkpoints", header, settings["checkpoint_every"], MONITOR),
+        Interrupts(display),
         SampleGrids(run, samples, settings["sample_every"]),
         Evaluation(
             lambda denoiser, step: meter.log(
@@ -198,6 +197,15 @@ def finish(
     display.line(f"  python scripts/sample.py run={run} n=64 sampler=ddim sampler.steps=50")
     display.line(f"  python scripts/evaluate.py run={run} sampler=ddim,annealed_langevin -m")
     display.line(f"  python train.py resume={run} steps={2 * content['steps']}")
+
+
+def _say_how_to_continue(display: Display, run: Path) -> None:
+    last = run / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        display.line(f"stopped; the last checkpoint is of step {read_header(last)['step']}")
+        display.line(f"to continue: python train.py resume={run}")
+    else:
+        display.line("stopped before the first checkpoint")
 
 
 def quiet_libraries() -> None:

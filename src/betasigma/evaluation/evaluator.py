@@ -75,7 +75,8 @@ class Measurement:
         sampler: name of the sampler, or of where the images came from.
         seed: of the samples; ``None`` where there was none.
         split: what they were compared with; ``None`` where with nothing.
-        extractor: name of the features; ``pixels`` for distances in pixel space.
+        extractor: name of the features; ``pixels`` (``points``) for distances between the data
+            themselves.
         std: standard deviation over subsets or splits, where the metric has one.
     """
 
@@ -386,7 +387,7 @@ class Evaluator:
             value=distance_ratio(distances, self._held_out),
             n=len(distances),
             split="train",
-            extractor="pixels",
+            extractor="pixels" if collected.images.ndim == 4 else "points",
         )
 
     def _name(self, metric: str) -> str:

@@ -76,10 +76,10 @@ def distance_ratio(samples: Tensor, held_out: Tensor) -> float:
 
 
 def _vectors(x: Tensor, device: torch.device) -> Tensor:
-    """Examples as float32 rows; pixels are centred, which leaves distances alone and rounding
-    smaller."""
+    """Examples as rows: pixels in float32, centred, which leaves distances alone and rounding
+    smaller; points, which may lie arbitrarily close, in float64."""
     flat = x.to(device).flatten(1)
-    return flat.float() - 127.5 if flat.dtype == torch.uint8 else flat.float()
+    return flat.float() - 127.5 if flat.dtype == torch.uint8 else flat.double()
 
 
 def _search(query: Tensor, chunk: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,16 @@
 """Objectives: what a denoiser is trained to minimise."""
 
 from betasigma.objectives.denoising import Denoising, LossTerms
+from betasigma.objectives.score_matching import (
+    ExplicitScoreMatching,
+    ImplicitScoreMatching,
+    SlicedScoreMatching,
+)
 
-__all__ = ["Denoising", "LossTerms"]
+__all__ = [
+    "Denoising",
+    "ExplicitScoreMatching",
+    "ImplicitScoreMatching",
+    "LossTerms",
+    "SlicedScoreMatching",
+]

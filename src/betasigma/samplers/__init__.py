@@ -2,6 +2,20 @@
 
 from betasigma.samplers.ancestral import DDIM, Ancestral
 from betasigma.samplers.base import Sampler, Samples
+from betasigma.samplers.dpm_solver import DPMSolver
 from betasigma.samplers.langevin import AnnealedLangevin
+from betasigma.samplers.predictor_corrector import PredictorCorrector
+from betasigma.samplers.probability_flow import AdaptiveODE, Euler, Heun
 
-__all__ = ["DDIM", "Ancestral", "AnnealedLangevin", "Sampler", "Samples"]
+__all__ = [
+    "DDIM",
+    "AdaptiveODE",
+    "Ancestral",
+    "AnnealedLangevin",
+    "DPMSolver",
+    "Euler",
+    "Heun",
+    "PredictorCorrector",
+    "Sampler",
+    "Samples",
+]

@@ -19,13 +19,12 @@ both run on any subset of them, and on a σ-ladder as on a β-schedule.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Unpack
 
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.randomness import Stream
-from betasigma.samplers.base import Grid, Sampler, Start, _Bound
+from betasigma.samplers.base import Bound, Noise, Options, Sampler
 from betasigma.schedules import posterior, transition
 
 
@@ -34,7 +33,7 @@ class Ancestral(Sampler):
 
     Args:
         variance: ``beta`` for β_t, ``posterior`` for β̃_t.
-        steps, grid, start, clip, dtype: see :class:`Sampler`.
+        steps, clip, options: see :class:`Sampler`.
     """
 
     name = "ancestral"
@@ -43,17 +42,15 @@ class Ancestral(Sampler):
         self,
         variance: Literal["beta", "posterior"] = "beta",
         steps: int | None = None,
-        grid: Grid = "levels",
-        start: Start = "prior",
         clip: bool = True,
-        dtype: Literal["float32", "float64"] = "float32",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(steps, grid, start, clip, dtype)
+        super().__init__(steps, clip, **options)
         if variance not in ("beta", "posterior"):
             raise UserError(f"sampler.variance={variance} is unknown; choose from beta, posterior")
         self.variance = variance
 
-    def step(self, model: _Bound, x: Tensor, t: float, s: float, rng: Stream) -> Tensor:
+    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         c_x0, c_xt, variance = posterior(model.schedule, t, s)
         mean = c_x0.item() * model(x, t).x0 + c_xt.item() * x
         if s == 0:
@@ -67,8 +64,8 @@ class DDIM(Sampler):
     """Denoising diffusion implicit sampler (Song, Meng & Ermon 2021), in any number of steps.
 
     Args:
-        eta: η ≥ 0; 0 is deterministic, 1 ancestral.
-        steps, grid, start, clip, dtype: see :class:`Sampler`.
+        eta: η ∈ [0, 1]; 0 is deterministic, 1 ancestral.
+        steps, clip, options: see :class:`Sampler`.
     """
 
     name = "ddim"
@@ -77,17 +74,15 @@ class DDIM(Sampler):
         self,
         eta: float = 0.0,
         steps: int | None = 50,
-        grid: Grid = "levels",
-        start: Start = "prior",
         clip: bool = True,
-        dtype: Literal["float32", "float64"] = "float32",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(steps, grid, start, clip, dtype)
+        super().__init__(steps, clip, **options)
         if not 0 <= eta <= 1:
             raise UserError(f"sampler.eta={eta} must lie between 0 and 1")
         self.eta = eta
 
-    def step(self, model: _Bound, x: Tensor, t: float, s: float, rng: Stream) -> Tensor:
+    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         schedule = model.schedule
         prediction = model(x, t)
         x_s = schedule.alpha(s).item() * prediction.x0

@@ -94,20 +94,24 @@ def time_grid(
     count = schedule.levels if steps is None else steps
     if count == 1 or schedule.levels == 1:
         return [1.0]
+    first, last = 1.0, schedule.t_min
     if grid in ("uniform_log_snr", "karras"):
-        ends = schedule.log_snr(torch.tensor([1.0, schedule.t_min]))
+        ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
         if grid == "uniform_log_snr":
-            log_snr = torch.linspace(*ends.tolist(), count, dtype=torch.float64)
+            log_snr = _even(*ends.tolist(), count)
         else:
             roots = torch.exp(-ends / (2 * rho))
-            even = torch.linspace(*roots.tolist(), count, dtype=torch.float64)
-            log_snr = -2 * rho * torch.log(even)
+            log_snr = -2 * rho * torch.log(_even(*roots.tolist(), count))
         # the ends are met exactly, not up to the rounding of a root
-        return [1.0, *schedule.t_of_log_snr(log_snr[1:-1]).tolist(), schedule.t_min]
-    times = torch.linspace(1.0, schedule.t_min, count, dtype=torch.float64)
+        return [first, *schedule.t_of_log_snr(log_snr[1:-1]).tolist(), last]
+    times = _even(first, last, count)
     if grid == "levels" and count <= schedule.levels:
         times = (times * schedule.levels).round() / schedule.levels
     return times.tolist()
+
+
+def _even(first: float, last: float, count: int) -> Tensor:
+    return torch.linspace(first, last, count, dtype=torch.float64)
 
 
 class Options(TypedDict, total=False):

@@ -20,13 +20,13 @@ keeps its form (step·σ_t² in the units of x_t), and going from t to s multipl
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from itertools import pairwise
+from typing import Unpack
 
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.randomness import Stream
-from betasigma.samplers.base import Grid, Sampler, Start, _Bound
+from betasigma.samplers.base import Bound, Noise, Options, Sampler
 
 
 class AnnealedLangevin(Sampler):
@@ -36,8 +36,7 @@ class AnnealedLangevin(Sampler):
         inner_steps: T, Langevin steps at each level.
         step: relative step size step_i/σ_i².
         denoise: end with NCSNv2's denoising step.
-        steps, grid, start, clip, dtype: see :class:`Sampler`; ``steps`` is the number of noise
-            levels visited.
+        steps, clip, options: see :class:`Sampler`; ``steps`` is the number of noise levels visited.
     """
 
     name = "annealed_langevin"
@@ -48,12 +47,10 @@ class AnnealedLangevin(Sampler):
         step: float = 0.2,
         denoise: bool = False,
         steps: int | None = None,
-        grid: Grid = "levels",
-        start: Start = "prior",
         clip: bool = False,
-        dtype: Literal["float32", "float64"] = "float32",
+        **options: Unpack[Options],
     ) -> None:
-        super().__init__(steps, grid, start, clip, dtype)
+        super().__init__(steps, clip, **options)
         if inner_steps < 1:
             raise UserError(f"sampler.inner_steps={inner_steps} must be at least 1")
         if not 0 < step < 1:
@@ -65,11 +62,9 @@ class AnnealedLangevin(Sampler):
     def calls(self, times: list[float]) -> int:
         return len(times) * self.inner_steps + 1
 
-    def trajectory(
-        self, model: _Bound, x: Tensor, times: list[float], rng: Stream
-    ) -> Iterator[Tensor]:
+    def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         schedule = model.schedule
-        for t, s in zip(times, [*times[1:], 0.0], strict=True):
+        for t, s in pairwise([*self.times(schedule), 0.0]):
             step = self.step_size * schedule.sigma(t).item() ** 2
             for _ in range(self.inner_steps):
                 noise = rng.normal(x.shape[1:], x.dtype)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,41 @@ def read_run(path: Path) -> Run:
     return Run(path.resolve().name, record, config)
 
 
+def read_runs(paths: Sequence[str]) -> list[Run]:
+    """Read several run directories; those of one name are labelled with their parent's too.
+
+    Raises:
+        UserError: where one is not a run directory, or is named twice.
+    """
+    places = [Path(path).resolve() for path in paths]
+    if len(set(places)) < len(places):
+        raise UserError(f"runs=[{','.join(paths)}] names a run twice")
+    runs = [read_run(Path(path)) for path in paths]
+    names = [place.name for place in places]
+    return [
+        run if names.count(place.name) == 1 else replace(run, label="/".join(place.parts[-2:]))
+        for run, place in zip(runs, places, strict=True)
+    ]
+
+
+def check_curves(runs: Sequence[Run], metrics: Sequence[str]) -> None:
+    """See that every metric is in some run.
+
+    Raises:
+        UserError: where it is in none.
+    """
+    known = {row["metric"] for run in runs for row in run.record.rows()}
+    for metric in metrics:
+        if metric not in known:
+            near = difflib.get_close_matches(metric, sorted(known), n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"they have {_listed(known)}"
+            raise UserError(f"metrics=[{metric}] is in no run; {hint}")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
 def last_values(runs: list[Run]) -> list[list[str]]:
     """Rows metric, value of each run: the last of every metric, told apart by how it was
     measured.
@@ -70,11 +107,7 @@ def write_table(rows: list[list[str]], labels: list[str], path: Path) -> None:
 
 
 def draw_curves(runs: list[Run], metrics: list[str], path: Path) -> None:
-    """Draw each metric over the steps, one line a run.
-
-    Raises:
-        UserError: where no run has one of the metrics.
-    """
+    """Draw each metric over the steps, one line a run."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -82,15 +115,10 @@ def draw_curves(runs: list[Run], metrics: list[str], path: Path) -> None:
     canvas = FigureCanvasAgg(figure)
     for number, metric in enumerate(metrics, start=1):
         axes = figure.add_subplot(1, len(metrics), number)
-        drawn = False
         for run in runs:
             steps, values = run.record.curve(metric)
             if steps:
                 axes.plot(steps, values, label=run.label, marker="." if len(steps) < 20 else None)
-                drawn = True
-        if not drawn:
-            known = sorted({row["metric"] for run in runs for row in run.record.rows()})
-            raise UserError(f"metrics=[{metric}] is in no run; they have {', '.join(known)}")
         axes.set(xlabel="optimizer step", ylabel=metric, yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)

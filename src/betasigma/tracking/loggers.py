@@ -52,7 +52,7 @@ def wandb_mode(mode: str) -> str:
     if mode in ("online", "offline"):
         return mode
     chosen = os.environ.get("WANDB_MODE", "")
-    if chosen in ("online", "offline"):
+    if chosen in ("online", "offline", "disabled"):
         return chosen
     return "online" if _logged_in() else "offline"
 
@@ -114,8 +114,9 @@ def _wandb_logger(
     identity = run_id or secrets.token_hex(4)
 
     def start(mode: str) -> WandbLogger:
-        logger = WandbLogger(
-            save_dir=run,
+        # made here rather than by Lightning, which would pass on an option that wandb warns of
+        experiment = wandb.init(
+            dir=run,
             project=settings["project"],
             entity=settings["entity"],
             group=settings["group"],
@@ -124,16 +125,16 @@ def _wandb_logger(
             tags=list(config["tags"]),
             job_type=job_type,
             config=config,
-            mode=mode,
+            mode=mode,  # type: ignore[arg-type]
             resume="allow" if run_id and mode == "online" else None,
+            reinit="finish_previous",
             settings=wandb.Settings(
                 init_timeout=settings["timeout"], silent=True, console="off", x_disable_stats=True
             ),
         )
-        experiment = logger.experiment
         experiment.define_metric("trainer/global_step")
         experiment.define_metric("*", step_metric="trainer/global_step")
-        return logger
+        return WandbLogger(experiment=experiment, save_dir=run, id=identity)
 
     try:
         return start(mode)

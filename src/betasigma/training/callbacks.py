@@ -4,7 +4,9 @@ evaluation.
 
 from __future__ import annotations
 
+import signal
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,13 +27,30 @@ from betasigma.training.display import Display
 
 
 class StepCallback(Callback):
-    """Calls ``on_step`` once after each optimizer step, whatever the number of micro-batches."""
+    """Calls ``on_step`` once after each optimizer step, whatever the number of micro-batches.
+
+    Attributes:
+        between_steps: whether no step and no validation is under way, so that weights, optimizer
+            and counters are whole and agree.
+    """
 
     def __init__(self) -> None:
         self._last = 0
+        self.between_steps = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last = trainer.global_step
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.between_steps = False
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.between_steps = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.between_steps = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -39,6 +58,7 @@ class StepCallback(Callback):
         if trainer.global_step == self._last:
             return
         self._last = trainer.global_step
+        self.between_steps = True
         self.on_step(trainer, _module(pl_module), trainer.global_step)
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
@@ -94,6 +114,7 @@ class Metrics(StepCallback):
             self._update(step, self._note)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
         if trainer.is_global_zero:
             found = trainer.callback_metrics.items()
             values = {name: float(value) for name, value in found if name.startswith("val/")}
@@ -143,13 +164,16 @@ class Checkpoints(StepCallback):
         every: steps between two writings of ``last.ckpt``; it is also written at the end and on an
             interrupt.
         monitor: metric whose least value makes ``best.ckpt``.
+
+    Attributes:
+        saved: step of the ``last.ckpt`` that this process has written; −1 for none.
     """
 
     def __init__(self, folder: Path, header: dict[str, Any], every: int, monitor: str) -> None:
         super().__init__()
         self._folder, self._header, self._every, self._monitor = folder, header, every, monitor
         self._best = float("inf")
-        self._saved = -1
+        self.saved = -1
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}
@@ -167,11 +191,14 @@ class Checkpoints(StepCallback):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
         value = trainer.callback_metrics.get(self._monitor)
         if trainer.sanity_checking or value is None or not float(value) < self._best:
             return
         self._best = float(value)
         trainer.save_checkpoint(self._folder / "best.ckpt")
+        if trainer.global_step == self.saved:  # before this validation: it must know the best
+            trainer.save_checkpoint(self._folder / "last.ckpt")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer)
@@ -179,14 +206,49 @@ class Checkpoints(StepCallback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        # an interrupt between two steps leaves whole weights; after any other error they may not be
-        if isinstance(exception, KeyboardInterrupt) and trainer.global_step == self._last:
+        # after any other error the weights may not be whole
+        if isinstance(exception, KeyboardInterrupt) and self.between_steps:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved:
-            self._saved = trainer.global_step
+        if trainer.global_step != self.saved:
             trainer.save_checkpoint(self._folder / "last.ckpt")
+            self.saved = trainer.global_step
+
+
+class Interrupts(StepCallback):
+    """Lets Ctrl-C end a run between two steps; a second one ends it where it is.
+
+    Args:
+        display: where it says that it was heard.
+    """
+
+    def __init__(self, display: Display) -> None:
+        super().__init__()
+        self._display = display
+        self._asked = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._hear)  # the Trainer restores the one before
+
+    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        self._obey()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._obey()
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if self.between_steps or self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        self._display.line("stopping after this step; Ctrl-C again stops at once")
+
+    def _obey(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
 
 
 class Evaluation(StepCallback):

@@ -8,12 +8,14 @@ any instant the destination is the old checkpoint or the new one, whole.
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from betasigma.errors import UserError
 from betasigma.training.headers import append_header, read_header
 
 HEADER = "betasigma"
@@ -40,13 +42,23 @@ def save(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 
 def read(path: str | Path, key: str = "run") -> dict[str, Any]:
-    """Contents of a checkpoint, tensors on the CPU.
+    """Contents of a checkpoint, tensors on the CPU. Executes nothing that the file holds.
 
     Raises:
-        UserError: see :func:`betasigma.training.headers.read_header`.
+        UserError: where it is not plain tensors and containers; see also
+            :func:`betasigma.training.headers.read_header`.
     """
-    read_header(Path(path), key)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    header = read_header(Path(path), key)
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        contents = None
+    if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
+        raise UserError(
+            f"{key}={path} holds something else than plain tensors under its header; nothing in it "
+            f"was executed"
+        )
+    return {**contents, HEADER: header}
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -1,7 +1,11 @@
-"""What a person sees while something runs: a live bar on a terminal, plain lines in a job's log."""
+"""What a person sees while something runs: a live bar on a terminal, plain lines in a job's log.
+
+Every line also goes to the logger ``betasigma``, which Hydra writes to the run directory's log.txt.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +23,10 @@ from rich.progress import (
 from rich.table import Table
 
 PLAIN_SECONDS = 20.0
-"""Least time between two lines about the same work where there is no terminal."""
+"""Least time between two lines about the same work in a log."""
+
+log = logging.getLogger("betasigma")
+log.addHandler(logging.NullHandler())
 
 
 class Display:
@@ -47,6 +54,7 @@ class Display:
     def line(self, text: str) -> None:
         """Print one line."""
         self.console.print(text, markup=False, highlight=False)
+        self._log(text)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """Print a small table; the first column is text, the others numbers."""
@@ -56,26 +64,34 @@ class Display:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
+        for row in rows:
+            self._log(f"{title}: {' '.join(cell for cell in row if cell)}")
 
     @contextmanager
     def work(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
         """Show work of ``total`` units; yields ``update(done, note)``."""
-        if self._live:
-            with self._bar(what, total, done) as task:
-                yield lambda n, note: self._progress.update(task, completed=n, note=note)
-            return
         start = last = time.monotonic()
 
-        def update(n: int, note: str) -> None:
+        def tell(n: int, note: str) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < PLAIN_SECONDS and n < total:
                 return
             last = now
             left = (total - n) * (now - start) / max(1, n - done)
-            self.line(f"{what} {n}/{total}  {note}  {_clock(left)} left")
+            say = self._log if self._live else self.line
+            say(f"{what} {n}/{total}  {note}  {_clock(left)} left")
 
-        yield update
+        if not self._live:
+            yield tell
+            return
+        with self._bar(what, total, done) as task:
+
+            def update(n: int, note: str) -> None:
+                self._progress.update(task, completed=n, note=note)
+                tell(n, note)
+
+            yield update
 
     @contextmanager
     def share(self, what: str) -> Iterator[Callable[[float], None]]:
@@ -90,6 +106,10 @@ class Display:
                     update(min(total, int(done + 0.5)), "")
 
             yield advance
+
+    def _log(self, text: str) -> None:
+        if not self._quiet:
+            log.info(text)
 
     @contextmanager
     def _bar(self, what: str, total: int, done: int) -> Iterator[TaskID]:
@@ -109,6 +129,7 @@ class Display:
 def warn(text: str) -> None:
     """One line on standard error."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+    log.warning(text)
 
 
 def _clock(seconds: float) -> str:

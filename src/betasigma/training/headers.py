@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ FORMAT = 1
 """Number of the checkpoint format that this version writes; it reads this one and older ones."""
 
 RECORD = "betasigma.json"
+
+FIELDS = {"version": str, "step": int, "seed": int, "value_range": list, "config": dict}
+"""What a header holds beside its format number."""
 
 
 def checkpoint_path(run: str | Path, key: str = "run") -> Path:
@@ -44,7 +48,7 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     """Header of a checkpoint.
 
     Returns:
-        ``{"format", "version", "step", "seed", "config"}``, plain containers.
+        ``{"format", "version", "step", "seed", "value_range", "config"}``, plain containers.
 
     Raises:
         UserError: where the file is cut short, is not a betasigma checkpoint, or is of a newer
@@ -57,10 +61,12 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
                 raise UserError(f"{key}={path} is not a checkpoint of betasigma")
             damaged = archive.testzip()
             header = json.loads(archive.read(names[0]))
-    except (zipfile.BadZipFile, json.JSONDecodeError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError):
         raise UserError(
             f"{key}={path} is damaged or cut short; use another checkpoint of the run"
         ) from None
+    except OSError as error:
+        raise UserError(f"{key}={path} cannot be read: {error.strerror}") from None
     if damaged is not None:
         raise UserError(
             f"{key}={path} is damaged (in {damaged}); use another checkpoint of the run"
@@ -72,6 +78,8 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
             f"{key}={path} has checkpoint format {header['format']}, written by betasigma "
             f"{header.get('version', '?')}; this version reads formats up to {FORMAT}: upgrade"
         )
+    if not all(isinstance(header.get(name), kind) for name, kind in FIELDS.items()):
+        raise UserError(f"{key}={path} has a header that is not a betasigma checkpoint's")
     return header
 
 

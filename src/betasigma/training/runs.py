@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 OUTPUTS = Path("outputs")
 
 PACKAGES = (
@@ -46,14 +48,17 @@ def short(path: Path) -> Path:
 
 def newest_run(matches: Any) -> Path | None:
     """Newest run directory with a checkpoint for whose config ``matches(config)`` holds."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     checkpoints = sorted(
         OUTPUTS.glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True
     )
     for checkpoint in checkpoints:
-        config = checkpoint.parents[1] / "config.yaml"
-        if config.is_file() and matches(OmegaConf.load(config)):
+        try:
+            config = OmegaConf.load(checkpoint.parents[1] / "config.yaml")
+        except (OSError, ValueError, YAMLError):
+            continue  # no run of ours, or one that was cut off while it began
+        if isinstance(config, DictConfig) and matches(config):
             return checkpoint.parents[1]
     return None
 

@@ -1,0 +1,153 @@
+"""What a sweep asks of SLURM, made definite and checked before anything is submitted.
+
+A sweep is one job array: every job of it gets the same. ``conf/cluster/slurm.yaml`` has the knobs
+and hands them to the launcher; here they are made to fit ``hardware``, since SLURM starts the
+processes that Lightning then finds, one per device.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from betasigma.commands.checks import check_division
+from betasigma.commands.schema import Count, Index, Node, validate_plain
+from betasigma.errors import UserError
+
+SETUP = (
+    # srun stopped inheriting the number of CPUs per task in SLURM 22.05
+    '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
+    # without a plugin that binds tasks to their CPUs, PyTorch would start a thread for each CPU of
+    # the node
+    '[ -n "$OMP_NUM_THREADS" ] || '
+    "export OMP_NUM_THREADS=$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))",
+)
+"""Shell lines before every job's own ``cluster.setup``."""
+
+
+class Slurm(Node):
+    name: Literal["slurm"]
+    partition: str | None
+    account: str | None
+    qos: str | None
+    minutes: Count
+    nodes: Count
+    tasks: Count | None
+    gpus: Index
+    cpus: Count | None
+    memory_gb: Count | None
+    parallel: Count
+    setup: list[str]
+
+
+class Cluster(Node):
+    cluster: Slurm
+
+
+def is_cluster(config: DictConfig) -> bool:
+    """Whether a config wants its jobs to run elsewhere."""
+    return OmegaConf.select(config, "cluster.name", default="none") != "none"
+
+
+def refuse_single(config: DictConfig) -> None:
+    """Refuse to submit what is not a sweep.
+
+    Raises:
+        UserError: where ``config`` names a cluster.
+    """
+    if is_cluster(config):
+        raise UserError(
+            f"cluster={config.cluster.name} submits the jobs of a sweep: add -m (a sweep may be of "
+            f"one job)"
+        )
+
+
+def request(jobs: list[DictConfig]) -> dict[str, Any] | None:
+    """What SLURM is asked for each job of a sweep: the ``cluster`` node with nothing left open;
+    ``None`` for a sweep on this machine.
+
+    Raises:
+        UserError: where it does not fit the jobs' hardware, or is not the same for all of them.
+    """
+    requests = [_of_job(job) if is_cluster(job) else None for job in jobs]
+    first = requests[0]
+    for other in requests[1:]:
+        if other != first:
+            a, b = first or {"name": "none"}, other or {"name": "none"}
+            keys = sorted(a, key="tasks".__eq__)  # what tasks follow from comes first
+            key = next(key for key in keys if a[key] != b.get(key))
+            raise UserError(
+                f"cluster.{key} would be {a[key]} for one job of this sweep and {b.get(key)} for "
+                f"another: SLURM gives all jobs of an array the same, so make it two sweeps"
+            )
+    return first
+
+
+def overrides(wanted: dict[str, Any]) -> list[str]:
+    """What every job of the sweep is told of the request."""
+    return [f"cluster.tasks={wanted['tasks']}", f"hardware.devices={wanted['tasks']}"]
+
+
+def launcher(wanted: dict[str, Any]) -> dict[str, Any]:
+    """The request as the launcher takes it."""
+    return {**wanted, "gpus": wanted["gpus"] or None, "setup": [*SETUP, *wanted["setup"]]}
+
+
+def check_commands() -> str | None:
+    """See that SLURM can be reached; returns a warning where that is only half true.
+
+    Raises:
+        UserError: where jobs cannot be submitted from here.
+    """
+    for command in ("sbatch", "srun"):
+        if shutil.which(command) is None:
+            raise UserError(
+                f"cluster=slurm needs SLURM's commands, and {command} is not on the PATH: run it "
+                f"on a login node of the cluster"
+            )
+    try:
+        asked = ["sacct", "-o", "JobID", "--parsable2", "-j", "1"]
+        subprocess.run(asked, capture_output=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return (
+            "sacct does not answer here, so a job that is killed or cancelled will not be noticed: "
+            "should this command wait although squeue shows no job, end it with Ctrl-C; the run "
+            "directories have everything"
+        )
+    return None
+
+
+def _of_job(job: DictConfig) -> dict[str, Any]:
+    """What one job asks for."""
+    wanted: Any = OmegaConf.to_container(job.cluster, resolve=True)
+    validate_plain({"cluster": wanted}, Cluster)
+    hardware = job.hardware
+    gpus, tasks, devices = wanted["gpus"], wanted["tasks"], hardware.devices
+    if devices == "auto":
+        devices = tasks or gpus or 1
+    if tasks not in (None, devices):
+        raise UserError(
+            f"cluster.tasks={tasks} does not fit hardware.devices={devices}: SLURM starts one "
+            f"process per device; leave cluster.tasks out or make them equal"
+        )
+    if wanted["nodes"] != hardware.nodes:
+        raise UserError(
+            f"cluster.nodes={wanted['nodes']} does not fit hardware.nodes={hardware.nodes}; give "
+            f"only hardware.nodes"
+        )
+    # GPUs with a type are asked for as hydra.launcher.gres=gpu:<type>:<n>
+    typed = OmegaConf.select(job, "hydra.launcher.gres") is not None
+    if hardware.accelerator == "gpu" and not typed and not gpus:
+        raise UserError(
+            f"hardware.accelerator=gpu needs GPUs on the nodes: give cluster.gpus={devices}"
+        )
+    if gpus and hardware.accelerator != "cpu" and devices > gpus:
+        raise UserError(
+            f"hardware.devices={devices} needs as many GPUs per node: give cluster.gpus={devices} "
+            f"instead of cluster.gpus={gpus}"
+        )
+    check_division(job.batch_size, job.training.accumulate, devices * hardware.nodes)
+    return {**wanted, "tasks": devices}

@@ -1,0 +1,191 @@
+r"""The probability-flow ODE: from noise to data without noise on the way.
+
+The deterministic process with the marginals q_t of the forward one is (Song et al. 2021, equation
+13)
+
+    dx/dt = f(t)·x − ½·g(t)²·score.                                                              (a)
+
+In the variance-exploding view x̄ = x/α, σ̃ = σ/α the schedule drops out of it (Karras et al. 2022,
+equation 1; Song, Meng & Ermon 2021, equation 14):
+
+    dx̄/dσ̃ = ε̂(α·x̄, t(σ̃)).                                                                     (b)
+
+- :class:`Euler` takes Euler steps of (a) in t: order 1, and the result depends on how time is
+  written. Euler steps of (b) in σ̃ are DDIM.
+- :class:`Heun` takes Heun's steps of (b): order 2, twice the evaluations (Karras et al. 2022,
+  algorithm 1), with their churn of noise as an option (algorithm 2).
+- :class:`AdaptiveODE` integrates (b) in λ = −log σ̃, dx̄/dλ = −σ̃·ε̂, with the Dormand–Prince pair
+  of torchdiffeq, to a tolerance instead of in a number of steps.
+
+(b) is solved in the units of x_t: with Δ = σ̃_s − σ̃_t an Euler step reads x_s = (α_s/α_t)·x_t +
+α_s·Δ·ε̂. As everywhere the flow ends at t_min and x̂_0 is read off there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from betasigma.errors import UserError
+from betasigma.samplers.base import Bound, Dtype, Noise, Options, Sampler, Start
+from betasigma.schedules import NoiseSchedule
+
+
+class Euler(Sampler):
+    """Euler steps in t.
+
+    The slope of the schedule at t serves for the whole step, so a coarse grid on a schedule that
+    falls steeply near t = 1 (cosine) needs ``grid="uniform_log_snr"``.
+
+    Args:
+        steps, clip, options: see :class:`Sampler`.
+    """
+
+    name = "euler"
+
+    def __init__(
+        self, steps: int | None = 100, clip: bool = False, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(steps, clip, **options)
+
+    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+        prediction = model(x, t)
+        if s == 0:
+            return prediction.x0
+        drift, diffusion = (c.item() for c in model.schedule.sde(t))
+        return x - (t - s) * (drift * x - diffusion / 2 * prediction.score)
+
+
+class Heun(Sampler):
+    """Heun's steps in σ/α, optionally stochastic (Karras et al. 2022, algorithm 2).
+
+    With churn, a step from σ̃ in [s_min, s_max] first goes back to σ̂ = (1 + γ)·σ̃ by adding noise,
+    γ = min(s_churn/steps, √2 − 1), but never beyond the largest noise of the schedule.
+
+    Args:
+        s_churn: S_churn ≥ 0; 0 is deterministic.
+        s_min, s_max: bounds of σ/α between which noise is added; ``None``: no upper bound.
+        s_noise: standard deviation of the noise that is added.
+        steps, clip, options: see :class:`Sampler`.
+    """
+
+    name = "heun"
+
+    def __init__(
+        self,
+        s_churn: float = 0.0,
+        s_min: float = 0.0,
+        s_max: float | None = None,
+        s_noise: float = 1.0,
+        steps: int | None = 18,
+        clip: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(steps, clip, **options)
+        upper = math.inf if s_max is None else s_max
+        if s_churn < 0:
+            raise UserError(f"sampler.s_churn={s_churn} must be at least 0")
+        if not 0 <= s_min <= upper:
+            raise UserError(
+                f"sampler.s_min={s_min} must be at least 0 and at most sampler.s_max={s_max}"
+            )
+        if s_noise <= 0:
+            raise UserError(f"sampler.s_noise={s_noise} must be above 0")
+        self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, upper, s_noise
+
+    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+        x, t = self._churned(model.schedule, x, t, rng)
+        prediction = model(x, t)
+        if s == 0:
+            return prediction.x0
+        schedule = model.schedule
+        alpha = schedule.alpha(s).item()
+        carried = alpha / schedule.alpha(t).item() * x
+        delta = alpha * (schedule.ratio(s) - schedule.ratio(t)).item()
+        slope = prediction.eps
+        slope_s = model(carried + delta * slope, s).eps
+        return carried + delta * (slope + slope_s) / 2
+
+    def _churned(
+        self, schedule: NoiseSchedule, x: Tensor, t: float, rng: Noise
+    ) -> tuple[Tensor, float]:
+        """State with more noise, and its time."""
+        ratio = schedule.ratio(t).item()
+        if self.s_churn == 0 or not self.s_min <= ratio <= self.s_max:
+            return x, t
+        gamma = min(self.s_churn / (self.steps or schedule.levels), math.sqrt(2) - 1)
+        higher = min(ratio * (1 + gamma), schedule.ratio(1.0).item())
+        noise = self.s_noise * math.sqrt(higher**2 - ratio**2) * rng.normal(x.shape[1:], x.dtype)
+        t_hat = schedule.t_of_ratio(higher).item()
+        scale = schedule.alpha(t_hat).item()
+        return scale * (x / schedule.alpha(t).item() + noise), t_hat
+
+
+class AdaptiveODE(Sampler):
+    """Dormand–Prince 5(4) with an adaptive step (torchdiffeq's ``dopri5``).
+
+    The step is chosen for the batch as a whole. So this sampler alone is exempt from the rule that
+    a sample does not depend on the batch it was drawn in: samples agree to the tolerance, and the
+    number of evaluations varies from batch to batch (the largest is reported).
+
+    Args:
+        rtol, atol: relative and absolute tolerance on x/α, > 0; 1e-5 is Song et al.'s.
+        clip, start, dtype: see :class:`Sampler`.
+    """
+
+    name = "adaptive_ode"
+
+    def __init__(
+        self,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        clip: bool = False,
+        start: Start = "prior",
+        dtype: Dtype = "float32",
+    ) -> None:
+        super().__init__(clip=clip, start=start, dtype=dtype)
+        for key, value in (("rtol", rtol), ("atol", atol)):
+            if value <= 0:
+                raise UserError(f"sampler.{key}={value} must be above 0")
+        self.rtol, self.atol = rtol, atol
+
+    def times(self, schedule: NoiseSchedule) -> list[float]:
+        return [1.0, schedule.t_min] if schedule.levels > 1 else [1.0]
+
+    def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
+        times = self.times(model.schedule)
+        if len(times) > 1:
+            x = self._integrate(model, x)
+            yield x
+        yield model(x, times[-1]).x0
+
+    def _integrate(self, model: Bound, x: Tensor) -> Tensor:
+        from torchdiffeq import odeint
+
+        schedule = model.schedule
+        times = torch.tensor([1.0, schedule.t_min], dtype=torch.float64)
+        span = schedule.log_snr(times) / 2
+        alpha = schedule.alpha(times).tolist()
+
+        def slope(point: Tensor, x_bar: Tensor) -> Tensor:
+            log_snr = (2 * point.double().cpu()).clamp(2 * span[0], 2 * span[1])
+            t = schedule.t_of_log_snr(log_snr).item()
+            eps = model(schedule.alpha(t).item() * x_bar, t).eps
+            return -schedule.ratio(t).item() * eps
+
+        # a step must end at t_min: there is no curve beyond it to step onto and interpolate from
+        options = {"dtype": torch.float64, "step_t": span[1:].to(x.device)}
+        path = odeint(
+            slope,
+            x / alpha[0],
+            span.to(x.device),
+            rtol=self.rtol,
+            atol=self.atol,
+            method="dopri5",
+            options=options,
+        )
+        return alpha[1] * path[-1]

@@ -1,0 +1,104 @@
+"""What became of a run: ``status.json``, and a traceback in ``error.txt`` where it failed. No heavy
+imports.
+
+A job on a cluster has no terminal, and its launcher brings back an exception without its stack. So
+every run, wherever it runs, says in its own directory how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from betasigma.training.runs import write_json
+
+STATUS = "status.json"
+
+RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
+
+
+@contextmanager
+def recorded(run: Path) -> Iterator[None]:
+    """Keep ``status.json`` of ``run`` true while something is done in it.
+
+    Of a run's processes the first says that it runs and has finished; whichever fails says that it
+    failed, with its traceback in a file of its own, and the first failure stays.
+    """
+    first = process_rank() == 0
+    if first:
+        for stale in run.glob("error*.txt"):
+            stale.unlink()
+        _write(run, {"status": RUNNING, "started": _now(), **_place()})
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # a full disk must not hide what happened
+            error_file(run).write_text(traceback.format_exc(), encoding="utf-8")
+        _end(run, FAILED, summary(error))
+        raise
+    except BaseException as stop:
+        _end(run, INTERRUPTED, type(stop).__name__)
+        raise
+    if first:
+        _end(run, FINISHED)
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """What ``status.json`` says; ``{}`` where there is none."""
+    try:
+        content = json.loads((run / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def error_file(run: Path) -> Path:
+    """Where this process leaves the traceback of its failure."""
+    rank = process_rank()
+    return run / ("error.txt" if rank == 0 else f"error_rank{rank}.txt")
+
+
+def process_rank() -> int:
+    """This process's rank among those of its run, as launchers tell it before there is a
+    Trainer.
+    """
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def summary(error: BaseException) -> str:
+    """Type and first line of an error."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _end(run: Path, status: str, error: str | None = None) -> None:
+    content = read_status(run)
+    if content.get("status") == FAILED:
+        return
+    _write(run, {**content, "status": status, "ended": _now(), "error": error})
+
+
+def _write(run: Path, content: dict[str, Any]) -> None:
+    with suppress(OSError):
+        write_json(run / STATUS, content)
+
+
+def _place() -> dict[str, Any]:
+    job = os.environ.get("SLURM_JOB_ID")
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    return {"host": socket.gethostname(), "process": os.getpid(), "slurm_job": job}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,109 @@
+"""Tiny runs: seconds on one core, real in every other respect."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from launching import Outcome, launch
+
+TINY = (
+    "network.channels=8",
+    "network.blocks=1",
+    "network.multipliers=[1]",
+    "network.attention=[]",
+    "hardware.precision=32",
+    "batch_size=16",
+    "steps=6",
+    "data.val_size=20",
+    "training.log_every=2",
+    "training.num_samples=4",
+    "sampler=ddim",
+    "sampler.steps=2",
+    "evaluation=none",
+    "logger=none",
+)
+"""Overrides that make any run on the digits small."""
+
+Launch = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No account, no caches and no data of whoever runs the tests."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(home))
+        patch.setenv("BETASIGMA_CACHE", str(home / "betasigma"))
+        patch.setenv("TORCH_HOME", str(home / "torch"))
+        patch.setenv("NETRC", str(home / "netrc"))
+        for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "BETASIGMA_DATA"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """A command may change its process: signals, warnings, threads, its arguments."""
+    argv, shown, threads = sys.argv, warnings.formatwarning, torch.get_num_threads()
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    sys.argv, warnings.formatwarning = argv, shown
+    torch.set_num_threads(threads)
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory of the test's own, below which ``outputs/`` appears."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def train(here: Path) -> Launch:
+    """``train(override, …)``: a tiny run in this process, which must succeed."""
+
+    def run(*overrides: str) -> Outcome:
+        outcome = launch("train", *TINY, *overrides)
+        assert outcome.status == 0, outcome.err
+        return outcome
+
+    return run
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory, *overrides: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("shared"))
+        outcome = launch("train", *TINY, *overrides)
+        assert outcome.status == 0, outcome.err
+        return outcome.run
+
+
+@pytest.fixture(scope="session")
+def ddpm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished DDPM run, not to be written to."""
+    return _shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def ncsn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished NCSN run, not to be written to."""
+    return _shared(tmp_path_factory, "model=ncsn")
+
+
+@pytest.fixture(scope="session")
+def labelled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a finished run with class labels and guidance, not to be written to."""
+    return _shared(
+        tmp_path_factory,
+        "network.num_classes=10",
+        "objective.label_dropout=0.1",
+        "training.guidance=2",
+    )

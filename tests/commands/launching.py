@@ -1,0 +1,82 @@
+"""Commands run in this process: what a user types, what comes back.
+
+As a script it runs many, one after the other, and reports which heavy modules they imported
+together: python launching.py < [[app, override, …], …] > [[status, stdout, stderr], …, modules].
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "PIL",
+    "pytorch_lightning",
+    "torchmetrics",
+    "timm",
+    "wandb",
+    "rich",
+)
+
+
+class Outcome(NamedTuple):
+    """What a command leaves on the terminal."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def run(self) -> Path:
+        """The run directory that it names."""
+        found = re.search(r"^run directory (.*)$", self.out, re.MULTILINE)
+        assert found, self.out + self.err
+        return Path(found[1]).absolute()
+
+
+def command(app: str) -> Callable[[], None]:
+    """The ``main`` of train.py or of scripts/<app>.py."""
+    path = ROOT / "train.py" if app == "train" else ROOT / "scripts" / f"{app}.py"
+    spec = importlib.util.spec_from_file_location(app, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[app] = module
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def launch(app: str, *words: str) -> Outcome:
+    """Run ``python <app>.py <words>`` here."""
+    sys.argv = [f"{app}.py", *words]
+    out, err = io.StringIO(), io.StringIO()
+    status = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            command(app)()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception as error:  # a user sees a traceback
+            traceback.print_exception(error)
+            status = 1
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+if __name__ == "__main__":
+    report: list[object] = [launch(*words) for words in json.load(sys.stdin)]
+    print(json.dumps([*report, [name for name in HEAVY if name in sys.modules]]))

@@ -1,0 +1,299 @@
+"""What cannot work is refused: one sentence, status 1, nothing heavy imported, nothing left behind.
+
+All commands of this file run one after the other in one process of their own (launching.py), whose
+modules are looked at when all are done; a few are then typed for real.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import launching
+import pytest
+import torch
+from launching import ROOT, Outcome, launch
+
+import betasigma
+from betasigma.errors import UserError
+from betasigma.training.checkpoints import HEADER, save
+from betasigma.training.headers import FORMAT, RECORD
+
+BAD = {
+    # keys and choices that there are not
+    "train mdoel=ncsn": r"mdoel=ncsn is unknown.*did you mean model",
+    "train stepps=5": r"stepps=5 is unknown.*did you mean steps",
+    "train +new=1": r"new=1 is unknown",
+    "train +model.new=1": r"model\.new=1 is unknown",
+    "train model=ncsm": r"model=ncsm is unknown; did you mean model=ncsn\? choose from ddpm, ncsn",
+    "train sampler=dim": r"sampler=dim is unknown; did you mean sampler=ddim",
+    "train experiment=mnist_ddmp": r"did you mean experiment=mnist_ddpm",
+    "train data=1": r"data=1 is unknown; choose from",
+    "train steps": r"steps is not an override; write key=value",
+    "train tags=[a": r"cannot be read",
+    "train ~steps": r"steps has no value",
+    # knobs of another schedule or sampler
+    "train model=ddpm sigma.levels=10": r"sigma\.levels=10 .*geometric \(model=ncsn\)",
+    "train model=ddpm +sigma.levels=10": r"sigma\.levels=10 .*schedule=linear.*model=ncsn",
+    "train model=ddpm +sigma=5": r"sigma=5 .*schedule=linear.*model=ncsn",
+    "train model=ncsn beta.end=0.1": r"beta\.end=0\.1 .*schedule=linear or sigmoid \(model=ddpm\)",
+    "train schedule=cosine beta.end=0.1": r"beta\.end=0\.1 .*schedule=linear or sigmoid",
+    "train sampler.eta=0.5": r"sampler\.eta=0\.5 .*sampler=ddim",
+    # values out of range
+    "train model=ncsn sigma.levels=0": r"sigma\.levels=0 must be greater than or equal to 1",
+    "train model=ncsn sigma.min=1 sigma.max=0.5": r"sigma\.min=1 must be below sigma\.max=0\.5",
+    "train beta.end=2": r"beta\.end=2 must be less than 1",
+    "train beta.end=1e-5": r"beta\.end=1e-05 must be at least beta\.start",
+    "train batch_size=0": r"batch_size=0 must be",
+    "train batch_size=1.5": r"batch_size=1\.5 must be a valid integer",
+    "train steps=0": r"steps=0 must be",
+    "train seed=-1": r"seed=-1 must be",
+    "train seed=99999999999999999999": r"seed=9+ must be less than",
+    "train optimizer.lr=nan": r"optimizer\.lr=nan must be",
+    "train optimizer.betas=[0.9,2]": r"optimizer\.betas\[1\]=2 must be less than 1",
+    "train +optimizer.momentum=0.9": r"optimizer\.momentum=0\.9 is unknown",
+    "train ema.decay=1": r"ema\.decay=1 must be less than 1",
+    "train name=a/b": r"name=a/b must match",
+    "train model.value_range=[1,0]": r"model\.value_range=\[1, 0\] must rise",
+    "train training.accumulate=3": r"batch_size=\d+ cannot be divided.*accumulate=3",
+    "train sampler.steps=0": r"sampler\.steps=0 must be",
+    # what does not fit together
+    "train network.attention=[5]": r"network\.attention=\[5\].*never occurs.*8, 4",
+    "train data.image_size=9": r"9x9 images allow at most 1 level",
+    "train network.multipliers=[1,1,1,1,1]": r"5 levels.*8x8 images allow at most 4 levels",
+    "train network=mlp": r"network=.*MLP does not fit data=digits",
+    "train network.num_classes=3": r"num_classes=3 does not fit data=digits, which has 10 classes",
+    "train training.guidance=2": r"training\.guidance=2 needs .*num_classes",
+    "train objective.label_dropout=0.1": r"label_dropout=0\.1 needs labels",
+    "train evaluation.n=1": r"evaluation\.n=1 is too few",
+    "train evaluation.n=3": r"n=3 is too few samples for precision",
+    "train evaluation.extractor=inception": r"inception finds no weights.*download=true",
+    # data that are not there
+    "train data=mnist data.root=/nowhere": r"data\.root=/nowhere has no MNIST/raw.*download=true",
+    "train data=celeba data.root={here}": r"data\.root=\S+ has no celeba/img_align_celeba",
+    "train data=image_folder": r"data\.root is not set.*data\.root=/path/to/images",
+    "train data=image_folder data.root={here}/empty": r"data\.root=\S+ has no images",
+    # runs and checkpoints that cannot be continued or used
+    "train resume=nothing": r"resume=nothing does not exist",
+    "train resume={here}/empty": r"resume=\S+ has no checkpoints/last\.ckpt",
+    "train resume={here}/cut.ckpt": r"resume=\S+cut\.ckpt is damaged or cut short",
+    "train resume={here}/newer.ckpt": rf"format {FORMAT + 1}, written by betasigma 9\.9.*upgrade",
+    "train resume={here}/text.ckpt": r"resume=\S+text\.ckpt is damaged",
+    "train resume={here}/torch.ckpt": r"resume=\S+torch\.ckpt is not a checkpoint of betasigma",
+    "train resume={here}/foreign.ckpt steps=9": r"model\._target_=os\.system must be",
+    "train resume=3": r"resume=3 must be auto, a run directory or a checkpoint",
+    "train -m resume=nothing seed=1,2": r"leave out -m",
+    "sample n=4": r"run has no value; give run=",
+    "sample run=nothing": r"run=nothing does not exist",
+    "sample run={here}/empty": r"run=\S+ has no checkpoints/last\.ckpt",
+    "sample run={here}/cut.ckpt": r"run=\S+cut\.ckpt is damaged or cut short",
+    "sample run={here}/newer.ckpt": rf"format {FORMAT + 1}",
+    "sample run={here}/foreign.ckpt": r"foreign\.ckpt has a config .*model\._target_=os\.system",
+    "sample run={here}/headless.ckpt": r"header that is not a betasigma checkpoint's",
+    "sample run={run} n=0": r"n=0 must be",
+    "sample run={run} save=jpg": r"save=jpg must be 'png', 'npz' or 'both'",
+    "sample run={run} sampler=ddim sampler.steps=0": r"sampler\.steps=0 must be",
+    "sample run={run} labels=[3]": r"labels=\[3\] needs a model trained with class labels",
+    "sample run={run} labels=all": r"labels=all needs a model trained with class labels",
+    "sample run={run} guidance=2": r"guidance=2 needs a model trained with network\.num_classes",
+    "evaluate run={run} n=1": r"n=1 is too few",
+    "evaluate run={run} n=2": r"n=2 is too few samples for precision",
+    "evaluate run={run} guidance=2": r"guidance=2 needs",
+    "compare runs=[nothing]": r"runs=\[nothing\] is not a run directory",
+    "compare runs=[{run},{run}]": r"names a run twice",
+    "compare runs=[{run}] metrics=[val/loos]": r"val/loos.* is in no run; did you mean val/loss",
+    "compare runs=[{run}] metrics=[zzz]": r"zzz.* is in no run; they have .*train/loss",
+    # code from elsewhere
+    "train model._target_=os.system": r"model\._target_=os\.system must be",
+    "train optimizer._target_=os.system": r"optimizer\._target_=os\.system must be",
+    "train optimizer._target_=torch.optim.Nothing": r"torch\.optim\.Nothing must be",
+    "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not one of",
+    "train data._target_=os.system": r"data\._target_=os\.system must be",
+    # sweeps, of which no job starts when one cannot
+    "train -m model=ddpm,ncsn sigma.levels=5": r"^error: sigma\.levels=5 does not fit",
+    "train -m seed=1,-2": r"seed=-2 must be",
+    "train -m data=digits,mixture": r"different evaluations.*two sweeps",
+}
+"""Commands, and what they must say."""
+
+
+class Strangers(NamedTuple):
+    """Files from elsewhere."""
+
+    folder: Path
+    run: Path
+
+
+def with_header(path: Path, header: Any) -> None:
+    """Something that is a checkpoint as far as its header goes."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("theirs/data.pkl", b"")
+        archive.writestr(f"theirs/{RECORD}", json.dumps(header))
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory: pytest.TempPathFactory, ddpm_run: Path) -> Strangers:
+    folder = tmp_path_factory.mktemp("strangers")
+    (folder / "empty").mkdir()
+    last = ddpm_run / "checkpoints" / "last.ckpt"
+    (folder / "cut.ckpt").write_bytes(last.read_bytes()[:-2000])
+    (folder / "text.ckpt").write_text("no archive")
+    torch.save({"state_dict": {}}, folder / "torch.ckpt")
+    header = torch.load(last, weights_only=True)[HEADER]
+    newer = {"format": FORMAT + 1, "version": "9.9", "layout": "unknown here"}
+    with_header(folder / "newer.ckpt", newer)
+    with_header(folder / "headless.ckpt", {"format": FORMAT})
+    model = {**header["config"]["model"], "_target_": "os.system"}
+    foreign = {**header, "config": {**header["config"], "model": model}}
+    with_header(folder / "foreign.ckpt", foreign)
+    return Strangers(folder, ddpm_run)
+
+
+class Report(NamedTuple):
+    outcomes: dict[str, Outcome]
+    heavy: list[str]
+    left: list[Path]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, strangers: Strangers) -> Report:
+    """What came of all commands, in one process."""
+    cwd = tmp_path_factory.mktemp("cwd")
+    names = {"here": strangers.folder, "run": strangers.run}
+    words = [[word.format(**names) for word in line.split()] for line in BAD]
+    done = subprocess.run(
+        [sys.executable, launching.__file__],
+        input=json.dumps(words),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=True,
+    )
+    *outcomes, heavy = json.loads(done.stdout)
+    named = {line: Outcome(*outcome) for line, outcome in zip(BAD, outcomes, strict=True)}
+    return Report(named, heavy, sorted(cwd.rglob("*")))
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_one_sentence_and_status_one(report: Report, line: str) -> None:
+    outcome = report.outcomes[line]
+    assert outcome.status == 1
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+    assert re.search(BAD[line], outcome.err)
+    assert outcome.out == ""
+
+
+def test_refusing_imports_nothing_heavy_and_leaves_nothing_behind(report: Report) -> None:
+    assert report.heavy == []
+    assert report.left == []
+
+
+def typed(*words: str, cwd: Path, app: str = "train.py", **environment: str) -> Any:
+    """A command as a user types it, with what it imported as ``modules``."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / app), *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        check=False,
+    )
+    lines = done.stderr.splitlines()
+    imports = [line for line in lines if line.startswith("import time:")]
+    done.modules = {line.rpartition("|")[2].strip().partition(".")[0] for line in imports}
+    done.stderr = "\n".join(line for line in lines if not line.startswith("import time:"))
+    return done
+
+
+def test_as_typed(tmp_path: Path) -> None:
+    done = typed("model=ncsn", "sigma.levels=0", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == "error: sigma.levels=0 must be greater than or equal to 1"
+    assert done.stdout == ""
+    assert not done.modules & set(launching.HEAVY)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("app", ["train.py", "scripts/sample.py"])
+def test_help_imports_nothing_heavy(tmp_path: Path, app: str) -> None:
+    done = typed("--help", cwd=tmp_path, app=app)
+    assert done.returncode == 0, done.stderr
+    assert "sampler: " in done.stdout
+    assert not done.modules & set(launching.HEAVY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
+    done = typed("--cfg", "job", "model=ncsn", "sigma.levels=7", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "levels: 7" in done.stdout
+    assert not done.modules & set(launching.HEAVY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tracebacks_on_request(tmp_path: Path) -> None:
+    done = typed("batch_size=0", cwd=tmp_path, HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "batch_size=0 must be" in done.stderr
+
+
+class Bomb:
+    """Unpickling it would make a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.target,)
+
+
+def test_a_stranger_s_pickle_is_not_executed(here: Path, ddpm_run: Path) -> None:
+    contents = torch.load(ddpm_run / "checkpoints" / "last.ckpt", weights_only=True)
+    contents["state_dict"]["average.bomb"] = Bomb(here / "exploded")
+    save(contents, here / "bomb.ckpt")
+    pickle.loads(pickle.dumps(Bomb(here / "armed")))
+    assert (here / "armed").exists()
+
+    with pytest.raises(UserError, match="nothing in it was executed"):
+        betasigma.load(here / "bomb.ckpt")
+    for app, key in (("sample", "run=bomb.ckpt"), ("train", "resume=bomb.ckpt")):
+        outcome = launch(app, key, *(["steps=9"] if app == "train" else ["n=1"]))
+        assert outcome.status == 1
+        assert "nothing in it was executed" in outcome.err
+        assert "Traceback" not in outcome.err
+    assert not (here / "exploded").exists()
+
+
+def test_what_is_built_is_what_the_checked_header_says(here: Path, ddpm_run: Path) -> None:
+    """The pickled copy of the header is for others; nobody checked it."""
+    contents = torch.load(ddpm_run / "checkpoints" / "last.ckpt", weights_only=True)
+    save(contents, here / "two.ckpt")
+    contents[HEADER] = {**contents[HEADER], "config": {"model": {"_target_": "os.system"}}}
+    torch.save(contents, here / "inner.ckpt")
+    with (
+        zipfile.ZipFile(here / "two.ckpt") as one,
+        zipfile.ZipFile(here / "inner.ckpt", "a") as other,
+    ):
+        record = next(name for name in one.namelist() if name.endswith(RECORD))
+        other.writestr(f"inner/{RECORD}", one.read(record))
+    denoiser, _ = betasigma.load(here / "inner.ckpt")
+    assert denoiser.sample_shape == (1, 8, 8)
+
+
+def test_weights_that_do_not_fit_their_config(here: Path, ddpm_run: Path) -> None:
+    contents = torch.load(ddpm_run / "checkpoints" / "last.ckpt", weights_only=True)
+    name = next(name for name in contents["state_dict"] if name.startswith("average."))
+    contents["state_dict"][name] = torch.zeros(1)
+    save(contents, here / "odd.ckpt")
+    with pytest.raises(UserError, match="weights that do not fit its config"):
+        betasigma.load(here / "odd.ckpt")

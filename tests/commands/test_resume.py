@@ -1,0 +1,318 @@
+"""A run that was stopped, by whatever, and resumed is the run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Launch
+from launching import launch
+from omegaconf import OmegaConf
+
+from betasigma.modules import DiffusionModule
+from betasigma.tracking.record import Record
+from betasigma.training.callbacks import Metrics, SampleGrids
+
+STEPS = (
+    "steps=14",
+    "network.dropout=0.1",
+    "training.checkpoint_every=6",
+    "training.validate_every=3",
+    "training.sample_every=4",
+    "data.val_size=8",
+)
+ACCUMULATED = (*STEPS, "training.accumulate=2")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``whole(override, …)``: directory of the run that nothing happened to."""
+
+    @cache
+    def run(*overrides: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(tmp_path_factory.mktemp("whole"))
+            outcome = launch("train", *TINY, *overrides)
+            assert outcome.status == 0, outcome.err
+            return outcome.run
+
+    return run
+
+
+def weights(path: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(path / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Nested containers of tensors, equal to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_same_training(a: Path, b: Path) -> None:
+    """Raw and averaged weights, optimizer, learning rate and counters."""
+    one, other = weights(a), weights(b)
+    assert one["global_step"] == other["global_step"]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks"):
+        assert_same(one[part], other[part], part)
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same training, and a record of it without gaps and repetitions."""
+    assert_same_training(a, b)
+    for metric in ("train/loss", "val/denoising_error"):
+        assert steps_of(a, metric) == steps_of(b, metric)
+
+
+def steps_of(run: Path, metric: str) -> list[int]:
+    return Record(run / "metrics.csv").curve(metric)[0]
+
+
+def at_step(patch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Do something at the end of an optimizer step, before it is logged or saved."""
+    original = Metrics.on_step
+
+    def on_step(self: Metrics, trainer: Any, module: Any, now: int) -> None:
+        if now == step:
+            act()
+        original(self, trainer, module, now)
+
+    patch.setattr(Metrics, "on_step", on_step)
+
+
+def crash(*overrides: str, step: int = 8) -> Path:
+    """Run directory of a run that died at this step."""
+
+    def die() -> None:
+        raise RuntimeError("the ceiling fell down")
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, die)
+        outcome = launch("train", *TINY, *STEPS, *overrides)
+    assert outcome.status == 1
+    assert "the ceiling fell down" in outcome.err
+    return outcome.run
+
+
+def resume(run: Path | str, *overrides: str) -> Path:
+    """Directory of a run that was resumed."""
+    outcome = launch("train", f"resume={run}", *overrides)
+    assert outcome.status == 0, outcome.err
+    return outcome.run
+
+
+@pytest.mark.parametrize("override", ["training.accumulate=1", "model=ncsn"])
+def test_a_crashed_run_resumes_to_the_same_bits(
+    here: Path, whole: Callable[..., Path], override: str
+) -> None:
+    crashed = crash(override)
+    assert weights(crashed)["global_step"] == 6
+    # both checkpoints of step 6 know of the validation that came between them
+    assert steps_of(crashed, "val/denoising_error") == [3, 6]
+    errors = Record(crashed / "metrics.csv").curve("val/denoising_error")[1]
+    assert weights(crashed)["callbacks"]["Checkpoints"]["best"] == min(errors)
+    assert resume(crashed) == crashed
+    assert_same_run(whole(*STEPS, override), crashed)
+
+
+def test_the_best_checkpoint_resumes_to_the_same_bits(
+    here: Path, whole: Callable[..., Path]
+) -> None:
+    """It was written in the middle of a validation."""
+    crashed = crash("training.accumulate=1")
+    assert resume(crashed / "checkpoints" / "best.ckpt") == crashed
+    assert_same_run(whole(*STEPS, "training.accumulate=1"), crashed)
+
+
+def test_a_killed_process_resumes_to_the_same_bits(here: Path, whole: Callable[..., Path]) -> None:
+    """SIGKILL in the middle of step 9, with the gradients of its first half accumulated."""
+    script = f"""
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from betasigma.modules import DiffusionModule
+from launching import launch
+
+original = DiffusionModule.training_step
+
+def training_step(self, batch, batch_idx):
+    if batch["step"] == 8 and batch["index"][0] > 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, batch, batch_idx)
+
+DiffusionModule.training_step = training_step
+launch("train", *{[*TINY, *ACCUMULATED, "name=victim"]!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", script], cwd=here, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (run,) = here.glob("outputs/*_victim_*")
+    assert weights(run)["global_step"] == 6
+    resume(run)
+    assert_same_run(whole(*ACCUMULATED), run)
+    assert steps_of(run, "train/loss") == [2, 4, 6, 8, 10, 12, 14]
+
+
+def press_ctrl_c() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_ends_the_step_saves_it_and_says_how_to_continue(
+    here: Path, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed in the middle of a step, between its two micro-batches."""
+    original = DiffusionModule.training_step
+
+    def training_step(self: DiffusionModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if batch["step"] == 7 and batch["index"][0] > 0:
+            press_ctrl_c()
+        return original(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffusionModule, "training_step", training_step)
+        outcome = launch("train", *TINY, *ACCUMULATED)
+    assert outcome.status != 0
+    assert "Traceback" not in outcome.err
+    assert weights(outcome.run)["global_step"] == 8
+    assert "the last checkpoint is of step 8" in outcome.out
+    command = outcome.out.split("to continue: python train.py resume=")[1].split()
+    resume(*command)
+    assert_same_run(whole(*ACCUMULATED), outcome.run)
+
+
+def test_ctrl_c_twice_ends_at_once_with_the_checkpoint_there_was(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = DiffusionModule.training_step
+
+    def training_step(self: DiffusionModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        if batch["step"] == 7:
+            press_ctrl_c()
+            press_ctrl_c()
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", training_step)
+    outcome = launch("train", *TINY, *STEPS)
+    assert outcome.status != 0
+    assert weights(outcome.run)["global_step"] == 6
+    assert "the last checkpoint is of step 6" in outcome.out
+
+
+@pytest.mark.parametrize("doing", ["validation_step", "sampling"])
+def test_ctrl_c_between_steps_resumes_to_the_same_bits(
+    here: Path, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, doing: str
+) -> None:
+    owner, name = {
+        "validation_step": (DiffusionModule, "validation_step"),
+        "sampling": (SampleGrids, "show"),
+    }[doing]
+    original = getattr(owner, name)
+
+    def interrupted(self: Any, *args: Any) -> Any:
+        press_ctrl_c()
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        outcome = launch("train", *TINY, *STEPS, "training.checkpoint_every=100")
+    assert weights(outcome.run)["global_step"] == {"validation_step": 3, "sampling": 4}[doing]
+    resume(outcome.run, "training.checkpoint_every=6")
+    assert_same_run(whole(*STEPS, "training.accumulate=1"), outcome.run)
+
+
+def test_more_steps(train: Launch) -> None:
+    long, short = train("steps=8").run, train("steps=6").run
+    assert resume(short.relative_to(Path.cwd()), "steps=8") == short
+    assert_same_training(long, short)
+    assert steps_of(short, "train/loss") == [2, 4, 6, 8]
+    assert json.loads((short / "summary.json").read_text())["step"] == 8
+    assert OmegaConf.load(short / "config.yaml").steps == 8
+    environment = json.loads((short / "environment.json").read_text())
+    assert "steps=6" in environment["resumed_after"][0]["overrides"]
+
+
+def test_a_run_that_ended_before_its_summary_gets_it(train: Launch) -> None:
+    run = train().run
+    (run / "summary.json").unlink()
+    assert resume(run) == run
+    assert json.loads((run / "summary.json").read_text())["step"] == 6
+    assert steps_of(run, "train/loss") == [2, 4, 6]
+
+
+def test_a_checkpoint_outside_a_run_continues_in_a_new_directory(
+    ddpm_run: Path, here: Path
+) -> None:
+    shutil.copy(ddpm_run / "checkpoints" / "last.ckpt", here / "theirs.ckpt")
+    run = resume("theirs.ckpt", "steps=8")
+    assert run.parent == here / "outputs"
+    assert weights(run)["global_step"] == 8
+    assert steps_of(run, "train/loss") == [8]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (("seed=1", "steps=8"), "seed=1 would make another run"),
+        (("model=ncsn", "steps=8"), "model=ncsn would make another run"),
+        (("batch_size=8", "steps=8"), "batch_size=8 would make another run"),
+        (("sigma.levels=5", "steps=8"), "sigma.levels=5 does not fit"),
+        (("steps=4",), "already taken 6 of 4 steps"),
+        ((), "already taken 6 of 6 steps"),
+    ],
+)
+def test_what_resume_refuses(
+    here: Path, ddpm_run: Path, overrides: tuple[str, ...], told: str
+) -> None:
+    before = sorted(path.name for path in ddpm_run.iterdir())
+    outcome = launch("train", f"resume={ddpm_run}", *overrides)
+    assert outcome.status == 1
+    assert outcome.err.startswith("error: ")
+    assert told in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert sorted(path.name for path in ddpm_run.iterdir()) == before
+    assert not (here / "outputs").exists()
+
+
+def test_keys_that_do_not_enter_the_weights_may_change(train: Launch) -> None:
+    run = resume(train().run, "steps=8", "sampler=ancestral", "sampler.steps=3")
+    config = OmegaConf.load(run / "config.yaml")
+    assert (config.sampler._target_, config.sampler.steps) == ("betasigma.samplers.Ancestral", 3)
+    assert config.seed == 0
+
+
+def test_resume_auto_continues_the_newest_run_with_this_config(train: Launch) -> None:
+    other = train("seed=1").run
+    first, second = train().run, train().run
+    os.utime(first / "checkpoints" / "last.ckpt", (0, 0))
+    shutil.copytree(first, first.with_name("cut_off"))
+    (first.with_name("cut_off") / "config.yaml").write_text("] not yaml [")
+    assert resume("auto", *TINY, "steps=8") == second
+    assert weights(second)["global_step"] == 8
+    assert weights(first)["global_step"] == weights(other)["global_step"] == 6
+
+
+def test_resume_auto_starts_a_run_where_there_is_none(train: Launch) -> None:
+    old = train().run
+    started = train("resume=auto", "seed=7")
+    assert "resume=auto: no run with this config" in started.out
+    assert started.run != old
+    assert weights(started.run)["betasigma"]["seed"] == 7

@@ -1,0 +1,313 @@
+"""One command trains either family and leaves a complete record."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Launch
+from launching import Outcome, launch
+from omegaconf import OmegaConf
+from PIL import Image
+from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from betasigma.evaluation.choice import INCEPTION_FILES, checkpoint_dir
+from betasigma.modules import DDPM, NCSN
+from betasigma.tracking.record import Record
+from betasigma.training.runs import new_directory
+
+
+def metrics(run: Path) -> set[str]:
+    return {row["metric"] for row in Record(run / "metrics.csv").rows()}
+
+
+def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def raw_and_average(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    weights = checkpoint(run)["state_dict"]
+    return tuple(  # type: ignore[return-value]
+        {name.removeprefix(part): w for name, w in weights.items() if name.startswith(part)}
+        for part in ("denoiser.", "average.")
+    )
+
+
+# ---------------------------------------------------------------- the run directory
+
+
+def test_a_run_directory_is_complete(ddpm_run: Path) -> None:
+    config = OmegaConf.load(ddpm_run / "config.yaml")
+    assert not OmegaConf.missing_keys(config)
+    assert config == OmegaConf.create(checkpoint(ddpm_run)["betasigma"]["config"])
+
+    environment = json.loads((ddpm_run / "environment.json").read_text())
+    assert environment["overrides"] == list(TINY)
+    assert environment["packages"]["torch"] == metadata.version("torch")
+    assert set(environment["git"]) == {"commit", "branch", "changes"}
+
+    assert {"train/loss", "train/learning_rate", "train/images_per_second"} <= metrics(ddpm_run)
+    assert {"val/loss", "val/denoising_error"} <= metrics(ddpm_run)
+    assert Record(ddpm_run / "metrics.csv").curve("train/loss")[0] == [2, 4, 6]
+
+    (picture,) = (ddpm_run / "samples").iterdir()
+    assert picture.name == "step_0000006.png"
+    with Image.open(picture) as image:
+        assert image.size == (2 * 34 + 2, 2 * 34 + 2)  # four digits, each pixel four times as wide
+        assert len(image.getcolors()) > 10
+
+    assert sorted(p.name for p in (ddpm_run / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
+    summary = json.loads((ddpm_run / "summary.json").read_text())
+    assert summary["step"] == 6
+    assert "val/denoising_error" in [row[0] for row in summary["table"]]
+    log = (ddpm_run / "log.txt").read_text()
+    assert "training ddpm on digits" in log
+    assert "training 6/6" in log
+
+
+def test_a_checkpoint_says_what_it_is(ddpm_run: Path) -> None:
+    header = checkpoint(ddpm_run)["betasigma"]
+    assert (header["format"], header["step"], header["seed"]) == (1, 6, 0)
+    assert header["version"] == metadata.version("betasigma")
+    assert header["config"]["sampler"]["steps"] == 2
+
+
+def test_both_families_log_the_same_names(ddpm_run: Path, ncsn_run: Path) -> None:
+    assert metrics(ddpm_run) == metrics(ncsn_run)
+    configs = [OmegaConf.load(run / "config.yaml") for run in (ddpm_run, ncsn_run)]
+    assert [config.model.family for config in configs] == ["ddpm", "ncsn"]
+    keys = [{k for k in config if k not in ("beta", "sigma")} for config in configs]
+    assert keys[0] == keys[1]
+
+
+def test_the_end_says_what_comes_next(train: Launch) -> None:
+    told = train().out
+    for word in ("samples ", "metrics ", "checkpoint ", "scripts/sample.py run=", "resume="):
+        assert word in told
+    assert "ddpm_digits after 6 steps" in told
+
+
+def test_directories_of_runs_that_start_together_differ() -> None:
+    assert len({new_directory("run") for _ in range(500)}) == 500
+
+
+def test_a_failure_is_in_the_log_with_its_traceback(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configure_optimizers(self: DDPM) -> None:
+        raise RuntimeError("no optimizer today")
+
+    monkeypatch.setattr(DDPM, "configure_optimizers", configure_optimizers)
+    outcome = launch("train", *TINY)
+    assert outcome.status == 1
+    assert "stopped before the first checkpoint" in outcome.out
+    log = (outcome.run / "log.txt").read_text()
+    assert "Traceback" in log
+    assert "no optimizer today" in log
+
+
+# ---------------------------------------------------------------- the weights
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_watching_does_not_disturb(train: Launch) -> None:
+    """Sampling, validation, evaluation and logging draw from streams of their own."""
+    dropout = ("network.dropout=0.2", "sampler=ancestral", "sampler.steps=2", "data.flip=true")
+    watched = train(
+        *dropout,
+        "training.sample_every=1",
+        "training.validate_every=1",
+        "training.log_every=1",
+        "training.checkpoint_every=1",
+    ).run
+    alone = train(*dropout, "training.sample_every=99", "training.validate_every=99").run
+    assert len(list((watched / "samples").iterdir())) == 6
+    assert len(list((alone / "samples").iterdir())) == 1
+    for a, b in zip(raw_and_average(watched), raw_and_average(alone), strict=True):
+        assert same(a, b)
+
+
+def test_micro_batches_do_not_change_the_step(train: Launch) -> None:
+    options = ("steps=3", "training.warmup=1", "network.num_classes=10", "data.dequantize=true")
+    whole = raw_and_average(train(*options).run)
+    parts = raw_and_average(train(*options, "training.accumulate=4").run)
+    other = raw_and_average(train(*options, "seed=1").run)
+    for a, b, c in zip(whole, parts, other, strict=True):
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-5)
+        assert not same(a, c)
+
+
+def test_without_averaging_the_average_is_the_model(train: Launch) -> None:
+    raw, average = raw_and_average(train("ema.decay=0").run)
+    assert same(raw, average)
+
+
+def test_with_averaging_it_is_not(ddpm_run: Path) -> None:
+    raw, average = raw_and_average(ddpm_run)
+    assert raw.keys() == average.keys()
+    assert not same(raw, average)
+
+
+# ---------------------------------------------------------------- loggers
+
+
+def inspect(offline: Path) -> list[dict[str, Any]]:
+    """Records of a Weights & Biases run, as its own reader sees them."""
+    command = ["wandb", "leet", "inspect", "--json", str(offline)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_wandb_offline_without_an_account(train: Launch) -> None:
+    outcome = train("logger=wandb", "tags=[tried]")
+    (offline,) = (outcome.run / "wandb").glob("offline-run-*")
+    assert f"wandb sync {offline.relative_to(Path.cwd())}" in outcome.out
+    assert outcome.err == ""
+    records = inspect(offline)
+    (run,) = [record["run"] for record in records if record["type"] == "run"]
+    assert run["project"] == "betasigma"
+    assert (run["run_group"], run["job_type"]) == ("ddpm_digits", "train")
+    assert run["tags"] == ["tried"]
+    assert run["config"]["update"]["model"]["family"] == "ddpm"
+    assert run["run_id"] == (outcome.run / "wandb_id.txt").read_text().strip()
+
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    logged: dict[str, list[int]] = {}
+    for row in rows:
+        values = {item.get("key") or item["nested_key"][0]: item["value_json"] for item in row}
+        for name in values:
+            logged.setdefault(name, []).append(int(values["trainer/global_step"]))
+    assert logged["train/loss"] == [2, 4, 6]
+    assert logged["samples"] == [6]
+    assert metrics(outcome.run) <= set(logged)
+    assert list(offline.glob("files/media/images/samples*.png"))
+
+    resumed = launch("train", f"resume={outcome.run}", "steps=8")
+    assert resumed.status == 0, resumed.err
+    _, again = sorted((outcome.run / "wandb").glob("offline-run-*"))
+    assert again.name.endswith(run["run_id"])
+
+
+def test_tensorboard(train: Launch) -> None:
+    run = train("logger=tensorboard").run
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Images("samples")] == [6]
+    assert metrics(run) <= set(events.Tags()["scalars"])
+
+
+def test_a_tracker_that_dies_is_a_warning(train: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    def log_metrics(*args: Any) -> None:
+        raise ConnectionError("server gone")
+
+    monkeypatch.setattr(TensorBoardLogger, "log_metrics", log_metrics)
+    outcome = train("logger=tensorboard")
+    assert "warning: logging failed (ConnectionError: server gone)" in outcome.err
+    assert {"train/loss", "val/loss"} <= metrics(outcome.run)
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+def sweep(*overrides: str) -> tuple[Outcome, list[Path]]:
+    """A sweep of tiny runs without a sampler of their choice, and its jobs' directories."""
+    own = [word for word in TINY if not word.startswith("sampler")]
+    outcome = launch("train", "-m", *own, "training.num_samples=1", *overrides)
+    return outcome, sorted(path.parent for path in Path.cwd().glob("outputs/*/*/config.yaml"))
+
+
+def test_each_job_of_a_sweep_has_its_family_s_defaults(here: Path) -> None:
+    outcome, runs = sweep("model=ddpm,ncsn", "seed=1,2", "steps=2", "sampler.steps=2")
+    assert outcome.status == 0, outcome.err
+    assert len(runs) == 4
+    assert len({run.parent for run in runs}) == 1
+    found = []
+    for run in runs:
+        config = OmegaConf.load(run / "config.yaml")
+        named = [config[group]._target_.rpartition(".")[2] for group in ("schedule", "sampler")]
+        found.append([config.model.name, config.seed, *named, list(config.model.value_range)])
+        assert config.sampler.steps == 2
+        assert checkpoint(run)["global_step"] == 2
+    ddpm, ncsn = ["linear", "Ancestral", [-1, 1]], ["geometric", "AnnealedLangevin", [0, 1]]
+    assert found == [
+        ["ddpm", 1, *ddpm],
+        ["ddpm", 2, *ddpm],
+        ["ncsn", 1, *ncsn],
+        ["ncsn", 2, *ncsn],
+    ]
+
+
+def test_a_failing_job_leaves_the_others_running(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def configure_optimizers(self: DDPM) -> None:
+        raise RuntimeError("no optimizer today")
+
+    monkeypatch.setattr(DDPM, "configure_optimizers", configure_optimizers)
+    outcome, (first, second) = sweep("model=ddpm,ncsn", "sampler=ddim", "sampler.steps=2")
+    assert outcome.status == 1
+    assert "no optimizer today" in outcome.err
+    assert str(first.relative_to(here)) in outcome.err
+    assert not (first / "checkpoints" / "last.ckpt").exists()
+    assert checkpoint(second)["global_step"] == 6
+    assert (second / "summary.json").exists()
+
+
+def test_the_features_of_a_sweep_are_decided_once(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inception weights that appear while it runs change nothing."""
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    start = NCSN.on_train_start
+
+    def on_train_start(self: NCSN) -> None:
+        checkpoint_dir().mkdir(parents=True, exist_ok=True)
+        (checkpoint_dir() / INCEPTION_FILES[0]).touch()
+        start(self)
+
+    monkeypatch.setattr(NCSN, "on_train_start", on_train_start)
+    outcome, runs = sweep(
+        "model=ncsn",
+        "seed=1,2",
+        "steps=2",
+        "sampler=ddim",
+        "sampler.steps=2",
+        "evaluation=default",
+        "evaluation.n=4",
+        "evaluation.n_reference=4",
+        "evaluation.metrics=[fd]",
+    )
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.count("EfficientNet-Lite0") == 1
+    for run in runs:
+        (row,) = [
+            row
+            for row in Record(run / "metrics.csv").rows()
+            if row["metric"] == "val/fd_efficientnet_lite0"
+        ]
+        assert (row["n"], row["nfe"], row["sampler"]) == ("4", "2", "ddim")
+        assert (row["step"], row["split"], row["extractor"]) == ("2", "train", "efficientnet_lite0")
+
+
+# ---------------------------------------------------------------- class labels
+
+
+def test_labels_and_guidance_train_and_sample(labelled_run: Path) -> None:
+    header = checkpoint(labelled_run)["betasigma"]["config"]
+    assert header["network"]["num_classes"] == 10
+    assert header["training"]["guidance"] == 2
+    assert checkpoint(labelled_run)["global_step"] == 6
+    assert (labelled_run / "samples" / "step_0000006.png").is_file()

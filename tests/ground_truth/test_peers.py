@@ -1,0 +1,326 @@
+"""The same ε-network, start and noise through other people's samplers: trajectories agree to 1e-4.
+
+The peers are diffusers 0.42 (DDPM, DDIM, DPM-Solver++, predictor–corrector of Score-SDE, EDM's churn),
+azula 0.11 (posterior-variance ancestral, DDIM, Euler and Heun in σ/α on σ-ladders), torchdiffeq
+(Euler in t) and, for annealed Langevin, the loop of the official NCSN code.
+"""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import azula.sample
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers.schedulers import scheduling_sde_ve
+from diffusers.schedulers.deprecated import scheduling_karras_ve, scheduling_sde_vp
+from torch import Tensor
+from torchdiffeq import odeint
+
+from betasigma.samplers import (
+    DDIM,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver,
+    Euler,
+    Heun,
+    PredictorCorrector,
+    Sampler,
+)
+from betasigma.schedules import (
+    NoiseSchedule,
+    VariancePreserving,
+    cosine,
+    geometric,
+    linear,
+    sigmoid,
+)
+
+BATCH = 3
+DDPM_SCHEDULES = {
+    "linear": (linear(), {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
+    "sigmoid": (sigmoid(), {"beta_schedule": "sigmoid", "beta_start": 1e-4, "beta_end": 0.02}),
+    "cosine": (cosine(), {"beta_schedule": "squaredcos_cap_v2"}),
+}
+ddpm_schedules = pytest.mark.parametrize("name", DDPM_SCHEDULES)
+
+
+def close(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    assert len(ours) == len(theirs) > 1
+    for step, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        error = (mine - other).abs().max().item()
+        assert error < 1e-4, f"state {step} differs by {error:.2g}"
+
+
+def feed(monkeypatch, module, draws: Tensor) -> None:
+    """Give a diffusers scheduler these draws instead of its generator's."""
+    supply = iter(draws)
+    monkeypatch.setattr(module, "randn_tensor", lambda *args, **kwargs: next(supply))
+
+
+class TestDiffusers:
+    """Schedulers of diffusers around the network of the model."""
+
+    def run(self, scheduler, model, x: Tensor, **options) -> list[Tensor]:
+        states = []
+        for i in scheduler.timesteps:
+            eps = model.network(x, i.double().expand(len(x)))
+            extra = {key: next(value) for key, value in options.items()}
+            x = scheduler.step(eps, i, x, **extra).prev_sample
+            states.append(x)
+        return states
+
+    @ddpm_schedules
+    @pytest.mark.parametrize(
+        ("variance", "theirs"), [("beta", "fixed_large"), ("posterior", "fixed_small")]
+    )
+    @pytest.mark.parametrize("clip", [False, True])
+    @pytest.mark.parametrize("steps", [1000, 40])
+    def test_ancestral(
+        self, eps_model, replay, noise, monkeypatch, name, variance, theirs, clip, steps
+    ) -> None:
+        schedule, options = DDPM_SCHEDULES[name]
+        scheduler = DDPMScheduler(
+            **options, variance_type=theirs, clip_sample=clip, timestep_spacing="linspace"
+        )
+        scheduler.set_timesteps(steps)
+        model, x, draws = eps_model(schedule), noise(BATCH, 4), noise(steps, BATCH, 4, seed=1)
+        monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", supply(draws))
+        sampler = Ancestral(variance, steps=steps, clip=clip, dtype="float64")
+        close(list(sampler.states(model, x, replay(draws))), self.run(scheduler, model, x))
+
+    @ddpm_schedules
+    @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("clip", [False, True])
+    def test_ddim(self, eps_model, replay, noise, monkeypatch, name, eta, clip) -> None:
+        schedule, options = DDPM_SCHEDULES[name]
+        scheduler = DDIMScheduler(**options, clip_sample=clip, timestep_spacing="trailing")
+        scheduler.set_timesteps(50)
+        model, x, draws = eps_model(schedule), noise(BATCH, 4), noise(50, BATCH, 4, seed=1)
+        settings = {"eta": eta, "use_clipped_model_output": True}
+        theirs = self.run(
+            scheduler,
+            model,
+            x,
+            variance_noise=iter(draws),
+            **{key: iter([value] * 50) for key, value in settings.items()},
+        )
+        sampler = DDIM(eta, clip=clip, dtype="float64")
+        on(monkeypatch, sampler, [(i + 1) / 1000 for i in scheduler.timesteps.tolist()])
+        close(list(sampler.states(model, x, replay(draws))), theirs)
+
+    @ddpm_schedules
+    @pytest.mark.parametrize(("eta", "algorithm"), [(0.0, "dpmsolver++"), (1.0, "sde-dpmsolver++")])
+    @pytest.mark.parametrize("grid", ["levels", "uniform_log_snr"])
+    def test_dpm_solver(
+        self, eps_model, replay, noise, monkeypatch, name, eta, algorithm, grid
+    ) -> None:
+        schedule, options = DDPM_SCHEDULES[name]
+        scheduler = DPMSolverMultistepScheduler(**options, algorithm_type=algorithm)
+        sampler = DPMSolver(eta, steps=20, grid=grid, dtype="float64")
+        level = (1000 * np.array(sampler.times(schedule))).round()
+        # diffusers caps λ from below; the cap is only felt on cosine
+        level = np.unique(np.minimum(level, 999))[::-1]
+        on(monkeypatch, sampler, (level / 1000).tolist())
+        scheduler.set_timesteps(timesteps=(level - 1).astype(int).tolist())
+        steps = len(level)
+        model, x, draws = eps_model(schedule), noise(BATCH, 4), noise(steps, BATCH, 4, seed=1)
+        theirs = self.run(scheduler, model, x, variance_noise=iter(draws))
+        close(list(sampler.states(model, x, replay(draws))), theirs)
+
+    def test_predictor_corrector_on_a_ladder(self, eps_model, replay, noise, monkeypatch) -> None:
+        """Their corrector takes ‖z‖ where ours takes √d: noise of that norm makes them equal; and
+        the mean of ‖score‖ over the batch: one sample at a time.
+        """
+        schedule = geometric(30, 20.0, 0.01)
+        scheduler = scheduling_sde_ve.ScoreSdeVeScheduler(
+            snr=0.16, sigma_min=0.01, sigma_max=20.0, sampling_eps=1e-5
+        )
+        scheduler.set_timesteps(30)
+        scheduler.set_sigmas(30)
+        model = eps_model(schedule)
+        x, draws = 20 * noise(1, 4), noise(90, 1, 4, seed=1)
+        for correction in (0, 1):
+            draws[correction::3] *= 2 / draws[correction::3].norm(dim=-1, keepdim=True)
+        feed(monkeypatch, scheduling_sde_ve, draws)
+        sampler = PredictorCorrector("reverse_diffusion", 0.16, 2, dtype="float64")
+        ours = list(sampler.states(model, x, replay(draws)))
+        theirs = []
+        for level, t in zip(range(30, 0, -1), scheduler.timesteps, strict=True):
+            sigma = schedule.sigma(level / 30).item()
+
+            def score(x: Tensor, level: int = level, sigma: float = sigma) -> Tensor:
+                return -model.network(x, torch.full((1,), level - 1.0).double()) / sigma
+
+            for _ in range(2):
+                x = scheduler.step_correct(score(x), x).prev_sample
+            found = scheduler.step_pred(score(x), t, x)
+            x = found.prev_sample
+            theirs.append(x)
+        theirs[-1] = found.prev_sample_mean
+        close(ours, theirs)
+
+    def test_euler_maruyama_on_the_vp_sde(self, replay, noise, eps_model, monkeypatch) -> None:
+        """β(t) is continuous there: the same curve on a table of 20,000 levels."""
+        scheduler = scheduling_sde_vp.ScoreSdeVpScheduler(beta_min=0.1, beta_max=20.0)
+        scheduler.set_timesteps(200)
+        t = np.arange(1, 20_001) / 20_000
+        log_alpha_bar = -0.5 * t**2 * (20.0 - 0.1) - t * 0.1
+        schedule = VariancePreserving(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
+        model, x, draws = eps_model(schedule), noise(BATCH, 4), noise(200, BATCH, 4, seed=1)
+        feed(monkeypatch, scheduling_sde_vp, draws)
+        sampler = PredictorCorrector("euler_maruyama", corrector_steps=0, dtype="float64")
+        times = [1 - i / 200 for i in range(200)]
+        on(monkeypatch, sampler, times)
+        *ours, _ = sampler.states(model, x, replay(draws))
+        theirs = []
+        for time in times[:-1]:
+            now = torch.tensor([time], dtype=torch.float64)
+            # they take the network's output for ε and divide it themselves
+            eps = model.network(x, (now * 20_000 - 1).expand(BATCH))
+            x, _ = scheduler.step_pred(eps, x, now)
+            theirs.append(x)
+        close(ours, theirs)
+
+    def test_heun_with_churn(self, eps_model, replay, noise, monkeypatch) -> None:
+        """EDM's algorithm 2; the first step starts at the schedule's end and is not churned."""
+        schedule = geometric(1000, 20.0, 0.01)
+        options = {"s_churn": 8.0, "s_min": 0.05, "s_max": 15.0, "s_noise": 1.007}
+        scheduler = scheduling_karras_ve.KarrasVeScheduler(**options)
+        scheduler.num_inference_steps = 12
+        sampler = Heun(**options, steps=12, grid="karras", dtype="float64")
+        times = sampler.times(schedule)
+        sigmas = schedule.sigma(torch.tensor([*times, 0.0], dtype=torch.float64)).tolist()
+        model, x, draws = eps_model(schedule), 20 * noise(BATCH, 4), noise(12, BATCH, 4, seed=1)
+        churned = [i for i, sigma in enumerate(sigmas) if 0.05 <= sigma <= 15.0]
+        assert 0 < len(churned) < 11
+        ours = list(sampler.states(model, x, replay(draws[churned])))
+        feed(monkeypatch, scheduling_karras_ve, draws)
+
+        def output(x: Tensor, sigma: float) -> Tensor:
+            # their network predicts (x̂_0 − x)/σ = −ε̂
+            step = schedule.t_of_ratio(sigma) * 1000 - 1
+            return -model.network(x, step.expand(BATCH))
+
+        theirs = []
+        for sigma, lower in zip(sigmas[:-1], sigmas[1:], strict=True):
+            x_hat, sigma_hat = scheduler.add_noise_to_input(x, sigma)
+            found = scheduler.step(output(x_hat, sigma_hat), sigma_hat, lower, x_hat)
+            x = found.prev_sample
+            if lower:
+                x = scheduler.step_correct(
+                    output(x, lower), sigma_hat, lower, x_hat, x, found.derivative
+                ).prev_sample
+            theirs.append(x)
+        close(ours, theirs)
+
+
+class TestAzula:
+    """Samplers of azula around our model, on both families."""
+
+    schedules = pytest.mark.parametrize(
+        "schedule", [linear(), cosine(), geometric(100, 20.0, 0.01)], ids=["vp", "cosine", "ve"]
+    )
+
+    def run(self, make, schedule: NoiseSchedule, model, x: Tensor, times: list[float], **options):
+        def kernel(t: Tensor) -> tuple[Tensor, Tensor]:
+            return schedule.alpha(t), schedule.sigma(t)
+
+        def denoiser(x: Tensor, t: Tensor) -> SimpleNamespace:
+            alpha, sigma = kernel(t)
+            eps = model.network(x, (t * schedule.levels - 1).expand(len(x)))
+            return SimpleNamespace(mean=(x - sigma * eps) / alpha)
+
+        denoiser.schedule = kernel
+        theirs = make(denoiser, steps=len(times), silent=True, **options)
+        states = []
+        grid = torch.tensor(times, dtype=torch.float64)
+        for t, s in zip(grid[:-1], grid[1:], strict=True):
+            x = theirs.step(x, t, s)
+            states.append(x)
+        return states
+
+    @schedules
+    @pytest.mark.parametrize(
+        ("sampler", "make", "options"),
+        [
+            (Ancestral("posterior", clip=False), azula.sample.DDPMSampler, {}),
+            (DDIM(0.0, clip=False), azula.sample.DDIMSampler, {"eta": 0.0}),
+            (DDIM(1.0, clip=False), azula.sample.DDIMSampler, {"eta": 1.0}),
+            (DDIM(0.0, clip=False), azula.sample.EulerSampler, {}),
+            (Heun(), azula.sample.HeunSampler, {}),
+        ],
+        ids=["ancestral", "ddim", "ddim_1", "euler_in_ratio", "heun"],
+    )
+    @pytest.mark.parametrize("grid", ["levels", "karras"])
+    def test_same_states(
+        self, eps_model, replay, noise, monkeypatch, schedule, sampler, make, options, grid
+    ) -> None:
+        sampler.steps, sampler.grid, sampler.dtype = 25, grid, torch.float64
+        times = sampler.times(schedule)
+        model, draws = eps_model(schedule), noise(25, BATCH, 4, seed=1)
+        x = schedule.prior_std * noise(BATCH, 4)
+        *ours, _ = sampler.states(model, x, replay(draws))
+        monkeypatch.setattr(torch, "randn_like", supply(draws))
+        close(ours, self.run(make, schedule, model, x, times, **options))
+
+
+def test_euler_in_t_is_torchdiffeq_s(eps_model, noise) -> None:
+    """Their Euler steps of dx/dt = −½β(t)·(x + score) with β(t) linear, on the same times."""
+    t = np.arange(1, 20_001) / 20_000
+    log_alpha_bar = -0.5 * t**2 * (20.0 - 0.1) - t * 0.1
+    schedule = VariancePreserving(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
+    model, x = eps_model(schedule), noise(BATCH, 4)
+    sampler = Euler(steps=300, grid="uniform_t", dtype="float64")
+    times = torch.tensor(sampler.times(schedule), dtype=torch.float64)
+
+    def flow(t: Tensor, x: Tensor) -> Tensor:
+        beta = 0.1 + t * (20.0 - 0.1)
+        sigma = torch.sqrt(-torch.expm1(-0.5 * t**2 * (20.0 - 0.1) - t * 0.1))
+        score = -model.network(x, (t * 20_000 - 1).expand(BATCH)) / sigma
+        return -0.5 * beta * (x + score)
+
+    _, *theirs = odeint(flow, x, times, method="euler")
+    *ours, _ = sampler.states(model, x, None)
+    # the table's slope at a level is the mean of β over the interval below, 1/20,000 wide; it is
+    # steepest at t_min, where σ² rises from 0
+    close(ours[:-3], theirs[:-3])
+
+
+def test_annealed_langevin_is_the_official_loop(eps_model, replay, noise) -> None:
+    """ermongroup/ncsn, runners/anneal_runner.py: step_lr·(σ_i/σ_L)², algorithm 1 of the paper with
+    α_i/2 written as step_size; NCSNv2 adds the last denoising step.
+    """
+    schedule = geometric(10, 1.0, 0.01)
+    model, x, draws = eps_model(schedule), noise(BATCH, 4), noise(50, BATCH, 4, seed=1)
+    sigmas = np.exp(np.linspace(np.log(1.0), np.log(0.01), 10))
+    step_lr = 2e-5  # the official default, which is sampler.step = 0.2
+    states, supply_ = [], iter(draws)
+    x_mod = x
+    for c, sigma in enumerate(sigmas):
+        label = torch.full((BATCH,), 9.0 - c, dtype=torch.float64)
+        step_size = step_lr * (sigma / sigmas[-1]) ** 2
+        for _ in range(5):
+            grad = -model.network(x_mod, label) / sigma
+            x_mod = x_mod + step_size * grad + next(supply_) * np.sqrt(step_size * 2)
+            states.append(x_mod)
+    denoised = x_mod + sigmas[-1] ** 2 * (-model.network(x_mod, label) / sigmas[-1])
+    plain = AnnealedLangevin(5, 0.2, dtype="float64").states(model, x, replay(draws))
+    close(list(plain), [*states, x_mod])
+    ended = AnnealedLangevin(5, 0.2, denoise=True, dtype="float64").states(model, x, replay(draws))
+    close(list(ended), [*states, denoised])
+    assert math.isclose(step_lr / 0.01**2, 0.2)
+
+
+def on(monkeypatch, sampler: Sampler, times: list[float]) -> None:
+    """Let the sampler visit these times."""
+    monkeypatch.setattr(sampler, "times", lambda schedule: times)
+
+
+def supply(draws: Tensor):
+    """What stands in for a function that draws noise."""
+    values = iter(draws)
+    return lambda *args, **kwargs: next(values)

@@ -1,0 +1,210 @@
+"""Likelihoods of distributions whose density is known in closed form."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from betasigma.data.pixels import dequantized_bits
+from betasigma.errors import UserError
+from betasigma.likelihood import ContinuousBound, DiscreteBound, FlowLikelihood, GaussianPrior
+from betasigma.likelihood.bound import discretized_gaussian_bits
+from betasigma.oracles import GaussianMixture
+from betasigma.randomness import Stream
+from betasigma.schedules import NoiseSchedule, geometric, linear
+
+WEIGHTS = np.array([0.3, 0.7])
+MEANS = np.array([[0.35, 0.55], [0.6, 0.4]])
+COVARIANCES = np.array([[[0.004, 0.001], [0.001, 0.003]], [[0.003, -0.001], [-0.001, 0.005]]])
+"""A mixture well inside [0, 1]², so that bytes hold it without clipping."""
+
+SCHEDULES = {
+    "ddpm": (linear(), (-1.0, 1.0)),
+    "ncsn": (geometric(10, 1.0, 0.01), (0.0, 1.0)),
+}
+
+
+def mixture(family: str, components: int = 2) -> GaussianMixture:
+    """The mixture in the family's value range."""
+    schedule, (low, high) = SCHEDULES[family]
+    width = high - low
+    keep = slice(None) if components == 2 else slice(0, 1)
+    return GaussianMixture(
+        WEIGHTS[keep],
+        low + width * MEANS[keep],
+        width**2 * COVARIANCES[keep],
+        schedule,
+        (low, high),
+    )
+
+
+class ExactPrior(GaussianPrior):
+    """The mixture's own density at t = 1."""
+
+    def __init__(self, oracle: GaussianMixture) -> None:
+        super().__init__(0.0, 1.0)
+        object.__setattr__(self, "oracle", oracle)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        schedule: NoiseSchedule = self.oracle.schedule  # type: ignore[attr-defined]
+        kernel = schedule.alpha(1.0).item(), schedule.sigma(1.0).item()
+        return self.oracle.log_density(x, *kernel)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", SCHEDULES)
+@pytest.mark.parametrize("components", [1, 2])
+def test_flow_gives_the_density_at_the_smallest_noise(family: str, components: int) -> None:
+    oracle = mixture(family, components)
+    x = oracle.draw(Stream("x", indices=range(64)))
+    schedule = oracle.schedule
+    noise = (schedule.sigma(schedule.t_min) / schedule.alpha(schedule.t_min)).item()
+    truth = oracle.log_density(x, 1.0, noise)
+    found, nfe = FlowLikelihood(trace="exact").log_prob(oracle, x, ExactPrior(oracle))
+    bits = (found - truth) / 2 / math.log(2)
+    assert abs(bits.mean().item()) < 0.005
+    assert bits.abs().max() < 0.02
+    assert nfe > 10
+
+
+def test_hutchinson_is_unbiased_for_the_exact_trace() -> None:
+    oracle = mixture("ncsn")
+    x = oracle.draw(Stream("x", indices=range(8)))
+    exact, _ = FlowLikelihood(trace="exact").log_prob(oracle, x)
+    draws = torch.stack([FlowLikelihood(seed=seed).log_prob(oracle, x)[0] for seed in range(24)])
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert ((draws.mean(0) - exact).abs() < 4 * error + 1e-3).all()
+    assert draws.std(0).max() > 1e-3  # it is a random estimate where the Jacobian is not diagonal
+
+
+def test_units_of_the_flow_follow_from_the_value_range() -> None:
+    # the same data in either range has the same bits per dimension, at the same SNR
+    bits = {}
+    for family, schedule in (
+        ("ncsn", geometric(10, 1.0, 0.01)),
+        ("ddpm", geometric(10, 2.0, 0.02)),
+    ):
+        low, high = SCHEDULES[family][1]
+        width = high - low
+        oracle = GaussianMixture(
+            WEIGHTS, low + width * MEANS, width**2 * COVARIANCES, schedule, (low, high)
+        )
+        x = low + width * mixture("ncsn").draw(Stream("x", indices=range(16)))
+        found, _ = FlowLikelihood(trace="exact", tolerance=1e-7).bits_per_dim(
+            oracle, x, dequantized_bits((low, high)), ExactPrior(oracle)
+        )
+        bits[family] = found
+    assert torch.allclose(bits["ncsn"], bits["ddpm"], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", SCHEDULES)
+def test_continuous_bound_is_above_the_entropy_and_tight_for_the_oracle(family: str) -> None:
+    oracle = mixture(family)
+    low, high = oracle.value_range
+    x = oracle.draw(Stream("x", indices=range(6000)))
+    grey = ((x - low) / (high - low) * 255).round()
+    assert grey.min() >= 0
+    assert grey.max() <= 255
+    x0 = low + (high - low) * grey / 255
+    prior = GaussianPrior.matched(oracle.schedule, x0)
+    bound = ContinuousBound(draws=32).bits_per_dim(oracle, x0, prior)
+    entropy = oracle.entropy() / 2 / math.log(2) + math.log2(255 / (high - low))
+    # the sample's own entropy differs from the distribution's by Monte Carlo
+    sampled = -oracle.log_density(x).mean().item() / 2 / math.log(2)
+    entropy += sampled - oracle.entropy() / 2 / math.log(2)
+    total = bound.total.mean().item()
+    assert total > entropy - 0.01
+    assert total < entropy + (0.06 if family == "ddpm" else 0.12)
+    for term in (bound.prior, bound.diffusion, bound.decoder):
+        assert (term >= -1e-9).all()
+
+
+def test_discrete_bound_approaches_the_continuous_one_from_above() -> None:
+    x = mixture("ncsn").draw(Stream("x", indices=range(256)))
+    x0 = (x * 255).round() / 255
+    totals = []
+    for levels in (10, 40, 160):
+        oracle = GaussianMixture(
+            WEIGHTS, MEANS, COVARIANCES, geometric(levels, 1.0, 0.01), (0.0, 1.0)
+        )
+        bound = DiscreteBound(variance="posterior", decoder_std="fitted").bits_per_dim(oracle, x0)
+        totals.append(bound.diffusion.mean().item())
+        assert bound.per_level.shape == (256, levels - 1)
+        assert torch.allclose(bound.per_level.sum(1), bound.diffusion)
+    fine = ContinuousBound(draws=64).bits_per_dim(oracle, x0).diffusion.mean().item()
+    assert totals[0] > totals[1] > totals[2]
+    assert totals[2] == pytest.approx(fine, rel=0.1)
+
+
+def test_prior_term_of_the_linear_schedule_is_negligible_and_of_a_short_ladder_is_not() -> None:
+    black = torch.full((1, 784), -1.0)
+    nats = GaussianPrior.standard(linear()).kl(linear(), black).item()
+    assert 1e-5 < nats / 784 / math.log(2) < 5e-5
+    ladder = geometric(10, 1.0, 0.01)
+    images = torch.bernoulli(torch.full((512, 784), 0.15), generator=torch.manual_seed(0))
+    standard = GaussianPrior.standard(ladder).kl(ladder, images).mean().item() / 784 / math.log(2)
+    matched = GaussianPrior.matched(ladder, images)
+    assert standard > 0.07
+    assert matched.kl(ladder, images).mean().item() / 784 / math.log(2) < standard
+
+
+def test_prior_kl_equals_torch_distributions() -> None:
+    schedule = geometric(10, 1.0, 0.01)
+    x0 = torch.rand(5, 3, generator=torch.manual_seed(1)).double()
+    prior = GaussianPrior.matched(schedule, x0)
+    q = torch.distributions.Normal(x0, 1.0)
+    p = torch.distributions.Normal(
+        torch.as_tensor(prior.mean), torch.as_tensor(prior.variance).sqrt()
+    )
+    expected = torch.distributions.kl_divergence(q, p).sum(1)
+    assert torch.allclose(prior.kl(schedule, x0), expected)
+    assert torch.allclose(prior.log_prob(x0), p.log_prob(x0).sum(1))
+
+
+def test_discretised_gaussian_sums_to_one_and_survives_far_tails() -> None:
+    values = torch.linspace(-1, 1, 256, dtype=torch.float64)[:, None]
+    bits = discretized_gaussian_bits(values, torch.full_like(values, 0.1), 0.05, (-1.0, 1.0))
+    assert (2.0**-bits).sum().item() == pytest.approx(1, abs=1e-9)
+    far = discretized_gaussian_bits(
+        torch.tensor([[1.0]]), torch.tensor([[-1.0]]), 0.01, (-1.0, 1.0)
+    )
+    assert torch.isfinite(far).all()
+    assert far.item() == pytest.approx(2**2 / (2 * 0.01**2) / math.log(2), rel=0.02)
+
+
+def test_a_decoder_as_wide_as_the_noise_costs_bits_that_the_denoiser_does_not_deserve() -> None:
+    # data on a few points only: the denoiser knows them almost exactly at σ = 0.01
+    oracle = GaussianMixture(
+        np.full(4, 0.25),
+        np.array([[a, b] for a in (51, 204) for b in (51, 204)]) / 255,
+        np.full((4, 2, 2), 0.0) + 1e-8 * np.eye(2),
+        geometric(10, 1.0, 0.01),
+        (0.0, 1.0),
+    )
+    x0 = oracle.means.repeat(16, 1)
+    fitted = ContinuousBound(draws=4).bits_per_dim(oracle, x0).decoder.mean()
+    kernel = ContinuousBound(draws=4, decoder_std="kernel").bits_per_dim(oracle, x0).decoder.mean()
+    assert fitted < 0.1
+    # log₂(2.55·√(2π)) of a centred Gaussian of σ_min, in grey levels
+    assert kernel.item() == pytest.approx(math.log2(2.55 * math.sqrt(2 * math.pi)), abs=0.05)
+
+
+def test_a_single_level_has_no_likelihood() -> None:
+    oracle = GaussianMixture(WEIGHTS, MEANS, COVARIANCES, geometric(1, 1.0, 0.01), (0.0, 1.0))
+    x = torch.full((2, 2), 0.5)
+    for measure in (DiscreteBound(), ContinuousBound()):
+        with pytest.raises(UserError, match="at least 2 noise levels"):
+            measure.bits_per_dim(oracle, x)
+    with pytest.raises(UserError, match="at least 2 noise levels"):
+        FlowLikelihood().log_prob(oracle, x)
+
+
+def test_exact_trace_in_many_dimensions_says_what_it_would_cost() -> None:
+    oracle = GaussianMixture(
+        np.ones(1), np.zeros((1, 784)), np.eye(784)[None], geometric(), (0.0, 1.0)
+    )
+    with pytest.raises(UserError, match=r"784 backward passes.*trace=hutchinson"):
+        FlowLikelihood(trace="exact").log_prob(oracle, torch.zeros(1, 784))

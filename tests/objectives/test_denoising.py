@@ -1,0 +1,222 @@
+"""The denoising objective against both papers' losses, written out from their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from betasigma.denoiser import Denoiser
+from betasigma.errors import UserError
+from betasigma.networks.mlp import MLP
+from betasigma.objectives import Denoising
+from betasigma.objectives.denoising import draw_times, drop_labels, perturb
+from betasigma.objectives.error_curve import (
+    GRID,
+    covered,
+    denoising_error,
+    to_schedule_log_snr,
+)
+from betasigma.preconditioning import Preconditioning
+from betasigma.randomness import Stream
+from betasigma.schedules import NoiseSchedule, geometric, linear
+
+VP, VE = linear(), geometric()
+
+
+def network(num_classes: int = 0) -> MLP:
+    torch.manual_seed(0)
+    net = MLP(2, width=16, depth=2, num_classes=num_classes)
+    for parameter in net.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.3)
+    return net
+
+
+def make(schedule: NoiseSchedule, prediction="epsilon", conditioning="timestep", **options):
+    preconditioning = Preconditioning(prediction, conditioning, levels=schedule.levels)
+    net = network(options.get("num_classes", 0))
+    return Denoiser(net, schedule, preconditioning, (2,), **options)
+
+
+def data(n: int = 32) -> Tensor:
+    return torch.randn(n, 2, generator=torch.Generator().manual_seed(3)).clamp(-1, 1)
+
+
+def stream(n: int = 32, step: int = 0) -> Stream:
+    return Stream("train", 0, step, indices=range(n))
+
+
+def drawn(schedule: NoiseSchedule, n: int = 32) -> tuple[Tensor, Tensor]:
+    """Times and noise that the objective will draw."""
+    rng = stream(n)
+    return draw_times(schedule, "levels", rng), rng.normal((2,))
+
+
+def test_ddpm_s_loss_is_the_mean_squared_error_of_eps() -> None:
+    """Ho et al. 2020, algorithm 1: ‖ε − ε_θ(√ᾱ_t·x_0 + √(1 − ᾱ_t)·ε, t)‖², t ∈ {1 … T}."""
+    denoiser, x0 = make(VP), data()
+    t, eps = drawn(VP)
+    i = (t * 1000).round().long() - 1
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)[i]
+    alpha_bar = alpha_bar.float()[:, None]
+    x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * eps
+    expected = nn.functional.mse_loss(denoiser.network(x_t, i.float()), eps)
+    terms = Denoising().loss(denoiser, x0, None, stream())
+    torch.testing.assert_close(terms.loss, expected)
+    torch.testing.assert_close(terms.per_sample.mean(), terms.loss.detach())
+    assert torch.equal(terms.t, t)
+    assert not terms.per_sample.requires_grad
+
+
+@pytest.mark.parametrize("power", [2.0, 1.0, 0.0])
+def test_ncsn_s_loss_is_multi_sigma_score_matching(power: float) -> None:
+    """Song & Ermon 2019, equations 5 and 6: ½·λ(σ)·‖s(x̃, σ) + (x̃ − x)/σ²‖², λ(σ) = σ^p."""
+    denoiser, x0 = make(VE, "raw_score", "log_sigma"), data()
+    t, eps = drawn(VE)
+    sigma = torch.exp(torch.linspace(math.log(0.01), math.log(1.0), 10))[
+        (t * 10).round().long() - 1
+    ]
+    perturbed = x0 + sigma[:, None] * eps
+    score = denoiser.network(perturbed, sigma.log())
+    target = -(perturbed - x0) / sigma[:, None] ** 2
+    expected = (0.5 * ((score - target) ** 2).sum(-1) * sigma**power).mean()
+    objective = Denoising(sigma_power=power, reduction="half_sum")
+    loss = objective.loss(denoiser, x0, None, stream()).loss
+    torch.testing.assert_close(loss, expected, rtol=2e-3, atol=0)
+
+
+def test_with_lambda_sigma_squared_it_is_half_of_sigma_s_plus_eps() -> None:
+    """½·E‖σ·s_θ(x̃, σ) + ε‖², the sentence after (2.21), with the output divided by σ (NCSNv2)."""
+    denoiser, x0 = make(VE, "score", "log_sigma"), data()
+    t, eps = drawn(VE)
+    sigma = VE.sigma(t).float()[:, None]
+    output = denoiser.network(x0 + sigma * eps, sigma[:, 0].log())
+    score = output / sigma
+    expected = 0.5 * (sigma * score + eps).square().sum(1).mean()
+    loss = Denoising(reduction="half_sum").loss(denoiser, x0, None, stream()).loss
+    torch.testing.assert_close(loss, expected)
+    # and d/2 times DDPM's reduction
+    mean = Denoising(reduction="mean").loss(denoiser, x0, None, stream()).loss
+    torch.testing.assert_close(loss, mean)
+
+
+def test_the_gradient_reaches_the_network() -> None:
+    denoiser = make(VE, "score", "log_sigma")
+    Denoising(reduction="half_sum").loss(denoiser, data(), None, stream()).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in denoiser.network.blocks.parameters())
+
+
+@pytest.mark.parametrize("schedule", [VP, VE])
+def test_perturbation_has_the_kernel_s_moments(schedule: NoiseSchedule) -> None:
+    x0 = torch.full((40_000, 2), 0.7)
+    eps = Stream("noise", indices=range(40_000)).normal((2,))
+    for t in (schedule.t_min, 0.5, 1.0):
+        x_t = perturb(schedule, x0, torch.tensor(t, dtype=torch.float64), eps)
+        alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
+        assert x_t.mean().item() == pytest.approx(alpha * 0.7, abs=5 * sigma / 280)
+        assert x_t.std().item() == pytest.approx(sigma, rel=0.02)
+
+
+def test_times_are_uniform_on_the_levels_or_on_the_curve() -> None:
+    t = draw_times(VE, "levels", stream(20_000))
+    level = (t * 10).round()
+    torch.testing.assert_close(t, level / 10, rtol=0, atol=1e-15)
+    counts = np.bincount(level.long().numpy(), minlength=11)[1:]
+    assert counts.sum() == 20_000
+    assert stats.chisquare(counts).pvalue > 1e-3
+    t = draw_times(VE, "continuous", stream(20_000))
+    assert t.dtype == torch.float64
+    assert stats.kstest(t.numpy(), "uniform", args=(0.1, 0.9)).pvalue > 1e-3
+    continuous = Denoising(times="continuous").loss(make(VP), data(), None, stream())
+    assert continuous.t.min() >= VP.t_min
+    assert (continuous.t * 1000 % 1).any()
+
+
+def test_an_example_s_loss_does_not_depend_on_its_batch() -> None:
+    denoiser, x0 = make(VP), data()
+    whole = Denoising().loss(denoiser, x0, None, stream()).per_sample
+    parts = [
+        Denoising().loss(denoiser, x0[i : i + 8], None, Stream("train", 0, 0, indices=rows))
+        for i, rows in ((i, range(i, i + 8)) for i in range(0, 32, 8))
+    ]
+    torch.testing.assert_close(whole, torch.cat([part.per_sample for part in parts]))
+
+
+def test_labels_are_hidden_with_their_probability() -> None:
+    y = torch.arange(20_000) % 3
+    hidden = drop_labels(y, 3, 0.2, stream(20_000))
+    assert hidden is not None
+    dropped = hidden == 3
+    assert torch.equal(hidden[~dropped], y[~dropped])
+    assert dropped.float().mean().item() == pytest.approx(0.2, abs=0.015)
+    assert drop_labels(y, 3, 0.0, stream(20_000)) is y
+    assert drop_labels(None, 3, 0.5, stream()) is None
+
+
+def test_the_network_sees_the_labels_that_are_left() -> None:
+    denoiser, x0, y = make(VP, num_classes=3), data(), torch.arange(32) % 3
+
+    def loss(probability: float) -> Tensor:
+        return Denoising(label_dropout=probability).loss(denoiser, x0, y, stream()).per_sample
+
+    free = Denoising().loss(denoiser, x0, None, stream()).per_sample
+    given = loss(0.0)
+    assert not torch.isclose(given, free).all()
+    half = loss(0.5)
+    seen = torch.isclose(half, given)
+    torch.testing.assert_close(half[~seen], free[~seen])
+    assert 5 < seen.sum() < 27
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.0])
+def test_label_dropout_is_a_probability(probability: float) -> None:
+    with pytest.raises(UserError, match=rf"objective\.label_dropout={probability}"):
+        Denoising(label_dropout=probability)
+
+
+class TestErrorCurve:
+    def test_log_snr_is_that_of_data_in_minus_one_to_one(self) -> None:
+        """At one log-SNR of the grid, images on either range are equally noisy."""
+        for log_snr in GRID:
+            ratios = []
+            for value_range in ((-1.0, 1.0), (0.0, 1.0)):
+                schedule = geometric(50, 4.0, 0.001)
+                t = schedule.t_of_log_snr(to_schedule_log_snr(log_snr, value_range))
+                ratios.append((value_range[1] - value_range[0]) / schedule.sigma(t).item())
+            assert ratios[0] == pytest.approx(ratios[1], rel=1e-12)
+        assert to_schedule_log_snr(1.5, (-1.0, 1.0)) == 1.5
+
+    def test_the_default_schedules_cover_the_grid(self) -> None:
+        for log_snr in GRID:
+            assert covered(VP, to_schedule_log_snr(log_snr, (-1.0, 1.0)))
+            assert covered(VE, to_schedule_log_snr(log_snr, (0.0, 1.0)))
+        assert not covered(VE, 9.3)
+        assert not covered(VE, -0.1)
+
+    def test_error_of_a_network_that_knows_nothing_is_one(self) -> None:
+        net = MLP(2, width=8, depth=1)  # its last layer starts at 0: ε̂ = 0
+        denoiser = Denoiser(net, VP, Preconditioning("epsilon"), (2,))
+        rng = Stream("validation", indices=range(5000))
+        error = denoising_error(denoiser, torch.zeros(5000, 2), None, 2.0, rng)
+        assert error.shape == (5000,)
+        assert error.mean().item() == pytest.approx(1.0, abs=0.05)
+
+    @pytest.mark.parametrize(("schedule", "value_range"), [(VP, (-1.0, 1.0)), (VE, (0.0, 1.0))])
+    def test_it_is_the_error_of_eps_at_that_noise(self, schedule, value_range) -> None:
+        denoiser = make(schedule, "v", value_range=value_range, trained_on="continuous")
+        x0 = data()
+        error = denoising_error(denoiser, x0, None, 3.0, stream())
+        t = schedule.t_of_log_snr(3.0 + 2 * math.log(2 / (value_range[1] - value_range[0])))
+        eps = stream().normal((2,))
+        alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
+        found = denoiser(alpha * x0 + sigma * eps, t)
+        torch.testing.assert_close(error, (eps - found.eps).square().mean(1))
+        # the same number as SNR·‖x_0 − x̂_0‖²/d
+        by_x0 = (alpha / sigma) ** 2 * (x0 - found.x0).square().mean(1)
+        torch.testing.assert_close(error, by_x0, rtol=1e-3, atol=1e-4)
+        assert not error.requires_grad

@@ -1,0 +1,72 @@
+"""NCSNv2's rules reproduce the ladders that the paper publishes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from betasigma.errors import UserError
+from betasigma.ladder import (
+    design,
+    langevin_step,
+    largest_distance,
+    level_ratio,
+    overlap,
+    variance_ratio,
+)
+
+PUBLISHED = [
+    pytest.param(3 * 32 * 32, 50.0, 232, 6.2e-6, id="CIFAR-10"),
+    pytest.param(3 * 64 * 64, 90.0, 500, 3.3e-6, id="CelebA-64"),
+]
+
+
+@pytest.mark.parametrize(("dim", "sigma_max", "levels", "step"), PUBLISHED)
+def test_published_settings_follow(dim: int, sigma_max: float, levels: int, step: float) -> None:
+    found = design(dim, sigma_max, 0.01, inner_steps=5)
+    assert abs(found.levels - levels) <= 1
+    assert float(f"{found.step * 0.01**2:.1e}") == step
+
+
+@pytest.mark.parametrize(("dim", "sigma_max", "levels"), [(3072, 50.0, 219), (12288, 90.0, 472)])
+def test_the_printed_constant_gives_other_ladders(dim: int, sigma_max: float, levels: int) -> None:
+    assert design(dim, sigma_max, 0.01, 5, constant=0.5).levels == levels
+
+
+def test_ratio_solves_the_overlap_equation() -> None:
+    for dim in (5, 784, 3072):
+        assert overlap(level_ratio(dim, 0.4), dim) == pytest.approx(0.4, abs=1e-9)
+
+
+def test_variance_ratio_is_that_of_the_langevin_recursion() -> None:
+    # for N(0, σ_i²) the score is −x/σ_i², so a step maps variance v to (1 − x)²·v + 2x·σ_i²
+    step, ratio, sigma = 0.062, 1.0376, 0.7
+    variance = (ratio * sigma) ** 2
+    for _ in range(5):
+        variance = (1 - step) ** 2 * variance + 2 * step * sigma**2
+    assert variance_ratio(step, ratio, 5) == pytest.approx(variance / sigma**2, rel=1e-12)
+
+
+def test_step_is_the_best_of_a_fine_grid() -> None:
+    ratio = 1.0376
+    steps = np.linspace(1e-4, 0.5, 20_000)
+    best = steps[np.argmin([abs(variance_ratio(s, ratio, 5) - 1) for s in steps])]
+    assert langevin_step(ratio, 5) == pytest.approx(best, abs=1e-4)
+
+
+def test_largest_distance_does_not_depend_on_the_chunks() -> None:
+    x = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    exact = max(math.dist(a.tolist(), b.tolist()) for a in x.flatten(1) for b in x.flatten(1))
+    assert largest_distance(x, chunk=7) == pytest.approx(exact, rel=1e-5)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(UserError, match=r"sigma\.min=2"):
+        design(3072, 1.0, 2.0, 5)
+    with pytest.raises(UserError, match=r"sigma\.overlap=1\.5"):
+        level_ratio(3072, 1.5)
+    with pytest.raises(UserError, match="at least 5 dimensions, not 2"):
+        level_ratio(2)
