@@ -17,8 +17,10 @@ from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from betasigma.commands.build import make_denoiser
 from betasigma.evaluation.choice import INCEPTION_FILES, checkpoint_dir
 from betasigma.modules import DDPM, NCSN
+from betasigma.modules.averaging import ramped_decay
 from betasigma.tracking.record import Record
 from betasigma.training.runs import new_directory
 
@@ -60,12 +62,10 @@ def test_a_run_directory_is_complete(ddpm_run: Path) -> None:
     assert picture.name == "step_0000006.png"
     with Image.open(picture) as image:
         assert image.size == (2 * 34 + 2, 2 * 34 + 2)  # four digits, each pixel four times as wide
-        assert len(image.getcolors()) > 10
+        assert len(image.getcolors()) > 1
 
-    assert sorted(p.name for p in (ddpm_run / "checkpoints").iterdir()) == [
-        "best.ckpt",
-        "last.ckpt",
-    ]
+    kept = sorted(path.name for path in (ddpm_run / "checkpoints").iterdir())
+    assert kept == ["best.ckpt", "last.ckpt"]
     summary = json.loads((ddpm_run / "summary.json").read_text())
     assert summary["step"] == 6
     assert "val/denoising_error" in [row[0] for row in summary["table"]]
@@ -155,9 +155,15 @@ def test_without_averaging_the_average_is_the_model(train: Launch) -> None:
     assert same(raw, average)
 
 
-def test_with_averaging_it_is_not(ddpm_run: Path) -> None:
-    raw, average = raw_and_average(ddpm_run)
-    assert raw.keys() == average.keys()
+def test_the_first_update_of_the_average(train: Launch) -> None:
+    run = train("steps=1", "training.warmup=0", "optimizer.lr=0.1").run
+    config = checkpoint(run)["betasigma"]["config"]
+    start = make_denoiser(config, (1, 8, 8), (-1.0, 1.0)).state_dict()
+    raw, average = raw_and_average(run)
+    decay = ramped_decay(0.9999, 0)
+    for name in raw:
+        expected = torch.lerp(start[name], raw[name], 1 - decay)
+        torch.testing.assert_close(average[name], expected)
     assert not same(raw, average)
 
 
@@ -187,11 +193,10 @@ def test_wandb_offline_without_an_account(train: Launch) -> None:
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     logged: dict[str, list[int]] = {}
     for row in rows:
-        values = {item.get("key") or item["nested_key"][0]: item["value_json"] for item in row}
-        for name in values:
-            logged.setdefault(name, []).append(int(values["trainer/global_step"]))
+        for name in row:
+            logged.setdefault(name, []).append(row["trainer/global_step"])
     assert logged["train/loss"] == [2, 4, 6]
-    assert logged["samples"] == [6]
+    assert logged["samples._type"] == [6]
     assert metrics(outcome.run) <= set(logged)
     assert list(offline.glob("files/media/images/samples*.png"))
 

@@ -26,15 +26,21 @@ class Replay:
 
 
 class Network(nn.Module):
-    """ε̂ of four numbers and DDPM's step index, float64."""
+    """ε̂ of four numbers of unit variance and DDPM's step index, float64.
 
-    def __init__(self) -> None:
+    Like a trained one it is nearly x where there is nothing but noise, so that x̂_0 stays of order
+    one at every level.
+    """
+
+    def __init__(self, levels: int) -> None:
         super().__init__()
+        self.levels = levels
         generator = torch.Generator().manual_seed(0)
-        self.mix = nn.Parameter(torch.randn(4, 4, generator=generator, dtype=torch.float64) / 2)
+        self.mix = nn.Parameter(torch.randn(4, 4, generator=generator, dtype=torch.float64))
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
-        return torch.tanh(x @ self.mix) + 0.3 * torch.cos(c_noise / 200)[:, None]
+        angle = 1.57 * (c_noise[:, None] + 1) / self.levels
+        return angle.sin() * x - angle.cos() * torch.tanh(x @ self.mix)
 
 
 @pytest.fixture
@@ -47,10 +53,13 @@ def eps_model() -> Callable[..., Denoiser]:
     """``eps_model(schedule)``: a model around the ε-network, trained on every t."""
 
     def make(schedule: NoiseSchedule, **options) -> Denoiser:
-        preconditioning = Preconditioning("epsilon", "timestep", levels=schedule.levels)
+        preconditioning = Preconditioning(
+            "epsilon", "timestep", "unit_variance", sigma_data=1.0, levels=schedule.levels
+        )
+        network = Network(schedule.levels).requires_grad_(False)
         return Denoiser(
-            Network(), schedule, preconditioning, (4,), trained_on="continuous", **options
-        ).requires_grad_(False)
+            network, schedule, preconditioning, (4,), trained_on="continuous", **options
+        )
 
     return make
 

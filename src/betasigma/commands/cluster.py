@@ -7,6 +7,7 @@ processes that Lightning then finds, one per device.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 from typing import Any, Literal
@@ -112,6 +113,9 @@ def check_commands() -> str | None:
         asked = ["sacct", "-o", "JobID", "--parsable2", "-j", "1"]
         subprocess.run(asked, capture_output=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
+        import submitit.core.logger  # sets itself up when it is imported
+
+        submitit.core.logger.get_logger().setLevel(logging.ERROR)  # it would say so every time
         return (
             "sacct does not answer here, so a job that is killed or cancelled will not be noticed: "
             "should this command wait although squeue shows no job, end it with Ctrl-C; the run "

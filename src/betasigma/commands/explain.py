@@ -30,7 +30,8 @@ def explain(error: Exception, folder: Path, config_name: str) -> str:
         return f"{found[1]} has no value; give {found[1]}=…"
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return f"{found[1]} is not an override; write key=value"
-    if found := re.search(r"(?:no viable alternative at input|mismatched input|Lexer\w+:) (.*)", text):
+    unreadable = r"(?:no viable alternative at input|mismatched input|Lexer\w+:) (.*)"
+    if found := re.search(unreadable, text):
         return f"the command line cannot be read at {found[1].strip()}; quote or close it"
     if "Config group override must be" in text:
         return _not_a_name(folder)

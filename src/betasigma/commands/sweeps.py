@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from betasigma.errors import UserError
 from betasigma.training.runs import short
@@ -36,28 +36,29 @@ def report(sweep: Sweep, error: Exception) -> str | None:
         ``None`` where no job had anything to do with it.
     """
     runs = {path.parent: read_status(path.parent) for path in _statuses(sweep)}
-    lines = [
-        f"{short(run)}: {status.get('error')}"
+    reasons = {
+        str(short(run)): str(status.get("error"))
         for run, status in runs.items()
         if status.get("status") in (FAILED, INTERRUPTED)
-    ]
-    lost = _lost(sweep, error)
+    }
+    lost = _lost(sweep, error, runs)
     if lost:
-        lines.append(lost)
-    if not lines:
+        name, reason = lost
+        reasons[name] = "; ".join([*filter(None, [reasons.get(name)]), reason])
+    if not reasons:
         return _refused(error)
-    ended = sum(status.get("status") == FINISHED for status in runs.values()) + len(lines)
-    text = f"{len(lines)} of {len(sweep.jobs)} jobs failed (tracebacks in error.txt):"
-    text = "\n  ".join([text, *lines])
-    if ended < len(sweep.jobs):
-        text += f"\n{len(sweep.jobs) - ended} jobs have not ended; squeue --me shows them"
+    text = f"{len(reasons)} of {len(sweep.jobs)} jobs failed (tracebacks in their error.txt):"
+    text = "\n  ".join([text, *(f"{name}: {reason}" for name, reason in reasons.items())])
+    finished = sum(status.get("status") == FINISHED for status in runs.values())
+    going_on = len(sweep.jobs) - finished - len(reasons)
+    if going_on > 0:
+        text += f"\n{_count(going_on)} not ended yet: squeue --me"
     return text
 
 
 def closing(sweep: Sweep) -> str:
     """What to print when all jobs of a sweep have done their work."""
-    count = len(sweep.jobs)
-    return f"{count} job{'s' if count > 1 else ''} finished, in {short(sweep.directory)}"
+    return f"{_count(len(sweep.jobs))} finished, in {short(sweep.directory)}"
 
 
 def left_behind(sweep: Sweep) -> str | None:
@@ -82,22 +83,22 @@ def _statuses(sweep: Sweep) -> list[Path]:
     return sorted(sweep.directory.glob(f"*/{STATUS}"), key=number)
 
 
-def _lost(sweep: Sweep, error: Exception) -> str | None:
-    """Which job SLURM lost, where the launcher says that it brought back no result."""
+def _lost(
+    sweep: Sweep, error: Exception, runs: dict[Path, dict[str, Any]]
+) -> tuple[str, str] | None:
+    """Which job SLURM lost and what it says of it, where the launcher brought back no result."""
     found = re.search(r"Job (\d+(?:_(\d+))?) .*\(state: ([^)]*)\)", str(error), re.DOTALL)
     if type(error).__name__ != "UncompletedJobError" or not found:
         return None
     job, number, state = found[1], int(found[2] or 0), found[3]
-    name = next(
-        (str(short(path.parent)) for path in _statuses(sweep) if _is(path, job)),
-        f"job {number} ({' '.join(sweep.jobs[number])})",
-    )
+    own = [str(short(run)) for run, status in runs.items() if status.get("slurm_job") == job]
+    name = own[0] if own else f"job {number} ({' '.join(sweep.jobs[number])})"
     log = short(sweep.directory) / LOGS / job
-    return f"{name}: ended without a result, SLURM says {state}; its log is in {log}"
+    return name, f"ended without a result, SLURM says {state}; its log is in {log}"
 
 
-def _is(path: Path, job: str) -> bool:
-    return read_status(path.parent).get("slurm_job") == job
+def _count(jobs: int) -> str:
+    return f"{jobs} job{'s' if jobs != 1 else ''}"
 
 
 def _refused(error: Exception) -> str | None:

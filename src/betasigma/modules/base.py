@@ -119,6 +119,7 @@ class DiffusionModule(LightningModule):
         To be called by all ranks together.
         """
         gathered = self.all_gather(torch.cat([self._loss[:, None], self._sums], dim=1))
+        assert isinstance(gathered, Tensor)
         (total, *sums), (count, *counts) = gathered.reshape(-1, 2, 1 + self._bins).sum(0).tolist()
         self._loss.zero_()
         self._sums.zero_()

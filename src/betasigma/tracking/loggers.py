@@ -107,9 +107,10 @@ def _wandb_logger(
     run_id: str | None,
     job_type: str,
 ) -> WandbLogger:
+    os.environ.setdefault("WANDB_SILENT", "true")  # read at import
+
     import wandb
 
-    os.environ.setdefault("WANDB_SILENT", "true")
     mode = wandb_mode(settings["mode"])
     identity = run_id or secrets.token_hex(4)
 

@@ -1,0 +1,226 @@
+"""Every experiment, and every model with every schedule and sampler: composed as shipped, checked,
+built, trained for one step and sampled from, with a narrow network and random images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from launching import ROOT
+from omegaconf import OmegaConf
+
+from betasigma.commands.app import register_resolvers
+from betasigma.commands.build import (
+    make,
+    make_data,
+    make_denoiser,
+    make_module,
+    make_sampler,
+    precision_of,
+)
+from betasigma.commands.checks import check_content
+from betasigma.data import catalog
+from betasigma.denoiser import Denoiser
+
+CONF = ROOT / "conf"
+NARROW = ("network.channels=8", "batch_size=2")
+SHORT = {"steps": 2, "inner_steps": 1}
+"""Values that make any sampler quick."""
+
+
+def files(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _data_sets_are_there() -> Iterator[None]:
+    """All that is not checked here is whether the files of the data set exist."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "check", lambda *_: None)
+        yield
+
+
+@cache
+def config(*overrides: str) -> dict[str, Any]:
+    """The config of a command line, complete and checked."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("train", list(overrides))
+    content = check_content(composed)
+    assert not OmegaConf.missing_keys(composed)
+    return content
+
+
+def train_a_step(content: dict[str, Any]) -> Denoiser:
+    """One optimizer step on random images; returns the trained denoiser."""
+    data = make_data(content)
+    denoiser = make_denoiser(
+        content, data.sample_shape, data.value_range, precision_of(content["hardware"])
+    )
+    module = make_module(content, denoiser)
+    size = content["batch_size"]
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((size, *data.sample_shape), generator=generator)
+    if data.has_pixels:
+        image = (256 * image).to(torch.uint8)
+    batch = {"image": image, "index": torch.arange(size), "step": 0, "augment": True}
+    if content["network"]["num_classes"]:
+        batch["label"] = torch.arange(size) % content["network"]["num_classes"]
+    x = data.prepare_batch(batch)["x"]
+    assert x.min() >= data.value_range[0]
+    assert x.max() <= data.value_range[1]
+
+    before = [p.detach().clone() for p in denoiser.parameters()]
+    loss = module.training_step({**batch, "x": x}, 0)
+    loss.backward()
+    made = module.configure_optimizers()
+    made["optimizer"].step()
+    assert torch.isfinite(loss)
+    assert any(not torch.equal(a, b) for a, b in zip(before, denoiser.parameters(), strict=True))
+    assert all(bool(p.isfinite().all()) for p in denoiser.parameters())
+    return denoiser.eval()
+
+
+def draw(denoiser: Denoiser, node: dict[str, Any]) -> None:
+    """Two samples in a few steps."""
+    short = {key: value for key, value in SHORT.items() if key in node}
+    samples = make_sampler({**node, **short}).sample(denoiser, 2)
+    assert samples.x.shape == (2, *denoiser.sample_shape)
+    assert bool(samples.x.isfinite().all())
+    assert samples.nfe >= 1
+
+
+@pytest.mark.parametrize("name", files("experiment"))
+def test_every_experiment(name: str) -> None:
+    config(f"experiment={name}")
+    content = config(f"experiment={name}", *NARROW)
+    draw(train_a_step(content), content["sampler"])
+
+
+def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        elif prefix + name != "defaults":
+            yield prefix + name, value
+
+
+@pytest.mark.parametrize("group", ["experiment", "model", "data"])
+def test_what_a_file_says_holds(group: str) -> None:
+    """Nothing that is composed after it takes it back."""
+    for name in files(group):
+        content = OmegaConf.create(config(f"{group}={name}"))
+        for key, value in leaves(yaml.safe_load((CONF / group / f"{name}.yaml").read_text())):
+            if not str(value).startswith("${"):
+                assert OmegaConf.select(content, key) == value, f"{group}={name}: {key}"
+
+
+PUBLISHED = {
+    "ddpm_cifar10": {
+        "steps": 800_000,
+        "batch_size": 128,
+        "optimizer.lr": 2e-4,
+        "training.warmup": 5000,
+        "training.clip": 1.0,
+        "ema.decay": 0.9999,
+        "network.dropout": 0.1,
+        "beta.start": 1e-4,
+        "beta.end": 0.02,
+        "beta.steps": 1000,
+        "sampler._target_": "betasigma.samplers.Ancestral",
+        "sampler.variance": "beta",
+        "data.flip": True,
+    },
+    "ncsn_cifar10": {
+        "steps": 200_000,
+        "batch_size": 128,
+        "optimizer.lr": 1e-3,
+        "ema.decay": 0.0,
+        "sigma.levels": 10,
+        "sigma.max": 1.0,
+        "sigma.min": 0.01,
+        "model.value_range": [0.0, 1.0],
+        "sampler.inner_steps": 100,
+        "sampler.step": 2e-5 / 0.01**2,
+        "sampler.denoise": False,
+        "sampler.start": "uniform",
+        "preconditioning.prediction": "raw_score",
+    },
+    "ncsnv2_cifar10": {
+        "steps": 300_000,
+        "batch_size": 128,
+        "optimizer.lr": 1e-4,
+        "ema.decay": 0.999,
+        "sigma.levels": 232,
+        "sigma.max": 50.0,
+        "sampler.inner_steps": 5,
+        "sampler.step": 6.2e-6 / 0.01**2,
+        "sampler.denoise": True,
+        "network.conditional": False,
+    },
+    "ncsnv2_celeba64": {
+        "steps": 210_000,
+        "sigma.levels": 500,
+        "sigma.max": 90.0,
+        "sampler.inner_steps": 5,
+        "sampler.step": 3.3e-6 / 0.01**2,
+        "ema.decay": 0.999,
+        "data.image_size": 64,
+    },
+}
+"""The papers' numbers."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_papers_numbers(name: str) -> None:
+    content = OmegaConf.create(config(f"experiment={name}"))
+    for key, value in PUBLISHED[name].items():
+        found = OmegaConf.select(content, key)
+        assert found == (pytest.approx(value) if isinstance(value, float) else value), key
+
+
+def test_ddpm_s_network_has_the_published_size() -> None:
+    content = config("experiment=ddpm_cifar10")
+    with torch.device("meta"):
+        network = make(content["network"], in_channels=3, image_size=32)
+    assert sum(p.numel() for p in network.parameters()) == 35_746_307
+
+
+@pytest.mark.parametrize("model", files("model"))
+def test_every_model_takes_every_schedule_and_sampler(model: str) -> None:
+    tiny = (*NARROW, "network.multipliers=[1]", "network.attention=[]", "network.blocks=1")
+    own = [config(f"model={model}", f"sampler={name}", *tiny) for name in files("sampler")]
+    for schedule in files("schedule"):
+        denoiser = train_a_step(config(f"model={model}", f"schedule={schedule}", *tiny))
+        for content in own:
+            draw(denoiser, content["sampler"])
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "score", "raw_score", "x0", "v", "edm"])
+def test_every_prediction_trains_on_every_time(prediction: str) -> None:
+    for times in ("levels", "continuous"):
+        content = config(
+            *NARROW,
+            "network.blocks=1",
+            f"preconditioning.prediction={prediction}",
+            f"objective.times={times}",
+        )
+        draw(train_a_step(content), content["sampler"])
+
+
+@pytest.mark.parametrize("data", files("data"))
+def test_every_data_set_has_a_network(data: str) -> None:
+    width = "width" if data == "mixture" else "channels"
+    content = config(f"data={data}", f"network.{width}=8", "batch_size=2")
+    train_a_step(content)
+
+
+def test_every_hardware_logger_and_evaluation_composes() -> None:
+    for group in ("hardware", "logger", "evaluation"):
+        for name in files(group):
+            config(f"{group}={name}")

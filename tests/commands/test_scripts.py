@@ -1,0 +1,187 @@
+"""What can be done with a run afterwards: sample, evaluate, compare, load."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import TINY
+from launching import Outcome, launch
+from PIL import Image
+
+import betasigma
+from betasigma.samplers import DDIM
+from betasigma.tracking.record import Record
+
+
+def done(app: str, *words: str) -> Outcome:
+    outcome = launch(app, *words)
+    assert outcome.status == 0, outcome.err
+    return outcome
+
+
+def newest(pattern: str) -> Path:
+    return max(Path.cwd().glob(f"outputs/{pattern}"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def drawn(run: Path, *words: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Numbers and description of the samples that ``sample.py`` drew."""
+    done("sample", f"run={run}", "n=5", *words)
+    out = newest("*_sample_*")
+    with np.load(out / "samples.npz") as arrays:
+        return dict(arrays), json.loads((out / "samples.json").read_text())
+
+
+# ---------------------------------------------------------------- load
+
+
+def test_load_gives_the_averaged_weights_and_the_run_s_sampler(ddpm_run: Path) -> None:
+    path = ddpm_run / "checkpoints" / "last.ckpt"
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    for place in (ddpm_run, str(ddpm_run), path):
+        denoiser, sampler = betasigma.load(place)
+        found = denoiser.state_dict()
+        assert len(found) > 10
+        for name, weight in found.items():
+            assert torch.equal(weight, saved[f"average.{name}"])
+    assert not denoiser.training
+    assert not any(p.requires_grad for p in denoiser.parameters())
+    assert isinstance(sampler, DDIM)
+    assert sampler.steps == 2
+
+
+def test_load_gives_each_family_its_schedule_and_range(ddpm_run: Path, ncsn_run: Path) -> None:
+    ddpm, ncsn = (betasigma.load(run)[0] for run in (ddpm_run, ncsn_run))
+    assert (ddpm.schedule.levels, ddpm.value_range) == (1000, (-1.0, 1.0))
+    assert (ncsn.schedule.levels, ncsn.value_range) == (10, (0.0, 1.0))
+
+
+# ---------------------------------------------------------------- sample.py
+
+
+def test_samples_are_a_picture_and_numbers(here: Path, ddpm_run: Path) -> None:
+    arrays, told = drawn(ddpm_run)
+    assert arrays["samples"].shape == (5, 1, 8, 8)
+    assert arrays["samples"].dtype == np.uint8
+    assert (told["sampler"], told["nfe"], told["n"], told["seed"]) == ("ddim", 2, 5, 0)
+    assert told["step"] == 6
+    with Image.open(newest("*_sample_*") / "samples.png") as image:
+        assert image.size == (3 * 34 + 2, 2 * 34 + 2)
+
+
+def test_samples_are_those_of_the_loaded_model(here: Path, ddpm_run: Path) -> None:
+    arrays, _ = drawn(ddpm_run, "seed=3", "hardware.precision=32")
+    denoiser, sampler = betasigma.load(ddpm_run)
+    x = sampler.sample(denoiser, 5, seed=3).x
+    expected = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    assert np.array_equal(arrays["samples"], expected.numpy())
+
+
+def test_another_sampler_seed_and_batch_size(here: Path, ncsn_run: Path) -> None:
+    options = ("sampler=ancestral", "sampler.steps=3", "hardware.precision=32")
+    arrays, told = drawn(ncsn_run, *options)
+    assert (told["sampler"], told["nfe"]) == ("ancestral", 3)
+    divided, _ = drawn(ncsn_run, *options, "batch_size=2")
+    difference = divided["samples"].astype(int) - arrays["samples"].astype(int)
+    assert np.abs(difference).max() <= 1
+    other, _ = drawn(ncsn_run, *options, "seed=1")
+    assert not np.array_equal(other["samples"], arrays["samples"])
+
+
+def test_labels_in_turn_and_guidance(here: Path, labelled_run: Path) -> None:
+    options = ("hardware.precision=32",)
+    arrays, told = drawn(labelled_run, *options, "labels=[3]", "guidance=2")
+    assert arrays["labels"].tolist() == [3] * 5
+    assert (told["nfe"], told["guidance"]) == (4, 2)
+    assert drawn(labelled_run, "labels=[7,1]")[0]["labels"].tolist() == [7, 1, 7, 1, 7]
+    assert drawn(labelled_run)[0]["labels"].tolist() == [0, 1, 2, 3, 4]
+    outcome = launch("sample", f"run={labelled_run}", "labels=[10]")
+    assert outcome.status == 1
+    assert outcome.err == "error: labels=[10] must be class labels of the model, 0 to 9\n"
+
+
+# ---------------------------------------------------------------- evaluate.py
+
+
+def rows_of(directory: Path) -> list[dict[str, str]]:
+    """What an evaluation measured, without when."""
+    rows = Record(directory / "metrics.csv").rows()
+    return [row | {"time": ""} for row in rows if row["metric"].startswith("eval/")]
+
+
+def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
+    here: Path, ddpm_run: Path
+) -> None:
+    run = here / "outputs" / "run"
+    shutil.copytree(ddpm_run, run)
+    done(
+        "evaluate",
+        "-m",
+        "run=outputs/run",
+        "sampler=ddim,ancestral",
+        "sampler.steps=3",
+        "n=6",
+        "seed=4",
+        "evaluation.extractor=identity",
+        "evaluation.n_reference=50",
+        "evaluation.metrics=[fd,kid]",
+    )
+    out = newest("*_evaluate_*")
+    kept = rows_of(run)
+    assert rows_of(out / "0") + rows_of(out / "1") == kept
+    of_fd = [row for row in kept if row["metric"] == "eval/fd_identity" and row["nfe"]]
+    assert [row["sampler"] for row in of_fd] == ["ddim", "ancestral"]
+    for row in of_fd:
+        assert (row["step"], row["n"], row["nfe"], row["seed"]) == ("6", "6", "3", "4")
+        assert (row["split"], row["extractor"]) == ("train", "identity")
+    assert {"eval/kid_identity", "eval/fd_identity_test"} <= {row["metric"] for row in kept}
+
+
+# ---------------------------------------------------------------- compare.py
+
+
+def test_compare_prints_a_table_and_draws_the_curves(
+    here: Path, ddpm_run: Path, ncsn_run: Path
+) -> None:
+    outcome = done("compare", f"runs=[{ddpm_run},{ncsn_run}]")
+    out = newest("*_compare_*")
+    assert "val/denoising_error" in outcome.out
+    with (out / "table.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["metric", ddpm_run.name, ncsn_run.name]
+    table = {row[0]: row[1:] for row in rows}
+    last = [Record(run / "metrics.csv").curve("val/loss")[1][-1] for run in (ddpm_run, ncsn_run)]
+    assert table["val/loss"] == [f"{value:.4g}" for value in last]
+    with Image.open(out / "curves.png") as image:
+        assert image.width > 2 * 500  # two metrics side by side
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_runs_of_one_name_are_told_apart(here: Path, ddpm_run: Path) -> None:
+    for sweep in ("a", "b"):
+        shutil.copytree(ddpm_run, here / sweep / "0_ddpm")
+    done("compare", "runs=[a/0_ddpm,b/0_ddpm]", "metrics=[train/loss]")
+    with (newest("*_compare_*") / "table.csv").open(newline="") as file:
+        assert next(csv.reader(file)) == ["metric", "a/0_ddpm", "b/0_ddpm"]
+
+
+def test_points_in_the_plane_go_all_the_way(here: Path) -> None:
+    own = [word for word in TINY if not word.startswith(("network", "evaluation"))]
+    outcome = done(
+        "train",
+        *own,
+        "data=mixture",
+        "network.width=16",
+        "network.depth=1",
+        "evaluation.n=50",
+        "evaluation.n_reference=50",
+    )
+    assert "fd_identity" in outcome.out
+    arrays, _ = drawn(outcome.run)
+    assert arrays["samples"].shape == (5, 2)
+    assert np.issubdtype(arrays["samples"].dtype, np.floating)

@@ -1,0 +1,58 @@
+"""metrics.csv: what is written is read back, whatever happened in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from betasigma.tracking.record import COLUMNS, Record
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record(tmp_path / "metrics.csv")
+
+
+def test_values_and_what_they_were_measured_with(record: Record) -> None:
+    record.append(10, {"train/loss": 0.5, "train/learning_rate": 1e-3})
+    record.append(20, {"train/loss": 0.25})
+    context = {"n": 50, "nfe": 1000, "sampler": "ddim", "seed": 0, "split": None}
+    record.append(20, {"val/fid": 3.17}, context)
+    assert record.path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert record.curve("train/loss") == ([10, 20], [0.5, 0.25])
+    row = record.rows()[-1]
+    assert (row["n"], row["nfe"], row["sampler"], row["seed"]) == ("50", "1000", "ddim", "0")
+    assert row["split"] == row["extractor"] == ""
+
+
+def test_what_is_not_a_number_is_kept_as_such(record: Record) -> None:
+    record.append(1, {"train/loss": float("nan"), "val/loss": float("inf")})
+    assert [row["value"] for row in record.rows()] == ["nan", "inf"]
+
+
+def test_without_a_file_there_are_no_rows(record: Record) -> None:
+    assert record.rows() == []
+    record.truncate(5)
+    assert not record.path.exists()
+
+
+@pytest.mark.parametrize("cut", range(1, 30, 4))
+def test_a_line_that_was_cut_off_is_not_read(record: Record, cut: int) -> None:
+    record.append(1, {"train/loss": 0.5})
+    record.append(2, {"train/loss": 0.25}, {"sampler": "ddim", "extractor": "identity"})
+    record.path.write_bytes(record.path.read_bytes()[:-cut])
+    steps, values = record.curve("train/loss")
+    assert steps[0] == 1
+    assert all(value in (0.5, 0.25) for value in values)
+    record.truncate(1)
+    record.append(2, {"train/loss": 0.125})
+    assert record.curve("train/loss") == ([1, 2], [0.5, 0.125])
+
+
+def test_truncating_forgets_what_came_later(record: Record) -> None:
+    for step in (5, 10, 15):
+        record.append(step, {"a": step, "b": -step})
+    record.truncate(10)
+    assert record.curve("a") == ([5, 10], [5.0, 10.0])
+    assert record.curve("b") == ([5, 10], [-5.0, -10.0])

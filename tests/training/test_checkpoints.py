@@ -1,0 +1,90 @@
+"""Checkpoints: whole or not at all, plain, and refused where they are not what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from betasigma.errors import UserError
+from betasigma.training.checkpoints import HEADER, read, save
+from betasigma.training.headers import FORMAT, checkpoint_path, read_header
+
+HEAD = {
+    "format": FORMAT,
+    "version": "0.1.0",
+    "step": 7,
+    "seed": 3,
+    "value_range": [-1.0, 1.0],
+    "config": {"name": "über"},
+}
+
+
+def contents(value: float = 1.0) -> dict[str, Any]:
+    return {"state_dict": {"average.w": torch.full((1000,), value)}, HEADER: HEAD}
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    save(contents(), tmp_path / "deep" / "last.ckpt")
+    found = read(tmp_path / "deep" / "last.ckpt")
+    assert torch.equal(found["state_dict"]["average.w"], torch.ones(1000))
+    assert found[HEADER] == HEAD
+    assert read_header(tmp_path / "deep" / "last.ckpt") == HEAD
+    assert torch.load(tmp_path / "deep" / "last.ckpt", weights_only=True)[HEADER] == HEAD
+
+
+def test_a_write_that_fails_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    save(contents(1.0), path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("betasigma.training.checkpoints.append_header", full)
+    with pytest.raises(OSError, match="No space left"):
+        save(contents(2.0), path)
+    assert torch.equal(read(path)["state_dict"]["average.w"], torch.ones(1000))
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_cut_short(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "last.ckpt"
+    save(contents(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(UserError, match=r"resume=\S+last\.ckpt is damaged"):
+        read_header(path, "resume")
+
+
+def test_a_flipped_bit(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save(contents(), path)
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    with pytest.raises(UserError, match="is damaged"):
+        read(path)
+
+
+def test_a_newer_format(tmp_path: Path) -> None:
+    save({**contents(), HEADER: {**HEAD, "format": FORMAT + 1}}, tmp_path / "new.ckpt")
+    with pytest.raises(UserError, match=f"format {FORMAT + 1}.*reads formats up to {FORMAT}"):
+        read_header(tmp_path / "new.ckpt")
+
+
+def test_which_file_a_path_means(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(contents(), run / "checkpoints" / "last.ckpt")
+    save(contents(), run / "checkpoints" / "best.ckpt")
+    assert checkpoint_path(run) == run / "checkpoints" / "last.ckpt"
+    best = run / "checkpoints" / "best.ckpt"
+    assert checkpoint_path(best) == best
+    with pytest.raises(UserError, match=r"resume=\S+ has no checkpoints/last\.ckpt"):
+        checkpoint_path(tmp_path, "resume")
+    with pytest.raises(UserError, match="does not exist"):
+        checkpoint_path(tmp_path / "nothing")
