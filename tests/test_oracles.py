@@ -213,7 +213,9 @@ class TestEntropy:
         with pytest.raises(ValueError, match="no density"):
             point.entropy()
         assert math.isfinite(point.entropy(1.0, 0.1))
-        wide = GaussianMixture([0.5, 0.5], np.zeros((2, 2)), np.stack([np.eye(2), 1e-8 * np.eye(2)]), VP)
+        wide = GaussianMixture(
+            [0.5, 0.5], np.zeros((2, 2)), np.stack([np.eye(2), 1e-8 * np.eye(2)]), VP
+        )
         with pytest.raises(ValueError, match="differ too much in width"):
             wide.entropy()
 

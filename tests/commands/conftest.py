@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -78,24 +80,43 @@ def train(here: Path) -> Launch:
     return run
 
 
-def _shared(tmp_path_factory: pytest.TempPathFactory, *overrides: str) -> Path:
+class Finished(NamedTuple):
+    """A run that has ended."""
+
+    run: Path
+    out: str
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory, *overrides: str) -> Finished:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("shared"))
         outcome = launch("train", *TINY, *overrides)
         assert outcome.status == 0, outcome.err
-        return outcome.run
+        return Finished(outcome.run, outcome.out)
 
 
 @pytest.fixture(scope="session")
-def ddpm_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of a finished DDPM run, not to be written to."""
+def ddpm(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A finished DDPM run and what it said."""
     return _shared(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def ddpm_run(ddpm: Finished) -> Path:
+    """Directory of a finished DDPM run, not to be written to."""
+    return ddpm.run
+
+
+@pytest.fixture
+def copy_of_ddpm_run(here: Path, ddpm_run: Path) -> Path:
+    """The same to be written to, in this test's ``outputs/``."""
+    return Path(shutil.copytree(ddpm_run, here / "outputs" / ddpm_run.name))
 
 
 @pytest.fixture(scope="session")
 def ncsn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a finished NCSN run, not to be written to."""
-    return _shared(tmp_path_factory, "model=ncsn")
+    return _shared(tmp_path_factory, "model=ncsn").run
 
 
 @pytest.fixture(scope="session")
@@ -106,4 +127,4 @@ def labelled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "network.num_classes=10",
         "objective.label_dropout=0.1",
         "training.guidance=2",
-    )
+    ).run

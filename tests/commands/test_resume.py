@@ -239,23 +239,26 @@ def test_ctrl_c_between_steps_resumes_to_the_same_bits(
     assert_same_run(whole(*STEPS, "training.accumulate=1"), outcome.run)
 
 
-def test_more_steps(train: Launch) -> None:
-    long, short = train("steps=8").run, train("steps=6").run
-    assert resume(short.relative_to(Path.cwd()), "steps=8") == short
+def test_more_steps_and_another_sampler(train: Launch, copy_of_ddpm_run: Path) -> None:
+    long, short = train("steps=8").run, copy_of_ddpm_run
+    changed = ("steps=8", "sampler=ancestral", "sampler.steps=3")
+    assert resume(short.relative_to(Path.cwd()), *changed) == short
     assert_same_training(long, short)
     assert steps_of(short, "train/loss") == [2, 4, 6, 8]
     assert json.loads((short / "summary.json").read_text())["step"] == 8
-    assert OmegaConf.load(short / "config.yaml").steps == 8
+    config = OmegaConf.load(short / "config.yaml")
+    assert (config.steps, config.seed, config.resume) == (8, 0, None)
+    assert config.sampler._target_ == "betasigma.samplers.Ancestral"
     environment = json.loads((short / "environment.json").read_text())
+    assert "steps=8" in environment["overrides"]
     assert "steps=6" in environment["resumed_after"][0]["overrides"]
 
 
-def test_a_run_that_ended_before_its_summary_gets_it(train: Launch) -> None:
-    run = train().run
-    (run / "summary.json").unlink()
-    assert resume(run) == run
-    assert json.loads((run / "summary.json").read_text())["step"] == 6
-    assert steps_of(run, "train/loss") == [2, 4, 6]
+def test_a_run_that_ended_before_its_summary_gets_it(copy_of_ddpm_run: Path) -> None:
+    (copy_of_ddpm_run / "summary.json").unlink()
+    assert resume(copy_of_ddpm_run) == copy_of_ddpm_run
+    assert json.loads((copy_of_ddpm_run / "summary.json").read_text())["step"] == 6
+    assert steps_of(copy_of_ddpm_run, "train/loss") == [2, 4, 6]
 
 
 def test_a_checkpoint_outside_a_run_continues_in_a_new_directory(
@@ -292,27 +295,17 @@ def test_what_resume_refuses(
     assert not (here / "outputs").exists()
 
 
-def test_keys_that_do_not_enter_the_weights_may_change(train: Launch) -> None:
-    run = resume(train().run, "steps=8", "sampler=ancestral", "sampler.steps=3")
-    config = OmegaConf.load(run / "config.yaml")
-    assert (config.sampler._target_, config.sampler.steps) == ("betasigma.samplers.Ancestral", 3)
-    assert config.seed == 0
+def test_resume_auto_continues_the_newest_run_with_this_config(
+    train: Launch, copy_of_ddpm_run: Path
+) -> None:
+    other = train("resume=auto", "seed=7")  # there is none with this seed: it is a new one
+    assert "resume=auto: no run with this config" in other.out
+    assert weights(other.run)["betasigma"]["seed"] == 7
 
-
-def test_resume_auto_continues_the_newest_run_with_this_config(train: Launch) -> None:
-    other = train("seed=1").run
-    first, second = train().run, train().run
-    os.utime(first / "checkpoints" / "last.ckpt", (0, 0))
-    shutil.copytree(first, first.with_name("cut_off"))
-    (first.with_name("cut_off") / "config.yaml").write_text("] not yaml [")
-    assert resume("auto", *TINY, "steps=8") == second
-    assert weights(second)["global_step"] == 8
-    assert weights(first)["global_step"] == weights(other)["global_step"] == 6
-
-
-def test_resume_auto_starts_a_run_where_there_is_none(train: Launch) -> None:
-    old = train().run
-    started = train("resume=auto", "seed=7")
-    assert "resume=auto: no run with this config" in started.out
-    assert started.run != old
-    assert weights(started.run)["betasigma"]["seed"] == 7
+    outputs = copy_of_ddpm_run.parent
+    older, broken = (shutil.copytree(copy_of_ddpm_run, outputs / name) for name in ("a", "b"))
+    os.utime(older / "checkpoints" / "last.ckpt", (0, 0))
+    (broken / "config.yaml").write_text("] not yaml [")
+    assert resume("auto", *TINY, "steps=8") == copy_of_ddpm_run
+    assert weights(copy_of_ddpm_run)["global_step"] == 8
+    assert weights(older)["global_step"] == weights(other.run)["global_step"] == 6

@@ -140,9 +140,11 @@ class TestAdaptive:
         for schedule in (linear(), cosine(), geometric()):
             model = make_model(schedule)
             calls: list[int] = []
+            shares: list[float] = []
             model.network.register_forward_hook(lambda *_, calls=calls: calls.append(1))
             sampler = AdaptiveODE(1e-7, 1e-7, dtype="float64")
-            whole = sampler.sample(model, 8)
+            whole = sampler.sample(model, 8, progress=shares.append)
+            assert sum(shares) == pytest.approx(1)
             assert whole.nfe == len(calls) > 10
             single = sampler.sample(model, 8, batch_size=1)
             torch.testing.assert_close(single.x, whole.x, rtol=1e-3, atol=1e-3)

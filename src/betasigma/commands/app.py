@@ -67,6 +67,7 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
             try:
                 run()
                 if _sweeps:
+                    fail_sweep()
                     print(closing(_sweeps[-1]), file=sys.stderr)
             except Exception as error:
                 if tracebacks_wanted():
@@ -113,8 +114,8 @@ def begin_sweep(sweep: Sweep) -> None:
     _sweeps.append(sweep)
 
 
-def fail_sweep(error: Exception) -> None:
-    """Where it is a sweep's jobs that failed, print which and end with status 1."""
+def fail_sweep(error: Exception | None = None) -> None:
+    """Where a sweep's jobs have failed, print which and end with status 1."""
     text = report(_sweeps[-1], error) if _sweeps else None
     if text:
         print(f"error: {text}", file=sys.stderr)

@@ -120,31 +120,83 @@ class MLP(Target):
 
 
 class Sampler(Target):
-    steps: Count | None
-    grid: Literal["levels", "uniform_t", "uniform_log_snr"]
     start: Literal["prior", "uniform"]
     clip: bool
     dtype: Literal["float32", "float64"]
 
 
-class Ancestral(Sampler):
+class OnGrid(Sampler):
+    steps: Count | None
+    grid: Literal["levels", "uniform_t", "uniform_log_snr", "karras"]
+    rho: Positive = 7.0
+
+
+class Ancestral(OnGrid):
     target: Literal["betasigma.samplers.Ancestral"] = Field(alias="_target_")
     variance: Literal["beta", "posterior"]
 
 
-class DDIM(Sampler):
+class DDIM(OnGrid):
     target: Literal["betasigma.samplers.DDIM"] = Field(alias="_target_")
     eta: Annotated[float, Field(ge=0, le=1)]
 
 
-class AnnealedLangevin(Sampler):
+class AnnealedLangevin(OnGrid):
     target: Literal["betasigma.samplers.AnnealedLangevin"] = Field(alias="_target_")
     inner_steps: Count
     step: OpenUnit
     denoise: bool
 
 
-AnySampler = Annotated[Ancestral | DDIM | AnnealedLangevin, Field(discriminator="target")]
+class PredictorCorrector(OnGrid):
+    target: Literal["betasigma.samplers.PredictorCorrector"] = Field(alias="_target_")
+    predictor: Literal["reverse_diffusion", "euler_maruyama", "ancestral"]
+    snr: Positive
+    corrector_steps: Index
+
+
+class Euler(OnGrid):
+    target: Literal["betasigma.samplers.Euler"] = Field(alias="_target_")
+
+
+class Heun(OnGrid):
+    target: Literal["betasigma.samplers.Heun"] = Field(alias="_target_")
+    s_churn: NonNegative
+    s_min: NonNegative
+    s_max: Positive | None
+    s_noise: Positive
+
+    @model_validator(mode="after")
+    def _rising(self) -> Heun:
+        if self.s_max is not None and self.s_min > self.s_max:
+            raise ValueError(
+                f"sampler.s_min={self.s_min:g} must be at most sampler.s_max={self.s_max:g}"
+            )
+        return self
+
+
+class DPMSolver(OnGrid):
+    target: Literal["betasigma.samplers.DPMSolver"] = Field(alias="_target_")
+    eta: Annotated[float, Field(ge=0, le=1)]
+
+
+class AdaptiveODE(Sampler):
+    target: Literal["betasigma.samplers.AdaptiveODE"] = Field(alias="_target_")
+    rtol: Positive
+    atol: Positive
+
+
+AnySampler = Annotated[
+    Ancestral
+    | DDIM
+    | AnnealedLangevin
+    | PredictorCorrector
+    | Euler
+    | Heun
+    | DPMSolver
+    | AdaptiveODE,
+    Field(discriminator="target"),
+]
 
 
 class Hardware(Node):

@@ -29,11 +29,15 @@ class JobFailed(UserError):
     """
 
 
-def report(sweep: Sweep, error: Exception) -> str | None:
-    """What to print when a sweep ends with ``error``: every job that failed and where it says why.
+def report(sweep: Sweep, error: Exception | None) -> str | None:
+    """What to print when jobs of a sweep have failed: which, and where each says why.
+
+    Args:
+        sweep: that has ended.
+        error: what it ended with, if it did.
 
     Returns:
-        ``None`` where no job had anything to do with it.
+        ``None`` where no job failed.
     """
     runs = {path.parent: read_status(path.parent) for path in _statuses(sweep)}
     reasons = {
@@ -41,12 +45,12 @@ def report(sweep: Sweep, error: Exception) -> str | None:
         for run, status in runs.items()
         if status.get("status") in (FAILED, INTERRUPTED)
     }
-    lost = _lost(sweep, error, runs)
+    lost = _lost(sweep, error, runs) if error else None
     if lost:
         name, reason = lost
         reasons[name] = "; ".join([*filter(None, [reasons.get(name)]), reason])
     if not reasons:
-        return _refused(error)
+        return _refused(error) if error else None
     text = f"{len(reasons)} of {len(sweep.jobs)} jobs failed (tracebacks in their error.txt):"
     text = "\n  ".join([text, *(f"{name}: {reason}" for name, reason in reasons.items())])
     finished = sum(status.get("status") == FINISHED for status in runs.values())

@@ -29,6 +29,7 @@ from betasigma.commands.build import (
 )
 from betasigma.commands.checks import check_content
 from betasigma.commands.measure import Meter
+from betasigma.commands.processes import accompanied
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.samplers import Sampler
@@ -77,8 +78,9 @@ def train(config: DictConfig) -> None:
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, run, content, data, denoiser, resumed)
     try:
-        trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
-        finish(trainer, module.average, run, content, display, meter, callbacks)
+        with accompanied(trainer, run, content["resume"]):
+            trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
+            finish(trainer, module.average, run, content, display, meter, callbacks)
     except BaseException:  # of which Ctrl-C is one
         _say_how_to_continue(display, run)
         raise

@@ -43,11 +43,6 @@ class DiffusionModule(LightningModule):
 
     family = ""
 
-    _sums: Tensor
-    """Per part of the noise levels: sum of the losses, number of examples."""
-    _loss: Tensor
-    """The same over all levels."""
-
     def __init__(
         self,
         denoiser: Denoiser,
@@ -68,8 +63,8 @@ class DiffusionModule(LightningModule):
             denoiser.network.compile()
             self.average.network.compile()
         self._bins = min(BINS, denoiser.schedule.levels)
-        self.register_buffer("_sums", torch.zeros(2, self._bins), persistent=False)
-        self.register_buffer("_loss", torch.zeros(2), persistent=False)
+        # no buffers: DistributedDataParallel would overwrite each rank's with the first one's
+        self._sums, self._loss = torch.zeros(2, self._bins), torch.zeros(2)
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.denoiser.parameters())
@@ -77,6 +72,9 @@ class DiffusionModule(LightningModule):
             optimizer, lambda step: min(1.0, (step + 1) / max(1, self._warmup))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self._sums, self._loss = self._sums.to(self.device), self._loss.to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         step, index = batch["step"], batch["index"]
@@ -135,7 +133,11 @@ class DiffusionModule(LightningModule):
         return batch.get("label") if self.denoiser.num_classes else None
 
     def _tally(self, per_sample: Tensor, t: Tensor) -> None:
-        """Add to the running sums on the device: nothing is read back until it is logged."""
+        """Add to the running sums on the device: nothing is read back until it is logged.
+
+        ``_loss`` is the sum of the losses and the number of examples, ``_sums`` the same for each
+        part of the noise levels.
+        """
         part = ((t * self._bins - 1e-9).ceil().long() - 1).clamp(0, self._bins - 1)
         part = part.to(self.device, non_blocking=True)
         self._sums[0].index_add_(0, part, per_sample.float())

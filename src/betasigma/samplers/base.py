@@ -16,6 +16,7 @@ state becomes x̂_0.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple, Protocol, TypedDict
@@ -96,12 +97,12 @@ def time_grid(
         return [1.0]
     first, last = 1.0, schedule.t_min
     if grid in ("uniform_log_snr", "karras"):
-        ends = schedule.log_snr(torch.tensor([first, last], dtype=torch.float64))
+        low, high = schedule.log_snr(first).item(), schedule.log_snr(last).item()
         if grid == "uniform_log_snr":
-            log_snr = _even(*ends.tolist(), count)
+            log_snr = _even(low, high, count)
         else:
-            roots = torch.exp(-ends / (2 * rho))
-            log_snr = -2 * rho * torch.log(_even(*roots.tolist(), count))
+            roots = _even(math.exp(-low / (2 * rho)), math.exp(-high / (2 * rho)), count)
+            log_snr = -2 * rho * torch.log(roots)
         # the ends are met exactly, not up to the rounding of a root
         return [first, *schedule.t_of_log_snr(log_snr[1:-1]).tolist(), last]
     times = _even(first, last, count)

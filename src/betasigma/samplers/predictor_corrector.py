@@ -117,14 +117,15 @@ class PredictorCorrector(Sampler):
 
     def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         for _ in range(self.corrector_steps):
-            x = self._correct(model, x, t, s, rng)
+            x = self.correct(model, x, t, s, rng)
         prediction = model(x, t)
         if s == 0:
             return prediction.x0
         mean, variance = PREDICTORS[self.predictor](model.schedule, prediction, t, s)
         return mean + variance**0.5 * rng.normal(x.shape[1:], x.dtype)
 
-    def _correct(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def correct(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+        """State after one step of Langevin dynamics at t, on the way to s."""
         score = model(x, t).score
         norm = torch.linalg.vector_norm(score.flatten(1), dim=1)
         ratio, _ = transition(model.schedule, t, s)

@@ -1,0 +1,135 @@
+"""Two processes do what one does: randomness is addressed by an example's place in the step's
+batch, so that sharing the batch changes nothing but the order of sums.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from betasigma.tracking.record import Record
+from betasigma.training.checkpoints import read
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = (
+    "network.channels=8",
+    "network.blocks=1",
+    "network.attention=[]",
+    "batch_size=64",
+    "hardware.precision=32",
+    "training.validate_every=4",
+    "training.log_every=2",
+    "training.sample_every=4",
+    "training.num_samples=4",
+    "training.warmup=2",
+    "ema.decay=0.5",
+    "sampler=ddim",
+    "sampler.steps=2",
+    "data.val_size=50",
+    "evaluation.extractor=identity",
+    "evaluation.n=80",
+    "logger=none",
+)
+TWO = ("hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2")
+STEPS = 8
+
+
+class Done(NamedTuple):
+    folder: Path
+    out: str
+
+
+def train(folder: Path, *words: str) -> Done:
+    """``python train.py <words>`` in a folder of its own."""
+    folder.mkdir(exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BETASIGMA_CACHE": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words, *TINY],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Done(folder, done.stdout)
+
+
+def jobs(folder: Path) -> list[Path]:
+    """Run directories of the sweep below ``folder``."""
+    return sorted(path for path in folder.glob("outputs/*/*") if path.is_dir())
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in one process."""
+    done = train(tmp_path_factory.mktemp("one"), "hardware=cpu", f"steps={STEPS}")
+    (run,) = (done.folder / "outputs").iterdir()
+    return run
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Half of that run, after another one in the same sweep, in two processes each."""
+    return train(tmp_path_factory.mktemp("two"), "-m", "seed=1,0", f"steps={STEPS // 2}", *TWO)
+
+
+@pytest.fixture(scope="module")
+def two(sweep: Done) -> tuple[Path, str]:
+    """The whole run in two processes: continued where the sweep left it."""
+    run = next(path for path in jobs(sweep.folder) if path.name.endswith("seed0"))
+    return run, train(sweep.folder, f"resume={run}", f"steps={STEPS}").out
+
+
+def test_a_sweep_of_two_processes_each_is_one_directory_per_job(sweep: Done) -> None:
+    """The others of a job are started by running its command again, which must not be the
+    sweep's.
+    """
+    assert [path.name for path in jobs(sweep.folder)] == [
+        "0_ddpm_digits_seed1",
+        "1_ddpm_digits_seed0",
+    ]
+    assert len(list((sweep.folder / "outputs").iterdir())) == 1
+    for run in jobs(sweep.folder):
+        assert json.loads((run / "status.json").read_text())["status"] == "finished"
+        assert not list(run.glob("error*"))
+
+
+def test_only_the_first_process_speaks_and_writes(two: tuple[Path, str]) -> None:
+    run, out = two
+    assert len(re.findall("^run directory", out, re.MULTILINE)) == 1
+    assert len(re.findall("^continuing", out, re.MULTILINE)) == 1
+    rows = Record(run / "metrics.csv").rows()
+    places = [(row["step"], row["metric"]) for row in rows]
+    assert len(places) == len(set(places))
+
+
+def test_two_processes_reach_the_weights_of_one(one: Path, two: tuple[Path, str]) -> None:
+    alone = read(one / "checkpoints" / "last.ckpt")["state_dict"]
+    shared = read(two[0] / "checkpoints" / "last.ckpt")["state_dict"]
+    assert alone.keys() == shared.keys()
+    for name, weight in alone.items():
+        torch.testing.assert_close(shared[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_two_processes_measure_what_one_measures(one: Path, two: tuple[Path, str]) -> None:
+    """Losses, validation and the evaluation's metrics, of samples that both have drawn."""
+    alone, shared = (
+        {row["metric"]: float(row["value"]) for row in Record(run / "metrics.csv").rows()}
+        for run in (one, two[0])
+    )
+    assert alone.keys() == shared.keys()
+    assert {"train/loss", "val/fd_identity", "val/kid_identity"} <= alone.keys()
+    timing = "train/images_per_second"
+    for name in alone.keys() - {timing}:
+        assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
