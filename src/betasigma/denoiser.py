@@ -13,6 +13,8 @@ two large numbers.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal
 
@@ -147,6 +149,18 @@ class Denoiser(nn.Module):
 
     evaluations_per_call = 1
     """Network evaluations (NFE) that one call costs."""
+
+    @contextmanager
+    def between_levels(self, policy: OffLevels) -> Iterator[None]:
+        """Another policy off the levels for a while, without a warning: for measurements that are
+        made there on purpose.
+        """
+        kept = self.off_levels, self._told
+        self.off_levels, self._told = policy, True
+        try:
+            yield
+        finally:
+            self.off_levels, self._told = kept
 
     @property
     def device(self) -> torch.device:

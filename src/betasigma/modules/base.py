@@ -105,7 +105,8 @@ class DiffusionModule(LightningModule):
                 to_schedule_log_snr(log_snr, self.average.value_range),
             ):
                 continue
-            error = denoising_error(self.average, x, y, log_snr, rng).mean()
+            with self.average.between_levels("interpolate"):
+                error = denoising_error(self.average, x, y, log_snr, rng).mean()
             self._log_mean(f"val/denoising_error/log_snr_{log_snr:+.0f}", error, len(x))
             errors.append(error)
         if errors:
