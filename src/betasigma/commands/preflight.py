@@ -9,7 +9,6 @@ and the process ends.
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from betasigma.commands.app import begin_sweep, fail, is_refusal, tracebacks_wan
 from betasigma.commands.checks import CHECKS, Decision
 from betasigma.commands.sweeps import Sweep
 from betasigma.errors import UserError
+from betasigma.training.status import process_rank
 
 
 class Preflight(Callback):
@@ -153,7 +153,7 @@ def _make(directory: str) -> None:
 
 def _tell(decision: Decision) -> None:
     """Print what the user should know of a decision, once for all processes."""
-    if decision.note and os.environ.get("LOCAL_RANK", "0") == "0":
+    if decision.note and process_rank() == 0:
         print(decision.note, flush=True)
 
 
