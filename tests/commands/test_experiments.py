@@ -29,7 +29,7 @@ from betasigma.denoiser import Denoiser
 
 CONF = ROOT / "conf"
 NARROW = ("network.channels=8", "batch_size=2")
-SHORT = {"steps": 2, "inner_steps": 1}
+SHORT = {"steps": 2, "inner_steps": 1, "rtol": 0.1, "atol": 0.1}
 """Values that make any sampler quick."""
 
 

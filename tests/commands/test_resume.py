@@ -24,7 +24,7 @@ from betasigma.tracking.record import Record
 from betasigma.training.callbacks import Metrics, SampleGrids
 
 STEPS = (
-    "steps=14",
+    "steps=10",
     "network.dropout=0.1",
     "training.checkpoint_every=6",
     "training.validate_every=3",
@@ -169,7 +169,7 @@ launch("train", *{[*TINY, *ACCUMULATED, "name=victim"]!r})
     assert weights(run)["global_step"] == 6
     resume(run)
     assert_same_run(whole(*ACCUMULATED), run)
-    assert steps_of(run, "train/loss") == [2, 4, 6, 8, 10, 12, 14]
+    assert steps_of(run, "train/loss") == [2, 4, 6, 8, 10]
 
 
 def press_ctrl_c() -> None:
