@@ -118,7 +118,7 @@ def make_module(config: Config, denoiser: Denoiser) -> DiffusionModule:
     )
 
 
-FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+FUSED = ("torch.optim.Adam", "torch.optim.AdamW")
 """Optimizers with a fused kernel on CPUs and GPUs alike."""
 
 
