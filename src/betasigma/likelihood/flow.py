@@ -28,11 +28,9 @@ from torchdiffeq import odeint
 from betasigma.errors import UserError
 from betasigma.likelihood.bound import refuse_single_level
 from betasigma.likelihood.prior import GaussianPrior
+from betasigma.objectives.score_matching import TRACE_LIMIT, jacobian_trace
 from betasigma.randomness import Stream
 from betasigma.samplers.base import DenoiserLike
-
-EXACT_LIMIT = 256
-"""Largest number of dimensions for which the exact trace is taken."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +73,10 @@ class FlowLikelihood:
         """
         refuse_single_level(denoiser)
         dim = x[0].numel()
-        if self.trace == "exact" and dim > EXACT_LIMIT:
+        if self.trace == "exact" and dim > TRACE_LIMIT:
             raise UserError(
                 f"likelihood.trace=exact would take {dim} backward passes at each of some hundred "
-                f"evaluations; it is meant for at most {EXACT_LIMIT} dimensions: use "
+                f"evaluations; it is meant for at most {TRACE_LIMIT} dimensions: use "
                 f"likelihood.trace=hutchinson"
             )
         schedule = denoiser.schedule
@@ -133,9 +131,4 @@ class FlowLikelihood:
         if self.trace == "hutchinson":
             (gradient,) = torch.autograd.grad((velocity * probe).sum(), point)
             return (gradient * probe).flatten(1).sum(1)
-        flat = velocity.flatten(1)
-        total = torch.zeros(len(point), dtype=point.dtype, device=point.device)
-        for k in range(flat.shape[1]):
-            (gradient,) = torch.autograd.grad(flat[:, k].sum(), point, retain_graph=True)
-            total = total + gradient.flatten(1)[:, k]
-        return total
+        return jacobian_trace(velocity, point)

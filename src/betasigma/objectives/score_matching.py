@@ -40,6 +40,18 @@ TRACE_LIMIT = 256
 """Largest number of dimensions for which the exact trace is taken."""
 
 
+def jacobian_trace(field: Tensor, point: Tensor, create_graph: bool = False) -> Tensor:
+    """tr ∂field/∂point of each example, ``(B,)``, exactly: one backward pass per dimension."""
+    flat = field.flatten(1)
+    trace = torch.zeros_like(flat[:, 0])
+    for k in range(flat.shape[1]):
+        (gradient,) = torch.autograd.grad(
+            flat[:, k].sum(), point, create_graph=create_graph, retain_graph=True
+        )
+        trace = trace + gradient.flatten(1)[:, k]
+    return trace
+
+
 @dataclass(frozen=True)
 class ScoreMatching:
     """What the objectives share: times, perturbation and weighting λ(σ) = σ^p.
@@ -103,12 +115,8 @@ class ImplicitScoreMatching(ScoreMatching):
             )
         point = x_t.detach().requires_grad_(True)
         score = denoiser(point, t, y).score
-        flat = score.flatten(1)
-        trace = torch.zeros_like(flat[:, 0])
-        for k in range(dim):
-            (gradient,) = torch.autograd.grad(flat[:, k].sum(), point, create_graph=True)
-            trace = trace + gradient.flatten(1)[:, k]
-        return flat.square().sum(1) / 2 + trace
+        trace = jacobian_trace(score, point, create_graph=True)
+        return score.square().flatten(1).sum(1) / 2 + trace
 
 
 @dataclass(frozen=True)
