@@ -102,6 +102,13 @@ def test_every_experiment(name: str) -> None:
     draw(train_a_step(content), content["sampler"])
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "annealed_langevin"])
+@pytest.mark.parametrize("name", files("experiment"))
+def test_every_experiment_takes_another_sampler(name: str, sampler: str) -> None:
+    node = config(f"experiment={name}", f"sampler={sampler}")["sampler"]
+    assert node == config(f"sampler={sampler}")["sampler"]
+
+
 def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in node.items():
         if isinstance(value, dict):
