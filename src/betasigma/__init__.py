@@ -8,14 +8,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from betasigma.denoiser import Denoiser
+    from betasigma.oracles import Oracle
     from betasigma.samplers import Sampler
 
 __version__ = "0.1.0"
 
 
-def load(path: str | Path) -> tuple[Denoiser, Sampler]:
+def load(path: str | Path) -> tuple[Denoiser | Oracle, Sampler]:
     """Denoiser (averaged weights, on the CPU) and default sampler of a run directory or a
-    checkpoint.
+    checkpoint; of ``model=oracle`` the ground truth, whose data are read again.
 
         denoiser, sampler = betasigma.load("outputs/…")
         images = sampler.sample(denoiser, 64, seed=0).x

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +101,23 @@ class Prediction:
         if not bool(skip.any()):
             return output
         return self.x_t * expand(skip, self.x_t) + output
+
+
+class DenoiserLike(Protocol):
+    """What samplers, likelihoods and metrics need of a denoiser: a trained one, a guided one or a
+    closed form.
+    """
+
+    schedule: NoiseSchedule
+    sample_shape: tuple[int, ...]
+    value_range: tuple[float, float]
+    num_classes: int
+    evaluations_per_call: int
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction: ...
 
 
 class Denoiser(nn.Module):
@@ -253,7 +270,7 @@ class Guided(nn.Module):
         UserError: where the model has no classes or the weight is negative.
     """
 
-    def __init__(self, denoiser: Denoiser, weight: float) -> None:
+    def __init__(self, denoiser: DenoiserLike, weight: float) -> None:
         super().__init__()
         if denoiser.num_classes < 1:
             raise UserError(

@@ -34,12 +34,14 @@ dtype of x_t. Their class labels are the mixture's components or the labels of t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from betasigma.denoiser import Prediction
+from betasigma.denoiser import OffLevels, Prediction
 from betasigma.errors import UserError
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, Times
@@ -69,6 +71,9 @@ class Oracle(nn.Module):
     evaluations_per_call = 1
     """Evaluations (NFE) that one call counts as."""
 
+    precision: torch.dtype | None = None
+    """Of autocast, which an oracle has no use for."""
+
     def __init__(
         self,
         schedule: NoiseSchedule,
@@ -86,6 +91,18 @@ class Oracle(nn.Module):
     def device(self) -> torch.device:
         """Where samplers should put x_t."""
         return next(self.buffers()).device
+
+    @contextmanager
+    def between_levels(self, policy: OffLevels) -> Iterator[None]:
+        """As :meth:`betasigma.denoiser.Denoiser.between_levels`; an oracle needs no policy, it
+        knows every noise level.
+        """
+        yield
+
+    def keep(self, **values: Tensor | None) -> None:
+        """Register what the oracle knows: moved with the module, and not weights to be saved."""
+        for name, value in values.items():
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
         """E[x_0 | x_t] as a prediction, from which ε̂ and score follow.
@@ -159,10 +176,8 @@ class GaussianMixture(Oracle):
         variances, axes = torch.linalg.eigh(cov)
         if bool((variances < -1e-12 * variances.abs().max()).any()):
             raise ValueError("a covariance has a negative eigenvalue")
-        self.register_buffer("log_weights", torch.log(w / w.sum()))
-        self.register_buffer("means", flat)
-        self.register_buffer("variances", variances.clamp(min=0))
-        self.register_buffer("axes", axes)
+        log_weights = torch.log(w / w.sum())
+        self.keep(log_weights=log_weights, means=flat, variances=variances.clamp(min=0), axes=axes)
 
     def log_density(
         self, x: Tensor, alpha: Level = 1.0, sigma: Level = 0.0, y: Tensor | None = None
@@ -315,8 +330,7 @@ class EmpiricalDenoiser(Oracle):
             )
         super().__init__(schedule, tuple(data.shape[1:]), value_range, len(counts))
         self.chunk = chunk
-        self.register_buffer("data", data.flatten(1))
-        self.register_buffer("labels", labels)
+        self.keep(data=data.flatten(1), labels=labels)
 
     def posterior_mean(
         self, x: Tensor, alpha: Level, sigma: Level, y: Tensor | None = None

@@ -70,6 +70,11 @@ BAD = {
     "train evaluation.n=1": r"evaluation\.n=1 is too few",
     "train evaluation.n=3": r"n=3 is too few samples for precision",
     "train evaluation.extractor=inception": r"inception finds no weights.*download=true",
+    # ground truth has nothing to train
+    "train model=oracle steps=5": r"steps=5 does not fit model=oracle, which trains nothing",
+    "train model=oracle network.channels=8": r"network\.channels=8 does not fit model=oracle",
+    "train model=oracle resume=auto": r"resume continues training, and model=oracle trains nothing",
+    "train steps=0": r"steps=0 must be .* 1; only model=oracle trains nothing",
     # data that are not there
     "train data=mnist data.root=/nowhere": r"data\.root=/nowhere has no MNIST/raw.*download=true",
     "train data=celeba data.root={here}": r"data\.root=\S+ has no celeba/img_align_celeba",

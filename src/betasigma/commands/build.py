@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from betasigma.commands.schema import trains
+from betasigma.data import toy
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
-from betasigma.modules import DiffusionModule
+from betasigma.modules import MeasuredModule
+from betasigma.oracles import EmpiricalDenoiser, GaussianMixture, Oracle
 from betasigma.preconditioning import Preconditioning
 from betasigma.samplers import Sampler
 from betasigma.schedules import NoiseSchedule
@@ -67,6 +70,27 @@ def make_data(config: Config) -> ImageDataModule:
     )
 
 
+def make_oracle(config: Config, data: ImageDataModule) -> Oracle:
+    """The exact denoiser of a mixture, or the ideal one of the training images, mirrored ones
+    too where training would see them; its classes are those of ``network.num_classes``.
+
+    Raises:
+        UserError: where the images are not held in memory.
+    """
+    schedule: NoiseSchedule = make(config["schedule"])
+    labelled = bool(config["network"]["num_classes"])
+    if not data.has_pixels:
+        truth = toy.mixture(config["data"]["mixture"])
+        parameters = (truth.weights, truth.means, truth.covariances)
+        return GaussianMixture(*parameters, schedule, data.value_range, labelled)
+    images = data.from_uint8(data.tensor("train"))
+    labels = data.labels("train") if labelled else None
+    if data.flip:
+        images = torch.cat([images, images.flip(-1)])
+        labels = None if labels is None else labels.repeat(2)
+    return EmpiricalDenoiser(images, schedule, labels, data.value_range)
+
+
 def make_denoiser(
     config: Config,
     sample_shape: tuple[int, ...],
@@ -102,8 +126,10 @@ def make_sampler(node: Config) -> Sampler:
     return make(node)
 
 
-def make_module(config: Config, denoiser: Denoiser) -> DiffusionModule:
-    """The LightningModule that trains ``denoiser``."""
+def make_module(config: Config, denoiser: Denoiser | Oracle) -> MeasuredModule:
+    """The LightningModule that trains ``denoiser``, or holds it where there is nothing to train."""
+    if not trains(config):
+        return make({"_target_": config["model"]["_target_"]}, denoiser=denoiser)
     optimizer = config["optimizer"]
     fused = {"fused": True} if optimizer["_target_"] in FUSED else {}
     return make(

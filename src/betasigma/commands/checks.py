@@ -16,6 +16,7 @@ from betasigma.commands.schema import (
     Sample,
     Train,
     own_keys,
+    trains,
     validate,
     validate_plain,
 )
@@ -48,6 +49,14 @@ CHANGEABLE = (
 """Keys that may differ between a run and its continuation: they do not enter the weights."""
 
 
+OF_TRAINING = (
+    *("steps", "network", "preconditioning", "objective", "denoiser"),
+    *("optimizer", "training", "ema"),
+)
+"""Keys and nodes that say how a network is trained: not for an oracle, but for these."""
+FOR_ALL = ("network.num_classes", "training.guidance", "training.num_samples")
+
+
 class Decision(NamedTuple):
     """What is decided before a run or a whole sweep, so that its jobs can be compared."""
 
@@ -77,6 +86,7 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     Raises:
         UserError: for the first thing that cannot work.
     """
+    _refuse_training(config, overrides)
     directory = _resume(config, overrides) if config.get("resume") is not None else None
     content = check_content(config)
     if content["resume"] is not None:
@@ -93,7 +103,10 @@ def check_content(config: DictConfig) -> dict[str, Any]:
     _check_schedule(config)
     content = validate(config, Train)
     _check_data(content["data"])
-    _check_network(content)
+    if trains(content):
+        _check_network(content)
+    else:
+        content["steps"] = 0  # whatever an experiment says of training
     _check_labels(content)
     hardware = content["hardware"]
     devices = 1 if hardware["devices"] == "auto" else hardware["devices"] * hardware["nodes"]
@@ -116,6 +129,8 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     content = validate(config, Sample)
     saved = saved_header(content["run"])["config"]
     _check_guidance("guidance", content["guidance"], saved)
+    if not trains(saved):
+        _check_data({**saved["data"], **_given(content["data"])})
     labels, classes = content["labels"], saved["network"]["num_classes"]
     if labels is not None and not classes:
         raise UserError(f"labels={labels} needs a model trained with class labels; this has none")
@@ -195,6 +210,7 @@ def _resume(config: DictConfig, overrides: list[str]) -> Path | None:
     else:
         checkpoint = checkpoint_path(config.resume, "resume")
     saved: DictConfig = OmegaConf.create(saved_header(checkpoint, "resume")["config"])
+    _refuse_oracle(saved)
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~").partition("@")[0]
         if key == "resume":
@@ -214,6 +230,24 @@ def _resume(config: DictConfig, overrides: list[str]) -> Path | None:
         for name in saved:
             config[name] = saved[name]
     return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def _refuse_training(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse what is typed about training where the model is an oracle and nothing is trained."""
+    if OmegaConf.select(config, "model.family") != "oracle":
+        return
+    if config.get("resume") is not None:
+        _refuse_oracle(config)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+        if key.partition(".")[0] in OF_TRAINING and key not in FOR_ALL:
+            raise UserError(f"{override} does not fit model=oracle, which trains nothing")
+
+
+def _refuse_oracle(config: DictConfig) -> None:
+    """Refuse to continue what has no steps to take."""
+    if not trains(config):
+        raise UserError("resume continues training, and model=oracle trains nothing: start it anew")
 
 
 def _agree(config: DictConfig, saved: DictConfig, key: str) -> bool:
@@ -322,8 +356,8 @@ def _check_labels(content: dict[str, Any]) -> None:
 
 def _check_guidance(key: str, weight: float, model: dict[str, Any]) -> None:
     """Refuse guidance of a model that was not trained both with and without labels."""
-    trained = model["network"]["num_classes"] and model["objective"]["label_dropout"]
-    if weight != 1 and not trained:
+    knows_both = model["objective"]["label_dropout"] or not trains(model)
+    if weight != 1 and not (model["network"]["num_classes"] and knows_both):
         raise UserError(
             f"{key}={weight} needs a model trained with network.num_classes and "
             f"objective.label_dropout (0.1, say): it must know both with and without a label"

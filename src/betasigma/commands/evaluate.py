@@ -9,8 +9,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from betasigma.commands.build import Config, make_data, make_sampler, place, precision_of
-from betasigma.commands.load import load_run
+from betasigma.commands.build import make_data, make_sampler, place, precision_of
+from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import Meter
 from betasigma.commands.schema import Evaluate, validate
 from betasigma.tracking.loggers import RecordLogger
@@ -28,7 +28,7 @@ def evaluate(config: DictConfig) -> None:
     content = validate(config, Evaluate)
     out = short(Path(HydraConfig.get().runtime.output_dir))
     display = Display()
-    loaded = load_run(content["run"], precision_of(content["hardware"]))
+    loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     place(loaded.denoiser, content["hardware"])
     data = make_data(with_place(loaded.config, content["data"]))
     data.prepare_data()
@@ -53,9 +53,3 @@ def evaluate(config: DictConfig) -> None:
         meter.rows(found),
     )
     display.line(f"metrics {', '.join(str(record.path) for record in records)}")
-
-
-def with_place(config: Config, place: Config) -> Config:
-    """The run's config, with its data found elsewhere where that is said."""
-    given = {key: value for key, value in place.items() if value is not None}
-    return {**config, "data": {**config["data"], **given}}

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from betasigma.commands.build import make_denoiser, make_sampler
+from betasigma.commands.build import make_data, make_denoiser, make_oracle, make_sampler
 from betasigma.commands.checks import saved_header
+from betasigma.commands.schema import trains
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
+from betasigma.oracles import Oracle
 from betasigma.samplers import Sampler
 from betasigma.training.checkpoints import read
 from betasigma.training.headers import checkpoint_path
@@ -23,7 +25,7 @@ PREFIX = "average."
 class Loaded(NamedTuple):
     """A trained model."""
 
-    denoiser: Denoiser
+    denoiser: Denoiser | Oracle
     """With the averaged weights, in evaluation mode, on the CPU."""
     sampler: Sampler
     """The sampler that the run was configured with."""
@@ -33,8 +35,16 @@ class Loaded(NamedTuple):
     """Optimizer steps that the weights have seen."""
 
 
-def load_run(path: str | Path, precision: torch.dtype | None = None) -> Loaded:
+def load_run(
+    path: str | Path, precision: torch.dtype | None = None, place: dict[str, Any] | None = None
+) -> Loaded:
     """Model of a run directory or a checkpoint. Runs no code from the file.
+
+    Args:
+        path: the run directory or the checkpoint.
+        precision: dtype of the network's arithmetic.
+        place: ``root`` and ``download`` of the data where they are no longer where the run found
+            them; an oracle reads them again.
 
     Raises:
         UserError: where there is no checkpoint, it is damaged or of a newer format, or its config
@@ -43,10 +53,7 @@ def load_run(path: str | Path, precision: torch.dtype | None = None) -> Loaded:
     header = saved_header(path)
     contents = read(checkpoint_path(path))
     config = header["config"]
-    data = config["data"]
-    shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
-    low, high = header["value_range"]
-    denoiser = make_denoiser(config, shape, (low, high), precision)
+    denoiser = _untrained(with_place(config, place or {}), header["value_range"], precision)
     weights = {
         name.removeprefix(PREFIX): value
         for name, value in contents["state_dict"].items()
@@ -62,3 +69,22 @@ def load_run(path: str | Path, precision: torch.dtype | None = None) -> Loaded:
         config,
         header["step"],
     )
+
+
+def with_place(config: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
+    """The run's config, with its data found elsewhere where that is said."""
+    given = {key: value for key, value in place.items() if value is not None}
+    return {**config, "data": {**config["data"], **given}}
+
+
+def _untrained(
+    config: dict[str, Any], value_range: list[float], precision: torch.dtype | None
+) -> Denoiser | Oracle:
+    if not trains(config):
+        data = make_data(config)
+        data.prepare_data()
+        return make_oracle(config, data)
+    data = config["data"]
+    shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
+    low, high = value_range
+    return make_denoiser(config, shape, (low, high), precision)

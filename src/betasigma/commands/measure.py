@@ -9,7 +9,7 @@ from pytorch_lightning.loggers import Logger
 
 from betasigma.commands.build import Config
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.denoiser import Denoiser
+from betasigma.denoiser import DenoiserLike
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
@@ -46,7 +46,7 @@ class Meter:
         self._loggers, self._display = loggers, display
         self._evaluator: Evaluator | None = None
 
-    def measure(self, denoiser: Denoiser, n: int) -> list[Measurement]:
+    def measure(self, denoiser: DenoiserLike, n: int) -> list[Measurement]:
         """Measurements of samples 0 … n−1, and the floor: what real images score at the same n.
 
         To be called by all processes together; each draws its share.
@@ -95,7 +95,7 @@ class Meter:
             for m in found
         ]
 
-    def _open(self, denoiser: Denoiser) -> Evaluator:
+    def _open(self, denoiser: DenoiserLike) -> Evaluator:
         if self._evaluator is None:
             settings: dict[str, Any] = self._settings
             shape = self._data.sample_shape

@@ -14,7 +14,7 @@ from betasigma.commands.build import make_sampler, place, precision_of
 from betasigma.commands.load import load_run
 from betasigma.commands.schema import Sample, validate
 from betasigma.data import pixels
-from betasigma.denoiser import Denoiser
+from betasigma.denoiser import DenoiserLike
 from betasigma.tracking.pictures import picture, save
 from betasigma.training.callbacks import class_labels, guided
 from betasigma.training.display import Display
@@ -30,7 +30,7 @@ def sample(config: DictConfig) -> None:
     content = validate(config, Sample)
     out = short(Path(HydraConfig.get().runtime.output_dir))
     display = Display()
-    loaded = load_run(content["run"], precision_of(content["hardware"]))
+    loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     denoiser = loaded.denoiser
     place(denoiser, content["hardware"])
     sampler = make_sampler(content["sampler"]) if content.get("sampler") else loaded.sampler
@@ -69,13 +69,13 @@ def sample(config: DictConfig) -> None:
     )
 
 
-def choose_labels(wanted: list[int] | str | None, denoiser: Denoiser, n: int) -> Tensor | None:
+def choose_labels(wanted: list[int] | str | None, denoiser: DenoiserLike, n: int) -> Tensor | None:
     """Class label of each sample: those wanted in turn, or all classes in turn."""
     if not isinstance(wanted, list):
         return class_labels(denoiser.num_classes, range(n))
     return torch.tensor(wanted, dtype=torch.int64).repeat(-(-n // len(wanted)))[:n]
 
 
-def to_uint8(x: Tensor, denoiser: Denoiser) -> Tensor:
+def to_uint8(x: Tensor, denoiser: DenoiserLike) -> Tensor:
     """Samples as images; points in the plane stay as they are."""
     return pixels.to_uint8(x, denoiser.value_range) if x.ndim == 4 else x

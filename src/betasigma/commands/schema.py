@@ -8,6 +8,7 @@ would be accepted.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -281,9 +282,11 @@ class Data(Target):
 
 
 class Model(Target):
-    target: Literal["betasigma.modules.DDPM", "betasigma.modules.NCSN"] = Field(alias="_target_")
+    target: Literal[
+        "betasigma.modules.DDPM", "betasigma.modules.NCSN", "betasigma.modules.Oracle"
+    ] = Field(alias="_target_")
     name: str
-    family: Literal["ddpm", "ncsn"]
+    family: Literal["ddpm", "ncsn", "oracle"]
     value_range: Annotated[list[float], Field(min_length=2, max_length=2)]
 
     @model_validator(mode="after")
@@ -345,7 +348,7 @@ class Train(Node):
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")]
     tags: list[str]
     seed: Seed
-    steps: Count
+    steps: Index
     batch_size: Count
     resume: str | None
     network: Annotated[UNet | MLP, Field(discriminator="target")]
@@ -366,6 +369,19 @@ class Train(Node):
     training: Training
     ema: Ema
 
+    @model_validator(mode="after")
+    def _some_steps(self) -> Train:
+        if self.steps == 0 and self.model.family != "oracle":
+            raise ValueError(
+                "steps=0 must be greater than or equal to 1; only model=oracle trains nothing"
+            )
+        return self
+
+
+class DataPlace(Node):
+    root: str | None
+    download: bool | None
+
 
 class Sample(Node):
     """The config of ``scripts/sample.py``."""
@@ -378,12 +394,8 @@ class Sample(Node):
     guidance: NonNegative
     batch_size: Count
     save: Literal["png", "npz", "both"]
+    data: DataPlace
     hardware: Hardware
-
-
-class DataPlace(Node):
-    root: str | None
-    download: bool | None
 
 
 class Evaluate(Node):
@@ -413,6 +425,11 @@ class Compare(Node):
 
     runs: Annotated[list[str], Field(min_length=1)]
     metrics: Annotated[list[str], Field(min_length=1)]
+
+
+def trains(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a config is one that is trained: an oracle is not."""
+    return config["model"]["family"] != "oracle"
 
 
 def validate(config: DictConfig, schema: type[Node]) -> dict[str, Any]:

@@ -24,14 +24,17 @@ from betasigma.commands.build import (
     make_data,
     make_denoiser,
     make_module,
+    make_oracle,
     make_sampler,
     precision_of,
 )
 from betasigma.commands.checks import check_content
 from betasigma.commands.measure import Meter
 from betasigma.commands.processes import accompanied
+from betasigma.commands.schema import trains
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.denoiser import Denoiser
+from betasigma.denoiser import Denoiser, DenoiserLike
+from betasigma.oracles import Oracle
 from betasigma.samplers import Sampler
 from betasigma.tracking.loggers import close_loggers, make_loggers
 from betasigma.tracking.record import Record
@@ -65,9 +68,7 @@ def train(config: DictConfig) -> None:
     data = make_data(content)
     data.prepare_data()
     data.setup()
-    denoiser = make_denoiser(
-        content, data.sample_shape, data.value_range, precision_of(content["hardware"])
-    )
+    denoiser = make_model(content, data)
     arrange(denoiser, content["hardware"])
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
@@ -79,13 +80,25 @@ def train(config: DictConfig) -> None:
     _announce(display, run, content, data, denoiser, resumed)
     try:
         with accompanied(trainer, run, content["resume"]):
-            trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
+            if trains(content):
+                trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
+            else:
+                trainer.validate(module, data, verbose=False)
+                trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
             finish(trainer, module.average, run, content, display, meter, callbacks)
     except BaseException:  # of which Ctrl-C is one
         _say_how_to_continue(display, run)
         raise
     finally:
         close_loggers(loggers)
+
+
+def make_model(content: Config, data: ImageDataModule) -> Denoiser | Oracle:
+    """What is to be trained, or the ground truth."""
+    if not trains(content):
+        return make_oracle(content, data)
+    precision = precision_of(content["hardware"])
+    return make_denoiser(content, data.sample_shape, data.value_range, precision)
 
 
 def make_callbacks(
@@ -99,7 +112,7 @@ def make_callbacks(
     """What happens around the steps, in the order in which it happens."""
     settings = content["training"]
 
-    def samples(denoiser: Denoiser) -> Tensor:
+    def samples(denoiser: DenoiserLike) -> Tensor:
         with display.share("sampling") as progress:
             x, _ = draw(
                 denoiser,
@@ -150,7 +163,7 @@ def make_trainer(
         max_steps=content["steps"],
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=settings["clip"],
-        val_check_interval=min(settings["validate_every"], content["steps"])
+        val_check_interval=max(1, min(settings["validate_every"], content["steps"]))
         * settings["accumulate"],
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
@@ -167,7 +180,7 @@ def make_trainer(
 
 def finish(
     trainer: Trainer,
-    average: Denoiser,
+    average: Denoiser | Oracle,
     run: Path,
     content: Config,
     display: Display,
@@ -198,7 +211,8 @@ def finish(
     display.line("next:")
     display.line(f"  python scripts/sample.py run={run} n=64 sampler=ddim sampler.steps=50")
     display.line(f"  python scripts/evaluate.py run={run} sampler=ddim,annealed_langevin -m")
-    display.line(f"  python train.py resume={run} steps={2 * content['steps']}")
+    if step:
+        display.line(f"  python train.py resume={run} steps={2 * step}")
 
 
 def _say_how_to_continue(display: Display, run: Path) -> None:
@@ -257,17 +271,20 @@ def _announce(
     run: Path,
     content: Config,
     data: ImageDataModule,
-    denoiser: Denoiser,
+    denoiser: Denoiser | Oracle,
     resumed: Path | None,
 ) -> None:
     parameters = sum(p.numel() for p in denoiser.parameters())
     dtype = "bf16" if denoiser.precision is not None else "fp32"
     shape = "×".join(map(str, data.sample_shape))
-    how = "continuing" if resumed else "training"
+    how = ("continuing" if resumed else "training") if trains(content) else "ground truth:"
+    what = (
+        f"{parameters:,} parameters, {dtype}, {content['steps']} steps of {content['batch_size']}"
+    )
     display.line(
         f"{how} {content['model']['name']} on {content['data']['name']} ({shape}, "
-        f"{data.size('train')} examples): {parameters:,} parameters, {dtype}, "
-        f"{content['steps']} steps of {content['batch_size']}, seed {content['seed']}"
+        f"{data.size('train')} examples): {what if trains(content) else 'nothing to train'}, "
+        f"seed {content['seed']}"
     )
     display.line(f"run directory {run}")
     kind = content["logger"]["kind"]

@@ -170,6 +170,17 @@ class ImageDataModule(LightningDataModule):
             )
         return source.images
 
+    def labels(self, split: Split) -> Tensor | None:
+        """Class of each example of :meth:`tensor`, int64 ``(N,)``, or ``None``.
+
+        Raises:
+            UserError: where the images are not held in memory.
+        """
+        self.tensor(split)
+        source = self.source(split)
+        assert isinstance(source, InMemory)
+        return source.labels
+
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
         """The first ``limit`` examples of ``split`` (all by default) in order, as in
         :meth:`tensor`, in batches of ``batch_size`` and a last one of what remains.

@@ -1,6 +1,7 @@
-"""The LightningModules of the two families."""
+"""The LightningModules of the two families, and of the ground truth."""
 
-from betasigma.modules.base import DiffusionModule
+from betasigma.modules.base import DiffusionModule, MeasuredModule
+from betasigma.modules.oracle import Oracle
 
 
 class DDPM(DiffusionModule):
@@ -15,4 +16,4 @@ class NCSN(DiffusionModule):
     family = "ncsn"
 
 
-__all__ = ["DDPM", "NCSN", "DiffusionModule"]
+__all__ = ["DDPM", "NCSN", "DiffusionModule", "MeasuredModule", "Oracle"]

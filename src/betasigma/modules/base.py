@@ -14,6 +14,7 @@ from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
 from betasigma.objectives import Denoising
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
+from betasigma.oracles import Oracle
 from betasigma.randomness import Stream, seed_global
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -24,7 +25,48 @@ into.
 """
 
 
-class DiffusionModule(LightningModule):
+class MeasuredModule(LightningModule):
+    """What is validated, sampled and evaluated.
+
+    Attributes:
+        average: the denoiser that counts: averaged weights, or ground truth.
+    """
+
+    average: Denoiser | Oracle
+
+    def log_denoising_error(self, batch: dict[str, Any], rng: Stream) -> None:
+        """Log ‖ε − ε̂‖²/d at each log-SNR of the grid that the schedule covers, and their mean.
+
+        Args:
+            batch: ``x``, clean data in the model's value range, and ``label`` where there are
+                classes.
+            rng: the numbers of its examples.
+        """
+        x, y = batch["x"], self.labels(batch)
+        errors = []
+        for log_snr in GRID:
+            if not covered(
+                self.average.schedule,
+                to_schedule_log_snr(log_snr, self.average.value_range),
+            ):
+                continue
+            with self.average.between_levels("interpolate"):
+                error = denoising_error(self.average, x, y, log_snr, rng).mean()
+            self.log_mean(f"val/denoising_error/log_snr_{log_snr:+.0f}", error, len(x))
+            errors.append(error)
+        if errors:
+            self.log_mean("val/denoising_error", torch.stack(errors).mean(), len(x))
+
+    def labels(self, batch: dict[str, Any]) -> Tensor | None:
+        """Class labels of a batch, where the model knows classes."""
+        return batch.get("label") if self.average.num_classes else None
+
+    def log_mean(self, name: str, value: Tensor, size: int) -> None:
+        """Log the mean over the validation of a mean over ``size`` examples."""
+        self.log(name, value, on_epoch=True, logger=False, batch_size=size, sync_dist=True)
+
+
+class DiffusionModule(MeasuredModule):
     """Wires an objective and a denoiser to the Trainer.
 
     A training batch is a dict with ``x`` (clean data in the model's value range), ``index`` (global
@@ -42,6 +84,7 @@ class DiffusionModule(LightningModule):
     """
 
     family = ""
+    average: Denoiser
 
     def __init__(
         self,
@@ -81,7 +124,7 @@ class DiffusionModule(LightningModule):
         # the first index names the micro-batch and the rank that has it
         seed_global("dropout", self._seed, step, int(index[0]))
         rng = Stream("train", self._seed, step, indices=index, device=self.device)
-        terms = self.objective.loss(self.denoiser, batch["x"], self._labels(batch), rng)
+        terms = self.objective.loss(self.denoiser, batch["x"], self.labels(batch), rng)
         self._tally(terms.per_sample, terms.t)
         return terms.loss
 
@@ -94,23 +137,11 @@ class DiffusionModule(LightningModule):
         """Loss and denoising error of the averaged weights, with the same noise at every
         validation.
         """
-        x, y, index = batch["x"], self._labels(batch), batch["index"]
+        x, y, index = batch["x"], self.labels(batch), batch["index"]
         rng = Stream("validation", indices=index, device=self.device)
         loss = self.objective.loss(self.average, x, y, rng).loss
-        self._log_mean("val/loss", loss, len(x))
-        errors = []
-        for log_snr in GRID:
-            if not covered(
-                self.average.schedule,
-                to_schedule_log_snr(log_snr, self.average.value_range),
-            ):
-                continue
-            with self.average.between_levels("interpolate"):
-                error = denoising_error(self.average, x, y, log_snr, rng).mean()
-            self._log_mean(f"val/denoising_error/log_snr_{log_snr:+.0f}", error, len(x))
-            errors.append(error)
-        if errors:
-            self._log_mean("val/denoising_error", torch.stack(errors).mean(), len(x))
+        self.log_mean("val/loss", loss, len(x))
+        self.log_denoising_error(batch, rng)
 
     def pop_training_metrics(self) -> dict[str, float]:
         """Mean loss, and mean loss of each part of the noise levels, since the last call.
@@ -130,9 +161,6 @@ class DiffusionModule(LightningModule):
                 metrics[f"train/loss_by_noise/{part:02d}"] = loss / examples
         return metrics
 
-    def _labels(self, batch: dict[str, Any]) -> Tensor | None:
-        return batch.get("label") if self.denoiser.num_classes else None
-
     def _tally(self, per_sample: Tensor, t: Tensor) -> None:
         """Add to the running sums on the device: nothing is read back until it is logged.
 
@@ -145,6 +173,3 @@ class DiffusionModule(LightningModule):
         self._sums[1].index_add_(0, part, torch.ones_like(per_sample, dtype=torch.float32))
         self._loss[0] += per_sample.sum()
         self._loss[1] += len(per_sample)
-
-    def _log_mean(self, name: str, value: Tensor, size: int) -> None:
-        self.log(name, value, on_epoch=True, logger=False, batch_size=size, sync_dist=True)

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import Denoiser
+from betasigma.denoiser import DenoiserLike
 from betasigma.objectives.denoising import perturb
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
@@ -37,7 +37,7 @@ def covered(schedule: NoiseSchedule, log_snr: float) -> bool:
 
 
 def denoising_error(
-    denoiser: Denoiser, x0: Tensor, y: Tensor | None, log_snr: float, rng: Stream
+    denoiser: DenoiserLike, x0: Tensor, y: Tensor | None, log_snr: float, rng: Stream
 ) -> Tensor:
     """‖ε − ε̂‖²/d per example at this log-SNR (of data in [−1, 1]).
 

@@ -24,30 +24,16 @@ from typing import Literal, NamedTuple, Protocol, TypedDict
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import Prediction
+from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.errors import UserError
 from betasigma.randomness import Stream
-from betasigma.schedules import NoiseSchedule, Times
+from betasigma.schedules import NoiseSchedule
 
 Grid = Literal["levels", "uniform_t", "uniform_log_snr", "karras"]
 Start = Literal["prior", "uniform"]
 Dtype = Literal["float32", "float64"]
 GRIDS = ("levels", "uniform_t", "uniform_log_snr", "karras")
 STARTS = ("prior", "uniform")
-
-
-class DenoiserLike(Protocol):
-    """What a sampler needs of a denoiser: a trained one, a guided one or a closed form."""
-
-    schedule: NoiseSchedule
-    sample_shape: tuple[int, ...]
-    value_range: tuple[float, float]
-    evaluations_per_call: int
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction: ...
 
 
 class Noise(Protocol):

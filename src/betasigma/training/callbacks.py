@@ -17,8 +17,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from betasigma.denoiser import Denoiser, Guided
-from betasigma.modules import DiffusionModule
+from betasigma.denoiser import DenoiserLike, Guided
+from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.samplers import Sampler
 from betasigma.tracking.loggers import log_picture, log_values
 from betasigma.tracking.pictures import picture, save
@@ -138,7 +138,7 @@ class SampleGrids(StepCallback):
         every: steps between two pictures.
     """
 
-    def __init__(self, run: Path, draw: Callable[[Denoiser], Tensor], every: int) -> None:
+    def __init__(self, run: Path, draw: Callable[[DenoiserLike], Tensor], every: int) -> None:
         super().__init__()
         self._run, self._draw, self._every = run, draw, every
 
@@ -146,7 +146,7 @@ class SampleGrids(StepCallback):
         if step % self._every == 0 and step < trainer.max_steps:
             self.show(trainer, module, step)
 
-    def show(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+    def show(self, trainer: Trainer, module: MeasuredModule, step: int) -> None:
         """Draw, save and log the samples of this step."""
         if trainer.is_global_zero:
             image = picture(self._draw(module.average))
@@ -259,7 +259,7 @@ class Evaluation(StepCallback):
         every: steps between two evaluations; ``None`` for none during training.
     """
 
-    def __init__(self, evaluate: Callable[[Denoiser, int], None], every: int | None) -> None:
+    def __init__(self, evaluate: Callable[[DenoiserLike, int], None], every: int | None) -> None:
         super().__init__()
         self._evaluate, self._every = evaluate, every
 
@@ -268,7 +268,7 @@ class Evaluation(StepCallback):
             self._evaluate(module.average, step)
 
 
-def guided(denoiser: Denoiser, weight: float) -> Denoiser | Guided:
+def guided(denoiser: DenoiserLike, weight: float) -> DenoiserLike:
     """The denoiser itself, or with classifier-free guidance where the weight is not 1."""
     return denoiser if weight == 1 else Guided(denoiser, weight)
 
@@ -281,7 +281,7 @@ def class_labels(num_classes: int, indices: range | list[int]) -> Tensor | None:
 
 
 def draw(
-    denoiser: Denoiser,
+    denoiser: DenoiserLike,
     sampler: Sampler,
     n: int,
     seed: int,
