@@ -45,6 +45,11 @@ BAD = {
     "train model=ddpm +sigma=5": r"sigma=5 .*schedule=linear.*model=ncsn",
     "train model=ncsn beta.end=0.1": r"beta\.end=0\.1 .*schedule=linear or sigmoid \(model=ddpm\)",
     "train sampler.eta=0.5": r"sampler\.eta=0\.5 .*sampler=ddim",
+    # points of the bridge
+    "train bridge=7": r"bridge=7 is unknown; choose from 0, 1, 2, 3, 4, 5, 6",
+    "train bridge=2 model=ddpm": r"bridge=2 and model=ddpm both choose the model; leave one out",
+    "train -m bridge=0,6 experiment=mnist_ddpm": r"bridge=0 and experiment=mnist_ddpm both choose",
+    "train bridge=6 sigma.levels=5": r"sigma\.levels=5 does not fit the schedule",
     # values out of range
     "train model=ncsn sigma.levels=0": r"sigma\.levels=0 must be greater than or equal to 1",
     "train model=ncsn sigma.min=1 sigma.max=0.5": r"sigma\.min=1 must be below sigma\.max=0\.5",

@@ -1,5 +1,6 @@
-"""Every experiment, and every model with every schedule and sampler: composed as shipped, checked,
-built, trained for one step and sampled from, with a narrow network and random images."""
+"""Every experiment, every point of the bridge, and every model with every schedule and sampler:
+composed as shipped, checked, built, trained for one step and sampled from, with a narrow network
+and random images."""
 
 from __future__ import annotations
 
@@ -95,10 +96,13 @@ def draw(denoiser: Denoiser, node: dict[str, Any]) -> None:
     assert samples.nfe >= 1
 
 
-@pytest.mark.parametrize("name", files("experiment"))
-def test_every_experiment(name: str) -> None:
-    config(f"experiment={name}")
-    content = config(f"experiment={name}", *NARROW)
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [(group, name) for group in ("experiment", "bridge") for name in files(group)],
+)
+def test_every_experiment_and_every_point_of_the_bridge(group: str, name: str) -> None:
+    config(f"{group}='{name}'")
+    content = config(f"{group}='{name}'", *NARROW)
     draw(train_a_step(content), content["sampler"])
 
 
@@ -117,13 +121,13 @@ def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
-@pytest.mark.parametrize("group", ["experiment", "model", "data"])
+@pytest.mark.parametrize("group", ["experiment", "model", "data", "bridge"])
 def test_what_a_file_says_holds(group: str) -> None:
     """Nothing that is composed after it takes it back."""
     for name in files(group):
-        content = OmegaConf.create(config(f"{group}={name}"))
+        content = OmegaConf.create(config(f"{group}='{name}'"))
         for key, value in leaves(yaml.safe_load((CONF / group / f"{name}.yaml").read_text())):
-            if not str(value).startswith("${"):
+            if "${" not in str(value):
                 assert OmegaConf.select(content, key) == value, f"{group}={name}: {key}"
 
 

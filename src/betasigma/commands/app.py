@@ -60,6 +60,7 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
         @wraps(task)
         def main() -> None:
             register_resolvers()
+            sys.argv[1:] = [as_name(word, folder) for word in sys.argv[1:]]
             if {"-m", "--multirun"} & set(sys.argv):
                 sys.argv[1:] = [as_choice(word) for word in sys.argv[1:]]
             os.environ[ASKED] = "1" if tracebacks_wanted() else "0"
@@ -120,6 +121,19 @@ def fail_sweep(error: Exception | None = None) -> None:
     if text:
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
+
+
+def as_name(word: str, folder: Path) -> str:
+    """``group=0,1`` with its numbers as the names of files, which Hydra wants for a group.
+
+    Args:
+        word: of the command line.
+        folder: the config tree.
+    """
+    key, _, value = word.partition("=")
+    if not (key and (folder / key).is_dir() and re.fullmatch(r"\d+(,\d+)*", value)):
+        return word
+    return f"{key}=" + ",".join(f"'{number}'" for number in value.split(","))
 
 
 def as_choice(word: str) -> str:

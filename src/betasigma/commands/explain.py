@@ -73,7 +73,7 @@ def known_keys(folder: Path, config_name: str) -> list[str]:
 
 def _group_files(folder: Path) -> list[Path]:
     """Files of the config groups that define keys."""
-    overlays = ("hydra", "experiment")
+    overlays = ("hydra", "experiment", "bridge")
     files = sorted(folder.glob("*/*.yaml"))
     return [path for path in files if path.parent.name not in overlays]
 

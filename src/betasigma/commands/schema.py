@@ -297,6 +297,13 @@ class Model(Target):
         return self
 
 
+class Bridge(Node):
+    """Which point of the way from NCSN to DDPM a run is, for tables and plots."""
+
+    point: Annotated[int, Field(ge=0, le=6)]
+    change: str
+
+
 class Preconditioning(Node):
     prediction: Literal["epsilon", "score", "raw_score", "x0", "v", "edm"]
     conditioning: Literal["timestep", "log_sigma", "none"]
@@ -361,6 +368,7 @@ class Train(Node):
     logger: AnyLogger
     data: Data
     model: Model
+    bridge: Bridge | None = None
     cluster: dict[str, Any]
     preconditioning: Preconditioning
     objective: Objective
