@@ -213,15 +213,37 @@ def test_every_model_takes_every_schedule_and_sampler(model: str) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "score", "raw_score", "x0", "v", "edm"])
-def test_every_prediction_trains_on_every_time(prediction: str) -> None:
+@pytest.mark.parametrize("model", ["ddpm", "ncsn"])
+def test_every_prediction_trains_on_every_time(model: str, prediction: str) -> None:
     for times in ("levels", "continuous"):
         content = config(
             *NARROW,
             "network.blocks=1",
+            f"model={model}",
             f"preconditioning.prediction={prediction}",
             f"objective.times={times}",
         )
         draw(train_a_step(content), content["sampler"])
+
+
+@pytest.mark.parametrize("weighting", ["vlb", "min_snr"])
+def test_every_weighting_trains(weighting: str) -> None:
+    for model in ("ddpm", "ncsn"):
+        train_a_step(config(*NARROW, f"model={model}", f"objective.weighting={weighting}"))
+
+
+@pytest.mark.parametrize("objective", files("objective"))
+@pytest.mark.parametrize("network", ["mlp", "mlp_energy"])
+def test_every_objective_trains_both_families(objective: str, network: str) -> None:
+    chosen = (f"objective={objective}", "data=mixture", f"network={network}", "network.width=8")
+    for model in (("model=ddpm",), ("model=ncsn", "sigma.levels=1", "sigma.max=0.005")):
+        content = config(*chosen, *model, "batch_size=2")
+        draw(train_a_step(content), content["sampler"])
+
+
+def test_a_u_net_with_attention_can_be_differentiated_twice() -> None:
+    small = ("network.multipliers=[1]", "network.attention=[8]", "network.blocks=1")
+    train_a_step(config("objective=sliced", *NARROW, *small))
 
 
 @pytest.mark.parametrize("data", files("data"))

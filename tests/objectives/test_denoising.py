@@ -7,11 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 from scipy import stats
 from torch import Tensor, nn
 
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
+from betasigma.likelihood import DiscreteBound
 from betasigma.networks.mlp import MLP
 from betasigma.objectives import Denoising
 from betasigma.objectives.denoising import draw_times, drop_labels, perturb
@@ -21,6 +24,7 @@ from betasigma.objectives.error_curve import (
     denoising_error,
     to_schedule_log_snr,
 )
+from betasigma.oracles import GaussianMixture
 from betasigma.preconditioning import Preconditioning
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, geometric, linear
@@ -177,6 +181,89 @@ def test_the_network_sees_the_labels_that_are_left() -> None:
 def test_label_dropout_is_a_probability(probability: float) -> None:
     with pytest.raises(UserError, match=rf"objective\.label_dropout={probability}"):
         Denoising(label_dropout=probability)
+
+
+class TestWeighting:
+    def per_sample(self, denoiser: Denoiser, **knobs) -> Tensor:
+        return Denoising(**knobs).loss(denoiser, data(), None, stream()).per_sample
+
+    def test_the_simple_loss_is_2_9_reweighted(self) -> None:
+        """(2.9): 1/(2β̃_t)·β_t²/((1 − ᾱ_t)·α_t)·‖ε − ε̂‖² for t ≥ 2; (2.10) drops the weight."""
+        denoiser = make(linear(steps=8))
+        beta = np.linspace(1e-4, 0.02, 8)
+        alpha_bar = np.cumprod(1 - beta)
+        before = np.concatenate([[1.0], alpha_bar[:-1]])
+        beta_tilde = beta * (1 - before) / (1 - alpha_bar)
+        t, _ = drawn(denoiser.schedule)
+        i = (t * 8).round().long().numpy() - 1
+        later = i > 0
+        assert 0 < later.sum() < 32
+        with np.errstate(divide="ignore"):  # β̃_1 = 0
+            printed = beta[i] ** 2 / (2 * beta_tilde[i] * (1 - beta[i]) * (1 - alpha_bar[i]))
+        simple = self.per_sample(denoiser, reduction="mean").numpy() * 2  # ‖ε − ε̂‖² in 2-D
+        found = self.per_sample(denoiser, weighting="vlb", reduction="half_sum").numpy()
+        np.testing.assert_allclose(found[later], 8 * (printed * simple)[later], rtol=1e-4)
+        # level 1 has a decoder N(x̂_0, σ_1²/α_1²): ½·α_1²/σ_1²·‖x_0 − x̂_0‖² = ½·‖ε − ε̂‖²
+        np.testing.assert_allclose(found[~later], 8 * simple[~later] / 2, rtol=1e-4)
+
+    @pytest.mark.parametrize("schedule", [linear(steps=6, end=0.5), geometric(6)])
+    def test_weighted_by_2_9_it_is_the_bound_s_diffusion_term(self, schedule) -> None:
+        covariance = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]])
+        model = GaussianMixture([0.4, 0.6], np.eye(2), covariance, schedule)
+        n = 12_000
+        x0 = model.draw(Stream("x0", indices=range(n)))
+        bound = DiscreteBound("posterior").bits_per_dim(model, x0)
+        objective = Denoising(weighting="vlb", reduction="half_sum")
+        _, found, t = objective.loss(model, x0, None, stream(n))  # type: ignore[arg-type]
+        level = (t * 6).round().long()
+        for i in range(2, 7):
+            ours = found[level == i] / 6
+            theirs = bound.per_level[:, i - 2] * math.log(2) * 2  # bits/dim → nats
+            error = (ours.var() / len(ours) + theirs.var() / n).sqrt().item()
+            assert abs(ours.mean() - theirs.mean()).item() < 4 * error
+            assert error < 0.05 * theirs.mean().item()
+        nats = bound.diffusion.mean().item() * math.log(2) * 2
+        assert torch.where(level > 1, found, 0).mean().item() == pytest.approx(nats, rel=0.05)
+
+    @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
+    def test_min_snr(self, prediction: str) -> None:
+        """Hang et al. 2023, section 3.4, with the SNR that diffusers' training examples take."""
+        denoiser, x0 = make(VP, prediction), data()
+        t, eps = drawn(VP)
+        step = (t * 1000).round().long() - 1
+        scheduler = DDPMScheduler()
+        snr = compute_snr(scheduler, step)
+        assert (snr > 5).any()
+        assert (snr < 5).any()
+        x_t = scheduler.add_noise(x0, eps, step)
+        output = denoiser.network(x_t, step.float())
+        if prediction == "epsilon":
+            weight, target = snr.clamp(max=5) / snr, eps
+        elif prediction == "x0":
+            weight, target = snr.clamp(max=5), x0
+        else:
+            weight, target = snr.clamp(max=5) / (snr + 1), scheduler.get_velocity(x0, eps, step)
+        expected = weight * (output - target).square().mean(1)
+        found = self.per_sample(denoiser, weighting="min_snr")
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-5)
+        other = self.per_sample(denoiser, weighting="min_snr", gamma=1.0)
+        torch.testing.assert_close(
+            (other / found), (snr.clamp(max=1) / snr.clamp(max=5)), rtol=1e-3, atol=0
+        )
+
+    def test_gamma_means_the_same_in_both_ranges(self) -> None:
+        """Images and noise halved together are as noisy as before."""
+        wide = make(geometric(10, 2.0, 0.02), value_range=(-1.0, 1.0))
+        narrow = make(geometric(10, 1.0, 0.01), value_range=(0.0, 1.0))
+        objective, t = Denoising(weighting="min_snr"), VE.times()
+        torch.testing.assert_close(objective.weight(wide, t), objective.weight(narrow, t))
+        assert objective.weight(wide, t)[0] < 1 == objective.weight(wide, t)[-1]
+
+    def test_weightings_that_contradict_each_other(self) -> None:
+        with pytest.raises(UserError, match=r"objective\.sigma_power=0 .*weighting=min_snr"):
+            Denoising(weighting="min_snr", sigma_power=0)
+        with pytest.raises(UserError, match=r"objective\.weighting=vlb .*times=continuous"):
+            Denoising(weighting="vlb", times="continuous")
 
 
 class TestErrorCurve:

@@ -6,6 +6,8 @@ to be zero at θ = 0 only for the true score; at another θ all objectives must 
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from betasigma.denoiser import Denoiser, Prediction
 from betasigma.errors import UserError
-from betasigma.networks.energy import EnergyNetwork
+from betasigma.networks.energy import EnergyNetwork, energy_mlp
 from betasigma.networks.mlp import MLP
 from betasigma.objectives import (
     Denoising,
@@ -181,3 +183,43 @@ def test_exact_trace_in_many_dimensions_is_refused_with_its_cost() -> None:
     x0 = torch.zeros(2, 300, dtype=torch.float64)
     with pytest.raises(UserError, match=r"300 dimensions.*sliced or denoising"):
         ImplicitScoreMatching().loss(model, x0, None, Stream("x", indices=range(2)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["explicit", "implicit", "sliced", "denoising"])
+def test_reduction_and_weight_mean_the_same_for_every_objective(name: str) -> None:
+    """In 3-D, ``mean`` is 2/3 of ``half_sum`` and λ(σ) = σ^p is a factor: at one level σ = 0.5."""
+    oracle = GaussianMixture([1.0], np.zeros((1, 3)), np.eye(3)[None], geometric(1, SIGMA, 0.1))
+    model = Bent(oracle, 0.3, 0.2)
+    plain = objectives(oracle)[name]
+    x0 = oracle.draw(Stream("x0", indices=range(64)))
+
+    def loss(**knobs: object) -> float:
+        objective = dataclasses.replace(plain, **knobs)  # type: ignore[type-var]
+        return objective.loss(model, x0, None, Stream("l", indices=range(64))).loss.item()  # type: ignore[attr-defined]
+
+    assert loss(reduction="mean") == pytest.approx(2 / 3 * loss(reduction="half_sum"))
+    for power in (1.0, 2.0):
+        assert loss(sigma_power=power) == pytest.approx(0.5**power * loss(sigma_power=0.0))
+
+
+@pytest.mark.parametrize("objective", [ImplicitScoreMatching(), SlicedScoreMatching()])
+def test_objectives_can_be_measured_in_inference_mode(objective: object) -> None:
+    """Lightning validates in it."""
+    denoiser = energy_denoiser()
+    x0 = torch.randn(8, 2, generator=torch.manual_seed(2))
+    expected = objective.loss(denoiser, x0, None, Stream("e", indices=range(8))).loss  # type: ignore[attr-defined]
+    with torch.inference_mode():
+        found = objective.loss(denoiser, x0 + 0, None, Stream("e", indices=range(8))).loss  # type: ignore[attr-defined]
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_every_weight_of_an_energy_mlp_has_a_gradient() -> None:
+    """DistributedDataParallel waits for all of them."""
+    torch.manual_seed(0)
+    network = energy_mlp(2, width=8, depth=1)
+    denoiser = Denoiser(network, geometric(1, 1.0, 0.1), Preconditioning("score"), (2,))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    x0 = torch.randn(8, 2, generator=torch.manual_seed(2))
+    SlicedScoreMatching().loss(denoiser, x0, None, Stream("e", indices=range(8))).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.parameters())

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from betasigma.commands.schema import trains
+from betasigma.commands.schema import EXPLICIT, trains
 from betasigma.data import toy
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.modules import MeasuredModule
+from betasigma.objectives import Objective
 from betasigma.oracles import EmpiricalDenoiser, GaussianMixture, Oracle
 from betasigma.preconditioning import Preconditioning
 from betasigma.samplers import Sampler
@@ -126,6 +127,20 @@ def make_sampler(node: Config) -> Sampler:
     return make(node)
 
 
+def make_objective(config: Config, schedule: NoiseSchedule) -> Objective:
+    """The training objective; explicit score matching is given the mixture's true score."""
+    node = config["objective"]
+    if node["_target_"] != EXPLICIT:
+        return make(node)
+    truth = toy.mixture(config["data"]["mixture"])
+    oracle = GaussianMixture(truth.weights, truth.means, truth.covariances, schedule)
+
+    def true_score(x_t: Tensor, t: Tensor) -> Tensor:
+        return oracle.to(x_t.device)(x_t, t).score
+
+    return make(node, true_score=true_score)
+
+
 def make_module(config: Config, denoiser: Denoiser | Oracle) -> MeasuredModule:
     """The LightningModule that trains ``denoiser``, or holds it where there is nothing to train."""
     if not trains(config):
@@ -135,7 +150,7 @@ def make_module(config: Config, denoiser: Denoiser | Oracle) -> MeasuredModule:
     return make(
         {"_target_": config["model"]["_target_"]},
         denoiser=denoiser,
-        objective=make(config["objective"]),
+        objective=make_objective(config, denoiser.schedule),
         optimizer=lambda parameters: make({**optimizer, **fused}, params=list(parameters)),
         seed=config["seed"],
         warmup=config["training"]["warmup"],

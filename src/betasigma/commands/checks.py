@@ -4,6 +4,7 @@ imports.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from betasigma.commands.schema import (
+    ENERGY,
+    EXPLICIT,
+    IMPLICIT,
+    SLICED,
     Compare,
     Evaluate,
     Sample,
@@ -23,6 +28,7 @@ from betasigma.commands.schema import (
 from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import check_metrics, check_n, choose
+from betasigma.limits import check_trace, check_weighting
 from betasigma.networks import limits
 from betasigma.tracking.compare import check_curves, read_runs
 from betasigma.training.headers import checkpoint_path, read_header
@@ -106,6 +112,7 @@ def check_content(config: DictConfig) -> dict[str, Any]:
     _check_data(content["data"])
     if trains(content):
         _check_network(content)
+        _check_objective(content)
     else:
         content["steps"] = 0  # whatever an experiment says of training
     _check_labels(content)
@@ -327,8 +334,8 @@ def _check_network(content: dict[str, Any]) -> None:
     data, network = content["data"], content["network"]
     shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
     flat = len(shape) == 1
-    if flat != network["_target_"].endswith("MLP"):
-        fits = "network=mlp" if flat else "a U-Net (network=unet_28, …)"
+    if flat != (network["_target_"] in ON_POINTS):
+        fits = "network=mlp or mlp_energy" if flat else "a U-Net (network=unet_28, …)"
         raise UserError(
             f"network={network['_target_']} does not fit data={data['name']}: use {fits}"
         )
@@ -336,6 +343,9 @@ def _check_network(content: dict[str, Any]) -> None:
         options = {key: value for key, value in network.items() if key in UNET_LIMITS}
         limits.check_unet(in_channels=shape[0], image_size=shape[1], **options)
 
+
+ON_POINTS = ("betasigma.networks.mlp.MLP", ENERGY)
+"""Networks for data that are points; the others are for images."""
 
 UNET_LIMITS = (
     "channels",
@@ -348,6 +358,34 @@ UNET_LIMITS = (
     "num_classes",
     "embedding",
 )
+
+
+def _check_objective(content: dict[str, Any]) -> None:
+    """Refuse an objective that the data or the network have no part for."""
+    data, network, objective = content["data"], content["network"], content["objective"]
+    target = objective["_target_"]
+    check_weighting(
+        objective.get("weighting", "sigma_power"), objective["sigma_power"], objective["times"]
+    )
+    if target == EXPLICIT and data["name"] != "mixture":
+        raise UserError(
+            f"objective=explicit needs the true score, which data={data['name']} does not have: "
+            f"use data=mixture, or objective=denoising, which has the same minimiser"
+        )
+    if target == EXPLICIT and network["num_classes"]:
+        raise UserError(
+            f"objective=explicit fits the score without labels: network.num_classes="
+            f"{network['num_classes']} must be 0"
+        )
+    if target == IMPLICIT:
+        shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
+        check_trace(math.prod(shape))
+    twice = network["_target_"] == ENERGY or target in (IMPLICIT, SLICED)
+    if content["hardware"]["compile"] and twice:
+        raise UserError(
+            "hardware.compile=true cannot differentiate twice, as an energy network and implicit "
+            "and sliced score matching must: leave it at false"
+        )
 
 
 def _check_labels(content: dict[str, Any]) -> None:

@@ -26,6 +26,13 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 
 
+ENERGY = "betasigma.networks.energy.energy_mlp"
+EXPLICIT = "betasigma.objectives.ExplicitScoreMatching"
+IMPLICIT = "betasigma.objectives.ImplicitScoreMatching"
+SLICED = "betasigma.objectives.SlicedScoreMatching"
+"""Targets that need more than their own keys."""
+
+
 class Node(BaseModel):
     """A node of the config: no keys but these, no conversions of type, only finite numbers."""
 
@@ -47,7 +54,7 @@ class Sigma(Node):
 
     @model_validator(mode="after")
     def _falling(self) -> Sigma:
-        if self.min >= self.max:
+        if self.min >= self.max and self.levels > 1:  # the only level is sigma.max
             raise ValueError(
                 f"sigma.min={self.min:g} must be below sigma.max={self.max:g} and above 0"
             )
@@ -112,7 +119,9 @@ class UNet(Target):
 
 
 class MLP(Target):
-    target: Literal["betasigma.networks.mlp.MLP"] = Field(alias="_target_")
+    target: Literal["betasigma.networks.mlp.MLP", "betasigma.networks.energy.energy_mlp"] = Field(
+        alias="_target_"
+    )
     width: Count
     depth: Count
     num_classes: Index
@@ -312,11 +321,29 @@ class Preconditioning(Node):
 
 
 class Objective(Target):
-    target: Literal["betasigma.objectives.Denoising"] = Field(alias="_target_")
     times: Literal["levels", "continuous"]
+    weighting: Literal["sigma_power", "vlb", "min_snr"] = "sigma_power"
     sigma_power: float
+    gamma: Positive = 5.0
     reduction: Literal["mean", "half_sum"]
     label_dropout: Probability
+
+
+class DirectObjective(Objective):
+    target: Literal[
+        "betasigma.objectives.Denoising",
+        "betasigma.objectives.ExplicitScoreMatching",
+        "betasigma.objectives.ImplicitScoreMatching",
+    ] = Field(alias="_target_")
+
+
+class Sliced(Objective):
+    target: Literal["betasigma.objectives.SlicedScoreMatching"] = Field(alias="_target_")
+    projections: Count
+    variance_reduced: bool
+
+
+AnyObjective = Annotated[DirectObjective | Sliced, Field(discriminator="target")]
 
 
 class DenoiserNode(Node):
@@ -371,7 +398,7 @@ class Train(Node):
     bridge: Bridge | None = None
     cluster: dict[str, Any]
     preconditioning: Preconditioning
-    objective: Objective
+    objective: AnyObjective
     denoiser: DenoiserNode
     optimizer: Optimizer
     training: Training

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
-from betasigma.objectives import Denoising
+from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
 from betasigma.oracles import Oracle
 from betasigma.randomness import Stream, seed_global
@@ -89,7 +89,7 @@ class DiffusionModule(MeasuredModule):
     def __init__(
         self,
         denoiser: Denoiser,
-        objective: Denoising,
+        objective: Objective,
         optimizer: OptimizerFactory,
         seed: int = 0,
         warmup: int = 0,

@@ -8,8 +8,12 @@ with ``preconditioning.prediction=score`` (the output is σ·score, f the energy
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from betasigma.networks.mlp import MLP
 
 
 class EnergyNetwork(nn.Module):
@@ -37,3 +41,16 @@ class EnergyNetwork(nn.Module):
             f = self.energy(point, c_noise.clone(), y)
             (gradient,) = torch.autograd.grad(f.sum(), point, create_graph=keep)
         return -gradient
+
+
+def energy_mlp(dim: int, **options: Any) -> EnergyNetwork:
+    """−∇f of an MLP with one output.
+
+    Args:
+        dim: coordinates of a point.
+        options: of :class:`~betasigma.networks.mlp.MLP`.
+    """
+    network = MLP(dim, 1, **options)
+    # an energy's constant has no gradient, and a weight without one no place in an optimizer
+    network.leave.register_parameter("bias", None)
+    return EnergyNetwork(network)

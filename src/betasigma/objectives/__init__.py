@@ -1,6 +1,6 @@
 """Objectives: what a denoiser is trained to minimise."""
 
-from betasigma.objectives.denoising import Denoising, LossTerms
+from betasigma.objectives.denoising import Denoising, LossTerms, Objective
 from betasigma.objectives.score_matching import (
     ExplicitScoreMatching,
     ImplicitScoreMatching,
@@ -12,5 +12,6 @@ __all__ = [
     "ExplicitScoreMatching",
     "ImplicitScoreMatching",
     "LossTerms",
+    "Objective",
     "SlicedScoreMatching",
 ]

@@ -12,7 +12,22 @@ E‖ε − ε̂‖² averaged over pixels. What is left between them are knobs: 
 weight as a function of the noise level, and whether the squares are averaged over dimensions
 (``mean``) or summed and halved (``half_sum``).
 
-Every weighting multiplies ‖ε − ε̂‖²; it is written for w(t) relative to ε-prediction.
+Every weighting w(t) multiplies ‖ε − ε̂‖² = SNR·‖x_0 − x̂_0‖², whatever the network's output means:
+
+| ``weighting``  | w(t)                                    | of ‖x_0 − x̂_0‖²         |
+|----------------|-----------------------------------------|-------------------------|
+| `sigma_power`  | σ^(p−2), i.e. λ(σ) = σ^p                | SNR·σ^(p−2)             |
+| `vlb`          | L·(SNR_s/SNR_t − 1), 1·L at level 1     | L·(SNR_s − SNR_t)       |
+| `min_snr`      | min(SNR, γ)/SNR                         | min(SNR, γ)             |
+
+*vlb* is (2.9), the denoising-matching term of the bound: with c_x0 and β̃ of the posterior (2.6,
+2.7), the divergence ½·c_x0²/β̃·‖x_0 − x̂_0‖² of the step from t to s is ½·(SNR_s −
+SNR_t)·‖x_0 − x̂_0‖², for any Gaussian schedule, and L times its mean over the levels is their sum.
+Level 1 has a decoder instead of a divergence; a Gaussian of standard deviation σ/α around x̂_0
+gives it ½·‖ε − ε̂‖². *min_snr* is Hang et al. (2023, "Efficient diffusion training via min-SNR
+weighting strategy"): min(SNR, γ) on the error of x_0, hence min(SNR, γ)/SNR on that of ε and
+min(SNR, γ)/(SNR + 1) on that of v, which is the same loss thrice. Its SNR is that of data in
+[−1, 1], so that γ means the same in both families.
 """
 
 from __future__ import annotations
@@ -24,12 +39,13 @@ import torch
 from torch import Tensor
 
 from betasigma.denoiser import Denoiser, expand
-from betasigma.errors import UserError
+from betasigma.limits import check_label_dropout, check_weighting
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
 
 TimeSampling = Literal["levels", "continuous"]
 Reduction = Literal["mean", "half_sum"]
+Weighting = Literal["sigma_power", "vlb", "min_snr"]
 
 
 class LossTerms(NamedTuple):
@@ -65,29 +81,53 @@ def drop_labels(y: Tensor | None, null: int, probability: float, rng: Stream) ->
     return torch.where(dropped, null, y)
 
 
+def bound_weight(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """Weight of ‖ε − ε̂‖² that makes ½·Σ over dimensions, averaged over the levels, the bound's
+    diffusion term in nats (2.9); float64, the shape of ``t``, which must be levels.
+    """
+    s = (t * schedule.levels - 1).round() / schedule.levels
+    growth = torch.expm1(schedule.log_snr(s) - schedule.log_snr(t))
+    return schedule.levels * torch.where(s == 0, 1.0, growth)
+
+
+class Noised(NamedTuple):
+    """Clean data and what has been made of them."""
+
+    x0: Tensor
+    x_t: Tensor
+    t: Tensor
+    eps: Tensor
+    y: Tensor | None
+
+
 @dataclass(frozen=True)
-class Denoising:
-    """E w(t)·‖ε − ε̂(x_t, t)‖², the training objective of both families.
+class Objective:
+    """What objectives share: times, noise, the weighting of the levels and the reduction.
 
     Args:
         times: ``levels`` draws t uniformly from the discrete levels {1, …, L}/L, ``continuous``
             from [t_min, 1].
+        weighting: ``sigma_power``, ``vlb`` or ``min_snr``, see above.
         sigma_power: λ(σ) = σ^p of multi-σ DSM, i.e. w = σ^(p−2); 2 is both papers' choice.
+        gamma: γ of ``min_snr``; the paper takes 5.
         reduction: ``mean`` over dimensions (DDPM's code) or ``half_sum``, ½·Σ over dimensions
-            (NCSN).
+            (NCSN): d/2 times as much.
         label_dropout: probability of hiding an example's label, for classifier-free guidance.
+
+    Raises:
+        UserError: where the knobs contradict each other.
     """
 
     times: TimeSampling = "levels"
+    weighting: Weighting = "sigma_power"
     sigma_power: float = 2.0
+    gamma: float = 5.0
     reduction: Reduction = "mean"
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.label_dropout < 1:
-            raise UserError(
-                f"objective.label_dropout={self.label_dropout} must be at least 0 and below 1"
-            )
+        check_label_dropout(self.label_dropout)
+        check_weighting(self.weighting, self.sigma_power, self.times)
 
     def loss(self, denoiser: Denoiser, x0: Tensor, y: Tensor | None, rng: Stream) -> LossTerms:
         """Loss of clean data.
@@ -101,13 +141,42 @@ class Denoising:
         t = draw_times(denoiser.schedule, self.times, rng)
         eps = rng.normal(x0.shape[1:]).to(x0)
         y = drop_labels(y, denoiser.num_classes, self.label_dropout, rng)
-        predicted = denoiser(perturb(denoiser.schedule, x0, t, eps), t, y).eps
-        squares = (eps - predicted).square().flatten(1)
-        error = squares.mean(1) if self.reduction == "mean" else squares.sum(1) / 2
-        per_sample = error * self._weight(denoiser.schedule, t, error)
+        noised = Noised(x0, perturb(denoiser.schedule, x0, t, eps), t, eps, y)
+        per_sample = self.value(denoiser, noised, rng)
+        if self.reduction == "half_sum":
+            per_sample = per_sample * (x0[0].numel() / 2)
         return LossTerms(per_sample.mean(), per_sample.detach(), t)
 
-    def _weight(self, schedule: NoiseSchedule, t: Tensor, like: Tensor) -> Tensor | float:
-        if self.sigma_power == 2:
-            return 1.0
-        return expand(schedule.sigma(t) ** (self.sigma_power - 2), like)
+    def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
+        """Weighted loss of each example, ``(B,)``, per dimension and in units of ‖ε − ε̂‖²."""
+        raise NotImplementedError
+
+    def weighted(self, denoiser: Denoiser, t: Tensor, error: Tensor) -> Tensor:
+        """w(t)·error, ``(B,)``."""
+        if self.weighting == "sigma_power" and self.sigma_power == 2:
+            return error
+        return error * expand(self.weight(denoiser, t), error)
+
+    def weight(self, denoiser: Denoiser, t: Tensor) -> Tensor:
+        """w(t) of ‖ε − ε̂‖², float64, the shape of ``t``."""
+        schedule = denoiser.schedule
+        if self.weighting == "vlb":
+            return bound_weight(schedule, t)
+        if self.weighting == "min_snr":
+            low, high = denoiser.value_range
+            snr = torch.exp(schedule.log_snr(t)) * ((high - low) / 2) ** 2
+            return (self.gamma / snr).clamp(max=1)
+        return schedule.sigma(t) ** (self.sigma_power - 2)
+
+
+@dataclass(frozen=True)
+class Denoising(Objective):
+    """E w(t)·‖ε − ε̂(x_t, t)‖², the training objective of both families.
+
+    Args: see :class:`Objective`.
+    """
+
+    def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
+        predicted = denoiser(noised.x_t, noised.t, noised.y).eps
+        error = (noised.eps - predicted).square().flatten(1).mean(1)
+        return self.weighted(denoiser, noised.t, error)

@@ -19,25 +19,27 @@ score matching") replaces it by projections v with E vvᵀ = I (Rademacher),
 *Denoising* score matching (2.23), which costs no derivative at all, is
 :class:`betasigma.objectives.Denoising`.
 
-The levels are weighted by λ(σ) = σ^p like there. An energy network (2.12, 2.13) is trained by any
-of these: see :class:`betasigma.networks.energy.EnergyNetwork`.
+Times, weights and reduction are those of :class:`~betasigma.objectives.denoising.Objective`: every
+form here, multiplied by 2σ²/d, is in units of ‖ε − ε̂‖² per dimension up to its constant, so that
+one weight w(t) means the same for all and a run can be moved from one to another. An energy network
+(2.12, 2.13) is trained by any of these: see :class:`betasigma.networks.energy.EnergyNetwork`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from betasigma.denoiser import Denoiser, expand
 from betasigma.errors import UserError
-from betasigma.objectives.denoising import LossTerms, TimeSampling, draw_times, perturb
+from betasigma.limits import check_trace
+from betasigma.objectives.denoising import Noised, Objective, Reduction
 from betasigma.randomness import Stream
-
-TRACE_LIMIT = 256
-"""Largest number of dimensions for which the exact trace is taken."""
 
 
 def jacobian_trace(field: Tensor, point: Tensor, create_graph: bool = False) -> Tensor:
@@ -52,31 +54,33 @@ def jacobian_trace(field: Tensor, point: Tensor, create_graph: bool = False) -> 
     return trace
 
 
-@dataclass(frozen=True)
-class ScoreMatching:
-    """What the objectives share: times, perturbation and weighting λ(σ) = σ^p.
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Let a network be differentiated in its input, and that once more in its weights.
 
-    Args:
-        times: ``levels`` or ``continuous``.
-        sigma_power: p; 0 leaves the levels unweighted, 2 makes them comparable.
+    Validation runs in inference mode, where nothing can be differentiated, and fused attention has
+    no second derivative.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@dataclass(frozen=True)
+class ScoreMatching(Objective):
+    """Score matching on q_σ; by default in the papers' units, ½ and sums over dimensions.
+
+    Args: see :class:`~betasigma.objectives.denoising.Objective`.
     """
 
-    times: TimeSampling = "levels"
-    sigma_power: float = 2.0
+    reduction: Reduction = "half_sum"
 
-    def loss(self, denoiser: Denoiser, x0: Tensor, y: Tensor | None, rng: Stream) -> LossTerms:
-        """Loss of clean data; arguments as :meth:`betasigma.objectives.Denoising.loss`."""
-        t = draw_times(denoiser.schedule, self.times, rng)
-        eps = rng.normal(x0.shape[1:]).to(x0)
-        x_t = perturb(denoiser.schedule, x0, t, eps)
-        terms = self.terms(denoiser, x_t, t, y, rng)
-        per_sample = terms * expand(denoiser.schedule.sigma(t) ** self.sigma_power, terms)
-        return LossTerms(per_sample.mean(), per_sample.detach(), t)
+    def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
+        terms = self.terms(denoiser, noised, rng)
+        unit = 2 * denoiser.schedule.sigma(noised.t) ** 2 / noised.x0[0].numel()
+        return self.weighted(denoiser, noised.t, terms * expand(unit, terms))
 
-    def terms(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, rng: Stream
-    ) -> Tensor:
-        """Unweighted objective of each example, shape ``(B,)``."""
+    def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
+        """The equation itself for each example, unweighted, shape ``(B,)``."""
         raise NotImplementedError
 
 
@@ -90,12 +94,11 @@ class ExplicitScoreMatching(ScoreMatching):
 
     true_score: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    def terms(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, rng: Stream
-    ) -> Tensor:
+    def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         if self.true_score is None:
             raise UserError("explicit score matching needs the true score of the data")
-        difference = denoiser(x_t, t, y).score - self.true_score(x_t, t)
+        score = denoiser(noised.x_t, noised.t, noised.y).score
+        difference = score - self.true_score(noised.x_t, noised.t)
         return difference.square().flatten(1).sum(1) / 2
 
 
@@ -103,19 +106,12 @@ class ExplicitScoreMatching(ScoreMatching):
 class ImplicitScoreMatching(ScoreMatching):
     """½·‖s‖² + tr ∇s (2.15; Hyvärinen 2005), with the exact trace; for at most 256 dimensions."""
 
-    def terms(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, rng: Stream
-    ) -> Tensor:
-        dim = x_t[0].numel()
-        if dim > TRACE_LIMIT:
-            raise UserError(
-                f"implicit score matching in {dim} dimensions would take {dim} backward passes a "
-                f"step; it is meant for at most {TRACE_LIMIT}: use sliced or denoising score "
-                f"matching"
-            )
-        point = x_t.detach().requires_grad_(True)
-        score = denoiser(point, t, y).score
-        trace = jacobian_trace(score, point, create_graph=True)
+    def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
+        check_trace(noised.x0[0].numel())
+        training = torch.is_grad_enabled()
+        with differentiable():
+            point, score = _score_at(denoiser, noised)
+            trace = jacobian_trace(score, point, create_graph=training)
         return score.square().flatten(1).sum(1) / 2 + trace
 
 
@@ -131,20 +127,28 @@ class SlicedScoreMatching(ScoreMatching):
     projections: int = 1
     variance_reduced: bool = True
 
-    def terms(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, y: Tensor | None, rng: Stream
-    ) -> Tensor:
-        point = x_t.detach().requires_grad_(True)
-        score = denoiser(point, t, y).score
-        total = torch.zeros_like(score.flatten(1)[:, 0])
-        for _ in range(self.projections):
-            v = rng.uniform(x_t.shape[1:], torch.float32).sub_(0.5).sign_().to(x_t)
-            along = (v * score).flatten(1).sum(1)
-            (gradient,) = torch.autograd.grad(along.sum(), point, create_graph=True)
-            total = total + (v * gradient).flatten(1).sum(1)
-            if not self.variance_reduced:
-                total = total + along.square() / 2
-        total = total / self.projections
-        if self.variance_reduced:
-            total = total + score.square().flatten(1).sum(1) / 2
+    def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
+        training = torch.is_grad_enabled()
+        with differentiable():
+            point, score = _score_at(denoiser, noised)
+            total = torch.zeros_like(score.flatten(1)[:, 0])
+            for _ in range(self.projections):
+                v = rng.uniform(point.shape[1:], torch.float32).sub_(0.5).sign_().to(point)
+                along = (v * score).flatten(1).sum(1)
+                (gradient,) = torch.autograd.grad(
+                    along.sum(), point, create_graph=training, retain_graph=True
+                )
+                total = total + (v * gradient).flatten(1).sum(1)
+                if not self.variance_reduced:
+                    total = total + along.square() / 2
+            total = total / self.projections
+            if self.variance_reduced:
+                total = total + score.square().flatten(1).sum(1) / 2
         return total
+
+
+def _score_at(denoiser: Denoiser, noised: Noised) -> tuple[Tensor, Tensor]:
+    """Points that can be differentiated at, and the score there."""
+    point = noised.x_t.detach().clone().requires_grad_(True)
+    y = None if noised.y is None else noised.y.clone()  # an inference tensor cannot be kept
+    return point, denoiser(point, noised.t, y).score
