@@ -31,7 +31,7 @@ from betasigma.evaluation.choice import check_metrics, check_n, choose
 from betasigma.limits import check_trace, check_weighting
 from betasigma.networks import limits
 from betasigma.tracking.compare import check_curves, read_runs
-from betasigma.training.headers import checkpoint_path, read_header
+from betasigma.training.headers import check_plain, checkpoint_path, read_header
 from betasigma.training.runs import newest_run
 
 CHANGEABLE = (
@@ -169,6 +169,7 @@ def saved_header(run: str | Path, key: str = "run") -> dict[str, Any]:
         validate_plain(header["config"], Train)
     except UserError as error:
         raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
+    check_plain(path, key)
     return header
 
 

@@ -22,7 +22,7 @@ def explain(error: Exception, folder: Path, config_name: str) -> str:
     text = "\n".join(str(link) for link in _chain(error))
     if found := re.search(r"Could not (?:override|append to config\.[^']*)\s?'([^']+)'", text):
         return unknown_key(_with_value(found[1]), folder, config_name)
-    if found := re.search(r"Could not find '([^']+)/([^']+)'", text):
+    if found := re.search(r"Could not find '([^']+)/([^']*)'", text):
         return unknown_choice(found[1], found[2], folder)
     if found := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         return unknown_key(_with_value(found[1]), folder, config_name)

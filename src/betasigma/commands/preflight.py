@@ -53,6 +53,13 @@ class Preflight(Callback):
             _set(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
             _make(config.hydra.run.dir)
 
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """End here where the run has failed: Hydra would print a line of its own before ours."""
+        job_return: JobReturn = kwargs["job_return"]
+        if job_return.status == JobStatus.FAILED:
+            with _ending(config):
+                raise job_return._return_value
+
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             loader = GlobalHydra.instance().config_loader()

@@ -8,7 +8,6 @@ any instant the destination is the old checkpoint or the new one, whole.
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,13 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from betasigma.errors import UserError
-from betasigma.training.headers import append_header, read_header
+from betasigma.training.headers import append_header, not_plain, read_header
 
 HEADER = "betasigma"
 """Key of the header in the checkpoint's dict."""
+
+STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states", "lr_schedulers")
+"""What a run needs of its checkpoint, besides weights, to go on as if it had never stopped."""
 
 
 def save(checkpoint: dict[str, Any], path: str | Path) -> None:
@@ -51,13 +53,12 @@ def read(path: str | Path, key: str = "run") -> dict[str, Any]:
     header = read_header(Path(path), key)
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError):
+    except OSError:
+        raise
+    except Exception:  # what a foreign pickle raises depends on where it is foreign
         contents = None
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
-        raise UserError(
-            f"{key}={path} holds something else than plain tensors under its header; nothing in it "
-            f"was executed"
-        )
+        raise not_plain(path, key)
     return {**contents, HEADER: header}
 
 
@@ -72,4 +73,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
     ) -> dict[str, Any]:
-        return read(Path(path), "resume")
+        contents = read(Path(path), "resume")
+        lacking = [name for name in STATE if name not in contents]
+        if lacking:
+            raise UserError(
+                f"resume={path} cannot be continued: it has no {', '.join(lacking)}; it can still "
+                f"be sampled and evaluated if it has weights"
+            )
+        return contents

@@ -8,8 +8,11 @@ damaged or foreign file, and choose what to continue, in milliseconds.
 from __future__ import annotations
 
 import json
+import pickle
+import pickletools
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +84,53 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     if not all(isinstance(header.get(name), kind) for name, kind in FIELDS.items()):
         raise UserError(f"{key}={path} has a header that is not a betasigma checkpoint's")
     return header
+
+
+PLAIN = ("torch", "collections", "_codecs")
+"""Modules from which ``torch.save`` names what a file of plain tensors and containers is made of.
+"""
+
+
+def check_plain(path: Path, key: str = "run") -> None:
+    """Refuse a checkpoint that names code from elsewhere, without executing or importing anything.
+
+    What decides is ``weights_only=True`` where the checkpoint is read; this tells a stranger's file
+    before anything is started for it.
+
+    Args:
+        path: of a checkpoint whose header could be read.
+        key: the config key that named it.
+
+    Raises:
+        UserError: where the pickle in it names something that is not PyTorch's own.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]
+            named = [name for n in pickles for name in _named(archive.read(n))]
+    except (ValueError, pickle.UnpicklingError):  # no pickle at all
+        named = [""]
+    if any(name.split(" ")[0].split(".")[0] not in PLAIN for name in named):
+        raise not_plain(path, key)
+
+
+def not_plain(path: str | Path, key: str) -> UserError:
+    """What to raise where a checkpoint holds more than data."""
+    return UserError(
+        f"{key}={path} holds something else than plain tensors under its header; nothing in it "
+        f"was executed"
+    )
+
+
+def _named(content: bytes) -> Iterator[str]:
+    """Every ``module name`` that a pickle of protocol 2 or 3 would import; ``""`` for what only
+    other protocols have and ``torch.save`` does not write.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "GLOBAL":
+            yield str(argument)
+        elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+            yield ""
 
 
 def append_header(path: Path, header: dict[str, Any]) -> None:
