@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from betasigma.modules import DiffusionModule
 from betasigma.tracking.record import Record
 from betasigma.training.callbacks import Metrics, SampleGrids
+from betasigma.training.status import INTERRUPTED, read_status
 
 STEPS = (
     "steps=10",
@@ -176,27 +177,49 @@ def press_ctrl_c() -> None:
     signal.raise_signal(signal.SIGINT)
 
 
-def test_ctrl_c_ends_the_step_saves_it_and_says_how_to_continue(
-    here: Path, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)]
+)
+def test_a_signal_ends_the_step_saves_it_and_says_how_to_continue(
+    here: Path,
+    whole: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    status: int,
 ) -> None:
-    """Pressed in the middle of a step, between its two micro-batches."""
+    """It comes in the middle of a step, between its two micro-batches."""
     original = DiffusionModule.training_step
 
     def training_step(self: DiffusionModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
         if batch["step"] == 7 and batch["index"][0] > 0:
-            press_ctrl_c()
+            signal.raise_signal(number)
         return original(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(DiffusionModule, "training_step", training_step)
         outcome = launch("train", *TINY, *ACCUMULATED)
-    assert outcome.status != 0
+    assert outcome.status == status
+    assert read_status(outcome.run)["status"] == INTERRUPTED
     assert "Traceback" not in outcome.err
     assert weights(outcome.run)["global_step"] == 8
     assert "the last checkpoint is of step 8" in outcome.out
     command = outcome.out.split("to continue: python train.py resume=")[1].split()
     resume(*command)
     assert_same_run(whole(*ACCUMULATED), outcome.run)
+
+
+def test_sigterm_after_the_last_step_says_how_to_continue(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finish(*args: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("betasigma.commands.train.finish", finish)
+    outcome = launch("train", *TINY)
+    assert outcome.status == 128 + signal.SIGTERM
+    assert read_status(outcome.run)["status"] == INTERRUPTED
+    assert "the last checkpoint is of step 6" in outcome.out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_ctrl_c_twice_ends_at_once_with_the_checkpoint_there_was(

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from betasigma import __version__
@@ -44,7 +45,9 @@ from betasigma.training.callbacks import (
     Interrupts,
     Metrics,
     SampleGrids,
+    Terminated,
     draw,
+    terminable,
 )
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.display import Display
@@ -85,9 +88,12 @@ def train(config: DictConfig) -> None:
             else:
                 trainer.validate(module, data, verbose=False)
                 trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
-            finish(trainer, module.average, run, content, display, meter, callbacks)
-    except BaseException:  # of which Ctrl-C is one
+            with terminable():
+                finish(trainer, module.average, run, content, display, meter, callbacks)
+    except BaseException as stop:  # of which Ctrl-C is one
         _say_how_to_continue(display, run)
+        if isinstance(stop, SIGTERMException):  # Lightning's, of several processes: status 0
+            raise Terminated from None
         raise
     finally:
         close_loggers(loggers)

@@ -8,8 +8,8 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ class Checkpoints(StepCallback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         # after any other error the weights may not be whole
-        if isinstance(exception, KeyboardInterrupt) and self.between_steps:
+        if isinstance(exception, KeyboardInterrupt | Terminated) and self.between_steps:
             self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
@@ -216,8 +216,35 @@ class Checkpoints(StepCallback):
             self.saved = trainer.global_step
 
 
+class Terminated(SystemExit):
+    """SIGTERM was received. A process that ends by it has the status of one that SIGTERM ended."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM end what is done inside as an exception does, unless somebody else handles it."""
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Interrupts(StepCallback):
-    """Lets Ctrl-C end a run between two steps; a second one ends it where it is.
+    """Lets Ctrl-C and SIGTERM end a run between two steps; a second one ends it where it is.
+
+    Several processes have to agree on when they end: there SIGTERM is left to the Trainer.
 
     Args:
         display: where it says that it was heard.
@@ -226,12 +253,15 @@ class Interrupts(StepCallback):
     def __init__(self, display: Display) -> None:
         super().__init__()
         self._display = display
-        self._asked = False
+        self._asked: KeyboardInterrupt | Terminated | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._hear)  # the Trainer restores the one before
+            # the Trainer restores the ones before
+            signal.signal(signal.SIGINT, self._hear)
+            if trainer.world_size == 1:
+                signal.signal(signal.SIGTERM, self._hear)
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         self._obey()
@@ -241,14 +271,16 @@ class Interrupts(StepCallback):
         self._obey()
 
     def _hear(self, number: int, frame: Any) -> None:
+        asked = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
         if self.between_steps or self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        self._display.line("stopping after this step; Ctrl-C again stops at once")
+            raise asked
+        self._asked = asked
+        again = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+        self._display.line(f"stopping after this step; {again} again stops at once")
 
     def _obey(self) -> None:
         if self._asked:
-            raise KeyboardInterrupt
+            raise self._asked
 
 
 class Evaluation(StepCallback):
