@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 
 from betasigma.errors import UserError
 from betasigma.ladder import (
@@ -61,6 +62,21 @@ def test_largest_distance_does_not_depend_on_the_chunks() -> None:
     x = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     exact = max(math.dist(a.tolist(), b.tolist()) for a in x.flatten(1) for b in x.flatten(1))
     assert largest_distance(x, chunk=7) == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["cloud", "shell", "lines"])
+def test_largest_distance_skips_nothing_that_matters(shape: str) -> None:
+    """Where few pairs can be skipped, where none can, and where nearly all can."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(400, 20))
+    if shape == "shell":
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    if shape == "lines":
+        x[:, 0] *= 100
+    pixels = np.clip(128 + 30 * x, 0, 255).astype(np.uint8)
+    assert largest_distance(torch.from_numpy(pixels), chunk=16) == pytest.approx(
+        pdist(pixels.astype(float)).max(), rel=1e-12
+    )
 
 
 def test_bad_input_is_named() -> None:

@@ -16,6 +16,7 @@ from launching import ROOT
 from omegaconf import OmegaConf
 
 from betasigma.commands.app import register_resolvers
+from betasigma.commands.auto import settle
 from betasigma.commands.build import (
     make,
     make_data,
@@ -27,6 +28,7 @@ from betasigma.commands.build import (
 from betasigma.commands.checks import check_content
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
+from betasigma.training.display import Display
 
 CONF = ROOT / "conf"
 NARROW = ("network.channels=8", "batch_size=2")
@@ -60,6 +62,7 @@ def config(*overrides: str) -> dict[str, Any]:
 def train_a_step(content: dict[str, Any]) -> Denoiser:
     """One optimizer step on random images; returns the trained denoiser."""
     data = make_data(content)
+    content = settle(content, data, Display(quiet=True)).config
     denoiser = make_denoiser(
         content, data.sample_shape, data.value_range, precision_of(content["hardware"])
     )

@@ -4,6 +4,7 @@ imports.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,9 @@ OF_TRAINING = (
 """Keys and nodes that say how a network is trained: not for an oracle, but for these."""
 FOR_ALL = ("network.num_classes", "training.guidance", "training.num_samples")
 
+AUTO = "auto"
+"""Value of what NCSNv2's rules are to find (``schedule=geometric_auto``)."""
+
 
 class Decision(NamedTuple):
     """What is decided before a run or a whole sweep, so that its jobs can be compared."""
@@ -110,6 +114,7 @@ def check_content(config: DictConfig) -> dict[str, Any]:
     _check_schedule(config)
     content = validate(config, Train)
     _check_data(content["data"])
+    _check_auto(content)
     if trains(content):
         _check_network(content)
         _check_objective(content)
@@ -132,6 +137,43 @@ def check_division(batch_size: int, accumulate: int, devices: int) -> None:
         )
 
 
+def unsettled(content: dict[str, Any]) -> list[str]:
+    """Keys of a config's ladder and sampler that are still to be found."""
+    keys = (("schedule", "levels"), ("schedule", "max"), ("sampler", "step"))
+    return [f"{node}.{key}" for node, key in keys if content[node].get(key) == AUTO]
+
+
+def _check_auto(content: dict[str, Any]) -> None:
+    """Refuse to find what no rule can find."""
+    rules = (content.get("sigma") or {}).get("overlap") is not None
+    for key in unsettled(content):
+        if key.startswith("schedule.") and not rules:
+            raise UserError(
+                f"{key.replace('schedule', 'sigma')}=auto is found by schedule=geometric_auto; "
+                f"schedule=geometric needs a number"
+            )
+    _check_auto_step(content["sampler"], content["schedule"])
+    data = content["data"]
+    dim = math.prod(catalog.sample_shape(data["name"], data["image_size"], data["channels"]))
+    if content["schedule"].get("levels") == AUTO and dim < FEWEST:
+        raise UserError(
+            f"sigma.levels=auto needs data of at least {FEWEST} dimensions, where levels can be "
+            f"too far apart to overlap; data={data['name']} has {dim}: give sigma.levels=10, say"
+        )
+
+
+FEWEST = 5
+"""Dimensions for which NCSNv2's Technique 2 chooses a number of levels (betasigma.ladder)."""
+
+
+def _check_auto_step(sampler: dict[str, Any], schedule: dict[str, Any]) -> None:
+    if sampler.get("step") == AUTO and not schedule["_target_"].endswith(".geometric"):
+        raise UserError(
+            f"sampler.step=auto follows from the ratio of a geometric ladder (model=ncsn); "
+            f"{schedule['_target_'].rpartition('.')[2]} has none: give sampler.step=0.2, say"
+        )
+
+
 def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/sample.py``."""
     content = validate(config, Sample)
@@ -139,6 +181,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_guidance("guidance", content["guidance"], saved)
     if not trains(saved):
         _check_data({**saved["data"], **_given(content["data"])})
+    _check_auto_step(content.get("sampler") or {}, saved["schedule"])
     labels, classes = content["labels"], saved["network"]["num_classes"]
     if labels is not None and not classes:
         raise UserError(f"labels={labels} needs a model trained with class labels; this has none")
@@ -152,6 +195,7 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     content = validate(config, Evaluate)
     saved = saved_header(content["run"])["config"]
     _check_guidance("guidance", content["guidance"], saved)
+    _check_auto_step(content.get("sampler") or {}, saved["schedule"])
     _check_data({**saved["data"], **_given(content["data"])})
     check_n(content["n"], content["evaluation"]["metrics"])
     return None
@@ -167,6 +211,8 @@ def saved_header(run: str | Path, key: str = "run") -> dict[str, Any]:
     header = read_header(path, key)
     try:
         validate_plain(header["config"], Train)
+        for name in unsettled(header["config"]):
+            raise UserError(f"{name}={AUTO} is no number")
     except UserError as error:
         raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
     check_plain(path, key)
@@ -210,7 +256,7 @@ def _resume(config: DictConfig, overrides: list[str]) -> Path | None:
         raise UserError(f"resume={config.resume} must be auto, a run directory or a checkpoint")
     if config.resume == "auto":
         wanted = _fixed(config)
-        run = newest_run(lambda saved: _fixed(saved) == wanted)
+        run = newest_run(lambda saved: _fixed(as_asked(saved)) == wanted)
         if run is None:
             print("resume=auto: no run with this config has a checkpoint; starting one", flush=True)
             config.resume = None
@@ -261,9 +307,23 @@ def _refuse_oracle(config: DictConfig) -> None:
 
 def _agree(config: DictConfig, saved: DictConfig, key: str) -> bool:
     """Whether both configs mean the same by ``key``; an experiment is all that it sets."""
+    asked = as_asked(saved)
     if key == "experiment":
-        return _fixed(config) == _fixed(saved)
-    return OmegaConf.select(config, key) == OmegaConf.select(saved, key)
+        return _fixed(config) == _fixed(asked)
+    values = [OmegaConf.select(known, key) for known in (asked, saved)]
+    return OmegaConf.select(config, key) in values
+
+
+def as_asked(saved: DictConfig) -> DictConfig:
+    """A run's config as it was before what was ``auto`` had been found."""
+    found = OmegaConf.select(saved, "sigma.found")
+    if not found:
+        return saved
+    asked = copy.deepcopy(saved)
+    for key in found:
+        asked.sigma[key] = asked.schedule[key] = AUTO
+    del asked.sigma["found"]
+    return asked
 
 
 def _check_steps_left(checkpoint: Path, steps: int) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from betasigma.commands.build import make_data, make_sampler, place, precision_of
+from betasigma.commands.auto import choose_sampler
+from betasigma.commands.build import make_data, place, precision_of
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import Meter
 from betasigma.commands.schema import Evaluate, validate
@@ -33,7 +34,7 @@ def evaluate(config: DictConfig) -> None:
     data = make_data(with_place(loaded.config, content["data"]))
     data.prepare_data()
     data.setup()
-    sampler = make_sampler(content["sampler"]) if content.get("sampler") else loaded.sampler
+    sampler = choose_sampler(content.get("sampler"), loaded, display)
     records = [Record(out / "metrics.csv")]
     run = Path(content["run"])
     if run.is_dir():

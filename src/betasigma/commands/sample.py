@@ -10,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
-from betasigma.commands.build import make_sampler, place, precision_of
+from betasigma.commands.auto import choose_sampler
+from betasigma.commands.build import place, precision_of
 from betasigma.commands.load import load_run
 from betasigma.commands.schema import Sample, validate
 from betasigma.data import pixels
@@ -33,7 +34,7 @@ def sample(config: DictConfig) -> None:
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     denoiser = loaded.denoiser
     place(denoiser, content["hardware"])
-    sampler = make_sampler(content["sampler"]) if content.get("sampler") else loaded.sampler
+    sampler = choose_sampler(content.get("sampler"), loaded, display)
     labels = choose_labels(content["labels"], denoiser, content["n"])
     with display.share(f"{sampler.name}: {content['n']} samples") as progress:
         drawn = sampler.sample(

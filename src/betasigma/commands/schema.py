@@ -24,6 +24,9 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+Auto = Literal["auto"]
+Overlap = Annotated[float, Field(gt=0, lt=0.997)]
+"""C of NCSNv2's Technique 2; two equal levels overlap by 0.9973."""
 
 
 ENERGY = "betasigma.networks.energy.energy_mlp"
@@ -48,13 +51,18 @@ class Target(Node):
 
 
 class Sigma(Node):
-    levels: Count
-    max: Positive
+    levels: Count | Auto
+    max: Positive | Auto
     min: Positive
+    overlap: Overlap | None = None
+    examples: Annotated[int, Field(ge=2)] | None = None
+    step: OpenUnit | Auto | None = None
+    found: list[Literal["levels", "max"]] | None = None
 
     @model_validator(mode="after")
     def _falling(self) -> Sigma:
-        if self.min >= self.max and self.levels > 1:  # the only level is sigma.max
+        only = self.levels == 1  # which is sigma.max
+        if not isinstance(self.max, str) and self.min >= self.max and not only:
             raise ValueError(
                 f"sigma.min={self.min:g} must be below sigma.max={self.max:g} and above 0"
             )
@@ -95,8 +103,8 @@ class Cosine(Target):
 
 class Geometric(Target):
     target: Literal["betasigma.schedules.geometric"] = Field(alias="_target_")
-    levels: Count
-    max: Positive
+    levels: Count | Auto
+    max: Positive | Auto
     min: Positive
 
 
@@ -154,7 +162,7 @@ class DDIM(OnGrid):
 class AnnealedLangevin(OnGrid):
     target: Literal["betasigma.samplers.AnnealedLangevin"] = Field(alias="_target_")
     inner_steps: Count
-    step: OpenUnit
+    step: OpenUnit | Auto
     denoise: bool
 
 

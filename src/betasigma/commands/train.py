@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from betasigma import __version__
+from betasigma.commands.auto import settle
 from betasigma.commands.build import (
     Config,
     arrange,
@@ -71,6 +72,7 @@ def train(config: DictConfig) -> None:
     data = make_data(content)
     data.prepare_data()
     data.setup()
+    content, reasons, ladder = settle(content, data, display)
     denoiser = make_model(content, data)
     arrange(denoiser, content["hardware"])
     module = make_module(content, denoiser)
@@ -81,6 +83,7 @@ def train(config: DictConfig) -> None:
     callbacks = make_callbacks(content, run, data, sampler, display, meter)
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, run, content, data, denoiser, resumed)
+    _explain_ladder(display, run, reasons, ladder)
     try:
         with accompanied(trainer, run, content["resume"]):
             if trains(content):
@@ -252,6 +255,19 @@ def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Pat
     write_json(environment, {**describe_environment(overrides), "resumed_after": history})
     if resumed is not None:
         Record(run / "metrics.csv").truncate(read_header(resumed, "resume")["step"])
+
+
+def _explain_ladder(
+    display: Display, run: Path, reasons: list[str], record: dict[str, Any]
+) -> None:
+    """Say how what was ``auto`` was found, and keep it."""
+    for reason in reasons:
+        display.line(reason)
+    if record and _rank() == 0:
+        path = run / "ladder.json"
+        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        told = [*earlier.get("reasons", []), *reasons]
+        write_json(path, {**earlier, **record, "reasons": told})
 
 
 def _rank() -> int:

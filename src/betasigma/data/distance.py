@@ -1,0 +1,120 @@
+"""The largest distance between two training examples, found once and kept.
+
+It is kept in a file whose name is the hash of what it depends on: the content of the training split
+and how much of it was compared. Images are compared as bytes, so that one file serves every value
+range.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.data.loading import Batches
+from betasigma.data.order import MicroBatch
+from betasigma.errors import UserError
+from betasigma.ladder import largest_distance
+
+FORMAT = 1
+MOST_BYTES = 2**32
+"""Of the examples that are compared, which are held in memory."""
+
+BATCH = 512
+"""Examples read at once."""
+
+
+class Distance(NamedTuple):
+    """What was found."""
+
+    value: float
+    """In the data's value range."""
+    compared: int
+    """Number of examples that were compared with one another."""
+    examples: int
+    """Number of examples that there are."""
+
+
+def measure(
+    data: ImageDataModule,
+    most: int | None,
+    cache: str | os.PathLike[str],
+    progress: Callable[[float], None] = lambda share: None,
+) -> Distance:
+    """Largest distance between two training examples, from the cache or from the data.
+
+    Args:
+        data: the training examples; flips and dequantisation are left out.
+        most: number of examples to compare, evenly spaced over the split; ``None`` for all.
+        cache: folder of what is kept between runs.
+        progress: is told each share of the work that was done.
+
+    Raises:
+        UserError: where the examples do not fit in memory.
+    """
+    examples = data.size("train")
+    compared = examples if most is None else min(most, examples)
+    key = repr((FORMAT, data.content_key("train"), compared))
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    path = Path(cache).expanduser() / "distances" / f"{data.data_name}-{name}.json"
+    squared = _load(path, key)
+    if squared is None:
+        distance = largest_distance(_read(data, compared, progress), progress=_half(progress))
+        squared = distance**2
+        _save(path, {"key": key, "squared": squared})
+    low, high = data.value_range
+    unit = (high - low) / 255 if data.has_pixels else 1.0
+    return Distance(unit * math.sqrt(squared), compared, examples)
+
+
+def _half(progress: Callable[[float], None]) -> Callable[[float], None]:
+    return lambda share: progress(share / 2)
+
+
+def _read(data: ImageDataModule, count: int, progress: Callable[[float], None]) -> Tensor:
+    """``count`` training examples, evenly spaced: files are often sorted by what they show."""
+    source = data.source("train")
+    size = math.prod(source.shape) * (1 if data.has_pixels else 4)
+    if count * size > MOST_BYTES:
+        raise UserError(
+            f"sigma.max=auto would hold {count} examples of {size:,} bytes in memory to compare "
+            f"them: give sigma.examples={MOST_BYTES // size} at most, or sigma.max=…"
+        )
+    numbers = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+    plan = [MicroBatch.of(numbers[first : first + BATCH]) for first in range(0, count, BATCH)]
+    parts = []
+    for batch in Batches(source, lambda: plan, augment=False, workers=data.workers):
+        parts.append(batch["image"])
+        progress(len(parts[-1]) / (2 * count))
+    return torch.cat(parts)
+
+
+def _load(path: Path, key: str) -> float | None:
+    """Squared distance that is kept for ``key``; ``None`` where there is none or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return float(content["squared"]) if content["key"] == key else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _save(path: Path, content: dict[str, object]) -> None:
+    """Write the file in one step; a cache that cannot be written is a warning, not an end."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(content, file)
+        os.replace(file.name, path)
+    except OSError as error:
+        warnings.warn(f"{path} could not be written ({error})", stacklevel=3)
