@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from betasigma.errors import UserError
 from betasigma.preconditioning import Preconditioning
+from betasigma.prior import Moments
 from betasigma.schedules import NoiseSchedule, Times
 
 OffLevels = Literal["snap", "interpolate", "refuse"]
@@ -117,6 +118,9 @@ class DenoiserLike(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def moments(self) -> Moments | None: ...
+
     def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction: ...
 
 
@@ -138,7 +142,13 @@ class Denoiser(nn.Module):
             level (``snap``), the interpolated number (``interpolate``), or nothing (``refuse``).
         precision: dtype of the network's arithmetic under autocast; ``None`` for the dtype of its
             weights.
+
+    Attributes:
+        moments: of the training data, where they are known: for a start of sampling, or a prior of
+            likelihoods, that matches them.
     """
+
+    moments: Moments | None
 
     def __init__(
         self,
@@ -162,6 +172,7 @@ class Denoiser(nn.Module):
         self.trained_on = trained_on
         self.off_levels = off_levels
         self.precision = precision
+        self.moments = None
         self._told = False
 
     evaluations_per_call = 1
@@ -291,6 +302,11 @@ class Guided(nn.Module):
     def device(self) -> torch.device:
         """Where samplers should put x_t."""
         return self.denoiser.device
+
+    @property
+    def moments(self) -> Moments | None:
+        """Of the training data."""
+        return self.denoiser.moments
 
     def forward(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
         """As :meth:`Denoiser.forward`; without labels there is nothing to guide towards.

@@ -36,6 +36,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from torch import Tensor, nn
 
 from betasigma.denoiser import OffLevels, Prediction
 from betasigma.errors import UserError
+from betasigma.prior import Moments
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, Times
 
@@ -91,6 +93,11 @@ class Oracle(nn.Module):
     def device(self) -> torch.device:
         """Where samplers should put x_t."""
         return next(self.buffers()).device
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and variance of clean data in each dimension."""
+        raise NotImplementedError
 
     @contextmanager
     def between_levels(self, policy: OffLevels) -> Iterator[None]:
@@ -178,6 +185,15 @@ class GaussianMixture(Oracle):
             raise ValueError("a covariance has a negative eigenvalue")
         log_weights = torch.log(w / w.sum())
         self.keep(log_weights=log_weights, means=flat, variances=variances.clamp(min=0), axes=axes)
+
+    @property
+    def moments(self) -> Moments:
+        """Mean and variance of clean data in each dimension."""
+        weights = self.log_weights.exp()
+        own = torch.einsum("kij,kj->ki", self.axes.square(), self.variances)
+        mean = weights @ self.means
+        variance = weights @ (own + (self.means - mean).square())
+        return Moments(*(m.reshape(self.sample_shape).cpu() for m in (mean, variance)))
 
     def log_density(
         self, x: Tensor, alpha: Level = 1.0, sigma: Level = 0.0, y: Tensor | None = None
@@ -331,6 +347,11 @@ class EmpiricalDenoiser(Oracle):
         super().__init__(schedule, tuple(data.shape[1:]), value_range, len(counts))
         self.chunk = chunk
         self.keep(data=data.flatten(1), labels=labels)
+
+    @cached_property
+    def moments(self) -> Moments:
+        """Mean and variance of the data in each dimension."""
+        return Moments.of(c.reshape(-1, *self.sample_shape) for c in self.data.split(self.chunk))
 
     def posterior_mean(
         self, x: Tensor, alpha: Level, sigma: Level, y: Tensor | None = None

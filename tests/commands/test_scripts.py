@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from conftest import TINY
 from launching import Outcome, launch
 from PIL import Image
 
 import betasigma
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.errors import UserError
 from betasigma.samplers import DDIM
 from betasigma.tracking.record import Record
+from betasigma.training.checkpoints import save
 
 
 def done(app: str, *words: str) -> Outcome:
@@ -59,6 +63,23 @@ def test_load_gives_each_family_its_schedule_and_range(ddpm_run: Path, ncsn_run:
     ddpm, ncsn = (betasigma.load(run)[0] for run in (ddpm_run, ncsn_run))
     assert (ddpm.schedule.levels, ddpm.value_range) == (1000, (-1.0, 1.0))
     assert (ncsn.schedule.levels, ncsn.value_range) == (10, (0.0, 1.0))
+
+
+def test_a_checkpoint_knows_the_moments_of_its_data(here: Path, ddpm_run: Path) -> None:
+    moments = betasigma.load(ddpm_run)[0].moments
+    pixels = ImageDataModule("digits").tensor("train").double().numpy() / 127.5 - 1
+    assert moments is not None
+    assert np.allclose(moments.mean.numpy(), pixels.mean(0), atol=1e-6)
+    assert np.allclose(moments.variance.numpy(), pixels.var(0), atol=1e-6)
+    plain, _ = drawn(ddpm_run)
+    matched, _ = drawn(ddpm_run, "sampler=ddim", "sampler.steps=2", "sampler.start=moments")
+    assert not np.array_equal(plain["samples"], matched["samples"])
+
+    contents = torch.load(ddpm_run / "checkpoints" / "last.ckpt", weights_only=True)
+    contents["moments"] = {"mean": torch.zeros(3), "variance": torch.ones(3)}
+    save(contents, here / "odd.ckpt")
+    with pytest.raises(UserError, match="moments of the data that do not fit"):
+        betasigma.load(here / "odd.ckpt")
 
 
 # ---------------------------------------------------------------- sample.py

@@ -14,6 +14,7 @@ from betasigma.errors import UserError
 from betasigma.likelihood import ContinuousBound, DiscreteBound, FlowLikelihood, GaussianPrior
 from betasigma.likelihood.bound import discretized_gaussian_bits
 from betasigma.oracles import GaussianMixture
+from betasigma.prior import Moments
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, geometric, linear
 
@@ -109,7 +110,7 @@ def test_continuous_bound_is_above_the_entropy_and_tight_for_the_oracle(family: 
     assert grey.min() >= 0
     assert grey.max() <= 255
     x0 = low + (high - low) * grey / 255
-    prior = GaussianPrior.matched(oracle.schedule, x0)
+    prior = GaussianPrior.matched(oracle.schedule, Moments.of([x0]))
     bound = ContinuousBound(draws=32).bits_per_dim(oracle, x0, prior)
     entropy = oracle.entropy() / 2 / math.log(2) + math.log2(255 / (high - low))
     # the sample's own entropy differs from the distribution's by Monte Carlo
@@ -146,7 +147,7 @@ def test_prior_term_of_the_linear_schedule_is_negligible_and_of_a_short_ladder_i
     ladder = geometric(10, 1.0, 0.01)
     images = torch.bernoulli(torch.full((512, 784), 0.15), generator=torch.manual_seed(0))
     standard = GaussianPrior.standard(ladder).kl(ladder, images).mean().item() / 784 / math.log(2)
-    matched = GaussianPrior.matched(ladder, images)
+    matched = GaussianPrior.matched(ladder, Moments.of([images]))
     assert standard > 0.07
     assert matched.kl(ladder, images).mean().item() / 784 / math.log(2) < standard
 
@@ -154,7 +155,7 @@ def test_prior_term_of_the_linear_schedule_is_negligible_and_of_a_short_ladder_i
 def test_prior_kl_equals_torch_distributions() -> None:
     schedule = geometric(10, 1.0, 0.01)
     x0 = torch.rand(5, 3, generator=torch.manual_seed(1)).double()
-    prior = GaussianPrior.matched(schedule, x0)
+    prior = GaussianPrior.matched(schedule, Moments.of([x0]))
     q = torch.distributions.Normal(x0, 1.0)
     p = torch.distributions.Normal(
         torch.as_tensor(prior.mean), torch.as_tensor(prior.variance).sqrt()

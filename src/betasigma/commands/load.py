@@ -14,8 +14,9 @@ from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.oracles import Oracle
+from betasigma.prior import Moments
 from betasigma.samplers import Sampler
-from betasigma.training.checkpoints import read
+from betasigma.training.checkpoints import MOMENTS, read
 from betasigma.training.headers import checkpoint_path
 
 PREFIX = "average."
@@ -53,7 +54,15 @@ def load_run(
     header = saved_header(path)
     contents = read(checkpoint_path(path))
     config = header["config"]
-    denoiser = _untrained(with_place(config, place or {}), header["value_range"], precision)
+    config = with_place(config, place or {})
+    denoiser: Denoiser | Oracle
+    if trains(config):
+        denoiser = _untrained(config, header["value_range"], precision)
+        denoiser.moments = _moments(contents, denoiser.sample_shape, path)
+    else:
+        data = make_data(config)
+        data.prepare_data()
+        denoiser = make_oracle(config, data)
     weights = {
         name.removeprefix(PREFIX): value
         for name, value in contents["state_dict"].items()
@@ -79,12 +88,20 @@ def with_place(config: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
 
 def _untrained(
     config: dict[str, Any], value_range: list[float], precision: torch.dtype | None
-) -> Denoiser | Oracle:
-    if not trains(config):
-        data = make_data(config)
-        data.prepare_data()
-        return make_oracle(config, data)
+) -> Denoiser:
     data = config["data"]
     shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
     low, high = value_range
     return make_denoiser(config, shape, (low, high), precision)
+
+
+def _moments(contents: dict[str, Any], shape: tuple[int, ...], path: str | Path) -> Moments | None:
+    """Moments of the training data, which early checkpoints lack."""
+    saved = contents.get(MOMENTS)
+    if saved is None:
+        return None
+    if isinstance(saved, dict):
+        found = [v for k in ("mean", "variance") if isinstance(v := saved.get(k), torch.Tensor)]
+        if [v.shape for v in found] == [shape, shape]:
+            return Moments(*found)
+    raise UserError(f"run={path} has moments of the data that do not fit its config")

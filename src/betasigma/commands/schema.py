@@ -138,7 +138,7 @@ class MLP(Target):
 
 
 class Sampler(Target):
-    start: Literal["prior", "uniform"]
+    start: Literal["prior", "uniform", "moments"]
     clip: bool
     dtype: Literal["float32", "float64"]
 

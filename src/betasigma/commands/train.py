@@ -107,7 +107,9 @@ def make_model(content: Config, data: ImageDataModule) -> Denoiser | Oracle:
     if not trains(content):
         return make_oracle(content, data)
     precision = precision_of(content["hardware"])
-    return make_denoiser(content, data.sample_shape, data.value_range, precision)
+    denoiser = make_denoiser(content, data.sample_shape, data.value_range, precision)
+    denoiser.moments = data.moments()
+    return denoiser
 
 
 def make_callbacks(

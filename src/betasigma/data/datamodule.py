@@ -25,10 +25,14 @@ from betasigma.data.loading import Batch, Batches, SizedBatches
 from betasigma.data.order import DataOrder, Division, MicroBatch, fixed_order, training_order
 from betasigma.data.sources import InMemory, Source, Split
 from betasigma.errors import UserError
+from betasigma.prior import Moments
 from betasigma.randomness import Stream
 
 _STAY_ON_CPU = ("index", "step", "augment")
 _MIXTURE_RANGE = (-1.0, 1.0)
+
+MOMENT_EXAMPLES = 4096
+"""Training examples from which moments are taken: enough for a Gaussian, quick to decode."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -191,6 +195,17 @@ class ImageDataModule(LightningDataModule):
         plan = [MicroBatch.of(np.arange(i, min(i + batch_size, size))) for i in starts]
         for batch in Batches(source, lambda: plan, augment=False, workers=self.workers):
             yield batch["image"]
+
+    def moments(self) -> Moments:
+        """Mean and variance of each dimension of the training data in ``value_range``, from at most
+        ``MOMENT_EXAMPLES`` examples evenly spread over them.
+        """
+        source = self.source("train")
+        count = min(MOMENT_EXAMPLES, len(source))
+        chosen = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
+        plan = [MicroBatch.of(part) for part in np.array_split(chosen, -(-count // 256))]
+        batches = Batches(source, lambda: plan, augment=False, workers=self.workers)
+        return Moments.of(self.from_uint8(batch["image"]) for batch in batches)
 
     def content_key(self, split: Split) -> str:
         """Hex digest that changes when the images do.

@@ -2,6 +2,6 @@
 
 from betasigma.likelihood.bound import Bound, ContinuousBound, DiscreteBound
 from betasigma.likelihood.flow import FlowLikelihood
-from betasigma.likelihood.prior import GaussianPrior
+from betasigma.prior import GaussianPrior
 
 __all__ = ["Bound", "ContinuousBound", "DiscreteBound", "FlowLikelihood", "GaussianPrior"]

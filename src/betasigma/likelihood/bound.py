@@ -42,8 +42,8 @@ from torch import Tensor
 
 from betasigma.denoiser import Prediction
 from betasigma.errors import UserError
-from betasigma.likelihood.prior import GaussianPrior
 from betasigma.objectives.denoising import perturb
+from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.samplers.base import DenoiserLike
 from betasigma.schedules import posterior, transition

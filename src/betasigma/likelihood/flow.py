@@ -27,9 +27,9 @@ from torchdiffeq import odeint
 
 from betasigma.errors import UserError
 from betasigma.likelihood.bound import refuse_single_level
-from betasigma.likelihood.prior import GaussianPrior
 from betasigma.limits import TRACE_LIMIT
 from betasigma.objectives.score_matching import jacobian_trace
+from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.samplers.base import DenoiserLike
 

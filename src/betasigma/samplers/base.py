@@ -26,14 +26,15 @@ from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.errors import UserError
+from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
 
 Grid = Literal["levels", "uniform_t", "uniform_log_snr", "karras"]
-Start = Literal["prior", "uniform"]
+Start = Literal["prior", "uniform", "moments"]
 Dtype = Literal["float32", "float64"]
 GRIDS = ("levels", "uniform_t", "uniform_log_snr", "karras")
-STARTS = ("prior", "uniform")
+STARTS = ("prior", "uniform", "moments")
 
 
 class Noise(Protocol):
@@ -118,7 +119,8 @@ class Sampler:
         clip: clip every x̂_0 to the value range before it is used.
         grid, rho: how the times are spaced (see :func:`time_grid`).
         start: ``prior`` is N(0, prior_std²·I) of the schedule; ``uniform`` is U[low, high] of the
-            value range, where NCSN began.
+            value range, where NCSN began; ``moments`` is the Gaussian with the mean and variance
+            that q(x_1) has in each dimension.
         dtype: of the state; the network computes in its own.
 
     Raises:
@@ -230,10 +232,22 @@ class Sampler:
         return x.float().cpu(), model.nfe
 
     def begin(self, denoiser: DenoiserLike, rng: Stream) -> Tensor:
-        """State at t = 1, shape ``(n, *sample_shape)``."""
+        """State at t = 1, shape ``(n, *sample_shape)``.
+
+        Raises:
+            UserError: where it should match moments that the model does not know.
+        """
         if self.start == "uniform":
             low, high = denoiser.value_range
             return low + (high - low) * rng.uniform(denoiser.sample_shape, self.dtype)
+        if self.start == "moments":
+            if denoiser.moments is None:
+                raise UserError(
+                    "sampler.start=moments needs the moments of the training data, which this "
+                    "checkpoint does not have; use sampler.start=prior"
+                )
+            prior = GaussianPrior.matched(denoiser.schedule, denoiser.moments)
+            return prior.draw(rng.normal(denoiser.sample_shape, self.dtype))
         return rng.normal(denoiser.sample_shape, self.dtype) * denoiser.schedule.prior_std
 
     def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:

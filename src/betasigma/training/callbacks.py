@@ -22,7 +22,7 @@ from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.samplers import Sampler
 from betasigma.tracking.loggers import log_picture, log_values
 from betasigma.tracking.pictures import picture, save
-from betasigma.training.checkpoints import HEADER
+from betasigma.training.checkpoints import HEADER, MOMENTS
 from betasigma.training.display import Display
 
 
@@ -185,6 +185,10 @@ class Checkpoints(StepCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[HEADER] = {**self._header, "step": trainer.global_step}
+        assert isinstance(pl_module, MeasuredModule)
+        moments = pl_module.average.moments
+        if moments is not None:
+            checkpoint[MOMENTS] = {"mean": moments.mean, "variance": moments.variance}
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         if step % self._every == 0:

@@ -23,6 +23,9 @@ HEADER = "betasigma"
 STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states", "lr_schedulers")
 """What a run needs of its checkpoint, besides weights, to go on as if it had never stopped."""
 
+MOMENTS = "moments"
+"""Key of the training data's moments: ``mean`` and ``variance``, float64 of one example's shape."""
+
 
 def save(checkpoint: dict[str, Any], path: str | Path) -> None:
     """Write ``checkpoint``, which has its header under ``"betasigma"``, to ``path`` atomically.

@@ -11,11 +11,41 @@ for either.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from betasigma.schedules import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of clean data in each dimension, in the model's value range.
+
+    Attributes:
+        mean, variance: float64 of shape ``(*sample_shape)``, on the CPU.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    @classmethod
+    def of(cls, batches: Iterable[Tensor]) -> Moments:
+        """Moments of all examples of these batches, each ``(b, *sample_shape)``.
+
+        Raises:
+            ValueError: where there are none.
+        """
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            x = batch.double()
+            count, total, squares = count + len(x), total + x.sum(0), squares + x.square().sum(0)
+        if not count:
+            raise ValueError("moments need at least one example")
+        mean = total / count
+        return cls(mean.cpu(), (squares / count - mean**2).clamp(min=0).cpu())
 
 
 @dataclass(frozen=True)
@@ -35,11 +65,15 @@ class GaussianPrior:
         return cls(0.0, schedule.prior_std**2)
 
     @classmethod
-    def matched(cls, schedule: NoiseSchedule, x0: Tensor) -> GaussianPrior:
-        """Moments of q(x_1), from data ``(n, *sample_shape)`` in the model's value range."""
+    def matched(cls, schedule: NoiseSchedule, moments: Moments) -> GaussianPrior:
+        """The Gaussian with the moments of q(x_1), from those of clean data."""
         alpha, sigma = schedule.alpha(1.0).item(), schedule.sigma(1.0).item()
-        data = x0.double()
-        return cls(alpha * data.mean(0), alpha**2 * data.var(0, correction=0) + sigma**2)
+        return cls(alpha * moments.mean, alpha**2 * moments.variance + sigma**2)
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """A draw made of standard normal numbers, in their dtype and on their device."""
+        std = torch.as_tensor(self.variance).sqrt()
+        return noise * std.to(noise) + torch.as_tensor(self.mean).to(noise)
 
     def kl(self, schedule: NoiseSchedule, x0: Tensor) -> Tensor:
         """KL(q(x_1 | x_0) ‖ prior) of each example in nats, shape ``(B,)``, float64."""
