@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from betasigma.networks.mlp import MLP
 from betasigma.objectives.denoising import perturb
 from betasigma.preconditioning import Preconditioning
 from betasigma.schedules import NoiseSchedule
+from betasigma.tracking.record import Record
 
 POINTS = range(7)
 BUDGET = ("steps=600", "evaluation.n=200", "training.num_samples=25")
@@ -216,3 +218,36 @@ def test_of_the_loss_only_the_reduction_matters(here: Path) -> None:
     assert len(mirrored) == 4, "weight and bias of one layer, raw and averaged"
     assert all(torch.equal(score[name], -eps[name]) for name in mirrored)
     assert samples == their_samples
+
+
+# ---------------------------------------------------------------- the end of a sweep
+
+
+def test_a_sweep_ends_with_one_table_and_one_plot(here: Path) -> None:
+    outcome = launch(
+        "train",
+        "-m",
+        *(word for word in OWN if not word.startswith(("steps", "evaluation"))),
+        *("bridge=6,0", "seed=1,2", "steps=2", "training.num_samples=1", "sampler.steps=1"),
+        *("evaluation.n=4", "evaluation.n_reference=20", "evaluation.metrics=[fd]"),
+        "evaluation.extractor=identity",
+    )
+    assert outcome.status == 0, outcome.err
+    (directory,) = here.glob("outputs/*_sweep_*")
+    with (directory / "summary.csv").open(newline="") as file:
+        first, last = csv.DictReader(file)
+    assert [row["run"] for row in (first, last)] == ["0 NCSN", "6 sampler, DDPM"]
+    assert [(row["seeds"], row["n"], row["NFE"]) for row in (first, last)] == [
+        ("2", "4.0", "100.0"),
+        ("2", "4.0", "1.0"),
+    ]
+    runs = [run for run in directory.glob("*_bridge_0_*") if run.is_dir()]
+    values = [Record(run / "metrics.csv").curve("val/fd_identity")[1][-1] for run in runs]
+    assert float(first["fd_identity train"]) == pytest.approx(sum(values) / 2)
+    assert "0 NCSN" in outcome.out
+    assert (directory / "summary.png").stat().st_size > 10_000
+
+    again = launch("compare", f"runs=[{directory}]")
+    assert again.status == 0, again.err
+    (compared,) = here.glob("outputs/*_compare_*")
+    assert (compared / "summary.csv").read_text() == (directory / "summary.csv").read_text()

@@ -22,7 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from betasigma.commands.sweeps import JobFailed, Sweep, closing, left_behind, report
+from betasigma.commands.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
 from betasigma.errors import UserError
 from betasigma.training.runs import new_directory
 from betasigma.training.status import recorded, summary
@@ -70,6 +70,7 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
                 if _sweeps:
                     fail_sweep()
                     print(closing(_sweeps[-1]), file=sys.stderr)
+                    conclude(_sweeps[-1])
             except Exception as error:
                 if tracebacks_wanted():
                     raise

@@ -1,27 +1,48 @@
-"""What ``scripts/compare.py`` does: several runs' directories → one table and their curves."""
+"""What ``scripts/compare.py`` does: several runs' directories → their tables, curves and a plot."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from betasigma.commands.schema import Compare, validate
-from betasigma.tracking.compare import draw_curves, last_values, read_runs, write_table
+from betasigma.tracking.compare import Run, draw_curves, last_values, read_runs, write_table
+from betasigma.tracking.summary import draw_summary, summarise, table_of, write_summary
 from betasigma.training.display import Display
 from betasigma.training.runs import short
 
+WIDEST = 6
+"""Runs that fit side by side on a terminal."""
+
 
 def compare(config: DictConfig) -> None:
-    """Print a table of the runs' last values and draw their curves."""
+    """Print the runs' results and last values, and draw both and their curves."""
     content = validate(config, Compare)
     out = short(Path(HydraConfig.get().runtime.output_dir))
     runs = read_runs(content["runs"])
     table = last_values(runs)
     display = Display()
-    display.table("last values", ["metric", *(run.label for run in runs)], table)
+    if len(runs) <= WIDEST:
+        display.table("last values", ["metric", *(run.label for run in runs)], table)
+    tell(runs, out)
     write_table(table, [run.label for run in runs], out / "table.csv")
     draw_curves(runs, content["metrics"], out / "curves.png")
-    display.line(f"table  {out}/table.csv")
-    display.line(f"curves {out}/curves.png")
+    display.line(f"table   {out}/table.csv")
+    display.line(f"curves  {out}/curves.png")
+
+
+def tell(runs: Sequence[Run], out: Path) -> None:
+    """Print what the runs achieved, one row a setting, and leave it as ``summary.csv`` and
+    ``summary.png``.
+    """
+    out = short(out)
+    rows = summarise(runs)
+    display = Display()
+    display.table("results, ± one standard deviation over the seeds", *table_of(rows))
+    write_summary(rows, out / "summary.csv")
+    display.line(f"summary {out}/summary.csv")
+    if draw_summary(rows, out / "summary.png"):
+        display.line(f"plot    {out}/summary.png")

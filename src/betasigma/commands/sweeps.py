@@ -65,6 +65,15 @@ def closing(sweep: Sweep) -> str:
     return f"{_count(len(sweep.jobs))} finished, in {short(sweep.directory)}"
 
 
+def conclude(sweep: Sweep) -> None:
+    """Where the jobs were points of the bridge, put them in one table and one plot."""
+    if any(word.startswith("bridge=") for job in sweep.jobs for word in job):
+        from betasigma.commands.compare import tell
+        from betasigma.tracking.compare import read_runs
+
+        tell(read_runs([str(sweep.directory)]), sweep.directory)
+
+
 def left_behind(sweep: Sweep) -> str | None:
     """What to print when a person stops waiting for a sweep on a cluster."""
     folders = [path.name for path in (sweep.directory / LOGS).glob("[0-9]*")]

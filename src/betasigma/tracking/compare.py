@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,27 +41,43 @@ def read_run(path: Path) -> Run:
     record = Record(path / "metrics.csv")
     if not record.path.is_file() or not (path / "config.yaml").is_file():
         raise UserError(
-            f"runs=[{path}] is not a run directory: it has no metrics.csv and config.yaml"
+            f"runs=[{path}] is not a run directory: it has no metrics.csv and config.yaml (nor has "
+            f"a folder in it, as in a sweep's directory)"
         )
     config: Any = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     return Run(path.resolve().name, record, config)
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Read several run directories; those of one name are labelled with their parent's too.
+    """Read several run directories, or sweeps' with all their runs; runs of one name are labelled
+    with their parent's too.
 
     Raises:
         UserError: where one is not a run directory, or is named twice.
     """
-    places = [Path(path).resolve() for path in paths]
+    places = [run.resolve() for path in paths for run in jobs(Path(path))]
     if len(set(places)) < len(places):
         raise UserError(f"runs=[{','.join(paths)}] names a run twice")
-    runs = [read_run(Path(path)) for path in paths]
+    runs = [read_run(place) for place in places]
     names = [place.name for place in places]
     return [
         run if names.count(place.name) == 1 else replace(run, label="/".join(place.parts[-2:]))
         for run, place in zip(runs, places, strict=True)
     ]
+
+
+def jobs(path: Path) -> list[Path]:
+    """The run directories of a sweep's directory, by job number; of any other, itself."""
+    if (path / "config.yaml").is_file():
+        return [path]
+    runs = [record.parent for record in path.glob("*/metrics.csv")]
+    runs = [run for run in runs if (run / "config.yaml").is_file()]
+    return sorted(runs, key=_job_number) or [path]
+
+
+def _job_number(run: Path) -> tuple[int, str]:
+    digits = re.match(r"\d+", run.name)
+    return (int(digits[0]) if digits else sys.maxsize, run.name)
 
 
 def check_curves(runs: Sequence[Run], metrics: Sequence[str]) -> None:
