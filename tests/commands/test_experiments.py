@@ -164,6 +164,7 @@ PUBLISHED = {
         "sampler.denoise": False,
         "sampler.start": "uniform",
         "preconditioning.prediction": "raw_score",
+        "data.dequantize": True,
     },
     "ncsnv2_cifar10": {
         "steps": 300_000,
@@ -176,6 +177,7 @@ PUBLISHED = {
         "sampler.step": 6.2e-6 / 0.01**2,
         "sampler.denoise": True,
         "network.conditional": False,
+        "data.dequantize": False,
     },
     "ncsnv2_celeba64": {
         "steps": 210_000,
