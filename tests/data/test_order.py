@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from betasigma.data.order import DataOrder, Division, fixed_order, training_order
+from betasigma.data.order import DataOrder, Division, fixed_order, subset, training_order
 from betasigma.errors import UserError
 
 
@@ -61,9 +61,22 @@ def test_batches_that_cannot_be_divided():
 
 @pytest.mark.parametrize(("size", "world_size"), [(1, 1), (17, 1), (17, 2), (16, 4), (3, 2)])
 def test_fixed_order_covers_everything_once_and_evenly(size, world_size):
-    ranks = [fixed_order(size, 4, world_size, rank) for rank in range(world_size)]
+    chosen = np.arange(size)
+    ranks = [fixed_order(chosen, 4, world_size, rank) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     examples = np.concatenate([b.examples for batches in zip(*ranks, strict=True) for b in batches])
     assert examples.tolist() == list(range(size))
     assert max(len(b.examples) for batches in ranks for b in batches) <= 4
     assert all(b.step == 0 and np.array_equal(b.index, b.examples) for b in ranks[0])
+
+
+def test_a_subset_of_a_sorted_set_has_all_classes_in_their_shares():
+    """Ten classes one after the other; the counts of 1,000 draws without replacement."""
+    chosen = subset(10_000, 1000)
+    assert len(np.unique(chosen)) == 1000
+    assert (np.diff(chosen) > 0).all()
+    counts = np.bincount(chosen // 1000, minlength=10)
+    expected, deviation = 100, np.sqrt(1000 * 0.1 * 0.9 * 0.9)
+    assert (np.abs(counts - expected) < 4 * deviation).all()
+    assert set(subset(10_000, 100)) < set(chosen)
+    assert subset(5, None).tolist() == subset(5, 9).tolist() == [0, 1, 2, 3, 4]

@@ -22,7 +22,14 @@ from torch import Tensor
 from betasigma.data import catalog, pixels, sources
 from betasigma.data.files import OnCorrupt
 from betasigma.data.loading import Batch, Batches, SizedBatches
-from betasigma.data.order import DataOrder, Division, MicroBatch, fixed_order, training_order
+from betasigma.data.order import (
+    DataOrder,
+    Division,
+    MicroBatch,
+    fixed_order,
+    subset,
+    training_order,
+)
 from betasigma.data.sources import InMemory, Source, Split
 from betasigma.errors import UserError
 from betasigma.prior import Moments
@@ -64,7 +71,7 @@ class ImageDataModule(LightningDataModule):
         val_dequantize: the same for validation images, always with the same numbers.
         seed: of order, flips and dequantisation, and of a mixture's points.
         workers: processes that decode images that are not held in memory.
-        val_size: number of test images used for validation.
+        val_size: number of test images used for validation, a fixed random choice of them.
         download: fetch a missing torchvision data set.
         on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
         in_memory: of ``celeba`` and ``image_folder``: ``None`` holds what is small.
@@ -186,13 +193,14 @@ class ImageDataModule(LightningDataModule):
         return source.labels
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
-        """The first ``limit`` examples of ``split`` (all by default) in order, as in
-        :meth:`tensor`, in batches of ``batch_size`` and a last one of what remains.
+        """``limit`` examples of ``split``, always the same ones
+        (:func:`~betasigma.data.order.subset`; all by default), in the order of :meth:`tensor`, in
+        batches of ``batch_size`` and a last one of what remains.
         """
         source = self.source(split)
-        size = len(source) if limit is None else min(limit, len(source))
-        starts = range(0, size, batch_size)
-        plan = [MicroBatch.of(np.arange(i, min(i + batch_size, size))) for i in starts]
+        examples = subset(len(source), limit)
+        starts = range(0, len(examples), batch_size)
+        plan = [MicroBatch.of(examples[i : i + batch_size]) for i in starts]
         for batch in Batches(source, lambda: plan, augment=False, workers=self.workers):
             yield batch["image"]
 
@@ -291,10 +299,10 @@ class ImageDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> SizedBatches:
-        """The first ``val_size`` test images in order, this device's share of them."""
+        """``val_size`` test images, always the same ones, this device's share of them."""
         source, division = self.source("test"), self.division()
-        size = min(self.val_size, len(source))
-        plan = fixed_order(size, division.micro_batch_size, division.world_size, division.rank)
+        examples = subset(len(source), self.val_size)
+        plan = fixed_order(examples, division.micro_batch_size, division.world_size, division.rank)
         return SizedBatches(
             source, lambda: plan, False, self.workers, self._pin(), length=len(plan)
         )

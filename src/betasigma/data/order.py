@@ -127,12 +127,25 @@ def training_order(order: DataOrder, division: Division, step: int) -> Iterator[
         step += 1
 
 
-def fixed_order(size: int, batch_size: int, world_size: int = 1, rank: int = 0) -> list[MicroBatch]:
-    """Examples 0, …, size − 1 once, in order, in batches of at most ``batch_size`` per device.
+def subset(size: int, limit: int | None) -> np.ndarray:
+    """Numbers of ``limit`` of ``size`` examples (all where that is ``None`` or more), rising.
+
+    A fixed random choice, since the first examples of a set need not be like the others (of a
+    folder sorted by class they are one class); a smaller choice is part of a larger one.
+    """
+    if limit is None or limit >= size:
+        return np.arange(size)
+    return np.sort(philox("subset", size).permutation(size)[:limit])
+
+
+def fixed_order(
+    examples: np.ndarray, batch_size: int, world_size: int = 1, rank: int = 0
+) -> list[MicroBatch]:
+    """``examples`` once, in order, in batches of at most ``batch_size`` per device.
 
     Batches differ by at most one in size, and every device has the same number of them as long as
     there are examples enough.
     """
-    rounds = -(-size // (batch_size * world_size))
-    pieces = np.array_split(np.arange(size), max(rounds, 1) * world_size)
+    rounds = -(-len(examples) // (batch_size * world_size))
+    pieces = np.array_split(examples, max(rounds, 1) * world_size)
     return [MicroBatch.of(piece) for piece in pieces[rank::world_size] if len(piece)]

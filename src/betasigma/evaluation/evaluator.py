@@ -129,7 +129,8 @@ class Evaluator:
         cache_dir: where reference statistics are kept; by default ``$BETASIGMA_CACHE`` or
             ``~/.cache/betasigma``.
         batch_size: number of samples drawn, and of images read, at once.
-        n_reference: number of images of a split that statistics are taken of; ``None`` for all.
+        n_reference: number of images of a split, a fixed random choice, that statistics are taken
+            of; ``None`` for all.
 
     Raises:
         UserError: where a metric is unknown or needs class logits that the extractor has not.

@@ -30,7 +30,8 @@ from betasigma.evaluation.sharding import broadcast, gather
 
 Split = Literal["train", "test"]
 
-FORMAT = 1
+FORMAT = 2
+"""Of the files, and of the choice of images where not all are taken."""
 CAP = 10_000
 """Number of feature vectors kept for the metrics that need them."""
 
@@ -38,9 +39,9 @@ CAP = 10_000
 class DataSource(Protocol):
     """What the evaluation needs of a datamodule."""
 
-    def batches(
-        self, split: Split, batch_size: int, limit: int | None = None
-    ) -> Iterator[Tensor]: ...
+    def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
+        """All examples of a split, or ``limit`` that stand for it, the same every time."""
+        ...
 
     def content_key(self, split: Split) -> str: ...
 
