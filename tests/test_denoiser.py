@@ -122,11 +122,11 @@ def test_clipping_carries_over_to_eps_and_score() -> None:
 def test_learned_variance_is_split_off() -> None:
     network = Recorder(out=6)
     found = make(SCHEDULES["vp"], network)(batch(), 0.5)
-    assert found.variance is not None
+    assert found.interpolation is not None
     whole = network(batch(), torch.full((5,), 499.0))
     torch.testing.assert_close(found.output, whole[:, :3])
-    torch.testing.assert_close(found.variance, whole[:, 3:])
-    assert make(SCHEDULES["vp"])(batch(), 0.5).variance is None
+    torch.testing.assert_close(found.interpolation, whole[:, 3:])
+    assert make(SCHEDULES["vp"])(batch(), 0.5).interpolation is None
 
 
 def test_state_keeps_its_dtype_and_autocast_is_inside() -> None:
@@ -225,9 +225,9 @@ class TestGuidance:
 
     def test_learned_variance_is_that_of_the_given_label(self) -> None:
         guided = self.guided(2.0, network=Recorder(out=6))
-        variance = guided(batch(), 0.5, self.y).variance
+        variance = guided(batch(), 0.5, self.y).interpolation
         assert variance is not None
-        expected = guided.denoiser(batch(), 0.5, self.y).variance
+        expected = guided.denoiser(batch(), 0.5, self.y).interpolation
         torch.testing.assert_close(variance, expected)
 
     def test_refusals(self) -> None:

@@ -53,8 +53,8 @@ class Prediction:
         output: network output F of the same shape.
         alpha, sigma, c_skip, c_out: float64 CPU coefficients of shape ``()`` or ``(B,)``; x̂_0 =
             c_skip·x_t + c_out·F.
-        variance: what the network says of the reverse variance, where it has learned one; the shape
-            of ``x_t``.
+        interpolation: what the network says of the reverse variance, where it has learned one: −1
+            for β̃, 1 for β (see :meth:`log_variance`); the shape of ``x_t``.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Prediction:
         sigma: Tensor,
         c_skip: Tensor,
         c_out: Tensor,
-        variance: Tensor | None = None,
+        interpolation: Tensor | None = None,
     ) -> None:
-        self.x_t, self.output, self.variance = x_t, output, variance
+        self.x_t, self.output, self.interpolation = x_t, output, interpolation
         self.alpha, self.sigma = alpha, sigma
         self._c_skip, self._c_out = c_skip, c_out
 
@@ -95,7 +95,26 @@ class Prediction:
         """
         zero, one = torch.zeros_like(self._c_skip), torch.ones_like(self._c_out)
         x0 = self.x0.clamp(low, high)
-        return Prediction(self.x_t, x0, self.alpha, self.sigma, zero, one, self.variance)
+        return Prediction(self.x_t, x0, self.alpha, self.sigma, zero, one, self.interpolation)
+
+    def log_variance(self, low: Tensor, high: Tensor) -> Tensor:
+        """Log of the reverse step's variance: between log β̃ and log β as the network says (Nichol &
+        Dhariwal 2021, equation 15), the shape of ``x_t``.
+
+        Args:
+            low, high: log β̃ and log β of the step, float64 of shape ``()`` or ``(B,)``
+                (:func:`~betasigma.schedules.reverse_log_variances`).
+
+        Raises:
+            UserError: where the model has not learned one.
+        """
+        if self.interpolation is None:
+            raise UserError(
+                "variance=learned needs a model that has learned one: train it with "
+                "objective=hybrid, or take variance=beta or posterior"
+            )
+        share = (self.interpolation + 1) / 2
+        return share * expand(high - low, share) + expand(low, share)
 
     def _affine(self, skip: Tensor, out: Tensor) -> Tensor:
         output = self.output if bool((out == 1).all()) else self.output * expand(out, self.output)
@@ -217,10 +236,10 @@ class Denoiser(nn.Module):
             ).c_noise
         output = self._run(x_t, c_in, c_noise, y)
         channels = self.sample_shape[0]
-        variance = None
+        interpolation = None
         if output.shape[1] == 2 * channels:
-            output, variance = output.split(channels, dim=1)
-        return Prediction(x_t, output, alpha, sigma, c_skip, c_out, variance)
+            output, interpolation = output.split(channels, dim=1)
+        return Prediction(x_t, output, alpha, sigma, c_skip, c_out, interpolation)
 
     def _run(self, x_t: Tensor, c_in: Tensor, c_noise: Tensor, y: Tensor | None) -> Tensor:
         parameter = next(self.network.parameters(), None)
@@ -328,5 +347,5 @@ class Guided(nn.Module):
             c[:n] if c.ndim else c for c in (both.alpha, both.sigma, both._c_skip, both._c_out)
         )
         output = torch.lerp(free, given, self.weight)
-        variance = None if both.variance is None else both.variance[n:]
-        return Prediction(x_t, output, alpha, sigma, c_skip, c_out, variance)
+        interpolation = None if both.interpolation is None else both.interpolation[n:]
+        return Prediction(x_t, output, alpha, sigma, c_skip, c_out, interpolation)

@@ -31,6 +31,24 @@ def check_weighting(weighting: str, sigma_power: float, times: str) -> None:
         )
 
 
+def check_hybrid(weighting: str, times: str) -> None:
+    """Refuse what the hybrid objective's bound cannot be combined with.
+
+    Raises:
+        UserError: for times off the levels, or the bound's weight on the simple part too.
+    """
+    if times != "levels":
+        raise UserError(
+            f"objective=hybrid has a bound over the model's own levels; objective.times={times} "
+            f"must be levels"
+        )
+    if weighting == "vlb":
+        raise UserError(
+            "objective.weighting=vlb does not fit objective=hybrid, which adds the bound itself: "
+            "choose sigma_power or min_snr for its simple part"
+        )
+
+
 def check_label_dropout(probability: float) -> None:
     """Refuse what is no probability, or would hide every label.
 

@@ -285,6 +285,26 @@ def posterior(schedule: NoiseSchedule, t: Times, s: Times) -> Posterior:
     )
 
 
+def reverse_log_variances(schedule: NoiseSchedule, t: Times, s: Times) -> tuple[Tensor, Tensor]:
+    """log β̃ and log β of the step from t to s < t, the least and the greatest variance that its
+    reverse can need for data of at most unit variance (Nichol & Dhariwal 2021, section 3.1).
+
+    The step to clean data has β̃ = 0; as they do, it is given that of level 2 instead.
+
+    Raises:
+        UserError: where the schedule has one level only.
+    """
+    if schedule.levels < 2:
+        raise UserError(
+            "a learned variance lies between those of two neighbouring noise levels: sigma.levels "
+            "or beta.steps must be at least 2"
+        )
+    _, beta = transition(schedule, t, s)
+    first = posterior(schedule, 2 / schedule.levels, 1 / schedule.levels).variance
+    clean = torch.as_tensor(s, dtype=torch.float64) == 0
+    return torch.where(clean, first, posterior(schedule, t, s).variance).log(), beta.log()
+
+
 def _from_betas(betas: np.ndarray) -> VariancePreserving:
     log_alpha_bar = np.cumsum(np.log1p(-betas))
     return VariancePreserving(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))

@@ -43,6 +43,13 @@ class Network(nn.Module):
         return angle.sin() * x - angle.cos() * torch.tanh(x @ self.mix)
 
 
+class Doubled(Network):
+    """The same with what it says of the variance: between −1.2 and 1.2."""
+
+    def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.cat([super().forward(x, c_noise, y), 1.2 * torch.sin(x @ self.mix.T)], dim=1)
+
+
 @pytest.fixture
 def replay() -> type[Replay]:
     return Replay
@@ -50,13 +57,15 @@ def replay() -> type[Replay]:
 
 @pytest.fixture
 def eps_model() -> Callable[..., Denoiser]:
-    """``eps_model(schedule)``: a model around the ε-network, trained on every t."""
+    """``eps_model(schedule)``: a model around the ε-network, trained on every t, which has learned
+    a variance with ``doubled=True``.
+    """
 
-    def make(schedule: NoiseSchedule, **options) -> Denoiser:
+    def make(schedule: NoiseSchedule, doubled: bool = False, **options) -> Denoiser:
         preconditioning = Preconditioning(
             "epsilon", "timestep", "unit_variance", sigma_data=1.0, levels=schedule.levels
         )
-        network = Network(schedule.levels).requires_grad_(False)
+        network = (Doubled if doubled else Network)(schedule.levels).requires_grad_(False)
         return Denoiser(
             network, schedule, preconditioning, (4,), trained_on="continuous", **options
         )

@@ -103,6 +103,33 @@ class TestDiffusers:
         sampler = Ancestral(variance, steps=steps, clip=clip, dtype="float64")
         close(list(sampler.states(model, x, replay(draws))), self.run(scheduler, model, x))
 
+    @pytest.mark.parametrize(("name", "steps"), [("short", 60), ("linear", 40), ("cosine", 40)])
+    def test_learned_variance(self, eps_model, replay, noise, monkeypatch, name, steps) -> None:
+        """On all levels and respaced, where β and β̃ are those of the longer steps."""
+        schedule, options = DDPM_SCHEDULES[name]
+        scheduler = DDPMScheduler(
+            **options,
+            variance_type="learned_range",
+            clip_sample=True,
+            timestep_spacing="linspace",
+        )
+        scheduler.set_timesteps(steps)
+        model = eps_model(schedule, doubled=True)
+        x, draws = noise(BATCH, 4), noise(steps, BATCH, 4, seed=1)
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", given(draws))
+        theirs, state = [], x
+        for i in scheduler.timesteps:
+            output = model.network(state, i.double().expand(BATCH))
+            state = scheduler.step(output, i, state).prev_sample
+            theirs.append(state)
+        sampler = Ancestral("learned", steps=steps, clip=True, dtype="float64")
+        ours = list(sampler.states(model, x, replay(draws)))
+        close(ours, theirs)
+        fixed = Ancestral("beta", steps=steps, clip=True, dtype="float64")
+        others = list(fixed.states(model, x, replay(draws)))
+        assert (ours[-2] - others[-2]).abs().max() > 1e-2
+        assert (ours[0] - theirs[0]).abs().max() < 1e-5  # a single step
+
     @pytest.mark.parametrize("name", ["linear", "cosine"])
     @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
     @pytest.mark.parametrize("clip", [False, True])

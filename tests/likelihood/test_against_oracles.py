@@ -11,8 +11,8 @@ from torch import Tensor
 
 from betasigma.data.pixels import dequantized_bits
 from betasigma.errors import UserError
+from betasigma.gaussian import discretized_gaussian_bits
 from betasigma.likelihood import ContinuousBound, DiscreteBound, FlowLikelihood, GaussianPrior
-from betasigma.likelihood.bound import discretized_gaussian_bits
 from betasigma.oracles import GaussianMixture
 from betasigma.prior import Moments
 from betasigma.randomness import Stream

@@ -242,7 +242,7 @@ def test_off_the_levels_the_model_s_policy_decides(make_model) -> None:
         (lambda: Heun(rho=0.0), r"sampler\.rho=0\.0 must be above 0"),
         (lambda: Euler(start="zeros"), r"sampler\.start=zeros is unknown"),
         (lambda: DDIM(dtype="float16"), r"sampler\.dtype=float16 is unknown"),
-        (lambda: Ancestral("learned"), r"sampler\.variance=learned is unknown"),
+        (lambda: Ancestral("fixed"), r"sampler\.variance=fixed is unknown"),
         (lambda: DDIM(1.5), r"sampler\.eta=1\.5 must lie between 0 and 1"),
         (lambda: DPMSolver(-0.1), r"sampler\.eta=-0\.1 must lie between 0 and 1"),
         (lambda: AnnealedLangevin(0), r"sampler\.inner_steps=0 must be at least 1"),

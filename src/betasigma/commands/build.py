@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from betasigma.commands.schema import EXPLICIT, trains
+from betasigma.commands.schema import EXPLICIT, learns_variance, trains
 from betasigma.data import toy
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
@@ -102,7 +102,7 @@ def make_denoiser(
     schedule: NoiseSchedule = make(config["schedule"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        network = _make_network(config["network"], sample_shape)
+        network = _make_network(config["network"], sample_shape, learns_variance(config))
     return Denoiser(
         network,
         schedule,
@@ -116,10 +116,12 @@ def make_denoiser(
     )
 
 
-def _make_network(node: Config, sample_shape: tuple[int, ...]) -> nn.Module:
+def _make_network(node: Config, sample_shape: tuple[int, ...], doubled: bool) -> nn.Module:
+    size = sample_shape[0]
     if len(sample_shape) == 1:
-        return make(node, dim=sample_shape[0])
-    return make(node, in_channels=sample_shape[0], image_size=sample_shape[1])
+        return make(node, dim=size, **({"out_dim": 2 * size} if doubled else {}))
+    outputs = {"out_channels": 2 * size} if doubled else {}
+    return make(node, in_channels=size, image_size=sample_shape[1], **outputs)
 
 
 def make_sampler(node: Config) -> Sampler:

@@ -15,12 +15,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from betasigma.commands.schema import (
     ENERGY,
     EXPLICIT,
+    HYBRID,
     IMPLICIT,
     SLICED,
     Compare,
     Evaluate,
     Sample,
     Train,
+    learns_variance,
     own_keys,
     trains,
     validate,
@@ -29,7 +31,7 @@ from betasigma.commands.schema import (
 from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import check_metrics, check_n, choose
-from betasigma.limits import check_trace, check_weighting
+from betasigma.limits import check_hybrid, check_trace, check_weighting
 from betasigma.networks import limits
 from betasigma.tracking.compare import check_curves, read_runs
 from betasigma.training.headers import check_plain, checkpoint_path, read_header
@@ -121,6 +123,7 @@ def check_content(config: DictConfig) -> dict[str, Any]:
     else:
         content["steps"] = 0  # whatever an experiment says of training
     _check_labels(content)
+    _check_variance(content["sampler"], content)
     hardware = content["hardware"]
     devices = 1 if hardware["devices"] == "auto" else hardware["devices"] * hardware["nodes"]
     check_division(content["batch_size"], content["training"]["accumulate"], devices)
@@ -179,6 +182,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     content = validate(config, Sample)
     saved = saved_header(content["run"])["config"]
     _check_guidance("guidance", content["guidance"], saved)
+    _check_variance(content.get("sampler"), saved)
     if not trains(saved):
         _check_data({**saved["data"], **_given(content["data"])})
     _check_auto_step(content.get("sampler") or {}, saved["schedule"])
@@ -195,6 +199,7 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     content = validate(config, Evaluate)
     saved = saved_header(content["run"])["config"]
     _check_guidance("guidance", content["guidance"], saved)
+    _check_variance(content.get("sampler"), saved)
     _check_auto_step(content.get("sampler") or {}, saved["schedule"])
     _check_data({**saved["data"], **_given(content["data"])})
     check_n(content["n"], content["evaluation"]["metrics"])
@@ -441,11 +446,35 @@ def _check_objective(content: dict[str, Any]) -> None:
     if target == IMPLICIT:
         shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
         check_trace(math.prod(shape))
+    if target == HYBRID:
+        check_hybrid(objective["weighting"], objective["times"])
+        _check_doubled(network, content["schedule"])
     twice = network["_target_"] == ENERGY or target in (IMPLICIT, SLICED)
     if content["hardware"]["compile"] and twice:
         raise UserError(
             "hardware.compile=true cannot differentiate twice, as an energy network and implicit "
             "and sliced score matching must: leave it at false"
+        )
+
+
+def _check_doubled(network: dict[str, Any], schedule: dict[str, Any]) -> None:
+    """Refuse to learn a variance where there is no output, or no step, to have one."""
+    if network["_target_"] == ENERGY:
+        raise UserError(
+            "network=mlp_energy has the gradient of one scalar for output and no variance beside "
+            "it: objective=hybrid needs network=mlp"
+        )
+    for key, name in (("levels", "sigma.levels"), ("steps", "beta.steps")):
+        if schedule.get(key) == 1:
+            raise UserError(f"{name}=1 leaves objective=hybrid no step to learn the variance of")
+
+
+def _check_variance(sampler: dict[str, Any] | None, model: dict[str, Any]) -> None:
+    """Refuse to sample with a variance that the model has not learned."""
+    if sampler and sampler.get("variance") == "learned" and not learns_variance(model):
+        raise UserError(
+            "sampler.variance=learned needs a model that has learned one: train it with "
+            "objective=hybrid, or take sampler.variance=beta or posterior"
         )
 
 

@@ -31,6 +31,7 @@ Overlap = Annotated[float, Field(gt=0, lt=0.997)]
 
 ENERGY = "betasigma.networks.energy.energy_mlp"
 EXPLICIT = "betasigma.objectives.ExplicitScoreMatching"
+HYBRID = "betasigma.objectives.Hybrid"
 IMPLICIT = "betasigma.objectives.ImplicitScoreMatching"
 SLICED = "betasigma.objectives.SlicedScoreMatching"
 """Targets that need more than their own keys."""
@@ -151,7 +152,7 @@ class OnGrid(Sampler):
 
 class Ancestral(OnGrid):
     target: Literal["betasigma.samplers.Ancestral"] = Field(alias="_target_")
-    variance: Literal["beta", "posterior"]
+    variance: Literal["beta", "posterior", "learned"]
 
 
 class DDIM(OnGrid):
@@ -351,7 +352,12 @@ class Sliced(Objective):
     variance_reduced: bool
 
 
-AnyObjective = Annotated[DirectObjective | Sliced, Field(discriminator="target")]
+class Hybrid(Objective):
+    target: Literal["betasigma.objectives.Hybrid"] = Field(alias="_target_")
+    vlb_weight: Positive
+
+
+AnyObjective = Annotated[DirectObjective | Sliced | Hybrid, Field(discriminator="target")]
 
 
 class DenoiserNode(Node):
@@ -473,6 +479,11 @@ class Compare(Node):
 def trains(config: Mapping[str, Any]) -> bool:
     """Whether the model of a config is one that is trained: an oracle is not."""
     return config["model"]["family"] != "oracle"
+
+
+def learns_variance(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a config knows the variance of its reverse steps."""
+    return trains(config) and config["objective"]["_target_"] == HYBRID
 
 
 def validate(config: DictConfig, schema: type[Node]) -> dict[str, Any]:

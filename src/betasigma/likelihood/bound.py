@@ -13,7 +13,7 @@ one around x_0 and one around x̂_0, with variances β̃ and v, so that per dime
     KL = ½·[β̃/v − 1 − log(β̃/v) + c_x0²·(x_0 − x̂_0)²/v].
 
 With v = β̃ only the square remains: that is (2.9). With v = β_t the rest is a constant that (2.9)
-leaves out.
+leaves out. A learned v (Nichol & Dhariwal 2021) is the network's, pixel by pixel.
 
 *Continuous* (Kingma et al. 2021, "Variational diffusion models", equation 15). As the steps become
 infinitely fine the sum becomes an integral over log-SNR λ that depends on the schedule only through
@@ -25,7 +25,8 @@ which puts β-schedules and σ-ladders on the same footing.
 
 *Decoder.* p(x_0 | x_{t_min}) integrates a Gaussian around the denoiser's own estimate x̂_0 over
 each of the 256 bins (Ho et al. 2020, equation 13). Its standard deviation is either the kernel's,
-σ/α at t_min (DDPM's choice), or ``fitted``: the root mean square error of x̂_0 there. At σ_min =
+σ/α at t_min (DDPM's choice), the network's where it has ``learned`` one, or ``fitted``: the root
+mean square error of x̂_0 there. At σ_min =
 0.01 on [0, 1], 2.55 grey levels, the kernel's costs over two bits per dimension that the denoiser
 does not deserve, and models would be ranked by their σ_min.
 """
@@ -42,15 +43,14 @@ from torch import Tensor
 
 from betasigma.denoiser import Prediction
 from betasigma.errors import UserError
+from betasigma.gaussian import discretized_gaussian_bits, divergence
 from betasigma.objectives.denoising import perturb
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.samplers.base import DenoiserLike
-from betasigma.schedules import posterior, transition
+from betasigma.schedules import posterior, reverse_log_variances
 
-DecoderStd = Literal["fitted", "kernel"]
-BINS = 256
-"""Values of a pixel."""
+DecoderStd = Literal["fitted", "kernel", "learned"]
 
 
 @dataclass(frozen=True)
@@ -92,11 +92,11 @@ class DiscreteBound:
     Args:
         variance: v of the reverse steps: ``beta``, ``posterior``, or ``learned`` where the network
             has one.
-        decoder_std: ``kernel`` or ``fitted``.
+        decoder_std: ``kernel``, ``fitted``, or ``learned`` where the network has one.
         seed: of the noise; with the example's index it determines every draw.
     """
 
-    variance: Literal["beta", "posterior"] = "beta"
+    variance: Literal["beta", "posterior", "learned"] = "beta"
     decoder_std: DecoderStd = "kernel"
     seed: int = 0
 
@@ -128,12 +128,14 @@ class DiscreteBound:
         levels = []
         for s, t in pairwise(times):
             predicted = _predict(denoiser, x0, t, y, rng)
-            q = posterior(schedule, t, s)
-            v = q.variance if self.variance == "posterior" else transition(schedule, t, s)[1]
-            ratio = (q.variance / v).item()
-            squares = (x0 - predicted.x0).double().square().flatten(1).mean(1).cpu()
-            constant = ratio - 1 - math.log(ratio)
-            levels.append((constant + q.c_x0.item() ** 2 / v.item() * squares) / 2)
+            low, high = reverse_log_variances(schedule, t, s)
+            if self.variance == "learned":
+                log_v = predicted.log_variance(low, high).double()
+            else:
+                log_v = low if self.variance == "posterior" else high
+            gap = posterior(schedule, t, s).c_x0.item() * (x0 - predicted.x0).double()
+            kl = divergence(low - log_v, gap.square() * torch.exp(-log_v))
+            levels.append(kl.flatten(1).mean(1).cpu())
         per_level = torch.stack(levels, dim=1) / math.log(2)
         return Bound(
             _prior_bits(denoiser, x0, prior),
@@ -195,34 +197,16 @@ def decoder_bits(
     bins.
     """
     schedule = denoiser.schedule
-    predicted = _predict(denoiser, x0, schedule.t_min, y, rng).x0.double()
+    predicted = _predict(denoiser, x0, schedule.t_min, y, rng)
+    spread: Tensor | float
     if std == "fitted":
-        spread = (x0 - predicted).square().mean().sqrt().clamp(min=1e-6).item()
+        spread = (x0.double() - predicted.x0.double()).square().mean().sqrt().clamp(min=1e-6).item()
+    elif std == "learned":
+        bounds = reverse_log_variances(schedule, schedule.t_min, 0.0)
+        spread = torch.exp(predicted.log_variance(*bounds).double() / 2)
     else:
         spread = (schedule.sigma(schedule.t_min) / schedule.alpha(schedule.t_min)).item()
-    return discretized_gaussian_bits(x0, predicted, spread, denoiser.value_range)
-
-
-def discretized_gaussian_bits(
-    x0: Tensor, mean: Tensor, std: float, value_range: tuple[float, float]
-) -> Tensor:
-    """−log₂ of the mass of N(mean, std²) in each pixel's bin, mean over dimensions, ``(B,)`` on the
-    CPU.
-
-    The first and the last bin reach to −∞ and +∞ (Ho et al. 2020, equation 13).
-    """
-    low, high = value_range
-    half = (high - low) / (BINS - 1) / 2
-    x, mean = x0.double(), mean.double()
-    upper, lower = (x + half - mean) / std, (x - half - mean) / std
-    upper = torch.where(x > high - half, torch.inf, upper)
-    lower = torch.where(x < low + half, -torch.inf, lower)
-    # by symmetry both ends are brought to the side where the distribution function is small
-    flip = lower > 0
-    a, b = torch.where(flip, -upper, lower), torch.where(flip, -lower, upper)
-    log_b, log_a = torch.special.log_ndtr(b), torch.special.log_ndtr(a)
-    nats = -(log_b + torch.log1p(-torch.exp(log_a - log_b).clamp(max=1 - 1e-15)))
-    return nats.flatten(1).mean(1).cpu() / math.log(2)
+    return discretized_gaussian_bits(x0, predicted.x0, spread, denoiser.value_range).cpu()
 
 
 def _predict(

@@ -1,6 +1,7 @@
 """Objectives: what a denoiser is trained to minimise."""
 
 from betasigma.objectives.denoising import Denoising, LossTerms, Objective
+from betasigma.objectives.hybrid import Hybrid
 from betasigma.objectives.score_matching import (
     ExplicitScoreMatching,
     ImplicitScoreMatching,
@@ -10,6 +11,7 @@ from betasigma.objectives.score_matching import (
 __all__ = [
     "Denoising",
     "ExplicitScoreMatching",
+    "Hybrid",
     "ImplicitScoreMatching",
     "LossTerms",
     "Objective",

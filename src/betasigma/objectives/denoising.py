@@ -38,7 +38,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import Denoiser, expand
+from betasigma.denoiser import Denoiser, Prediction, expand
 from betasigma.limits import check_label_dropout, check_weighting
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
@@ -98,6 +98,10 @@ class Noised(NamedTuple):
     t: Tensor
     eps: Tensor
     y: Tensor | None
+
+    def error(self, predicted: Prediction) -> Tensor:
+        """‖ε − ε̂‖²/d, ``(B,)``."""
+        return (self.eps - predicted.eps).square().flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,5 @@ class Denoising(Objective):
     """
 
     def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
-        predicted = denoiser(noised.x_t, noised.t, noised.y).eps
-        error = (noised.eps - predicted).square().flatten(1).mean(1)
-        return self.weighted(denoiser, noised.t, error)
+        predicted = denoiser(noised.x_t, noised.t, noised.y)
+        return self.weighted(denoiser, noised.t, noised.error(predicted))

@@ -6,8 +6,10 @@ Ancestral sampling (Ho et al. 2020, algorithm 2; table 2.2 and equation 2.11 her
 
 with the posterior mean of equation 2.6. v is β_t = σ²_{t|s} (their "fixed large", the default and
 the choice of the published results) or the posterior variance β̃_t of equation 2.7 ("fixed small");
-the two are optimal for x_0 ~ N(0, I) and for one-point data respectively. Written with x̂_0,
-clipping it comes before the posterior mean.
+the two are optimal for x_0 ~ N(0, I) and for one-point data respectively. A model trained with
+``objective=hybrid`` knows what lies between (Nichol & Dhariwal 2021, equation 15), pixel by pixel
+and for the step that is taken, however long. Written with x̂_0, clipping it comes before the
+posterior mean.
 
 DDIM (Song, Meng & Ermon 2021, equation 12) keeps the marginals and chooses the noise:
 
@@ -21,18 +23,19 @@ from __future__ import annotations
 
 from typing import Literal, Unpack
 
+import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
 from betasigma.samplers.base import Bound, Noise, Options, Sampler
-from betasigma.schedules import posterior, transition
+from betasigma.schedules import posterior, reverse_log_variances, transition
 
 
 class Ancestral(Sampler):
     """DDPM's ancestral sampler (algorithm 2), on all levels or respaced to ``steps`` of them.
 
     Args:
-        variance: ``beta`` for β_t, ``posterior`` for β̃_t.
+        variance: ``beta`` for β_t, ``posterior`` for β̃_t, ``learned`` for the model's own.
         steps, clip, options: see :class:`Sampler`.
     """
 
@@ -40,24 +43,31 @@ class Ancestral(Sampler):
 
     def __init__(
         self,
-        variance: Literal["beta", "posterior"] = "beta",
+        variance: Literal["beta", "posterior", "learned"] = "beta",
         steps: int | None = None,
         clip: bool = True,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(steps, clip, **options)
-        if variance not in ("beta", "posterior"):
-            raise UserError(f"sampler.variance={variance} is unknown; choose from beta, posterior")
+        if variance not in ("beta", "posterior", "learned"):
+            raise UserError(
+                f"sampler.variance={variance} is unknown; choose from beta, posterior, learned"
+            )
         self.variance = variance
 
     def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
-        c_x0, c_xt, variance = posterior(model.schedule, t, s)
-        mean = c_x0.item() * model(x, t).x0 + c_xt.item() * x
+        schedule, prediction = model.schedule, model(x, t)
+        c_x0, c_xt, variance = posterior(schedule, t, s)
+        mean = c_x0.item() * prediction.x0 + c_xt.item() * x
         if s == 0:
             return mean
+        z = rng.normal(x.shape[1:], x.dtype)
+        if self.variance == "learned":
+            log_variance = prediction.log_variance(*reverse_log_variances(schedule, t, s))
+            return mean + torch.exp(log_variance / 2) * z
         if self.variance == "beta":
-            _, variance = transition(model.schedule, t, s)
-        return mean + variance.sqrt().item() * rng.normal(x.shape[1:], x.dtype)
+            _, variance = transition(schedule, t, s)
+        return mean + variance.sqrt().item() * z
 
 
 class DDIM(Sampler):
