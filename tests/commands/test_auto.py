@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +164,16 @@ def test_ladder_of_the_run_is_the_rule_s(auto: Outcome) -> None:
     middle = math.sqrt(2 * 64) * (ratio - 1)
     c = (math.erf((middle + 3 * ratio) / 2**0.5) - math.erf((middle - 3 * ratio) / 2**0.5)) / 2
     assert c == pytest.approx(0.567, abs=0.03)
+
+
+def test_off_the_ladder_is_said_once_in_one_line(
+    auto: Outcome, here: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    grid = ("sampler=heun", "sampler.steps=3", "batch_size=2", "hardware.precision=32")
+    outcome = launch("sample", f"run={auto.run}", "n=4", *grid)
+    assert outcome.status == 0, outcome.err
+    (told,) = [w for w in recwarn if "between them the network" in str(w.message)]
+    shown = warnings.formatwarning(told.message, told.category, told.filename, told.lineno)
+    assert re.fullmatch(
+        r"warning: the model was trained on \d+ .*off_levels=interpolate\)\n", shown
+    )

@@ -16,7 +16,7 @@ from betasigma.commands.measure import Meter
 from betasigma.commands.schema import Evaluate, validate
 from betasigma.tracking.loggers import RecordLogger
 from betasigma.tracking.record import Record
-from betasigma.training.display import Display
+from betasigma.training.display import Display, plain_warnings
 from betasigma.training.runs import short
 
 
@@ -28,6 +28,7 @@ def evaluate(config: DictConfig) -> None:
     """
     content = validate(config, Evaluate)
     out = short(Path(HydraConfig.get().runtime.output_dir))
+    plain_warnings()
     display = Display()
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     place(loaded.denoiser, content["hardware"])

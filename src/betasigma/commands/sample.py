@@ -18,7 +18,7 @@ from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike
 from betasigma.tracking.pictures import picture, save
 from betasigma.training.callbacks import class_labels, guided
-from betasigma.training.display import Display
+from betasigma.training.display import Display, plain_warnings
 from betasigma.training.runs import short, write_json
 
 
@@ -30,6 +30,7 @@ def sample(config: DictConfig) -> None:
     """
     content = validate(config, Sample)
     out = short(Path(HydraConfig.get().runtime.output_dir))
+    plain_warnings()
     display = Display()
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     denoiser = loaded.denoiser

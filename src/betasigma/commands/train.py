@@ -51,7 +51,7 @@ from betasigma.training.callbacks import (
     terminable,
 )
 from betasigma.training.checkpoints import AtomicCheckpointIO
-from betasigma.training.display import Display
+from betasigma.training.display import Display, plain_warnings
 from betasigma.training.headers import FORMAT, read_header
 from betasigma.training.runs import describe_environment, short, write_json
 
@@ -240,7 +240,7 @@ def quiet_libraries() -> None:
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch)\b.*")
-    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+    plain_warnings()
     torch.set_float32_matmul_precision("high")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -130,6 +131,11 @@ def warn(text: str) -> None:
     """One line on standard error."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
     log.warning(text)
+
+
+def plain_warnings() -> None:
+    """Show Python's warnings as one line each, without the code that gave them."""
+    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
 
 
 def _clock(seconds: float) -> str:
