@@ -123,7 +123,8 @@ def test_reference_can_be_limited(data, sampler):
 
 
 def test_points(tensor_data, noise_sampler):
-    data = tensor_data(torch.randn(400, 2), torch.randn(300, 2))
+    generator = torch.Generator().manual_seed(0)
+    data = tensor_data(*(torch.randn(n, 2, generator=generator) for n in (400, 300)))
     evaluator = Evaluator(Identity(2), data, ALL)
     found = {m.name: m.value for m in evaluator.evaluate(None, noise_sampler((2,)), n=200)}
     assert found["fd_identity"] == pytest.approx(0.5, abs=0.2)  # 2·(1 − ½)²
