@@ -1,8 +1,10 @@
 import multiprocessing
 import warnings
 
+import numpy as np
 import pytest
 import torch
+from scipy.linalg import sqrtm
 
 from betasigma.errors import UserError
 from betasigma.evaluation.evaluator import Evaluator
@@ -123,12 +125,21 @@ def test_reference_can_be_limited(data, sampler):
 
 
 def test_points(tensor_data, noise_sampler):
+    """Against √(AB) by scipy, from the moments of the very points."""
     generator = torch.Generator().manual_seed(0)
     data = tensor_data(*(torch.randn(n, 2, generator=generator) for n in (400, 300)))
-    evaluator = Evaluator(Identity(2), data, ALL)
-    found = {m.name: m.value for m in evaluator.evaluate(None, noise_sampler((2,)), n=200)}
-    assert found["fd_identity"] == pytest.approx(0.5, abs=0.2)  # 2·(1 − ½)²
-    assert found["nn_distance_ratio"] < 1
+    sampler = noise_sampler((2,))
+    found = Evaluator(Identity(2), data, ALL).evaluate(None, sampler, n=200)
+    drawn = sampler.sample(None, indices=range(200), seed=0, y=None, batch_size=200, progress=None)
+    distances = {m.split: m.value for m in found if m.name == "fd_identity"}
+    assert distances.keys() == data.splits.keys()
+    for split, points in data.splits.items():
+        a, b = drawn.x.double().numpy(), points.double().numpy()
+        cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+        means = ((a.mean(0) - b.mean(0)) ** 2).sum()
+        expected = means + np.trace(cov_a + cov_b - 2 * sqrtm(cov_a @ cov_b).real)
+        assert distances[split] == pytest.approx(expected, rel=1e-5)
+    assert next(m.value for m in found if m.name == "nn_distance_ratio") < 1
 
 
 @pytest.mark.parametrize(("n", "world"), [(100, 1), (100, 2), (100, 3), (10, 4), (0, 2)])
