@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from betasigma.denoiser import Denoiser, Guided, Prediction
 from betasigma.errors import UserError
 from betasigma.preconditioning import Preconditioning
-from betasigma.schedules import NoiseSchedule, geometric, linear
+from betasigma.schedules import NoiseSchedule, geometric, linear, posterior
 
 SCHEDULES = {"vp": linear(), "ve": geometric()}
 PREDICTIONS = ("epsilon", "score", "raw_score", "x0", "v", "edm")
@@ -104,6 +104,36 @@ def test_one_time_is_that_time_for_each() -> None:
     each = denoiser(batch(), torch.full((5,), 0.3, dtype=torch.float64))
     for name in ("x0", "eps", "score"):
         torch.testing.assert_close(getattr(scalar, name), getattr(each, name))
+
+
+def test_posterior_mean_through_eps_is_2_8() -> None:
+    """x_t/√α_t − (1 − α_t)/(√(1 − ᾱ_t)·√α_t)·ε̂, with the α_t = 1 − β_t of the text."""
+    schedule = linear()
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    alpha_bar = torch.cumprod(1 - beta, 0)
+    denoiser, x_t = make(schedule), batch()
+    for step in (2, 300, 1000):
+        found = denoiser(x_t, step / 1000)
+        c_x0, c_xt, _ = posterior(schedule, step / 1000, (step - 1) / 1000)
+        mean = c_x0.item() * found.x0 + c_xt.item() * x_t
+        b, bar = beta[step - 1].item(), alpha_bar[step - 1].item()
+        printed = x_t / (1 - b) ** 0.5 - b / ((1 - bar) * (1 - b)) ** 0.5 * found.eps
+        torch.testing.assert_close(mean, printed, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", SCHEDULES)
+def test_score_of_the_kernel_is_minus_eps_over_sigma(family: str) -> None:
+    """∇ log N(x̃; α·x, σ²·I), differentiated by PyTorch: what a network that knows x_0 answers."""
+    schedule, t = SCHEDULES[family], 0.5
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    x0, eps = batch().double(), batch().flip(0).double()
+    x_t = (alpha * x0 + sigma * eps).requires_grad_(True)
+    log_q = torch.distributions.Normal(alpha * x0, sigma).log_prob(x_t).sum()
+    (expected,) = torch.autograd.grad(log_q, x_t)
+    zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+    found = Prediction(x_t.detach(), x0, alpha, sigma, zero, one)
+    torch.testing.assert_close(found.score, expected)
+    torch.testing.assert_close(found.score, -eps / sigma)
 
 
 def test_clipping_carries_over_to_eps_and_score() -> None:
