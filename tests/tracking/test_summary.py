@@ -31,6 +31,9 @@ def make_run(path: Path, fd: float | None, seed: int, **config: Any) -> Path:
         record.append(30, {"val/fd_small": fd, "val/kid_small": 7.0}, {**told, "split": "train"})
         record.append(30, {"val/fd_small_test": fd + 1}, {**told, "split": "test"})
         record.append(30, {"val/fd_small_floor": 0.5}, {"n": 200})
+        bits = {"total": 3 + fd, "prior": 1.0, "diffusion": fd, "decoder": 2.0}
+        values = {f"val/bits_per_dim/some_bound/{name}": value for name, value in bits.items()}
+        record.append(30, values, {"n": 256, "nfe": 34, "split": "test"})
     return path
 
 
@@ -59,19 +62,22 @@ def test_a_row_is_a_setting_with_the_spread_over_its_seeds(sweep: Path, tmp_path
     runs = read_runs([str(sweep)])
     assert [run.config["hardware"]["threads"] for run in runs] == list(range(9, 15))
     rows = summarise(runs)
-    header, cells = table_of(rows)
+    title, header, cells = table_of(rows)
+    assert title.endswith("over the seeds; FD: fd_small; bits/dim: some_bound")
     assert header == [
-        *("run", "seeds", "fd_small train", "fd_small test", "fd_small floor"),
+        *("run", "seeds", "FD train", "FD test", "FD floor", "bits/dim"),
         *("n", "NFE", "training s"),
     ]
     assert cells == [
-        ["0 change 0", "3", "20.5 ± 0.5", "21.5 ± 0.5", "0.5", "200", "1000", "4"],
-        ["6 change 6", "3", "6 ± 3.6", "7 ± 3.6", "0.5", "200", "1000", "4"],
+        ["0 change 0", "3", "20.5 ± 0.5", "21.5 ± 0.5", "0.5", "23.5 ± 0.5", "200", "1000", "4"],
+        ["6 change 6", "3", "6 ± 3.6", "7 ± 3.6", "0.5", "9 ± 3.6", "200", "1000", "4"],
     ]
     write_summary(rows, tmp_path / "summary.csv")
     with (tmp_path / "summary.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["fd_small train"]) == pytest.approx(np.mean([3, 5, 10]))
+    assert float(last["some_bound diffusion"]) == pytest.approx(6)
+    assert float(last["some_bound prior"]) == pytest.approx(1)
     assert float(last["fd_small train std"]) == pytest.approx(np.std([3, 5, 10], ddof=1))
 
 
@@ -88,7 +94,7 @@ def test_what_differs_in_more_than_its_seed_is_not_averaged(tmp_path: Path) -> N
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "0", None, seed=0, **bridge(3))
     rows = summarise(read_runs([str(tmp_path)]))
-    assert table_of(rows) == (["run", "seeds", "training s"], [["3 change 3", "1", "4"]])
+    assert table_of(rows)[1:] == (["run", "seeds", "training s"], [["3 change 3", "1", "4"]])
     assert not draw_summary(rows, tmp_path / "plot.png")
     make_run(tmp_path / "1", 2.0, seed=1, **bridge(3))
     (row,) = summarise(read_runs([str(tmp_path)]))
@@ -99,7 +105,8 @@ def test_the_plot_shows_its_rows(sweep: Path, tmp_path: Path) -> None:
     assert draw_summary(summarise(read_runs([str(sweep)])), tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
-    assert {(31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colours, "three lines"
+    three = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
+    assert three | {(214, 39, 40)} <= colours, "three distances; a bound and its three terms"
 
 
 def test_a_run_is_not_named_through_its_sweep_again(sweep: Path) -> None:

@@ -41,7 +41,7 @@ def tell(runs: Sequence[Run], out: Path) -> None:
     out = short(out)
     rows = summarise(runs)
     display = Display()
-    display.table("results, ± one standard deviation over the seeds", *table_of(rows))
+    display.table(*table_of(rows))
     write_summary(rows, out / "summary.csv")
     display.line(f"summary {out}/summary.csv")
     if draw_summary(rows, out / "summary.png"):

@@ -25,6 +25,12 @@ DISTANCE = re.compile(r"val/((?:fid|fd_\w+?))(?:_(test|floor))?")
 split.
 """
 
+BITS = re.compile(r"val/(?:density_)?bits_per_dim/(\w+)/(\w+)")
+"""A likelihood in bits per dimension: which, and its total or one of its terms."""
+
+LAST = ("n", "NFE", "training s")
+"""Columns after the results."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -84,27 +90,36 @@ def measured(run: Run) -> dict[str, float]:
             found[f"{name} {against or 'train'}"] = float(row["value"])
             if against is None:
                 found |= {key: float(row[key.lower()]) for key in ("n", "NFE") if row[key.lower()]}
-        elif row["metric"] == "val/bits_per_dim":
-            found["bits/dim"] = float(row["value"])
+        elif bits := BITS.fullmatch(row["metric"]):
+            found[" ".join(bits.groups())] = float(row["value"])
     seconds = _training_seconds(run)
     return {**found, "training s": seconds} if seconds else found
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Columns that any row has, distances first."""
+    """Columns that any row has, results first."""
     known = dict.fromkeys(column for row in rows for column in row.values)
-    last = [c for c in ("bits/dim", "n", "NFE", "training s") if c in known]
-    return [*(column for column in known if column not in last), *last]
+    return [*(c for c in known if c not in LAST), *(c for c in LAST if c in known)]
 
 
-def table_of(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells to print: the mean, with ± its standard deviation over the seeds."""
-    columns = columns_of(rows)
+def table_of(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, header and cells to print: the mean, with ± its standard deviation over the seeds.
+
+    A likelihood is told by its total, and what all rows were measured by is in the title.
+    """
+    columns = [c for c in columns_of(rows) if not _is_bits(c) or c.endswith(" total")]
     cells = [
         [row.label, str(row.seeds), *(_cell(row.mean(c), row.std(c)) for c in columns)]
         for row in rows
     ]
-    return ["run", "seeds", *columns], cells
+    title, header = "results, ± one standard deviation over the seeds", list(columns)
+    for belongs, abbreviation in ((_is_distance, "FD"), (_is_bits, "bits/dim")):
+        names = {column.split()[0] for column in columns if belongs(column)}
+        if len(names) == 1:
+            (name,) = names
+            title += f"; {abbreviation}: {name}"
+            header = [c.replace(name, abbreviation).removesuffix(" total") for c in header]
+    return title, ["run", "seeds", *header], cells
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
@@ -122,8 +137,8 @@ def write_summary(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_summary(rows: Sequence[Row], path: Path) -> bool:
-    """Draw distances and bits per dimension over the rows, with error bars of one standard
-    deviation over the seeds.
+    """Draw distances, and bits per dimension with their terms, over the rows, with error bars of
+    one standard deviation over the seeds.
 
     Returns:
         Whether there was anything to draw.
@@ -132,8 +147,8 @@ def draw_summary(rows: Sequence[Row], path: Path) -> bool:
     from matplotlib.figure import Figure
 
     columns = columns_of(rows)
-    distances = [column for column in columns if DISTANCE.fullmatch(f"val/{column.split()[0]}")]
-    panels = [panel for panel in (distances, [c for c in columns if c == "bits/dim"]) if panel]
+    panels = [[c for c in columns if belongs(c)] for belongs in (_is_distance, _is_bits)]
+    panels = [panel for panel in panels if panel]
     if not panels:
         return False
     figure = Figure(figsize=(1.5 + 4.5 * len(panels), 4.5), dpi=110)
@@ -153,11 +168,20 @@ def draw_summary(rows: Sequence[Row], path: Path) -> bool:
                 linestyle="--" if column.endswith("floor") else "-",
             )
         axes.set_xticks(range(len(rows)), [row.label for row in rows], rotation=35, ha="right")
+        axes.set_ylabel("Fréchet distance" if _is_distance(panel[0]) else "bits per dimension")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     figure.tight_layout()
     canvas.print_png(path)
     return True
+
+
+def _is_distance(column: str) -> bool:
+    return DISTANCE.fullmatch(f"val/{column.split()[0]}") is not None
+
+
+def _is_bits(column: str) -> bool:
+    return column not in LAST and not _is_distance(column)
 
 
 def _name(run: Run) -> str:
