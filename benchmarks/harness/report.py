@@ -1,0 +1,188 @@
+"""What a benchmark leaves: one JSON file, and tables in Markdown made from such files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.timing import CLOCKS, use_clock
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Cell = str | int | float
+
+
+class Report:
+    """Tables, targets and raw numbers of one benchmark; printed as they come.
+
+    Args:
+        name: of the benchmark.
+        options: what it was run with.
+    """
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name, self.size, self.out = name, options.size, Path(options.out)
+        self._start = time.time()
+        shown = {k: v for k, v in vars(options).items() if k not in ("out", "data_root", "run")}
+        self.content: dict[str, Any] = {
+            "name": name,
+            "options": shown,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "tables": [],
+            "targets": [],
+            "notes": [],
+            "raw": {},
+        }
+
+    @property
+    def full(self) -> bool:
+        """Whether this is the full size."""
+        return bool(self.size == "full")
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
+        """Add a table."""
+        table = {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
+        self.content["tables"].append(table)
+        print(f"\n{title}\n{_table(table)}", flush=True)
+
+    def target(
+        self, what: str, value: float, at_least: float | None = None, at_most: float | None = None
+    ) -> None:
+        """Compare a measured value with what was to be reached."""
+        met = (at_least is None or value >= at_least) and (at_most is None or value <= at_most)
+        wanted = f"≥ {at_least:g}" if at_least is not None else f"≤ {at_most:g}"
+        self.content["targets"].append({"what": what, "wanted": wanted, "value": value, "met": met})
+        print(f"{'met ' if met else 'MISSED'} {what}: {value:.3g} (wanted {wanted})", flush=True)
+
+    def note(self, text: str) -> None:
+        """Say how something was measured, or what a number does not mean."""
+        self.content["notes"].append(text)
+
+    def raw(self, key: str, value: Any) -> None:
+        """Keep numbers that no table shows."""
+        self.content["raw"][key] = value
+
+    def save(self) -> Path:
+        """Write the JSON file, whole or not at all."""
+        from harness.machine import describe
+
+        self.content["seconds"] = round(time.time() - self._start, 1)
+        self.content["machine"] = describe()
+        self.out.mkdir(parents=True, exist_ok=True)
+        path = self.out / f"{self.name}.json"
+        partial = path.with_suffix(".partial")
+        text = json.dumps(self.content, indent=1, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
+        print(f"\nwrote {path} after {self.content['seconds']:.0f} s", flush=True)
+        return path
+
+
+def options(
+    description: str | None, argv: Sequence[str] | None, *more: tuple[str, dict[str, Any]]
+) -> argparse.Namespace:
+    """Command line of a benchmark.
+
+    Args:
+        description: what it measures.
+        argv: its words; ``None`` for the process's own.
+        more: further options, as (name, arguments of ``add_argument``).
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--size", choices=("small", "full"), default="small")
+    parser.add_argument("--out", help="folder of the results")
+    parser.add_argument("--data-root", help="folder that holds MNIST as torchvision keeps it")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall")
+    for name, arguments in more:
+        parser.add_argument(name, **arguments)
+    found = parser.parse_args(argv)
+    use_clock(found.clock)
+    found.out = found.out or str(default_out(found.size))
+    return found
+
+
+def default_out(size: str) -> Path:
+    """Where results of a size go: those of full size are for the docs, others are not kept."""
+    return ROOT / ("benchmarks/results" if size == "full" else "outputs/benchmarks")
+
+
+def load(folder: Path) -> list[dict[str, Any]]:
+    """All results in a folder, by name."""
+    files = sorted(folder.glob("*.json"))
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+
+
+def markdown(results: Sequence[dict[str, Any]]) -> str:
+    """One page of all results: targets first, then each benchmark's tables and notes."""
+    lines = ["# Benchmarks", "", INTRODUCTION, ""]
+    if results:
+        lines += [_machine(results[0]["machine"]), ""]
+    targets = [(r["name"], t) for r in results for t in r["targets"]]
+    if targets:
+        rows = [
+            [name, t["what"], t["wanted"], _text(t["value"]), "yes" if t["met"] else "**no**"]
+            for name, t in targets
+        ]
+        columns = ["benchmark", "what", "wanted", "measured", "met"]
+        lines += ["## Targets", "", _table({"columns": columns, "rows": rows}), ""]
+    for result in results:
+        size = result["options"]["size"]
+        load = result["machine"]["load"][0]
+        lines += [f"## {result['name']}", ""]
+        lines += [f"{size} size, {result['seconds']:.0f} s, load {load} at its end.", ""]
+        for table in result["tables"]:
+            lines += [f"**{table['title']}**", "", _table(table), ""]
+        lines += [f"- {note}" for note in result["notes"]] + [""]
+    return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+INTRODUCTION = (
+    "Written by `python benchmarks/run.py --size full`. A ratio is that of the medians of "
+    "candidates which took turns (A B A B …) on one machine; in brackets the quartiles of the "
+    "rounds' own ratios."
+)
+
+
+def replace_section(page: Path, name: str, text: str) -> None:
+    """Put ``text`` between the page's markers ``<!-- begin: name -->`` and ``<!-- end: name -->``.
+
+    Raises:
+        ValueError: where the page has no such markers.
+    """
+    begin, end = f"<!-- begin: {name} -->", f"<!-- end: {name} -->"
+    before, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} has no section between {begin} and {end}")
+    page.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    bf16 = "with bf16 arithmetic" if machine["bf16"] else "without bf16 arithmetic"
+    where = ", ".join(machine["gpus"]) or f"{machine['processor']} {bf16}"
+    return (
+        f"{where}; {machine['cores']} cores, {machine['threads']} threads, "
+        f"{machine['memory_gib']} GiB; Python {machine['python']}, {versions}."
+    )
+
+
+def _table(table: dict[str, Any]) -> str:
+    rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
+    return "\n".join("| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows)
+
+
+def _text(cell: Cell) -> str:
+    if isinstance(cell, float):
+        return f"{cell:,.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
+    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+
+
+def with_spread(ratio: float, spread: tuple[float, float]) -> str:
+    """A ratio and its quartiles, for a table."""
+    return f"{ratio:.2f} ({spread[0]:.2f}–{spread[1]:.2f})"

@@ -1,0 +1,291 @@
+"""Quality after equal wall-clock time on MNIST: ours (DDPM and NCSN) against the peers.
+
+Each trains by its own defaults on a network of comparable size for the same number of minutes, then
+draws the same number of images with the same numbers of network evaluations; one extractor measures
+them all. Each competitor has a process of its own; the clock runs from its first step to its last.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from pytorch_lightning.callbacks import Timer
+from torch.utils.data import DataLoader
+from torchvision import datasets, transforms
+
+from betasigma.commands.build import make_sampler
+from betasigma.data.datamodule import ImageDataModule
+from harness import ours, peers
+from harness.quality import Distances, Judge, mnist_or_stand_in
+from harness.report import ROOT, Report, options
+
+
+class Terms(NamedTuple):
+    """What all competitors share."""
+
+    root: Path
+    folder: Path
+    seconds: float
+    n: int
+    n_reference: int
+    budgets: tuple[int, ...]
+
+
+class Outcome(NamedTuple):
+    """What a competitor reached."""
+
+    parameters: int
+    steps: int
+    batch: int
+    seconds: float
+    distances: dict[str, dict[int, Distances]]
+    """By sampler and NFE."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Let all compete and write the report."""
+    chosen = options(
+        __doc__,
+        argv,
+        ("--minutes", {"type": float, "help": "of training, each; 10 at full size, else 0.3"}),
+        ("--n", {"type": int, "help": "images of each distance; 500 at full size, else 16"}),
+    )
+    os.environ.setdefault("WANDB_MODE", "offline")
+    report = Report("time_to_quality", chosen)
+    with TemporaryDirectory() as scratch:
+        terms = Terms(
+            mnist_or_stand_in(chosen, Path(scratch), report),
+            Path(chosen.out).resolve() / "time_to_quality",
+            60 * (chosen.minutes or (10 if report.full else 0.3)),
+            chosen.n or (500 if report.full else 16),
+            10_000 if report.full else 64,
+            (10, 20, 50, 100) if report.full else (5,),
+        )
+        outcomes, failures = compete(terms, Path(scratch))
+    if outcomes:
+        tell(report, terms, outcomes)
+    report.save()
+    if failures:
+        raise SystemExit(f"failed: {'; '.join(failures)}")
+
+
+def compete(terms: Terms, scratch: Path) -> tuple[dict[str, Outcome], list[str]]:
+    """Run the competitors one after the other; those that fail do not stop the others."""
+    competitors: dict[str, Callable[[Terms], Outcome]] = {
+        "ours, DDPM": partial(run_ours, "ddpm"),
+        "ours, NCSN": partial(run_ours, "ncsn"),
+        "diffusers": run_diffusers,
+        "denoising-diffusion-pytorch": partial(run_lucidrains, scratch),
+    }
+    outcomes, failures = {}, []
+    for name, compete_as in competitors.items():
+        print(f"{name}: training for {terms.seconds / 60:g} minutes", flush=True)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            try:
+                outcomes[name] = pool.submit(compete_as, terms).result()
+            except Exception as error:  # whatever a library raises, the others go on
+                failures.append(f"{name} ({type(error).__name__}: {error})")
+    return outcomes, failures
+
+
+def run_ours(family: str, terms: Terms) -> Outcome:
+    """``train.py experiment=mnist_<family>``, stopped by the clock."""
+    config = ours.composed(
+        [
+            f"experiment=mnist_{family}",
+            f"data.root={terms.root}",
+            "steps=1000000",
+            "evaluation=none",
+            f"data.val_size={min(1000, terms.n_reference)}",
+        ]
+    )
+    run = terms.folder / family
+    made = ours.parts(config)
+    timer = Timer({"seconds": terms.seconds})
+    trainer = ours.fit(config, made, run, [timer])
+    average = made.module.average.cpu()
+    judge = Judge(made.data, terms.n_reference)
+    found: dict[str, dict[int, Distances]] = {}
+    for name in ("ddim", "dpm_solver"):
+        for nfe in terms.budgets:
+            words = [f"experiment=mnist_{family}", f"sampler={name}", f"sampler.steps={nfe}"]
+            node = ours.composed([*words, f"data.root={terms.root}"])["sampler"]
+            distances, taken = judge.samples(average, make_sampler(node), terms.n)
+            found.setdefault(name, {})[taken] = distances
+    return Outcome(
+        peers.parameters(made.denoiser),
+        trainer.global_step,
+        config["batch_size"],
+        timer.time_elapsed("train"),
+        found,
+    )
+
+
+def run_diffusers(terms: Terms) -> Outcome:
+    """diffusers' example with its defaults: batch 16, a cosine schedule over 100 epochs."""
+    torch.manual_seed(0)
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
+    dataset = datasets.MNIST(str(terms.root), train=True, transform=transform)
+    loader = DataLoader(dataset, batch_size=16, shuffle=True)
+    model = peers.diffusers_unet(peers.GREY_28["diffusers"])
+    training = peers.DiffusersTraining(model, total=100 * len(loader))
+    steps, start = 0, time.monotonic()
+    while time.monotonic() - start < terms.seconds:
+        for x, _ in loader:
+            training.step(x)
+            steps += 1
+            if time.monotonic() - start >= terms.seconds:
+                break
+    seconds = time.monotonic() - start
+    pipeline, judge = training.sampler(), make_judge(terms)
+    found = {}
+    for nfe in terms.budgets:
+        torch.manual_seed(0)
+        parts = [
+            torch.from_numpy(
+                pipeline(batch_size=k, num_inference_steps=nfe, output_type="np").images
+            ).permute(0, 3, 1, 2)
+            for k in batches(terms.n)
+        ]
+        found[nfe] = judge.images(peers.uint8_of(parts))
+    return Outcome(peers.parameters(model), steps, 16, seconds, {"ddim": found})
+
+
+def run_lucidrains(scratch: Path, terms: Terms) -> Outcome:
+    """denoising-diffusion-pytorch's own Trainer as in its README, without flips: they would
+    teach it mirrored digits.
+    """
+    from denoising_diffusion_pytorch import Trainer
+
+    torch.manual_seed(0)
+    folder = scratch / "png"
+    folder.mkdir()
+    dataset = datasets.MNIST(str(terms.root), train=True)
+    for number, image in zip(count(), dataset.data.numpy(), strict=False):
+        Image.fromarray(image).save(folder / f"{number:05d}.png")
+    model = peers.lucidrains_unet(peers.GREY_28["denoising-diffusion-pytorch"])
+    trainer = Trainer(
+        peers.lucidrains_diffusion(model, 28),
+        str(folder),
+        train_batch_size=32,
+        train_lr=8e-5,
+        train_num_steps=1,
+        gradient_accumulate_every=2,
+        ema_decay=0.995,
+        save_and_sample_every=10**9,
+        calculate_fid=False,
+        augment_horizontal_flip=False,
+        results_folder=str(scratch / "results"),
+    )
+    start = time.monotonic()
+    while time.monotonic() - start < terms.seconds:
+        trainer.train_num_steps = trainer.step + 5
+        trainer.train()
+    seconds = time.monotonic() - start
+    judge, found = make_judge(terms), {}
+    average = trainer.ema.ema_model.model.eval()
+    for nfe in terms.budgets:
+        torch.manual_seed(0)
+        diffusion = peers.lucidrains_diffusion(average, 28, nfe)
+        found[nfe] = judge.images(peers.uint8_of(diffusion.sample(k) for k in batches(terms.n)))
+    return Outcome(peers.parameters(model), trainer.step, 64, seconds, {"ddim": found})
+
+
+def make_judge(terms: Terms) -> Judge:
+    """The judge of those who have no datamodule of ours."""
+    data = ImageDataModule("mnist", terms.root)
+    data.setup()
+    return Judge(data, terms.n_reference)
+
+
+def batches(n: int) -> list[int]:
+    """n in parts of at most 250."""
+    return [min(250, n - first) for first in range(0, n, 250)]
+
+
+def tell(report: Report, terms: Terms, outcomes: dict[str, Outcome]) -> None:
+    """Tables, targets and the plot."""
+    judge = make_judge(terms)
+    report.table(
+        f"Trained for {terms.seconds / 60:g} minutes each",
+        ["", "parameters", "optimizer steps", "batch", "images seen", "seconds"],
+        [
+            [name, o.parameters, o.steps, o.batch, o.steps * o.batch, o.seconds]
+            for name, o in outcomes.items()
+        ],
+    )
+    report.table(
+        f"{judge.name} to the training images, n={terms.n} "
+        f"(test images: {judge.floor(terms.n):.3g})",
+        ["", "sampler", *(f"NFE {nfe}" for nfe in terms.budgets)],
+        [
+            [name, sampler, *(found[nfe]["train"] for nfe in terms.budgets)]
+            for name, o in outcomes.items()
+            for sampler, found in o.distances.items()
+        ],
+    )
+    report.raw("distances", {name: o.distances for name, o in outcomes.items()})
+    report.note(
+        "Learning rates, batch sizes, augmentation and averaging are each library's own; flips are "
+        "off for denoising-diffusion-pytorch, which would otherwise learn mirrored digits."
+    )
+    targets(report, terms, outcomes)
+    picture = ROOT / "docs/pictures/time_to_quality.png" if report.full else None
+    plot(judge.name, outcomes, picture or Path(report.out) / "time_to_quality.png")
+
+
+def targets(report: Report, terms: Terms, outcomes: dict[str, Outcome]) -> None:
+    """Compare ours with the better of the peers."""
+
+    def best(names: Sequence[str], nfe: int) -> float:
+        found = [s[nfe]["train"] for name in names for s in outcomes[name].distances.values()]
+        return min(found)
+
+    us = [name for name in outcomes if name.startswith("ours")]
+    them = [name for name in outcomes if not name.startswith("ours")]
+    if not us or not them:
+        return
+    for nfe in terms.budgets:
+        report.target(
+            f"distance at {nfe} NFE, ours / better peer's", best(us, nfe) / best(them, nfe), None, 1
+        )
+    name, peer = "ours, DDPM", "denoising-diffusion-pytorch"
+    if {20, 100} <= set(terms.budgets) and {name, peer} <= set(outcomes):
+        ratio = best([name], 20) / best([peer], 100)
+        report.target(
+            "our DDPM at 20 NFE / denoising-diffusion-pytorch's DDIM at 100", ratio, None, 1
+        )
+
+
+def plot(metric: str, outcomes: dict[str, Outcome], path: Path) -> None:
+    """Distance against NFE."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, outcome in outcomes.items():
+        for sampler, found in outcome.distances.items():
+            values = [found[nfe]["train"] for nfe in found]
+            axes.loglog(list(found), values, "o-", label=f"{name}, {sampler}")
+    axes.set_xlabel("network evaluations (NFE)")
+    axes.set_ylabel(metric)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
