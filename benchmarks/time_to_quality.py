@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from functools import partial
 from itertools import count
 from multiprocessing import get_context
@@ -112,7 +113,7 @@ def run_ours(family: str, terms: Terms) -> Outcome:
     )
     run = terms.folder / family
     made = ours.parts(config)
-    timer = Timer({"seconds": terms.seconds})
+    timer = Timer(timedelta(seconds=terms.seconds))
     trainer = ours.fit(config, made, run, [timer])
     average = made.module.average.cpu()
     judge = Judge(made.data, terms.n_reference)

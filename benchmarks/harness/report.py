@@ -48,7 +48,7 @@ class Report:
         """Add a table."""
         table = {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
         self.content["tables"].append(table)
-        print(f"\n{title}\n{_table(table)}", flush=True)
+        print(f"\n{title}\n{as_table(table)}", flush=True)
 
     def target(
         self, what: str, value: float, at_least: float | None = None, at_most: float | None = None
@@ -129,14 +129,14 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             for name, t in targets
         ]
         columns = ["benchmark", "what", "wanted", "measured", "met"]
-        lines += ["## Targets", "", _table({"columns": columns, "rows": rows}), ""]
+        lines += ["## Targets", "", as_table({"columns": columns, "rows": rows}), ""]
     for result in results:
         size = result["options"]["size"]
         load = result["machine"]["load"][0]
         lines += [f"## {result['name']}", ""]
         lines += [f"{size} size, {result['seconds']:.0f} s, load {load} at its end.", ""]
         for table in result["tables"]:
-            lines += [f"**{table['title']}**", "", _table(table), ""]
+            lines += [f"**{table['title']}**", "", as_table(table), ""]
         lines += [f"- {note}" for note in result["notes"]] + [""]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
@@ -172,7 +172,8 @@ def _machine(machine: dict[str, Any]) -> str:
     )
 
 
-def _table(table: dict[str, Any]) -> str:
+def as_table(table: dict[str, Any]) -> str:
+    """A table with ``columns`` and ``rows``, in Markdown."""
     rows = [table["columns"], ["---"] * len(table["columns"]), *table["rows"]]
     return "\n".join("| " + " | ".join(_text(cell) for cell in row) + " |" for row in rows)
 

@@ -1,0 +1,67 @@
+"""What the benchmarks' figures rest on: turns, ratios, exponents, counted operations, the page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from harness.ours import flops_of
+from harness.report import Report, load, markdown, replace_section
+from harness.timing import Timings, fitted_exponent, interleaved
+
+
+def test_candidates_take_turns_and_the_warm_up_does_not_count():
+    order: list[str] = []
+    timings = interleaved(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=2
+    )
+    assert order == ["a", "b"] * 5
+    assert {name: len(s) for name, s in timings.seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_ratio_is_of_medians_and_its_spread_of_the_rounds():
+    timings = Timings({"slow": [2.0, 4.0, 100.0], "fast": [1.0, 2.0, 10.0]})
+    assert timings.ratio("slow", "fast") == 2
+    assert timings.spread("slow", "fast") == (2, 6)
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1, 2])
+def test_the_exponent_of_a_power_law_is_found(exponent):
+    sizes = [4, 8, 16, 40]
+    assert fitted_exponent(sizes, [3 * s**exponent for s in sizes]) == pytest.approx(exponent)
+
+
+def test_operations_of_a_convolution_and_its_backward_pass():
+    x, w = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 3, 3, requires_grad=True)
+    forward = 2 * 2 * 8 * 8 * 5 * 3 * 9
+    assert flops_of(lambda: F.conv2d(x, w, padding=1)) == forward
+    # only the weight's gradient is asked for
+    assert flops_of(lambda: F.conv2d(x, w, padding=1).sum().backward()) == 2 * forward
+
+
+def test_results_come_back_as_a_page_that_says_what_was_missed(tmp_path):
+    report = Report("demo", argparse.Namespace(size="small", out=str(tmp_path), data_root="x"))
+    report.table("Speeds", ["", "images/s"], [["ours", 1234.5]])
+    report.target("fast enough", 1.5, at_least=2)
+    report.target("small enough", 0.9, at_most=1)
+    report.save()
+    page = markdown(load(tmp_path))
+    assert "| demo | fast enough | ≥ 2 | 1.5 | **no** |" in page
+    assert "| demo | small enough | ≤ 1 | 0.9 | yes |" in page
+    assert "| ours | 1,234 |" in page
+    saved = json.loads((tmp_path / "demo.json").read_text())
+    assert "data_root" not in saved["options"]
+    assert saved["machine"]["versions"]["torch"]
+
+
+def test_a_section_of_a_page_is_replaced_and_nothing_else(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- begin: x -->\nold\n<!-- end: x -->\nb\n")
+    replace_section(page, "x", "new")
+    assert page.read_text() == "a\n<!-- begin: x -->\nnew\n<!-- end: x -->\nb\n"
+    with pytest.raises(ValueError, match="no section"):
+        replace_section(page, "y", "new")
