@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from betasigma.commands.build import Config, make_data, make_sampler, place, precision_of
-from betasigma.commands.evaluate import with_place
-from betasigma.commands.load import load_run
+from betasigma.commands.load import load_run, with_place
 from betasigma.errors import UserError
 from harness import ours
 from harness.quality import Judge

@@ -16,14 +16,12 @@ from betasigma.commands.build import (
     Config,
     arrange,
     make_data,
-    make_denoiser,
     make_module,
     make_sampler,
-    precision_of,
 )
 from betasigma.commands.checks import check_content
 from betasigma.commands.measure import Meter
-from betasigma.commands.train import make_callbacks, make_trainer, quiet_libraries
+from betasigma.commands.train import make_callbacks, make_model, make_trainer, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.modules import DiffusionModule
@@ -55,11 +53,11 @@ def parts(config: Config) -> Parts:
     data = make_data(config)
     data.prepare_data()
     data.setup()
-    denoiser = make_denoiser(
-        config, data.sample_shape, data.value_range, precision_of(config["hardware"])
-    )
+    denoiser = make_model(config, data)
     arrange(denoiser, config["hardware"])
     module = make_module(config, denoiser)
+    assert isinstance(denoiser, Denoiser)
+    assert isinstance(module, DiffusionModule)
     return Parts(data, denoiser, module, make_sampler(config["sampler"]))
 
 

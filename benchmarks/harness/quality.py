@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.denoiser import Denoiser
+from betasigma.denoiser import DenoiserLike
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
@@ -40,7 +40,7 @@ class Judge:
         """Of uint8 images ``(n, C, H, W)``."""
         return _by_split(self.evaluator.evaluate_images(images))
 
-    def samples(self, denoiser: Denoiser, sampler: Sampler, n: int) -> tuple[Distances, int]:
+    def samples(self, denoiser: DenoiserLike, sampler: Sampler, n: int) -> tuple[Distances, int]:
         """Of samples 0 … n−1; and their NFE."""
         found = self.evaluator.evaluate(denoiser, sampler, n)
         assert found[0].nfe is not None
