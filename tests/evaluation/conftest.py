@@ -27,6 +27,9 @@ class TensorData:
         self.splits = {"train": train, "test": test}
         self.given = 0
 
+    def size(self, split: str) -> int:
+        return len(self.splits[split])
+
     def batches(self, split: str, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
         for batch in self.splits[split][:limit].split(batch_size):
             self.given += len(batch)

@@ -1,3 +1,5 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -121,3 +123,18 @@ def test_only_so_many_features_are_kept(statistics, monkeypatch):
     found = statistics.get("train")
     assert found.features.shape == (10, 48)
     assert found.moments.count == 70
+
+
+def test_work_is_shown_unless_it_is_in_the_cache(data, tmp_path):
+    seen = []
+
+    @contextmanager
+    def work(what, total):
+        yield lambda done, note: seen.append((what, done, total))
+
+    for _ in range(2):
+        ReferenceStatistics(Identity(48), data, tmp_path, 16, work).get("train", limit=40)
+    assert [done for _, done, _ in seen] == [16, 32, 40]
+    assert {(what, total) for what, _, total in seen} == {
+        ("features of 40 train images, to be kept", 40)
+    }

@@ -109,6 +109,7 @@ class Meter:
                 settings["cache"],
                 settings["batch_size"],
                 settings["n_reference"],
+                self._display.work,
             )
         return self._evaluator
 

@@ -35,7 +35,15 @@ from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import Moments, frechet_distance
 from betasigma.evaluation.metrics import inception_score, kid, metric_name, precision_recall
 from betasigma.evaluation.neighbours import Neighbours, distance_ratio, nearest
-from betasigma.evaluation.reference import CAP, DataSource, Reference, ReferenceStatistics, Split
+from betasigma.evaluation.reference import (
+    CAP,
+    DataSource,
+    Reference,
+    ReferenceStatistics,
+    Split,
+    Work,
+    unseen,
+)
 from betasigma.evaluation.sharding import broadcast, gather, shard
 
 NEIGHBOUR_QUERIES = 2000
@@ -144,6 +152,7 @@ class Evaluator:
         cache_dir: str | os.PathLike[str] | None = None,
         batch_size: int = 256,
         n_reference: int | None = None,
+        work: Work = unseen,
     ) -> None:
         check_metrics(metrics, extractor.name)
         self.metrics = frozenset(metrics)
@@ -155,7 +164,7 @@ class Evaluator:
         self.datamodule = datamodule
         self.batch_size = batch_size
         self.n_reference = n_reference
-        self.statistics = ReferenceStatistics(extractor, datamodule, cache_dir, batch_size)
+        self.statistics = ReferenceStatistics(extractor, datamodule, cache_dir, batch_size, work)
         self._held_out: Tensor | None = None
 
     def evaluate(

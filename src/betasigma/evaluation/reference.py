@@ -16,7 +16,8 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -36,8 +37,19 @@ CAP = 10_000
 """Number of feature vectors kept for the metrics that need them."""
 
 
+Work = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
+"""Shows work of so many units; yields ``update(done, note)``."""
+
+
+def unseen(what: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+    """Work that nobody watches."""
+    return nullcontext(lambda done, note: None)
+
+
 class DataSource(Protocol):
     """What the evaluation needs of a datamodule."""
+
+    def size(self, split: Split) -> int: ...
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
         """All examples of a split, or ``limit`` that stand for it, the same every time."""
@@ -113,6 +125,7 @@ class ReferenceStatistics:
         datamodule: the images.
         cache_dir: where files are kept; by default ``$BETASIGMA_CACHE`` or ``~/.cache/betasigma``.
         batch_size: number of images read at once.
+        work: shows the progress of what is not in the cache.
     """
 
     def __init__(
@@ -121,10 +134,12 @@ class ReferenceStatistics:
         datamodule: DataSource,
         cache_dir: str | os.PathLike[str] | None = None,
         batch_size: int = 256,
+        work: Work = unseen,
     ) -> None:
         self.extractor = extractor
         self.datamodule = datamodule
         self.batch_size = batch_size
+        self.work = work
         default = os.environ.get("BETASIGMA_CACHE") or "~/.cache/betasigma"
         self.cache_dir = Path(cache_dir or default).expanduser()
 
@@ -169,14 +184,18 @@ class ReferenceStatistics:
         moments = Moments(self.extractor.dim, self.extractor.float64_device)
         rows = RandomRows(self.extractor.dim, CAP)
         keys = torch.Generator().manual_seed(0)
+        size = self.datamodule.size(split)
+        total = size if limit is None else min(limit, size)
         first = 0
-        for number, images in enumerate(self.datamodule.batches(split, self.batch_size, limit)):
-            key = torch.rand(len(images), generator=keys, dtype=torch.float64)
-            if number % world_size == rank:
-                features, _ = self.extractor.extract(images)
-                moments.update(features)
-                rows.add(key, torch.arange(first, first + len(images)), features)
-            first += len(images)
+        with self.work(f"features of {total} {split} images, to be kept", total) as update:
+            for number, images in enumerate(self.datamodule.batches(split, self.batch_size, limit)):
+                key = torch.rand(len(images), generator=keys, dtype=torch.float64)
+                if number % world_size == rank:
+                    features, _ = self.extractor.extract(images)
+                    moments.update(features)
+                    rows.add(key, torch.arange(first, first + len(images)), features)
+                first += len(images)
+                update(first, "")
         return moments.to("cpu"), rows
 
     def _load(self, path: Path, key: str) -> Reference | None:
