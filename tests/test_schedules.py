@@ -10,11 +10,13 @@ import torch
 from diffusers import DDPMScheduler
 
 from betasigma.errors import UserError
+from betasigma.randomness import Stream
 from betasigma.schedules import (
     NoiseSchedule,
     VarianceExploding,
     VariancePreserving,
     cosine,
+    forward_path,
     geometric,
     linear,
     posterior,
@@ -228,6 +230,23 @@ def test_chaining_the_steps_gives_the_kernel(name: str) -> None:
     t = schedule.times()
     np.testing.assert_allclose(schedule.alpha(t).numpy(), scales, rtol=1e-11)
     np.testing.assert_allclose(schedule.sigma(t).numpy() ** 2, variances, rtol=1e-11)
+
+
+@pytest.mark.parametrize("schedule", [linear(steps=40), geometric(6)])
+def test_a_forward_path_is_one_process(schedule: NoiseSchedule) -> None:
+    """At each time it has the kernel's mean and variance, and between two times s < t of one path
+    the covariance α_t/α_s·σ_s² of a Markov chain."""
+    times = [schedule.t_min, 0.5, 1.0]
+    x0 = torch.full((20_000, 1), 0.7, dtype=torch.float64)
+    rng = Stream("test", indices=range(len(x0)))
+    path = torch.cat(list(forward_path(schedule, x0, times, rng)), dim=1)
+    alpha, sigma = (f(torch.tensor(times)).numpy() for f in (schedule.alpha, schedule.sigma))
+    spread = sigma / np.sqrt(len(x0))
+    assert (np.abs(path.mean(0).numpy() - 0.7 * alpha) < 4 * spread).all()
+    covariance = np.cov(path.numpy().T)
+    for i, j in ((0, 0), (1, 1), (2, 2), (0, 1), (1, 2), (0, 2)):
+        expected = alpha[j] / alpha[i] * sigma[i] ** 2
+        assert covariance[i, j] == pytest.approx(expected, abs=4 * 1.5 * spread[j] * sigma[i])
 
 
 @curves

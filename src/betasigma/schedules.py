@@ -19,7 +19,7 @@ Schedules compute in float64 on the CPU; whoever uses a value casts it at the ed
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
+from betasigma.randomness import Stream
 
 Times = Tensor | float
 
@@ -245,6 +246,26 @@ def geometric(levels: int = 10, max: float = 1.0, min: float = 0.01) -> Variance
         )
     log_sigma = np.linspace(math.log(min), math.log(max), levels) if levels > 1 else [math.log(max)]
     return VarianceExploding(-2 * np.asarray(log_sigma))
+
+
+def forward_path(
+    schedule: NoiseSchedule, x0: Tensor, times: Sequence[float], rng: Stream
+) -> Iterator[Tensor]:
+    """One path of the forward process from ``x0``: x_t at each of the rising ``times`` (equation
+    2.1, several of its steps taken at once by :func:`transition`).
+
+    Args:
+        schedule: the noise levels.
+        x0: clean data, shape ``(n, *sample_shape)``.
+        times: rising, each in [t_min, 1].
+        rng: random numbers of these n.
+    """
+    x, s = x0, 0.0
+    for t in times:
+        ratio, variance = (c.item() for c in transition(schedule, t, s))
+        x = ratio * x + variance**0.5 * rng.normal(x.shape[1:], x.dtype)
+        yield x
+        s = t
 
 
 class Posterior(NamedTuple):

@@ -104,8 +104,9 @@ def draw(denoiser: Denoiser, node: dict[str, Any]) -> None:
     [(group, name) for group in ("experiment", "bridge") for name in files(group)],
 )
 def test_every_experiment_and_every_point_of_the_bridge(group: str, name: str) -> None:
-    config(f"{group}='{name}'")
-    content = config(f"{group}='{name}'", *NARROW)
+    data = config(f"{group}='{name}'")["data"]["name"]
+    width = "width" if data == "mixture" else "channels"
+    content = config(f"{group}='{name}'", f"network.{width}=8", "batch_size=2")
     draw(train_a_step(content), content["sampler"])
 
 

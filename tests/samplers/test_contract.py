@@ -103,7 +103,10 @@ def test_states_are_the_trajectory(make_model, name: str) -> None:
     model, (sampler, _) = make_model(SCHEDULES["geometric"]), SAMPLERS[name]
     rng = Stream("sample", 5, indices=range(3))
     *path, last = sampler.states(model, sampler.begin(model, rng), rng)
-    assert len(path) + 1 == sampler.calls(sampler.times(model.schedule))
+    reached = sampler.reached(sampler.times(model.schedule))
+    assert len(path) + 1 == len(reached)
+    assert reached == sorted(reached, reverse=True)
+    assert reached[-1] == 0
     assert last.dtype == sampler.dtype
     assert not last.requires_grad
     torch.testing.assert_close(last.float(), sampler.sample(model, 3, seed=5).x)

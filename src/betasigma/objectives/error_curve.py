@@ -31,6 +31,12 @@ def to_schedule_log_snr(log_snr: float, value_range: tuple[float, float]) -> flo
     return log_snr + 2 * math.log(2 / (high - low))
 
 
+def from_schedule_log_snr(log_snr: float, value_range: tuple[float, float]) -> float:
+    """Inverse of :func:`to_schedule_log_snr`."""
+    low, high = value_range
+    return log_snr - 2 * math.log(2 / (high - low))
+
+
 def covered(schedule: NoiseSchedule, log_snr: float) -> bool:
     """Whether the schedule's curve reaches this log-SNR (of its own data)."""
     return bool(schedule.log_snr(1.0) <= log_snr <= schedule.log_snr(schedule.t_min))

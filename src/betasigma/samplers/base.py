@@ -180,7 +180,7 @@ class Sampler:
         if (n is None) == (indices is None):
             raise UserError("give either n, the number of samples, or their indices")
         wanted = list(range(n)) if n is not None else [int(i) for i in indices or ()]
-        share = len(wanted) * self.calls(self.times(denoiser.schedule))
+        share = len(wanted) * len(self.reached(self.times(denoiser.schedule)))
         parts, nfe = [], 0
         for first in range(0, len(wanted), batch_size):
             chunk = wanted[first : first + batch_size]
@@ -209,9 +209,9 @@ class Sampler:
         """The falling times at which this sampler visits the model."""
         return time_grid(schedule, self.steps, self.grid, self.rho)
 
-    def calls(self, times: list[float]) -> int:
-        """How many states ``trajectory`` yields for these times."""
-        return len(times)
+    def reached(self, times: list[float]) -> list[float]:
+        """The time that each state of ``trajectory`` has come to, falling to 0 (clean data)."""
+        return [*times[1:], 0.0]
 
     @torch.inference_mode()
     def _sample_batch(

@@ -59,8 +59,8 @@ class AnnealedLangevin(Sampler):
             )
         self.inner_steps, self.step_size, self.denoise = inner_steps, step, denoise
 
-    def calls(self, times: list[float]) -> int:
-        return len(times) * self.inner_steps + 1
+    def reached(self, times: list[float]) -> list[float]:
+        return [*(t for t in times for _ in range(self.inner_steps)), 0.0]
 
     def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         schedule = model.schedule

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SMALLEST = 32
 """Images are magnified by a whole number until a side is at least this many pixels."""
@@ -31,15 +35,21 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
 
 def scatter(points: Tensor) -> Image.Image:
     """Scatter plot of points ``(n, 2)``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 5), dpi=100)
-    canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=4, alpha=0.6)
     axes.set_aspect("equal")
     figure.tight_layout()
+    return rendered(figure)
+
+
+def rendered(figure: Figure) -> Image.Image:
+    """A matplotlib figure as an image."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(
         torch.frombuffer(canvas.buffer_rgba(), dtype=torch.uint8)
