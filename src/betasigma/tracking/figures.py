@@ -24,7 +24,7 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", 
 
 DPI = 90
 
-METHOD = Image.Quantize.FASTOCTREE
+METHOD = Image.Quantize.MAXCOVERAGE
 """Keeps the colour of a thin line beside a map of many colours."""
 
 
@@ -196,8 +196,8 @@ def draw_errors(maps: Sequence[ErrorMap], curves: Sequence[ErrorCurve], path: Pa
     _draw_maps(above, maps)
     left, right = below.subplots(1, 2, width_ratios=[1.6, 1])
     _draw_curves(left, curves)
-    for curve in curves:
-        right.plot(curve.sigma, curve.total_variation, "-o", color=BLUE, ms=4)
+    distortion = {s: tv for c in curves for s, tv in zip(c.sigma, c.total_variation, strict=True)}
+    right.plot(*zip(*sorted(distortion.items()), strict=True), "-o", color=BLUE, ms=4)
     right.set(ylim=(0, 1), ylabel="TV(p, q_σ)")
     _sigma_axis(right)
     right.set_title("distortion: how far q_σ is from the data", fontsize=10)
