@@ -32,7 +32,7 @@ def make_run(path: Path, fd: float | None, seed: int, **config: Any) -> Path:
         record.append(30, {"val/fd_small_test": fd + 1}, {**told, "split": "test"})
         record.append(30, {"val/fd_small_floor": 0.5}, {"n": 200})
         bits = {"total": 3 + fd, "prior": 1.0, "diffusion": fd, "decoder": 2.0}
-        values = {f"val/bits_per_dim/some_bound/{name}": value for name, value in bits.items()}
+        values = {f"val/bits_per_dim/some_bound/{name}_test": value for name, value in bits.items()}
         record.append(30, values, {"n": 256, "nfe": 34, "split": "test"})
     return path
 

@@ -25,8 +25,10 @@ DISTANCE = re.compile(r"val/((?:fid|fd_\w+?))(?:_(test|floor))?")
 split.
 """
 
-BITS = re.compile(r"val/(?:density_)?bits_per_dim/(\w+)/(\w+)")
-"""A likelihood in bits per dimension: which, and its total or one of its terms."""
+BITS = re.compile(r"val/(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
+"""A likelihood in bits per dimension: of points or images, which, its total or one of its terms, of
+the training or the test split.
+"""
 
 LAST = ("n", "NFE", "training s")
 """Columns after the results."""
@@ -91,7 +93,9 @@ def measured(run: Run) -> dict[str, float]:
             if against is None:
                 found |= {key: float(row[key.lower()]) for key in ("n", "NFE") if row[key.lower()]}
         elif bits := BITS.fullmatch(row["metric"]):
-            found[" ".join(bits.groups())] = float(row["value"])
+            density, estimator, term, test = bits.groups()
+            split = "" if test else "train "
+            found[f"{density}{estimator} {split}{term}"] = float(row["value"])
     seconds = _training_seconds(run)
     return {**found, "training s": seconds} if seconds else found
 
