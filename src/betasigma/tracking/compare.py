@@ -55,10 +55,11 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     Raises:
         UserError: where one is not a run directory, or is named twice.
     """
-    places = [run.resolve() for path in paths for run in jobs(Path(path))]
+    given = [run for path in paths for run in jobs(Path(path))]
+    places = [run.resolve() for run in given]
     if len(set(places)) < len(places):
         raise UserError(f"runs=[{','.join(paths)}] names a run twice")
-    runs = [read_run(place) for place in places]
+    runs = [read_run(run) for run in given]
     names = [place.name for place in places]
     return [
         run if names.count(place.name) == 1 else replace(run, label="/".join(place.parts[-2:]))
