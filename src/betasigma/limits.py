@@ -1,7 +1,7 @@
-"""What an objective can be asked for, checked without importing torch.
+"""What an objective or a likelihood can be asked for, checked without importing torch.
 
-The command line calls these functions before anything heavy is imported; the objectives call them
-again, so that a notebook gets the same sentence.
+The command line calls these functions before anything heavy is imported; objectives and
+likelihoods call them again, so that a notebook gets the same sentence.
 """
 
 from __future__ import annotations
@@ -70,4 +70,31 @@ def check_trace(dim: int) -> None:
             f"implicit score matching in {dim} dimensions would take {dim} backward passes a step; "
             f"it is meant for at most {TRACE_LIMIT}: use sliced or denoising score matching "
             f"(objective=sliced_vr or denoising)"
+        )
+
+
+def check_exact_trace(dim: int) -> None:
+    """Refuse the exact trace of a flow in many dimensions, with what it would cost.
+
+    Raises:
+        UserError: for more than ``TRACE_LIMIT`` dimensions.
+    """
+    if dim > TRACE_LIMIT:
+        raise UserError(
+            f"likelihood.trace=exact would take {dim} backward passes at each of some hundred "
+            f"evaluations; it is meant for at most {TRACE_LIMIT} dimensions: use "
+            f"likelihood.trace=hutchinson"
+        )
+
+
+def check_levels(levels: int) -> None:
+    """Refuse the likelihood of a model without a path from noise to data.
+
+    Raises:
+        UserError: for a single noise level.
+    """
+    if levels < 2:
+        raise UserError(
+            "a likelihood needs at least 2 noise levels (sigma.levels or beta.steps); this model "
+            "has 1"
         )

@@ -106,6 +106,14 @@ BAD = {
     "train model=oracle network.channels=8": r"network\.channels=8 does not fit model=oracle",
     "train model=oracle resume=auto": r"resume continues training, and model=oracle trains nothing",
     "train steps=0": r"steps=0 must be .* 1; only model=oracle trains nothing",
+    # likelihoods that there are not
+    "train likelihood=flows": r"likelihood=flows is unknown; did you mean likelihood=flow",
+    "train likelihood=discrete_bound beta.steps=1": r"likelihood needs at least 2 noise levels",
+    "train data=mixture likelihood=continuous_bound": r"of bytes.*use likelihood=flow",
+    "train data.image_size=32 likelihood=flow likelihood.trace=exact": r"1024 backward passes",
+    "train likelihood=flow likelihood.n=1": r"likelihood\.n=1 must be",
+    "evaluate run={run} n=9 likelihood=flow likelihood.trace=excat": r"likelihood\.trace=excat",
+    "evaluate run={run} n=9 likelihood=discrete_bound likelihood.variance=learned": r"need a model",
     # data that are not there
     "train data=mnist data.root=/nowhere": r"data\.root=/nowhere has no MNIST/raw.*download=true",
     "train data=celeba data.root={here}": r"data\.root=\S+ has no celeba/img_align_celeba",

@@ -273,6 +273,6 @@ def test_every_data_set_has_a_network(data: str) -> None:
 
 
 def test_every_hardware_logger_and_evaluation_composes() -> None:
-    for group in ("hardware", "logger", "evaluation"):
+    for group in ("hardware", "logger", "evaluation", "likelihood"):
         for name in files(group):
             config(f"{group}={name}")

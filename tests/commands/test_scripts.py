@@ -163,6 +163,35 @@ def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
     assert {"eval/kid_identity", "eval/fd_identity_test"} <= {row["metric"] for row in kept}
 
 
+def test_likelihoods_are_recorded_term_by_term(here: Path, ncsn_run: Path) -> None:
+    run = here / "outputs" / "run"
+    shutil.copytree(ncsn_run, run)
+    kinds = "discrete_bound,continuous_bound,flow"
+    own = ("evaluation=none", "likelihood.n=4", "error_curve=8")
+    outcome = done("evaluate", "-m", "run=outputs/run", f"likelihood={kinds}", *own)
+    rows = {row["metric"]: row for row in rows_of(run)}
+    values = {metric: float(row["value"]) for metric, row in rows.items()}
+    for kind, nfe in (("discrete_bound", 10), ("continuous_bound", 33)):
+        start = f"eval/bits_per_dim/{kind}"
+        terms = [values[f"{start}/{term}_test"] for term in ("prior", "diffusion", "decoder")]
+        assert values[f"{start}/total_test"] == pytest.approx(sum(terms))
+        row = rows[f"{start}/total_test"]
+        assert (row["n"], row["nfe"], row["split"]) == ("4", str(nfe), "test")
+    # a network that has learned nothing needs more than the 8 bits of a byte
+    assert 8 < values["eval/bits_per_dim/flow/total_test"] < 40
+    assert "likelihood of data with the smallest noise on them" in outcome.out
+    out = newest("*_evaluate_*")
+    assert (out / "0" / "bits_per_level.png").is_file()
+    assert not (out / "1" / "bits_per_level.png").exists()
+    assert (out / "2" / "denoising_error.png").is_file()
+    # log-SNR of data in [-1, 1]: sigma from 1 to 0.01 on [0, 1] is from 2 to 0.02 there
+    curve = [m.rpartition("_")[2] for m in values if m.startswith("eval/denoising_error/")]
+    assert curve == [f"{at:+d}" for at in range(-1, 8)]
+    done("compare", f"runs=[outputs/run,{ncsn_run}]", "metrics=[val/loss]")
+    with Image.open(newest("*_compare_*") / "denoising_error.png") as image:
+        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+
+
 # ---------------------------------------------------------------- compare.py
 
 

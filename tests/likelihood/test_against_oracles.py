@@ -12,7 +12,13 @@ from torch import Tensor
 from betasigma.data.pixels import dequantized_bits
 from betasigma.errors import UserError
 from betasigma.gaussian import discretized_gaussian_bits
-from betasigma.likelihood import ContinuousBound, DiscreteBound, FlowLikelihood, GaussianPrior
+from betasigma.likelihood import (
+    ContinuousBound,
+    DiscreteBound,
+    Examples,
+    FlowLikelihood,
+    GaussianPrior,
+)
 from betasigma.oracles import GaussianMixture
 from betasigma.prior import Moments
 from betasigma.randomness import Stream
@@ -94,10 +100,11 @@ def test_units_of_the_flow_follow_from_the_value_range() -> None:
             WEIGHTS, low + width * MEANS, width**2 * COVARIANCES, schedule, (low, high)
         )
         x = low + width * mixture("ncsn").draw(Stream("x", indices=range(16)))
-        found, _ = FlowLikelihood(trace="exact", tolerance=1e-7).bits_per_dim(
-            oracle, x, dequantized_bits((low, high)), ExactPrior(oracle)
+        examples = Examples(x, x, dequantized_bits((low, high)), torch.arange(len(x)))
+        found = FlowLikelihood(trace="exact", tolerance=1e-7).terms(
+            oracle, examples, ExactPrior(oracle)
         )
-        bits[family] = found
+        bits[family] = found.bits["total"]
     assert torch.allclose(bits["ncsn"], bits["ddpm"], atol=1e-3)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,13 @@ from betasigma.commands.schema import (
 from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import check_metrics, check_n, choose
-from betasigma.limits import check_hybrid, check_trace, check_weighting
+from betasigma.limits import (
+    check_exact_trace,
+    check_hybrid,
+    check_levels,
+    check_trace,
+    check_weighting,
+)
 from betasigma.networks import limits
 from betasigma.tracking.compare import check_curves, read_runs
 from betasigma.training.headers import check_plain, checkpoint_path, read_header
@@ -46,6 +53,7 @@ CHANGEABLE = (
     "cluster",
     "logger",
     "evaluation",
+    "likelihood",
     "sampler",
     "training.log_every",
     "training.validate_every",
@@ -125,6 +133,7 @@ def check_content(config: DictConfig) -> dict[str, Any]:
         content["steps"] = 0  # whatever an experiment says of training
     _check_labels(content)
     _check_variance(content["sampler"], content)
+    _check_likelihood(content.get("likelihood"), content)
     hardware = content["hardware"]
     devices = 1 if hardware["devices"] == "auto" else hardware["devices"] * hardware["nodes"]
     check_division(content["batch_size"], content["training"]["accumulate"], devices)
@@ -204,6 +213,7 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_auto_step(content.get("sampler") or {}, saved["schedule"])
     _check_data({**saved["data"], **_given(content["data"])})
     check_n(content["n"], content["evaluation"]["metrics"])
+    _check_likelihood(content.get("likelihood"), saved)
     return None
 
 
@@ -238,6 +248,8 @@ def decide_train(config: DictConfig) -> Decision:
 
 def decide_evaluate(config: DictConfig) -> Decision:
     """The extractor of the evaluation."""
+    if not config.evaluation.metrics:
+        return NOTHING
     return _extractor(config, read_header(checkpoint_path(config.run))["config"]["data"])
 
 
@@ -477,6 +489,29 @@ def _check_variance(sampler: dict[str, Any] | None, model: dict[str, Any]) -> No
             "sampler.variance=learned needs a model that has learned one: train it with "
             "objective=hybrid, or take sampler.variance=beta or posterior"
         )
+
+
+def _check_likelihood(node: dict[str, Any] | None, model: dict[str, Any]) -> None:
+    """Refuse a likelihood that the model of a config does not have."""
+    if node is None:
+        return
+    data, schedule = model["data"], model["schedule"]
+    levels = schedule.get("levels", schedule.get("steps"))
+    if levels != AUTO:
+        check_levels(levels)
+    shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
+    if len(shape) == 1 and not node["_target_"].endswith("FlowLikelihood"):
+        raise UserError(
+            f"a variational bound is of bytes, its decoder integrates over 256 grey levels, and "
+            f"data={data['name']} has points: use likelihood=flow"
+        )
+    if "learned" in (node.get("variance"), node.get("decoder_std")) and not learns_variance(model):
+        raise UserError(
+            "likelihood.variance=learned and likelihood.decoder_std=learned need a model that has "
+            "learned a variance: train it with objective=hybrid"
+        )
+    if node.get("trace") == "exact":
+        check_exact_trace(prod(shape))
 
 
 def _check_labels(content: dict[str, Any]) -> None:

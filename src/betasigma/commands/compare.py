@@ -9,7 +9,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from betasigma.commands.schema import Compare, validate
-from betasigma.tracking.compare import Run, draw_curves, last_values, read_runs, write_table
+from betasigma.tracking.compare import (
+    Run,
+    draw_curves,
+    error_curve,
+    last_values,
+    read_runs,
+    write_table,
+)
+from betasigma.tracking.plots import draw_error_curves
 from betasigma.tracking.summary import draw_summary, summarise, table_of, write_summary
 from betasigma.training.display import Display
 from betasigma.training.runs import short
@@ -32,6 +40,10 @@ def compare(config: DictConfig) -> None:
     draw_curves(runs, content["metrics"], out / "curves.png")
     display.line(f"table   {out}/table.csv")
     display.line(f"curves  {out}/curves.png")
+    errors = {run.label: curve for run in runs if (curve := error_curve(run))}
+    if errors:
+        draw_error_curves(errors, out / "denoising_error.png")
+        display.line(f"denoising error by log-SNR {out}/denoising_error.png")
 
 
 def tell(runs: Sequence[Run], out: Path) -> None:

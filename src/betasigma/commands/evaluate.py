@@ -8,9 +8,11 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
 
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.build import make_data, place, precision_of
+from betasigma.commands.likelihood import measure_error_curve, measure_likelihood
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import Meter
 from betasigma.commands.schema import Evaluate, validate
@@ -40,18 +42,24 @@ def evaluate(config: DictConfig) -> None:
     run = Path(content["run"])
     if run.is_dir():
         records.append(Record(run / "metrics.csv"))
+    loggers: list[Logger] = [RecordLogger(record) for record in records]
     meter = Meter(
         {**content, "training": {"guidance": content["guidance"]}},
         data,
         sampler,
-        [RecordLogger(record) for record in records],
+        loggers,
         display,
     )
     found = meter.measure(loaded.denoiser, content["n"])
     meter.log(found, loaded.step, prefix="eval")
+    where = (loaded.denoiser, data, loggers, display, loaded.step)
+    node = content.get("likelihood")
+    rows = measure_likelihood(node, content["seed"], *where, prefix="eval", out=out)
+    if content["error_curve"]:
+        measure_error_curve(content["error_curve"], *where, out=out, label=run.name)
     display.table(
         f"{content['run']} by {sampler.name}, seed {content['seed']}",
         ["metric", "value", "n", "NFE"],
-        meter.rows(found),
+        [*meter.rows(found), *rows],
     )
     display.line(f"metrics {', '.join(str(record.path) for record in records)}")

@@ -51,7 +51,7 @@ class Meter:
 
         To be called by all processes together; each draws its share.
         """
-        rank, world_size = _place()
+        rank, world_size = place_among_processes()
         if n == 0 or not self._settings["metrics"]:
             return []
         evaluator = self._open(denoiser)
@@ -72,17 +72,7 @@ class Meter:
 
     def log(self, found: list[Measurement], step: int, prefix: str = "val") -> None:
         """Send measurements to the loggers under ``<prefix>/<name>``."""
-        for m in found:
-            context = {
-                "n": m.n,
-                "nfe": m.nfe,
-                "sampler": m.sampler,
-                "seed": m.seed,
-                "split": m.split,
-                "extractor": m.extractor,
-            }
-            values = {f"{prefix}/{label(m)}": m.value}
-            log_values(self._loggers, values, step, context)
+        log_measurements(self._loggers, found, step, prefix)
         if found and found[0].nfe is not None:
             values = {"sample/nfe": float(found[0].nfe), "sample/n": float(found[0].n)}
             log_values(self._loggers, values, step)
@@ -114,7 +104,23 @@ class Meter:
         return self._evaluator
 
 
-def _place() -> tuple[int, int]:
+def log_measurements(
+    loggers: list[Logger], found: list[Measurement], step: int, prefix: str
+) -> None:
+    """Send measurements to the loggers under ``<prefix>/<name>``, with what they depend on."""
+    for m in found:
+        context = {
+            "n": m.n,
+            "nfe": m.nfe,
+            "sampler": m.sampler,
+            "seed": m.seed,
+            "split": m.split,
+            "extractor": m.extractor,
+        }
+        log_values(loggers, {f"{prefix}/{label(m)}": m.value}, step, context)
+
+
+def place_among_processes() -> tuple[int, int]:
     """Rank and number of processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1

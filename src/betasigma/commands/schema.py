@@ -260,6 +260,36 @@ class Evaluation(Node):
         return self
 
 
+class Likelihood(Target):
+    prior: Literal["standard", "moments"]
+    n: Annotated[int, Field(ge=2)]
+    split: Literal["train", "test"]
+    batch_size: Count
+
+
+class DiscreteBound(Likelihood):
+    target: Literal["betasigma.likelihood.DiscreteBound"] = Field(alias="_target_")
+    variance: Literal["beta", "posterior", "learned"]
+    decoder_std: Literal["kernel", "fitted", "learned"]
+
+
+class ContinuousBound(Likelihood):
+    target: Literal["betasigma.likelihood.ContinuousBound"] = Field(alias="_target_")
+    draws: Count
+    decoder_std: Literal["kernel", "fitted"]
+
+
+class FlowLikelihood(Likelihood):
+    target: Literal["betasigma.likelihood.FlowLikelihood"] = Field(alias="_target_")
+    trace: Literal["hutchinson", "exact"]
+    tolerance: Positive
+
+
+AnyLikelihood = Annotated[
+    DiscreteBound | ContinuousBound | FlowLikelihood, Field(discriminator="target")
+]
+
+
 class Wandb(Node):
     kind: Literal["wandb"]
     project: str
@@ -406,6 +436,7 @@ class Train(Node):
     sampler: AnySampler
     hardware: Hardware
     evaluation: Evaluation
+    likelihood: AnyLikelihood | None = None
     logger: AnyLogger
     data: Data
     model: Model
@@ -455,8 +486,10 @@ class Evaluate(Node):
     seed: Seed
     sampler: AnySampler | None = None
     guidance: NonNegative
+    error_curve: Index
     data: DataPlace
     evaluation: Evaluation
+    likelihood: AnyLikelihood | None = None
     hardware: Hardware
 
     @model_validator(mode="after")

@@ -31,6 +31,7 @@ from betasigma.commands.build import (
     precision_of,
 )
 from betasigma.commands.checks import check_content
+from betasigma.commands.likelihood import measure_likelihood
 from betasigma.commands.measure import Meter
 from betasigma.commands.processes import accompanied
 from betasigma.commands.schema import trains
@@ -205,6 +206,17 @@ def finish(
     grids.show(trainer, trainer.lightning_module, step)  # type: ignore[arg-type]
     found = meter.measure(average, content["evaluation"]["n"])
     meter.log(found, step)
+    likelihood = measure_likelihood(
+        content.get("likelihood"),
+        content["seed"],
+        average,
+        trainer.datamodule,  # type: ignore[attr-defined]
+        trainer.loggers,
+        display,
+        step,
+        prefix="val",
+        out=run,
+    )
     if not trainer.is_global_zero:
         return
     curves = Record(run / "metrics.csv")
@@ -213,7 +225,7 @@ def finish(
         values = curves.curve(metric)[1]
         if values:
             rows.append([metric, f"{values[-1]:.4g}", "", ""])
-    rows += meter.rows(found)
+    rows += [*meter.rows(found), *likelihood]
     display.table(f"{content['name']} after {step} steps", ["metric", "value", "n", "NFE"], rows)
     write_json(run / "summary.json", {"step": step, "table": rows})
     display.line(f"samples    {run}/samples/step_{step:07d}.png")

@@ -197,23 +197,25 @@ class ImageDataModule(LightningDataModule):
         (:func:`~betasigma.data.order.subset`; all by default), in the order of :meth:`tensor`, in
         batches of ``batch_size`` and a last one of what remains.
         """
-        source = self.source(split)
-        examples = subset(len(source), limit)
-        starts = range(0, len(examples), batch_size)
-        plan = [MicroBatch.of(examples[i : i + batch_size]) for i in starts]
-        for batch in Batches(source, lambda: plan, augment=False, workers=self.workers):
+        chosen = subset(self.size(split), limit)
+        for batch in self.examples(split, chosen, batch_size):
             yield batch["image"]
+
+    def examples(self, split: Split, numbers: np.ndarray, batch_size: int) -> Iterator[Batch]:
+        """These examples of ``split`` in order, with ``label`` where there are classes and their
+        numbers as ``index``, in batches of ``batch_size`` and a last one of what remains.
+        """
+        starts = range(0, len(numbers), batch_size)
+        plan = [MicroBatch.of(numbers[i : i + batch_size]) for i in starts]
+        source = self.source(split)
+        yield from Batches(source, lambda: plan, augment=False, workers=self.workers)
 
     def moments(self) -> Moments:
         """Mean and variance of each dimension of the training data in ``value_range``, from at most
-        ``MOMENT_EXAMPLES`` examples evenly spread over them.
+        ``MOMENT_EXAMPLES`` examples.
         """
-        source = self.source("train")
-        count = min(MOMENT_EXAMPLES, len(source))
-        chosen = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
-        plan = [MicroBatch.of(part) for part in np.array_split(chosen, -(-count // 256))]
-        batches = Batches(source, lambda: plan, augment=False, workers=self.workers)
-        return Moments.of(self.from_uint8(batch["image"]) for batch in batches)
+        batches = self.batches("train", 256, MOMENT_EXAMPLES)
+        return Moments.of(self.from_uint8(batch) for batch in batches)
 
     def content_key(self, split: Split) -> str:
         """Hex digest that changes when the images do.

@@ -29,28 +29,33 @@ each of the 256 bins (Ho et al. 2020, equation 13). Its standard deviation is ei
 mean square error of x̂_0 there. At σ_min =
 0.01 on [0, 1], 2.55 grey levels, the kernel's costs over two bits per dimension that the denoiser
 does not deserve, and models would be ranked by their σ_min.
+(:meth:`VariationalBound.fitted_to` fits it to all images at once, else it is each batch's own.)
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import Prediction
-from betasigma.errors import UserError
 from betasigma.gaussian import discretized_gaussian_bits, divergence
+from betasigma.likelihood.terms import Examples, Terms
+from betasigma.limits import check_levels
 from betasigma.objectives.denoising import perturb
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.samplers.base import DenoiserLike
-from betasigma.schedules import posterior, reverse_log_variances
+from betasigma.schedules import NoiseSchedule, posterior, reverse_log_variances
 
 DecoderStd = Literal["fitted", "kernel", "learned"]
+SMALLEST_STD = 1e-6
+"""Of a fitted decoder: a denoiser that is exact would ask for none at all."""
 
 
 @dataclass(frozen=True)
@@ -74,31 +79,96 @@ class Bound:
         return self.prior + self.diffusion + self.decoder
 
 
-def refuse_single_level(denoiser: DenoiserLike) -> None:
-    """Raises:
-    UserError: for a schedule of one noise level, which has no path from noise to data.
+@dataclass(frozen=True, kw_only=True)
+class VariationalBound:
+    """What both bounds share.
+
+    Args:
+        decoder_std: of the decoder's Gaussian: ``kernel``, ``fitted``, ``learned`` where the
+            network has one, or a number.
+        seed: of noise and levels; with the example's index it determines every draw.
     """
-    if denoiser.schedule.levels < 2:
-        raise UserError(
-            "a likelihood needs at least 2 noise levels (sigma.levels or beta.steps); this model "
-            "has 1"
-        )
+
+    name: ClassVar[str] = ""
+
+    decoder_std: DecoderStd | float
+    seed: int = 0
+
+    @property
+    def settings(self) -> str:
+        """What a value depends on, for the record."""
+        return f"decoder={self.decoder_std}"
+
+    def fitted_to(self, denoiser: DenoiserLike, batches: Iterable[Examples]) -> Self:
+        """With ``decoder_std=fitted``, the same bound with the root mean square error of x̂_0 at
+        t_min over all these examples for it: one number, whatever the batches.
+        """
+        if self.decoder_std != "fitted":
+            return self
+        squares, count = 0.0, 0
+        for examples in batches:
+            rng = _stream("decoder", self.seed, examples.x0, examples.indices)
+            predicted = _predict(denoiser, examples.x0, denoiser.schedule.t_min, examples.y, rng)
+            error = examples.x0.double() - predicted.x0.double()
+            squares, count = squares + error.square().sum().item(), count + error.numel()
+        return replace(self, decoder_std=max(math.sqrt(squares / count), SMALLEST_STD))
+
+    def terms(
+        self, denoiser: DenoiserLike, examples: Examples, prior: GaussianPrior | None = None
+    ) -> Terms:
+        """The bound on 8-bit data and its three terms.
+
+        Raises:
+            UserError: for a schedule of one level.
+        """
+        found = self.bits_per_dim(denoiser, examples.x0, prior, examples.indices, examples.y)
+        bits = {
+            "total": found.total,
+            "prior": found.prior,
+            "diffusion": found.diffusion,
+            "decoder": found.decoder,
+        }
+        nfe = (self.calls(denoiser.schedule) + 1) * denoiser.evaluations_per_call
+        return Terms(bits, found.per_level, nfe)
+
+    def calls(self, schedule: NoiseSchedule) -> int:
+        """Calls of the denoiser that the diffusion term takes."""
+        raise NotImplementedError
+
+    def bits_per_dim(
+        self,
+        denoiser: DenoiserLike,
+        x0: Tensor,
+        prior: GaussianPrior | None = None,
+        indices: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> Bound:
+        """The bound, term by term."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True)
-class DiscreteBound:
+@dataclass(frozen=True, kw_only=True)
+class DiscreteBound(VariationalBound):
     """The variational bound over the model's own levels (Ho et al. 2020, equation 5).
 
     Args:
         variance: v of the reverse steps: ``beta``, ``posterior``, or ``learned`` where the network
             has one.
-        decoder_std: ``kernel``, ``fitted``, or ``learned`` where the network has one.
-        seed: of the noise; with the example's index it determines every draw.
     """
 
+    name: ClassVar[str] = "discrete_bound"
+
     variance: Literal["beta", "posterior", "learned"] = "beta"
-    decoder_std: DecoderStd = "kernel"
-    seed: int = 0
+    decoder_std: DecoderStd | float = "kernel"
+
+    @property
+    def settings(self) -> str:
+        """What a value depends on, for the record."""
+        return f"variance={self.variance} {super().settings}"
+
+    def calls(self, schedule: NoiseSchedule) -> int:
+        """Calls of the denoiser that the diffusion term takes."""
+        return schedule.levels - 1
 
     @torch.no_grad()
     def bits_per_dim(
@@ -121,7 +191,7 @@ class DiscreteBound:
         Raises:
             UserError: for a schedule of one level.
         """
-        refuse_single_level(denoiser)
+        check_levels(denoiser.schedule.levels)
         schedule = denoiser.schedule
         rng = _stream("bound", self.seed, x0, indices)
         times = schedule.times().tolist()
@@ -145,20 +215,23 @@ class DiscreteBound:
         )
 
 
-@dataclass(frozen=True)
-class ContinuousBound:
+@dataclass(frozen=True, kw_only=True)
+class ContinuousBound(VariationalBound):
     """The bound of infinitely many steps (Kingma et al. 2021), by stratified draws of log-SNR.
 
     Args:
         draws: noise levels drawn for each example, one in each of as many equal parts of the range
             of log-SNR; one network evaluation each.
-        decoder_std: ``fitted`` or ``kernel``.
-        seed: of levels and noise; with the example's index it determines every draw.
     """
 
+    name: ClassVar[str] = "continuous_bound"
+
     draws: int = 64
-    decoder_std: DecoderStd = "fitted"
-    seed: int = 0
+    decoder_std: DecoderStd | float = "fitted"
+
+    def calls(self, schedule: NoiseSchedule) -> int:
+        """Calls of the denoiser that the diffusion term takes."""
+        return self.draws
 
     @torch.no_grad()
     def bits_per_dim(
@@ -170,7 +243,7 @@ class ContinuousBound:
         y: Tensor | None = None,
     ) -> Bound:
         """Bound on clean 8-bit data; arguments as :meth:`DiscreteBound.bits_per_dim`."""
-        refuse_single_level(denoiser)
+        check_levels(denoiser.schedule.levels)
         schedule = denoiser.schedule
         rng = _stream("continuous bound", self.seed, x0, indices)
         low = float(schedule.log_snr(1.0))
@@ -191,7 +264,7 @@ class ContinuousBound:
 
 
 def decoder_bits(
-    denoiser: DenoiserLike, x0: Tensor, std: DecoderStd, y: Tensor | None, rng: Stream
+    denoiser: DenoiserLike, x0: Tensor, std: DecoderStd | float, y: Tensor | None, rng: Stream
 ) -> Tensor:
     """E[−log₂ p(x_0 | x_{t_min})] per dimension, ``(B,)``: a Gaussian around x̂_0, integrated over
     bins.
@@ -200,12 +273,15 @@ def decoder_bits(
     predicted = _predict(denoiser, x0, schedule.t_min, y, rng)
     spread: Tensor | float
     if std == "fitted":
-        spread = (x0.double() - predicted.x0.double()).square().mean().sqrt().clamp(min=1e-6).item()
+        error = x0.double() - predicted.x0.double()
+        spread = max(error.square().mean().sqrt().item(), SMALLEST_STD)
     elif std == "learned":
         bounds = reverse_log_variances(schedule, schedule.t_min, 0.0)
         spread = torch.exp(predicted.log_variance(*bounds).double() / 2)
+    elif std == "kernel":
+        spread = schedule.ratio(schedule.t_min).item()
     else:
-        spread = (schedule.sigma(schedule.t_min) / schedule.alpha(schedule.t_min)).item()
+        spread = float(std)
     return discretized_gaussian_bits(x0, predicted.x0, spread, denoiser.value_range).cpu()
 
 

@@ -18,16 +18,16 @@ one Rademacher vector v per example.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from betasigma.errors import UserError
-from betasigma.likelihood.bound import refuse_single_level
-from betasigma.limits import TRACE_LIMIT
+from betasigma.likelihood.terms import Examples, Terms
+from betasigma.limits import check_exact_trace, check_levels
 from betasigma.objectives.score_matching import jacobian_trace
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
@@ -44,6 +44,8 @@ class FlowLikelihood:
             batch.
         seed: of the Rademacher vectors.
     """
+
+    name: ClassVar[str] = "flow"
 
     trace: Literal["hutchinson", "exact"] = "hutchinson"
     tolerance: float = 1e-5
@@ -72,14 +74,10 @@ class FlowLikelihood:
         Raises:
             UserError: for a schedule of one level, or the exact trace in more than 256 dimensions.
         """
-        refuse_single_level(denoiser)
+        check_levels(denoiser.schedule.levels)
         dim = x[0].numel()
-        if self.trace == "exact" and dim > TRACE_LIMIT:
-            raise UserError(
-                f"likelihood.trace=exact would take {dim} backward passes at each of some hundred "
-                f"evaluations; it is meant for at most {TRACE_LIMIT} dimensions: use "
-                f"likelihood.trace=hutchinson"
-            )
+        if self.trace == "exact":
+            check_exact_trace(dim)
         schedule = denoiser.schedule
         ends = -torch.stack([schedule.log_snr(schedule.t_min), schedule.log_snr(1.0)]) / 2
         chosen = torch.arange(len(x)) if indices is None else indices
@@ -109,24 +107,25 @@ class FlowLikelihood:
         end = chosen_prior.log_prob(alpha * path[-1].cpu()) + dim * math.log(alpha)
         return end + divergence[-1].double().cpu(), nfe
 
-    def bits_per_dim(
-        self,
-        denoiser: DenoiserLike,
-        x: Tensor,
-        unit_bits: float,
-        prior: GaussianPrior | None = None,
-        indices: Tensor | None = None,
-        y: Tensor | None = None,
-    ) -> tuple[Tensor, int]:
-        """Bits per dimension of 8-bit data, ``(B,)``, and NFE.
+    @property
+    def settings(self) -> str:
+        """What a value depends on, for the record."""
+        return f"trace={self.trace} tolerance={self.tolerance:g}"
 
-        Args:
-            x: uniformly dequantised data.
-            unit_bits: log₂ of the number of grey levels per unit of the value range
-                (:func:`betasigma.data.pixels.dequantized_bits`).
+    def fitted_to(self, denoiser: DenoiserLike, batches: Iterable[Examples]) -> Self:
+        """Itself: there is nothing to fit."""
+        return self
+
+    def terms(
+        self, denoiser: DenoiserLike, examples: Examples, prior: GaussianPrior | None = None
+    ) -> Terms:
+        """Bits per dimension of 8-bit data, by their uniformly dequantised values; of points, those
+        of the density itself.
         """
-        log_prob, nfe = self.log_prob(denoiser, x, prior, indices, y)
-        return unit_bits - log_prob / x[0].numel() / math.log(2), nfe
+        x = examples.dequantized
+        log_prob, nfe = self.log_prob(denoiser, x, prior, examples.indices, examples.y)
+        bits = examples.unit_bits - log_prob / x[0].numel() / math.log(2)
+        return Terms({"total": bits}, torch.empty(len(x), 0, dtype=torch.float64), nfe)
 
     def _divergence(self, velocity: Tensor, point: Tensor, probe: Tensor) -> Tensor:
         if self.trace == "hutchinson":

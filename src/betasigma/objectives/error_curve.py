@@ -42,6 +42,14 @@ def covered(schedule: NoiseSchedule, log_snr: float) -> bool:
     return bool(schedule.log_snr(1.0) <= log_snr <= schedule.log_snr(schedule.t_min))
 
 
+def covered_grid(schedule: NoiseSchedule, value_range: tuple[float, float]) -> list[float]:
+    """Every whole log-SNR (of data in [−1, 1]) that the schedule's curve reaches, rising."""
+    shift = to_schedule_log_snr(0.0, value_range)
+    low = math.ceil(schedule.log_snr(1.0).item() - shift - 1e-9)
+    high = math.floor(schedule.log_snr(schedule.t_min).item() - shift + 1e-9)
+    return [float(log_snr) for log_snr in range(low, high + 1)]
+
+
 def denoising_error(
     denoiser: DenoiserLike, x0: Tensor, y: Tensor | None, log_snr: float, rng: Stream
 ) -> Tensor:

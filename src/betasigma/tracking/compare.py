@@ -119,6 +119,20 @@ def _last(record: Record) -> dict[str, str]:
     return values
 
 
+ERROR = "/denoising_error/log_snr_"
+
+
+def error_curve(run: Run) -> dict[float, float]:
+    """Denoising error by log-SNR as it was last measured: by an evaluation, or else in training."""
+    for prefix in ("eval", "val"):
+        rows = [row for row in run.record.rows() if row["metric"].startswith(prefix + ERROR)]
+        if rows:
+            return {
+                float(r["metric"].removeprefix(prefix + ERROR)): float(r["value"]) for r in rows
+            }
+    return {}
+
+
 def write_table(rows: list[list[str]], labels: list[str], path: Path) -> None:
     """Write the table as CSV."""
     with path.open("w", newline="", encoding="utf-8") as file:

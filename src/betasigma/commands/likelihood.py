@@ -1,0 +1,82 @@
+"""Likelihood and denoising error as commands measure them: logged, drawn and told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pytorch_lightning.loggers import Logger
+
+from betasigma.commands.build import Config, make
+from betasigma.commands.measure import label, log_measurements, place_among_processes
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.denoiser import Denoiser
+from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
+from betasigma.oracles import Oracle
+from betasigma.tracking.loggers import log_values
+from betasigma.tracking.plots import draw_error_curves, draw_levels
+from betasigma.training.display import Display
+
+OF_METER = ("prior", "n", "split", "batch_size")
+"""Keys of a ``likelihood`` node that are not the estimator's own."""
+
+
+def measure_likelihood(
+    node: Config | None,
+    seed: int,
+    denoiser: Denoiser | Oracle,
+    data: ImageDataModule,
+    loggers: list[Logger],
+    display: Display,
+    step: int,
+    prefix: str,
+    out: Path,
+) -> list[list[str]]:
+    """Measure what a config's ``likelihood`` node names; by all processes together.
+
+    Args:
+        prefix: of the metrics' names.
+        out: directory for ``bits_per_level.png``, which a discrete bound draws.
+
+    Returns:
+        Rows of a table: metric, value ± its standard error, n, NFE; none where there is no node.
+    """
+    if node is None:
+        return []
+    own = {key: value for key, value in node.items() if key not in OF_METER}
+    settings = {key: node[key] for key in OF_METER}
+    meter = LikelihoodMeter(make({**own, "seed": seed}), data, **settings, seed=seed)
+    with display.share(f"likelihood of {node['n']} examples") as progress:
+        found = meter.measure(denoiser, *place_among_processes(), progress=progress)
+    log_measurements(loggers, found.measurements, step, prefix)
+    if len(found.per_level) and loggers:
+        draw_levels(found.per_level.tolist(), out / "bits_per_level.png")
+        display.line(f"bits/dim by level {out}/bits_per_level.png")
+    if meter.estimator.name == "flow":
+        ratio = denoiser.schedule.ratio(denoiser.schedule.t_min).item()
+        display.line(
+            f"flow: likelihood of data with the smallest noise on them, sigma/alpha = {ratio:.3g}; "
+            f"not a bound on that of clean data"
+        )
+    return [
+        [label(m), f"{m.value:.4f} ± {m.std:.4f}", str(m.n), str(m.nfe)] for m in found.measurements
+    ]
+
+
+def measure_error_curve(
+    n: int,
+    denoiser: Denoiser | Oracle,
+    data: ImageDataModule,
+    loggers: list[Logger],
+    display: Display,
+    step: int,
+    out: Path,
+    label: str,
+) -> None:
+    """Log the denoising error of n test examples at every whole log-SNR, and draw it."""
+    with display.share(f"denoising error of {n} examples") as progress:
+        curve = error_curve(denoiser, data, n, progress=progress)
+    values = {f"eval/denoising_error/log_snr_{at:+.0f}": error for at, error in curve.items()}
+    context = {"n": min(n, data.size("test")), "nfe": len(curve), "split": "test"}
+    log_values(loggers, values, step, context)
+    draw_error_curves({label: curve}, out / "denoising_error.png")
+    display.line(f"denoising error by log-SNR {out}/denoising_error.png")
