@@ -81,7 +81,7 @@ def tell(
     gap = {name: relative_gap(curves["fp32"], curve) for name, curve in curves.items()}
     report.table(
         "At the end",
-        ["run", "distance", "mean |difference of the loss to fp32|, relative"],
+        ["run", "distance", "mean relative difference of the loss to fp32"],
         [[name, distances[name]["train"], gap[name]] for name in curves],
     )
     report.target(

@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in chosen.cases or (list(CASES) if report.full else ["grey"]):
             measure(report, CASES[name], limits, rounds, Path(folder) / name)
+            report.save()
     report.note(
         "Peers and the bare loop train on a ready batch, without data loading, progress bars or "
         "trackers; ours includes all of them. Ours keeps its configured dropout, theirs have none."
