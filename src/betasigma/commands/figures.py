@@ -8,6 +8,7 @@ of evaluations.
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -304,7 +305,8 @@ def _weights(planar: Plane, source: Source) -> tuple[Tensor, dict[str, Any]]:
     levels = min(content["sigma"]["levels"], source.denoiser.schedule.levels)
     steps = content["sigma"]["levels"] * settings["inner_steps"] // levels
     sampler = AnnealedLangevin(inner_steps=steps, step=settings["step"], steps=levels)
-    *_, x = plane.langevin(sampler, source.denoiser, content["n"], content["seed"])
+    walk = plane.langevin(sampler, source.denoiser, content["n"], content["seed"])
+    x = deque(walk, maxlen=1).pop()
     share = plane.shares(x, planar.mixture)[0]
     return x, {
         "dynamics": "plain Langevin" if levels == 1 else "annealed Langevin",

@@ -52,18 +52,19 @@ def film(denoiser: DenoiserLike, sampler: Sampler, x0: Tensor, frames: int, seed
     rng = Stream("film", seed, indices=[0], device=denoiser.device)
     clean = x0[None].to(denoiser.device, sampler.dtype)
     noised = list(forward_path(schedule, clean, times, rng))
-    states = [noised[-1], *sampler.states(denoiser, noised[-1], rng)]
-    reached = [1.0, *sampler.reached(sampler.times(schedule))]
-    chosen = [states[nearest(schedule, reached, t)] for t in [0.0, *times[:-1]]]
+    reached = sampler.reached(sampler.times(schedule))
+    wanted = [nearest(schedule, reached, t) for t in [0.0, *times[:-1]]]
+    states = enumerate(sampler.states(denoiser, noised[-1], rng))
+    kept = {number: x for number, x in states if number in wanted}
     return Film(
         torch.cat([clean, *noised]).float().cpu(),
-        torch.cat([*chosen, noised[-1]]).float().cpu(),
+        torch.cat([*(kept[number] for number in wanted), noised[-1]]).float().cpu(),
         [
             from_schedule_log_snr(schedule.log_snr(t).item(), denoiser.value_range)
             for t in [0.0, *times]
         ],
         [schedule.ratio(t).item() for t in [0.0, *times]],
-        len(states) - 1,
+        len(reached),
     )
 
 
