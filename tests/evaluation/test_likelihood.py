@@ -46,7 +46,7 @@ def test_the_bound_of_a_memory_is_the_entropy_of_what_it_remembers(schedule, val
     assert total.value > exact - 4 * total.std
     assert total.value == pytest.approx(exact, abs=0.01 if schedule.levels == 1000 else 0.02)
     assert terms["decoder"].value < 1e-3
-    assert (total.n, total.nfe, total.split) == (96, 65, "train")
+    assert (total.n, total.nfe, total.split) == (96, 66, "train")
 
 
 def test_batches_and_processes_change_nothing() -> None:

@@ -96,10 +96,12 @@ class LikelihoodMeter:
         with in_float32(denoiser):
             everything = self._examples(denoiser, chosen)
             estimator = self.estimator.fitted_to(denoiser, everything)
+            fitting = 0 if estimator is self.estimator else denoiser.evaluations_per_call
             parts = []
             share = shard(n, rank, world_size)
             for examples in self._examples(denoiser, chosen[share.start : share.stop]):
-                parts.append(estimator.terms(denoiser, examples, prior))
+                terms = estimator.terms(denoiser, examples, prior)
+                parts.append(terms._replace(nfe=terms.nfe + fitting))
                 if progress is not None:
                     progress(world_size * len(examples.x0) / n)
         gathered = gather(parts, rank, world_size)
