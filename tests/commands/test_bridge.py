@@ -26,7 +26,10 @@ from betasigma.schedules import NoiseSchedule
 from betasigma.tracking.record import Record
 
 POINTS = range(7)
-BUDGET = ("steps=600", "evaluation.n=200", "training.num_samples=25")
+BUDGET = (
+    *("steps=600", "evaluation.n=200", "training.num_samples=25"),
+    "likelihood=continuous_bound",
+)
 """What a point of the bridge takes by itself, to be given to the models it is compared with."""
 BOOKKEEPING = {"name", "logger.group", "bridge", "bridge.point", "bridge.change"}
 NAMES = {"model._target_", "model.name", "model.family"}
@@ -192,7 +195,9 @@ OWN = [word for word in TINY if not word.startswith("sampler")]
 
 def weights(here: Path, *overrides: str) -> tuple[dict[str, Tensor], bytes]:
     """All weights, raw and averaged, of a tiny run and the picture of its samples."""
-    outcome = launch("train", *OWN, "steps=3", "training.num_samples=1", *overrides)
+    outcome = launch(
+        "train", *OWN, "likelihood=none", "steps=3", "training.num_samples=1", *overrides
+    )
     assert outcome.status == 0, outcome.err
     saved = torch.load(outcome.run / "checkpoints" / "last.ckpt", weights_only=True)
     picture = outcome.run / "samples" / "step_0000003.png"
@@ -230,7 +235,7 @@ def test_a_sweep_ends_with_one_table_and_one_plot(here: Path) -> None:
         *(word for word in OWN if not word.startswith(("steps", "evaluation"))),
         *("bridge=6,0", "seed=1,2", "steps=2", "training.num_samples=1", "sampler.steps=1"),
         *("evaluation.n=4", "evaluation.n_reference=20", "evaluation.metrics=[fd]"),
-        "evaluation.extractor=identity",
+        *("evaluation.extractor=identity", "likelihood.n=4", "likelihood.draws=2"),
     )
     assert outcome.status == 0, outcome.err
     (directory,) = here.glob("outputs/*_sweep_*")
@@ -244,6 +249,8 @@ def test_a_sweep_ends_with_one_table_and_one_plot(here: Path) -> None:
     runs = [run for run in directory.glob("*_bridge_0_*") if run.is_dir()]
     values = [Record(run / "metrics.csv").curve("val/fd_identity")[1][-1] for run in runs]
     assert float(first["fd_identity train"]) == pytest.approx(sum(values) / 2)
+    terms = [float(first[f"continuous_bound {term}"]) for term in ("prior", "diffusion", "decoder")]
+    assert float(first["continuous_bound total"]) == pytest.approx(sum(terms))
     assert "0 NCSN" in outcome.out
     assert (directory / "summary.png").stat().st_size > 10_000
 
