@@ -177,6 +177,28 @@ def test_a_model_that_refuses_what_lies_between_its_levels_is_validated_too(
     assert not recwarn
 
 
+@pytest.mark.parametrize(
+    ("schedule", "monitor"),
+    [
+        (["sigma.max=2", "sigma.min=.001"], "val/denoising_error"),
+        # log 0.02^-2 - log 4 = 6.4 is the largest log-SNR of data in [-1, 1]
+        (["sigma.min=.02"], "val/denoising_error/mean_log_snr_-1_to_+6"),
+        (["sigma.max=.1", "sigma.levels=1"], "val/loss"),
+    ],
+)
+def test_errors_have_one_name_only_where_they_are_means_over_one_range(
+    train: Launch, schedule: list[str], monitor: str
+) -> None:
+    """The best checkpoint is of the least error, by whatever name it goes."""
+    run = train("model=ncsn", *schedule, "training.validate_every=3").run
+    means = {name for name in metrics(run) if "denoising_error/log_snr" not in name}
+    means = {name for name in means if name.startswith("val/")} - {"val/loss"}
+    assert means == {monitor} - {"val/loss"}
+    errors = Record(run / "metrics.csv").curve(monitor)[1]
+    best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["callbacks"]["Checkpoints"]["best"] == min(errors)
+
+
 # ---------------------------------------------------------------- loggers
 
 

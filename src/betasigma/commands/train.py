@@ -37,6 +37,7 @@ from betasigma.commands.processes import accompanied
 from betasigma.commands.schema import trains
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike
+from betasigma.modules import MeasuredModule
 from betasigma.oracles import Oracle
 from betasigma.samplers import Sampler
 from betasigma.tracking.loggers import close_loggers, make_loggers
@@ -55,8 +56,6 @@ from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.display import Display, plain_warnings
 from betasigma.training.headers import FORMAT, read_header
 from betasigma.training.runs import describe_environment, short, write_json
-
-MONITOR = "val/denoising_error"
 
 
 def train(config: DictConfig) -> None:
@@ -145,7 +144,7 @@ def make_callbacks(
     }
     return [
         Metrics(display, settings["log_every"], content["batch_size"], content["steps"]),
-        Checkpoints(run / "checkpoints", header, settings["checkpoint_every"], MONITOR),
+        Checkpoints(run / "checkpoints", header, settings["checkpoint_every"]),
         Interrupts(display),
         SampleGrids(run, samples, settings["sample_every"]),
         Evaluation(
@@ -203,7 +202,8 @@ def finish(
     step = trainer.global_step
     grids = next(c for c in callbacks if isinstance(c, SampleGrids))
     average.to(trainer.strategy.root_device)
-    grids.show(trainer, trainer.lightning_module, step)  # type: ignore[arg-type]
+    module: MeasuredModule = trainer.lightning_module  # type: ignore[assignment]
+    grids.show(trainer, module, step)
     found = meter.measure(average, content["evaluation"]["n"])
     meter.log(found, step)
     likelihood = measure_likelihood(
@@ -221,7 +221,8 @@ def finish(
         return
     curves = Record(run / "metrics.csv")
     rows = []
-    for metric in ("train/loss", "val/loss", MONITOR, "train/images_per_second"):
+    of_training = ("train/loss", "val/loss", module.monitor, "train/images_per_second")
+    for metric in dict.fromkeys(of_training):
         values = curves.curve(metric)[1]
         if values:
             rows.append([metric, f"{values[-1]:.4g}", "", ""])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,8 +35,29 @@ class MeasuredModule(LightningModule):
 
     average: Denoiser | Oracle
 
+    @cached_property
+    def measured_at(self) -> tuple[float, ...]:
+        """Points of the grid of log-SNR (of data in [−1, 1]) that the schedule covers."""
+        schedule, value_range = self.average.schedule, self.average.value_range
+        return tuple(at for at in GRID if covered(schedule, to_schedule_log_snr(at, value_range)))
+
+    @property
+    def monitor(self) -> str:
+        """Metric that is least where the model is best; comparable between models of one name.
+
+        ``val/denoising_error`` is a mean over the whole grid; over a part of it the mean is named
+        by its ends, and where the schedule covers no point (one level) there is the loss.
+        """
+        if self.measured_at == GRID:
+            return "val/denoising_error"
+        if self.measured_at:
+            first, last = self.measured_at[0], self.measured_at[-1]
+            return f"val/denoising_error/mean_log_snr_{first:+.0f}_to_{last:+.0f}"
+        return "val/loss"
+
     def log_denoising_error(self, batch: dict[str, Any], rng: Stream) -> None:
-        """Log ‖ε − ε̂‖²/d at each log-SNR of the grid that the schedule covers, and their mean.
+        """Log ‖ε − ε̂‖²/d at each log-SNR of the grid that the schedule covers, and their mean under
+        a name that tells a mean over the whole grid from one over a part of it.
 
         Args:
             batch: ``x``, clean data in the model's value range, and ``label`` where there are
@@ -44,18 +66,13 @@ class MeasuredModule(LightningModule):
         """
         x, y = batch["x"], self.labels(batch)
         errors = []
-        for log_snr in GRID:
-            if not covered(
-                self.average.schedule,
-                to_schedule_log_snr(log_snr, self.average.value_range),
-            ):
-                continue
+        for log_snr in self.measured_at:
             with self.average.between_levels("interpolate"):
                 error = denoising_error(self.average, x, y, log_snr, rng).mean()
             self.log_mean(f"val/denoising_error/log_snr_{log_snr:+.0f}", error, len(x))
             errors.append(error)
         if errors:
-            self.log_mean("val/denoising_error", torch.stack(errors).mean(), len(x))
+            self.log_mean(self.monitor, torch.stack(errors).mean(), len(x))
 
     def labels(self, batch: dict[str, Any]) -> Tensor | None:
         """Class labels of a batch, where the model knows classes."""

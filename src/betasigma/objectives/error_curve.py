@@ -20,8 +20,8 @@ from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
 
 GRID = (-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
-"""log-SNR (of data in [−1, 1]) at which ``val/denoising_error`` is measured; every default schedule
-covers it.
+"""log-SNR (of data in [−1, 1]) that ``val/denoising_error`` is the mean over: −1, 0, …, 7. Every
+default schedule covers it; a model whose schedule does not has no metric of that name.
 """
 
 

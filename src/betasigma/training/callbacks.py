@@ -162,16 +162,15 @@ class Checkpoints(StepCallback):
         folder: where they go.
         header: what every checkpoint carries beside its weights: format, version, seed, config.
         every: steps between two writings of ``last.ckpt``; it is also written at the end and on an
-            interrupt.
-        monitor: metric whose least value makes ``best.ckpt``.
+            interrupt. ``best.ckpt`` is of the validation with the least ``monitor`` of the module.
 
     Attributes:
         saved: step of the ``last.ckpt`` that this process has written; −1 for none.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any], every: int, monitor: str) -> None:
+    def __init__(self, folder: Path, header: dict[str, Any], every: int) -> None:
         super().__init__()
-        self._folder, self._header, self._every, self._monitor = folder, header, every, monitor
+        self._folder, self._header, self._every = folder, header, every
         self._best = float("inf")
         self.saved = -1
 
@@ -196,7 +195,8 @@ class Checkpoints(StepCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        value = trainer.callback_metrics.get(self._monitor)
+        assert isinstance(pl_module, MeasuredModule)
+        value = trainer.callback_metrics.get(pl_module.monitor)
         if trainer.sanity_checking or value is None or not float(value) < self._best:
             return
         self._best = float(value)
