@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 
 from betasigma.errors import UserError
 from betasigma.training.checkpoints import HEADER, read, save
-from betasigma.training.headers import FORMAT, checkpoint_path, read_header
+from betasigma.training.headers import FORMAT, RECORD, checkpoint_path, read_header
 
 HEAD = {
     "format": FORMAT,
@@ -69,6 +71,36 @@ def test_a_flipped_bit(tmp_path: Path) -> None:
     path.write_bytes(flipped)
     with pytest.raises(UserError, match="is damaged"):
         read(path)
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
+    """17 MB of blanks in 17 kB of archive, and a record that is as large as it says."""
+    blanks = b" " * (17 * 2**20)
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED):
+        path = tmp_path / f"{compression}.ckpt"
+        with zipfile.ZipFile(path, "w", compression) as archive:
+            archive.writestr(f"bomb/{RECORD}", blanks + json.dumps(HEAD).encode())
+        with pytest.raises(UserError, match="is not a checkpoint of betasigma"):
+            read_header(path)
+
+
+def test_checksums_are_checked_once_for_each_state_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Any] = []
+    original = zipfile.ZipFile.testzip
+    monkeypatch.setattr(
+        zipfile.ZipFile, "testzip", lambda self: (checked.append(self), original(self))[1]
+    )
+    path = tmp_path / "last.ckpt"
+    save(contents(), path)
+    first = read_header(path)
+    first["config"]["name"] = "another"  # whoever has a header may change it
+    assert read(path)[HEADER] == read_header(path, "resume") == HEAD
+    assert len(checked) == 1
+    save({**contents(), HEADER: {**HEAD, "step": 8}}, path)
+    assert read_header(path)["step"] == 8
+    assert len(checked) == 2
 
 
 def test_a_newer_format(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pickletools
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ FORMAT = 1
 """Number of the checkpoint format that this version writes; it reads this one and older ones."""
 
 RECORD = "betasigma.json"
+LARGEST_RECORD = 16 * 2**20
+"""Bytes of the record; a config has some thousands."""
 
 FIELDS = {"version": str, "step": int, "seed": int, "value_range": list, "config": dict}
 """What a header holds beside its format number."""
@@ -58,22 +61,15 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
         format.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.rpartition("/")[2] == RECORD]
-            if not names:
-                raise UserError(f"{key}={path} is not a checkpoint of betasigma")
-            damaged = archive.testzip()
-            header = json.loads(archive.read(names[0]))
+        state = path.stat()
+        record = _checked_record(path, (state.st_mtime_ns, state.st_size, state.st_ino))
+        header = json.loads(record) if record is not None else None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError):
         raise UserError(
             f"{key}={path} is damaged or cut short; use another checkpoint of the run"
         ) from None
     except OSError as error:
         raise UserError(f"{key}={path} cannot be read: {error.strerror}") from None
-    if damaged is not None:
-        raise UserError(
-            f"{key}={path} is damaged (in {damaged}); use another checkpoint of the run"
-        )
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
         raise UserError(f"{key}={path} is not a checkpoint of betasigma")
     if header["format"] > FORMAT:
@@ -84,6 +80,30 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     if not all(isinstance(header.get(name), kind) for name, kind in FIELDS.items()):
         raise UserError(f"{key}={path} has a header that is not a betasigma checkpoint's")
     return header
+
+
+@lru_cache(maxsize=16)
+def _checked_record(path: Path, state: tuple[int, ...]) -> bytes | None:
+    """The JSON record of an archive, of which every byte has been compared with its checksum: once
+    for each state of the file, since that takes as long as reading it.
+
+    Returns:
+        ``None`` where the archive is not one that this module has completed: it has no record, or
+        one too large, or something in it is compressed, as ``torch.save`` does not (and would take
+        more memory than the file's size).
+
+    Raises:
+        zipfile.BadZipFile: where it is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        records = [entry for entry in entries if entry.filename.rpartition("/")[2] == RECORD]
+        compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        if not records or records[0].file_size > LARGEST_RECORD or compressed:
+            return None
+        if archive.testzip() is not None:
+            raise zipfile.BadZipFile
+        return archive.read(records[0])
 
 
 PLAIN = ("torch", "collections", "_codecs")
