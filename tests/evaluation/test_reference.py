@@ -53,6 +53,16 @@ def test_everything_it_depends_on_is_in_the_name(statistics, data, images):
     assert len(paths) == 5
 
 
+def test_more_than_there_are_is_all_of_them(statistics, data):
+    """Asked for 70, 71 or all of 70 images, it computes them once."""
+    names = {statistics.path("train", limit) for limit in (None, 70, 71, 10_000)}
+    assert names == {statistics.path("train")}
+    assert statistics.path("train", 69) not in names
+    statistics.get("train", 500)
+    statistics.get("train", 1000)
+    assert data.given == 70
+
+
 def test_changed_content_is_computed_again(statistics, data):
     before = statistics.get("train")
     data.splits["train"] = data.splits["train"].flip(0).clone().add_(1)

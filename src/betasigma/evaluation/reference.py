@@ -176,7 +176,9 @@ class ReferenceStatistics:
 
     def _key(self, split: Split, limit: int | None) -> str:
         content = self.datamodule.content_key(split)
-        return repr((FORMAT, content, split, limit, self.extractor.fingerprint, CAP))
+        everything = limit is None or limit >= self.datamodule.size(split)
+        taken = None if everything else limit
+        return repr((FORMAT, content, split, taken, self.extractor.fingerprint, CAP))
 
     def _compute(
         self, split: Split, limit: int | None, rank: int, world_size: int
