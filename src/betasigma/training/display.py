@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -44,7 +43,7 @@ class Display:
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[note]}"),
             TimeRemainingColumn(),
             console=self.console,
@@ -70,7 +69,14 @@ class Display:
 
     @contextmanager
     def work(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """Show work of ``total`` units; yields ``update(done, note)``."""
+        """Show work of ``total`` units, counted; yields ``update(done, note)``."""
+        with self._work(what, total, done, lambda n: f"{n}/{total}") as update:
+            yield update
+
+    @contextmanager
+    def _work(
+        self, what: str, total: int, done: int, count: Callable[[int], str]
+    ) -> Iterator[Callable[[int, str], None]]:
         start = last = time.monotonic()
 
         def tell(n: int, note: str) -> None:
@@ -81,24 +87,24 @@ class Display:
             last = now
             left = (total - n) * (now - start) / max(1, n - done)
             say = self._log if self._live else self.line
-            say(f"{what} {n}/{total}  {note}  {_clock(left)} left")
+            say(f"{what} {count(n)}  {note}  {_clock(left)} left")
 
         if not self._live:
             yield tell
             return
-        with self._bar(what, total, done) as task:
+        with self._bar(what, total, done, count(done)) as task:
 
             def update(n: int, note: str) -> None:
-                self._progress.update(task, completed=n, note=note)
+                self._progress.update(task, completed=n, note=note, count=count(n))
                 tell(n, note)
 
             yield update
 
     @contextmanager
     def share(self, what: str) -> Iterator[Callable[[float], None]]:
-        """Show work told in shares of the whole; yields ``advance(share)``."""
+        """Show work told in shares of the whole, in percent; yields ``advance(share)``."""
         total, done = 1000, 0.0
-        with self.work(what, total) as update:
+        with self._work(what, total, 0, lambda n: f"{100 * n // total} %") as update:
 
             def advance(share: float) -> None:
                 nonlocal done
@@ -113,11 +119,11 @@ class Display:
             log.info(text)
 
     @contextmanager
-    def _bar(self, what: str, total: int, done: int) -> Iterator[TaskID]:
+    def _bar(self, what: str, total: int, done: int, count: str) -> Iterator[TaskID]:
         if self._open == 0:
             self._progress.start()
         self._open += 1
-        task = self._progress.add_task(what, total=total, completed=done, note="")
+        task = self._progress.add_task(what, total=total, completed=done, note="", count=count)
         try:
             yield task
         finally:

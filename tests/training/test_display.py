@@ -1,0 +1,32 @@
+"""What is shown while something runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from betasigma.training import display
+from betasigma.training.display import Display
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Beginnings of all lines printed, of which none is left out for being soon after another."""
+    monkeypatch.setattr(display, "PLAIN_SECONDS", 0.0)
+    lines: list[str] = []
+    original = Display.line
+    monkeypatch.setattr(
+        Display,
+        "line",
+        lambda self, text: (lines.append(text.split("  ")[0]), original(self, text)),
+    )
+    return lines
+
+
+def test_steps_are_counted_and_shares_are_percent(told: list[str]) -> None:
+    with Display().work("training", 40, 10) as update:
+        update(20, "")
+    with Display().share("sampling") as advance:
+        for _ in range(8):
+            advance(1 / 8)
+    assert told[0] == "training 20/40"
+    assert told[1:] == [f"sampling {n} %" for n in (12, 25, 37, 50, 62, 75, 87, 100)]
