@@ -7,6 +7,7 @@ would be accepted.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -548,7 +549,8 @@ def learns_variance(config: Mapping[str, Any]) -> bool:
 
 
 def validate(config: DictConfig, schema: type[Node]) -> dict[str, Any]:
-    """The config as plain containers with interpolations resolved, known to fit ``schema``.
+    """The config as plain containers with interpolations resolved, known to fit ``schema``; one
+    directory for ``runs`` is a list of it.
 
     Raises:
         UserError: for the first key that does not.
@@ -562,6 +564,8 @@ def validate(config: DictConfig, schema: type[Node]) -> dict[str, Any]:
         raise UserError(str(error).splitlines()[0]) from None
     assert isinstance(plain, dict)
     content = {str(key): value for key, value in plain.items()}
+    if isinstance(content.get("runs"), str):
+        content["runs"] = [content["runs"]]
     validate_plain(content, schema)
     return content
 
@@ -589,7 +593,7 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        return f"{key}={first['input']} is unknown: there is no key {key}"
+        return f"{key}={_typed(first['input'])} is unknown: there is no key {key}"
     if first["type"] == "missing":
         return f"{key} has no value; give {key}=…"
     if first["type"].startswith("union_tag"):
@@ -601,7 +605,12 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
     message = message.replace(" after validation", "").replace("input", "value")
     if "must" not in message:
         message = f"is not possible: {message}"
-    return f"{key}={first['input']} {message}"
+    return f"{key}={_typed(first['input'])} {message}"
+
+
+def _typed(value: Any) -> Any:
+    """A value as it is typed in YAML and on the command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else value
 
 
 def _key(loc: tuple[int | str, ...], content: dict[str, Any]) -> str:
