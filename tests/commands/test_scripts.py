@@ -160,6 +160,10 @@ def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
     for row in of_fd:
         assert (row["step"], row["n"], row["nfe"], row["seed"]) == ("6", "6", "3", "4")
         assert (row["split"], row["extractor"]) == ("train", "identity")
+        assert (row["guidance"], row["n_reference"]) == ("1.0", "50")
+        own = {"ddim": "eta=0.0", "ancestral": "variance=beta"}[row["sampler"]]
+        assert {"clip=true", "start=prior", own} <= set(row["settings"].split())
+    assert all(float(row["std"]) > 0 for row in kept if row["metric"] == "eval/kid_identity")
     assert {"eval/kid_identity", "eval/fd_identity_test"} <= {row["metric"] for row in kept}
 
 

@@ -26,6 +26,17 @@ def test_values_and_what_they_were_measured_with(record: Record) -> None:
     assert row["split"] == row["extractor"] == ""
 
 
+def test_a_file_of_before_a_column_is_read_and_continued(record: Record) -> None:
+    earlier = "step,time,metric,value,n,nfe,sampler,seed,split,extractor"
+    record.path.write_text(f"{earlier}\n5,1.5,val/fid,3.17,50,10,ddim,0,train,inception\n")
+    assert record.rows()[0]["settings"] == record.rows()[0]["guidance"] == ""
+    record.append(10, {"val/fid": 3.0}, {"n": 50, "guidance": 2.0, "settings": "eta=1"})
+    assert record.path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    first, second = record.rows()
+    assert (first["value"], first["extractor"], first["guidance"]) == ("3.17", "inception", "")
+    assert (second["n"], second["guidance"], second["settings"]) == ("50", "2.0", "eta=1")
+
+
 def test_what_is_not_a_number_is_kept_as_such(record: Record) -> None:
     record.append(1, {"train/loss": float("nan"), "val/loss": float("inf")})
     assert [row["value"] for row in record.rows()] == ["nan", "inf"]

@@ -14,6 +14,7 @@ from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
 from betasigma.oracles import Oracle
 from betasigma.tracking.loggers import log_values
 from betasigma.tracking.plots import draw_error_curves, draw_levels
+from betasigma.tracking.record import words
 from betasigma.training.display import Display
 
 OF_METER = ("prior", "n", "split", "batch_size")
@@ -47,7 +48,8 @@ def measure_likelihood(
     meter = LikelihoodMeter(make({**own, "seed": seed}), data, **settings, seed=seed)
     with display.share(f"likelihood of {node['n']} examples") as progress:
         found = meter.measure(denoiser, *place_among_processes(), progress=progress)
-    log_measurements(loggers, found.measurements, step, prefix)
+    options = {k: v for k, v in node.items() if k not in ("_target_", "n", "split", "batch_size")}
+    log_measurements(loggers, found.measurements, step, prefix, {"settings": words(options)})
     if len(found.per_level) and loggers:
         draw_levels(found.per_level.tolist(), out / "bits_per_level.png")
         display.line(f"bits/dim by level {out}/bits_per_level.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.samplers import Sampler
 from betasigma.tracking.loggers import log_values
+from betasigma.tracking.record import words
 from betasigma.training.callbacks import class_labels, guided
 from betasigma.training.display import Display
 
@@ -72,7 +74,8 @@ class Meter:
 
     def log(self, found: list[Measurement], step: int, prefix: str = "val") -> None:
         """Send measurements to the loggers under ``<prefix>/<name>``."""
-        log_measurements(self._loggers, found, step, prefix)
+        drawn = {"guidance": self._guidance, "settings": words(self._sampler.settings)}
+        log_measurements(self._loggers, found, step, prefix, drawn)
         if found and found[0].nfe is not None:
             values = {"sample/nfe": float(found[0].nfe), "sample/n": float(found[0].n)}
             log_values(self._loggers, values, step)
@@ -105,9 +108,15 @@ class Meter:
 
 
 def log_measurements(
-    loggers: list[Logger], found: list[Measurement], step: int, prefix: str
+    loggers: list[Logger],
+    found: list[Measurement],
+    step: int,
+    prefix: str,
+    of_model: Mapping[str, Any],
 ) -> None:
-    """Send measurements to the loggers under ``<prefix>/<name>``, with what they depend on."""
+    """Send measurements to the loggers under ``<prefix>/<name>``, with what they depend on:
+    ``of_model`` where a model took part.
+    """
     for m in found:
         context = {
             "n": m.n,
@@ -116,6 +125,9 @@ def log_measurements(
             "seed": m.seed,
             "split": m.split,
             "extractor": m.extractor,
+            "std": m.std,
+            "n_reference": m.n_reference,
+            **(of_model if m.nfe is not None else {}),
         }
         log_values(loggers, {f"{prefix}/{label(m)}": m.value}, step, context)
 

@@ -86,6 +86,8 @@ class Measurement:
         extractor: name of the features; ``pixels`` (``points``) for distances between the data
             themselves.
         std: standard deviation over subsets or splits, where the metric has one.
+        n_reference: number of images of the split that they were compared with; ``None`` where
+            with none.
     """
 
     name: str
@@ -97,6 +99,7 @@ class Measurement:
     split: str | None
     extractor: str
     std: float | None = None
+    n_reference: int | None = None
 
 
 @dataclass
@@ -249,6 +252,7 @@ class Evaluator:
                 seed=None,
                 split="train",
                 extractor=self.extractor.name,
+                n_reference=train.moments.count,
             )
         known = broadcast(found, world_size)
         assert known is not None, "rank 0 has both references"
@@ -350,6 +354,7 @@ class Evaluator:
                 n=collected.moments.count,
                 split=split,
                 extractor=self.extractor.name,
+                n_reference=reference.moments.count,
             )
 
     def _one_by_one(
@@ -358,7 +363,13 @@ class Evaluator:
         if reference is None:
             return
         features, extractor = collected.features, self.extractor.name
-        about = partial(record, n=len(features), split="train", extractor=extractor)
+        about = partial(
+            record,
+            n=len(features),
+            split="train",
+            extractor=extractor,
+            n_reference=len(reference.features),
+        )
         if "kid" in self.metrics:
             value, std = kid(features, reference.features)
             yield about(name=self._name("kid"), value=value, std=std)
@@ -398,6 +409,7 @@ class Evaluator:
             n=len(distances),
             split="train",
             extractor="pixels" if collected.images.ndim == 4 else "points",
+            n_reference=self.datamodule.size("train"),
         )
 
     def _name(self, metric: str) -> str:

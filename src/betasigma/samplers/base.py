@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, Literal, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -150,6 +150,11 @@ class Sampler:
             raise UserError(f"sampler.dtype={dtype} is unknown; choose from float32, float64")
         self.steps, self.grid, self.rho, self.start, self.clip = steps, grid, rho, start, clip
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every option by name: what tells two samplers of one name apart."""
+        return {**vars(self), "dtype": str(self.dtype).removeprefix("torch.")}
 
     def sample(
         self,

@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.tracking.record import CONTEXT, Record
+from betasigma.tracking.record import Record
 
 
 @dataclass(frozen=True)
@@ -101,22 +101,46 @@ def _listed(names: set[str]) -> str:
 
 def last_values(runs: list[Run]) -> list[list[str]]:
     """Rows metric, value of each run: the last of every metric, told apart by how it was
-    measured.
+    measured: by n, NFE and sampler, and by whatever else differs between values of one metric.
     """
     tables = [_last(run.record) for run in runs]
-    names = list(dict.fromkeys(name for table in tables for name in table))
-    return [[name, *(table.get(name, "") for table in tables)] for name in sorted(names)]
+    found = list(dict.fromkeys(measured for table in tables for measured in table))
+    names = dict(zip(found, _names(found), strict=True))
+    return [
+        [names[measured], *(table.get(measured, "") for table in tables)]
+        for measured in sorted(found, key=lambda measured: names[measured])
+    ]
 
 
-def _last(record: Record) -> dict[str, str]:
+class Measured(NamedTuple):
+    """What a value is of, and how it was measured."""
+
+    name: str
+    settings: frozenset[tuple[str, str]]
+
+
+def _last(record: Record) -> dict[Measured, str]:
     values = {}
     for row in record.rows():
         if row["metric"].startswith(("train/loss_by_noise", "sample/")):
             continue
-        context = [f"{key}={row[key]}" for key in CONTEXT[:3] if row[key]]
-        name = " ".join([row["metric"], *context])
-        values[name] = f"{float(row['value']):.4g}"
+        context = [f"{key}={row[key]}" for key in ("n", "nfe", "sampler") if row[key]]
+        own = {key: row[key] for key in ("guidance", "n_reference") if row[key]}
+        own |= dict(word.split("=", 1) for word in row["settings"].split())
+        measured = Measured(" ".join([row["metric"], *context]), frozenset(own.items()))
+        values[measured] = f"{float(row['value']):.4g}"
     return values
+
+
+def _names(found: Sequence[Measured]) -> list[str]:
+    """A name for each, with the settings that not all of its name have in common."""
+    common: dict[str, frozenset[tuple[str, str]]] = {}
+    for name, settings in found:
+        common[name] = common.get(name, settings) & settings
+    return [
+        " ".join([name, *(f"{k}={v}" for k, v in sorted(settings - common[name]))])
+        for name, settings in found
+    ]
 
 
 ERROR = "/denoising_error/log_snr_"

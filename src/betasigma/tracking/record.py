@@ -1,9 +1,16 @@
 """metrics.csv: the run directory's own record, of which every dashboard is a view.
 
 One row a value, flushed as it is written: ``step, time, metric, value`` and, where a value was
-measured on samples, what it was measured with (``n, nfe, sampler, seed, split, extractor``). The
-long format holds both families and every metric without columns that come and go, and a killed run
-has lost nothing but its last row.
+measured on samples, what it was measured with (``CONTEXT``). The long format holds both families
+and every metric without columns that come and go, and a killed run has lost nothing but its last
+row. A file of an earlier version lacks the later columns: they are read as empty, and added before
+a row is.
+
+``n``: samples; ``nfe``: network evaluations of each; ``sampler``, ``seed``: how they were drawn;
+``split``, ``extractor``: what they were compared with; ``std``: over the
+metric's own subsets (of a likelihood: standard error of the mean); ``guidance``: weight;
+``n_reference``: number of images of the split that were taken;
+``settings``: every option of the sampler or estimator, ``key=value`` separated by blanks.
 """
 
 from __future__ import annotations
@@ -12,11 +19,14 @@ import csv
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-CONTEXT = ("n", "nfe", "sampler", "seed", "split", "extractor")
+CONTEXT = (
+    *("n", "nfe", "sampler", "seed", "split", "extractor"),
+    *("std", "guidance", "n_reference", "settings"),
+)
 COLUMNS = ("step", "time", "metric", "value", *CONTEXT)
 
 
@@ -35,6 +45,8 @@ class Record:
     ) -> None:
         """Add one row for each value."""
         new = not self.path.exists()
+        if not new and self._columns() != list(COLUMNS):
+            self._rewrite(self.rows())
         now = f"{time.time():.3f}"
         extra = [(context or {}).get(name, "") for name in CONTEXT]
         extra = ["" if value is None else value for value in extra]
@@ -48,7 +60,9 @@ class Record:
         """Forget rows after ``step``: a resumed run measures those again."""
         if not self.path.exists():
             return
-        rows = [row for row in self.rows() if int(row["step"]) <= step]
+        self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
         partial = self.path.with_name(f".{self.path.name}.partial")
         with partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
@@ -61,7 +75,13 @@ class Record:
         if not self.path.exists():
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if _whole(row)]
+            reader = csv.DictReader(file)
+            whole = [row for row in reader if _whole(row, reader.fieldnames or [])]
+        return [{name: row.get(name, "") for name in COLUMNS} for row in whole]
+
+    def _columns(self) -> list[str]:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return next(csv.reader(file), [])
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
@@ -69,12 +89,22 @@ class Record:
         return [int(row["step"]) for row in rows], [float(row["value"]) for row in rows]
 
 
-def _whole(row: dict[str, Any]) -> bool:
+def words(settings: Mapping[str, Any]) -> str:
+    """Settings as ``key=value`` separated by blanks, values as they are typed in a config."""
+    named = {None: "null", True: "true", False: "false"}
+    typed = {
+        key: named[value] if value is None or isinstance(value, bool) else str(value)
+        for key, value in settings.items()
+    }
+    return " ".join(f"{key}={value}" for key, value in typed.items())
+
+
+def _whole(row: dict[str, Any], columns: Sequence[str]) -> bool:
     """Whether a row was written to its end (a killed process can leave half a line)."""
-    if None in row or any(row.get(name) is None for name in COLUMNS):
+    if None in row or any(row.get(name) is None for name in columns):
         return False
     try:
         int(row["step"])
         return not math.isnan(float(row["time"])) and float(row["value"]) is not None
-    except ValueError:
+    except (KeyError, ValueError):
         return False

@@ -1,0 +1,56 @@
+"""The table of last values: one row only for what was measured alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from betasigma.tracking.compare import Run, last_values
+from betasigma.tracking.record import Record
+
+
+def context(**changed: Any) -> dict[str, Any]:
+    plain = {"n": 50, "nfe": 10, "sampler": "ddim", "guidance": 1.0, "n_reference": 360}
+    return {**plain, "settings": "clip=true eta=0.0", **changed}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run("a", Record(tmp_path / "metrics.csv"), {})
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"guidance": 2.0}, ["guidance=1.0", "guidance=2.0"]),
+        ({"n_reference": 100}, ["n_reference=100", "n_reference=360"]),
+        ({"settings": "clip=true eta=1.0"}, ["eta=0.0", "eta=1.0"]),
+    ],
+)
+def test_what_was_measured_otherwise_is_another_row(
+    run: Run, changed: dict[str, Any], told: list[str]
+) -> None:
+    run.record.append(1, {"eval/fid": 1.0}, context())
+    run.record.append(1, {"eval/fid": 3.0}, context())
+    run.record.append(1, {"eval/fid": 2.0}, context(**changed))
+    table = last_values([run])
+    assert [name for name, _ in table] == [f"eval/fid n=50 nfe=10 sampler=ddim {t}" for t in told]
+    assert {value for _, value in table} == {"3", "2"}
+
+
+def test_what_was_measured_alike_is_one_row(run: Run, tmp_path: Path) -> None:
+    other = Run("b", Record(tmp_path / "other.csv"), {})
+    for value, one in enumerate((run, other)):
+        one.record.append(1, {"eval/fid": value, "train/loss": value}, context(seed=value))
+    assert last_values([run, other]) == [
+        ["eval/fid n=50 nfe=10 sampler=ddim", "0", "1"],
+        ["train/loss n=50 nfe=10 sampler=ddim", "0", "1"],
+    ]
+
+
+def test_a_value_of_before_settings_were_kept_is_told_apart(run: Run) -> None:
+    run.record.append(1, {"eval/fid": 1.0}, {"n": 50})
+    run.record.append(1, {"eval/fid": 2.0}, {"n": 50, "settings": "eta=0.0"})
+    assert last_values([run]) == [["eval/fid n=50", "1"], ["eval/fid n=50 eta=0.0", "2"]]
