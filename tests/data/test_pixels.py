@@ -41,6 +41,19 @@ def test_dequantized_bytes_stay_in_their_bins(value_range):
         assert x.max() < high
 
 
+@pytest.mark.parametrize("value_range", RANGES)
+def test_centred_bins_are_around_the_plain_values_and_touch(value_range):
+    first, middle, last = (
+        pixels.centred(BYTES, torch.full((256,), uniform), value_range)
+        for uniform in (0.0, 0.5, 1.0)
+    )
+    plain = pixels.from_uint8(BYTES, value_range)
+    torch.testing.assert_close(middle, plain, rtol=0, atol=1e-6)
+    torch.testing.assert_close(last[:-1], first[1:], rtol=0, atol=1e-6)
+    width = (value_range[1] - value_range[0]) / 255
+    assert pixels.centred_bits(value_range) == pytest.approx(-math.log2(width))
+
+
 def test_bits_of_the_uniform_density():
     """A model that knows nothing, p = 1/(hi − lo) per dimension, needs eight bits per byte."""
     for low, high in RANGES:

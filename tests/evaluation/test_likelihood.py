@@ -62,6 +62,25 @@ def test_batches_and_processes_change_nothing() -> None:
     assert np.allclose(*values, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "value_range"),
+    [(linear(), (-1.0, 1.0)), (geometric(10, 10.0, 0.01), (0.0, 1.0))],
+    ids=["ddpm", "ncsn"],
+)
+def test_the_flow_takes_bytes_where_the_model_knows_them(schedule, value_range) -> None:
+    """A memory's q at the smallest noise s is N(y_i, s²) with probability 1/1437, and data spread
+    over bins of 1/255 of the range around y_i are on average a twelfth of a bin's square away.
+    """
+    data, oracle = ideal(schedule, value_range)
+    meter = LikelihoodMeter(FlowLikelihood(tolerance=1e-4), data, "moments", 64, split="train")
+    (found,) = meter.measure(oracle).measurements
+    s, bin_width = schedule.ratio(schedule.t_min).item(), (value_range[1] - value_range[0]) / 255
+    nats = math.log(1437) / 64 + (math.log(2 * math.pi * s**2) + bin_width**2 / 12 / s**2) / 2
+    exact = nats / math.log(2) - math.log2(bin_width)
+    assert found.std < 0.015
+    assert found.value == pytest.approx(exact, abs=4 * found.std)
+
+
 def test_the_flow_of_points_is_their_density() -> None:
     data = ImageDataModule("mixture", mixture="two")
     truth = toy.two()

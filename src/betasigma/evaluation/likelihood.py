@@ -5,7 +5,10 @@ whatever the hardware's precision, since at the smallest noise bf16 rounds away 
 and without guidance.
 
 A likelihood is of *bytes*. Bounds take them as they are, their decoder integrates over grey levels;
-the flow has a density, and takes them uniformly dequantised. Points have no grey levels: their flow
+the flow has a density, and takes them uniformly dequantised, over the bins that the model was
+trained on (:mod:`betasigma.data.pixels`): the other ones are up to half a grey level off, which at
+a smallest noise of about one grey level costs DDPM a tenth of a bit per dimension and NCSN less.
+Points have no grey levels: their flow
 is reported as the density's own bits per dimension, under another name.
 """
 
@@ -141,8 +144,12 @@ class LikelihoodMeter:
             if data.has_pixels:
                 draws = Stream("dequantize-likelihood", self.seed, indices=index, device=device)
                 uniform = draws.uniform(image.shape[1:], torch.float32)
-                spread = pixels.dequantize(image, uniform, low_high)
-                unit_bits = pixels.dequantized_bits(low_high)
+                if data.dequantize:
+                    spread = pixels.dequantize(image, uniform, low_high)
+                    unit_bits = pixels.dequantized_bits(low_high)
+                else:
+                    spread = pixels.centred(image, uniform, low_high)
+                    unit_bits = pixels.centred_bits(low_high)
             y = batch["label"].to(device) if denoiser.num_classes else None
             yield Examples(x0, spread, unit_bits, index, y)
 
