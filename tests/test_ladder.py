@@ -42,6 +42,15 @@ def test_ratio_solves_the_overlap_equation() -> None:
         assert overlap(level_ratio(dim, 0.4), dim) == pytest.approx(0.4, abs=1e-9)
 
 
+def test_overlap_is_the_share_of_noise_in_the_shell_of_the_level_above() -> None:
+    """Radii of the level below, N(0, I), within √D·γ ± 3·γ/√2 (Technique 2)."""
+    dim, n = 3072, 40_000
+    ratio = level_ratio(dim)
+    radius = np.sqrt(np.random.default_rng(0).chisquare(dim, n))
+    share = (np.abs(radius - math.sqrt(dim) * ratio) < 3 * ratio / math.sqrt(2)).mean()
+    assert share == pytest.approx(0.567, abs=4 * 0.5 / math.sqrt(n) + 0.003)
+
+
 def test_variance_ratio_is_that_of_the_langevin_recursion() -> None:
     # for N(0, σ_i²) the score is −x/σ_i², so a step maps variance v to (1 − x)²·v + 2x·σ_i²
     step, ratio, sigma = 0.062, 1.0376, 0.7

@@ -6,8 +6,8 @@ Langevin dynamics moves between any of them. No pair is further apart than the s
 from the centre, which spares comparing most of them.
 
 *Technique 2.* In D dimensions a sample of N(0, σ²I) has radius r ≈ N(√D·σ, σ²/2). Two levels
-overlap when samples of the larger, σ_{i−1} = γ·σ_i, fall within three standard deviations of the
-smaller's radius; that share is
+overlap when samples of the smaller, σ_i, fall within three standard deviations of the radius of the
+larger, σ_{i−1} = γ·σ_i; that share is
 
     C(γ) = Φ(√(2D)·(γ − 1) + 3γ) − Φ(√(2D)·(γ − 1) − 3γ),
 
@@ -62,8 +62,8 @@ class Ladder:
 
 
 def overlap(ratio: float, dim: int) -> float:
-    """C(γ): share of a level's samples within three standard deviations of the next one's
-    radius.
+    """C(γ): share of a level's samples within three standard deviations of the radius of the
+    level above.
     """
     shift = math.sqrt(2 * dim) * (ratio - 1)
     return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio))
