@@ -346,9 +346,7 @@ def weight_table(rows: Rows) -> Table:
     return columns, [
         [
             f"{row['dynamics']}, {row['score']}",
-            " → ".join(
-                f"{sigma:.3g}" for sigma in dict.fromkeys((row["sigma_max"], row["sigma_min"]))
-            ),
+            _span(row["sigma_max"], row["sigma_min"]),
             f"{row['weight']:.3f}",
             f"{row['low']:.3f} – {row['high']:.3f}",
             str(row["n"]),

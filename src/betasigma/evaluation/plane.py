@@ -35,7 +35,7 @@ of the paper, in which the modes are at ±(5, 5)."""
 
 GAP = 0.2
 """Radius of the disc around the origin that counts as the region between the modes; the density
-there is below exp(−12) of that at either mode.
+there is below exp(−11) of that at either mode.
 """
 
 
