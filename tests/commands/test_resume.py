@@ -19,6 +19,7 @@ from conftest import TINY, Launch
 from launching import launch
 from omegaconf import OmegaConf
 
+from betasigma.commands.measure import Meter
 from betasigma.modules import DiffusionModule
 from betasigma.tracking.record import Record
 from betasigma.training.callbacks import Metrics, SampleGrids
@@ -82,8 +83,10 @@ def assert_same_training(a: Path, b: Path) -> None:
 def assert_same_run(a: Path, b: Path) -> None:
     """The same training, and a record of it without gaps and repetitions."""
     assert_same_training(a, b)
-    for metric in ("train/loss", "val/denoising_error"):
+    for metric in ("train/loss", "val/denoising_error", "val/fd_identity"):
         assert steps_of(a, metric) == steps_of(b, metric)
+    one, other = ([path.name for path in sorted((run / "samples").iterdir())] for run in (a, b))
+    assert one == other
 
 
 def steps_of(run: Path, metric: str) -> list[int]:
@@ -178,7 +181,9 @@ def press_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)]
+    ("number", "status", "last"),
+    [(signal.SIGINT, 1, 8), (signal.SIGTERM, 128 + signal.SIGTERM, 9)],
+    ids=["Ctrl-C at a step that is sampled", "SIGTERM at one that is validated"],
 )
 def test_a_signal_ends_the_step_saves_it_and_says_how_to_continue(
     here: Path,
@@ -186,12 +191,13 @@ def test_a_signal_ends_the_step_saves_it_and_says_how_to_continue(
     monkeypatch: pytest.MonkeyPatch,
     number: int,
     status: int,
+    last: int,
 ) -> None:
     """It comes in the middle of a step, between its two micro-batches."""
     original = DiffusionModule.training_step
 
     def training_step(self: DiffusionModule, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
-        if batch["step"] == 7 and batch["index"][0] > 0:
+        if batch["step"] == last - 1 and batch["index"][0] > 0:
             signal.raise_signal(number)
         return original(self, batch, batch_idx)
 
@@ -201,8 +207,8 @@ def test_a_signal_ends_the_step_saves_it_and_says_how_to_continue(
     assert outcome.status == status
     assert read_status(outcome.run)["status"] == INTERRUPTED
     assert "Traceback" not in outcome.err
-    assert weights(outcome.run)["global_step"] == 8
-    assert "the last checkpoint is of step 8" in outcome.out
+    assert weights(outcome.run)["global_step"] == last
+    assert f"the last checkpoint is of step {last}" in outcome.out
     command = outcome.out.split("to continue: python train.py resume=")[1].split()
     resume(*command)
     assert_same_run(whole(*ACCUMULATED), outcome.run)
@@ -240,14 +246,18 @@ def test_ctrl_c_twice_ends_at_once_with_the_checkpoint_there_was(
     assert "the last checkpoint is of step 6" in outcome.out
 
 
-@pytest.mark.parametrize("doing", ["validation_step", "sampling"])
+@pytest.mark.parametrize("doing", ["validation_step", "sampling", "evaluation"])
 def test_ctrl_c_between_steps_resumes_to_the_same_bits(
     here: Path, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, doing: str
 ) -> None:
     owner, name = {
         "validation_step": (DiffusionModule, "validation_step"),
         "sampling": (SampleGrids, "show"),
+        "evaluation": (Meter, "measure"),
     }[doing]
+    measured = ("evaluation=default", "evaluation.every=5", "evaluation.metrics=[fd]")
+    few = ("evaluation.extractor=identity", "evaluation.n=70", "evaluation.n_during=70")
+    steps = (*STEPS, *measured, *few)
     original = getattr(owner, name)
 
     def interrupted(self: Any, *args: Any) -> Any:
@@ -256,10 +266,11 @@ def test_ctrl_c_between_steps_resumes_to_the_same_bits(
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, interrupted)
-        outcome = launch("train", *TINY, *STEPS, "training.checkpoint_every=100")
-    assert weights(outcome.run)["global_step"] == {"validation_step": 3, "sampling": 4}[doing]
+        outcome = launch("train", *TINY, *steps, "training.checkpoint_every=100")
+    stopped = {"validation_step": 3, "sampling": 4, "evaluation": 5}[doing]
+    assert weights(outcome.run)["global_step"] == stopped
     resume(outcome.run, "training.checkpoint_every=6")
-    assert_same_run(whole(*STEPS, "training.accumulate=1"), outcome.run)
+    assert_same_run(whole(*steps), outcome.run)
 
 
 def test_more_steps_and_another_sampler(train: Launch, copy_of_ddpm_run: Path) -> None:

@@ -48,6 +48,7 @@ from betasigma.training.callbacks import (
     Interrupts,
     Metrics,
     SampleGrids,
+    Stopwatch,
     Terminated,
     draw,
     terminable,
@@ -142,18 +143,27 @@ def make_callbacks(
         "value_range": list(data.value_range),
         "config": {**content, "resume": None},
     }
+    watch = Stopwatch()
+    checkpoints = Checkpoints(run / "checkpoints", header, settings["checkpoint_every"], watch)
     return [
-        Metrics(display, settings["log_every"], content["batch_size"], content["steps"]),
-        Checkpoints(run / "checkpoints", header, settings["checkpoint_every"]),
-        Interrupts(display),
-        SampleGrids(run, samples, settings["sample_every"]),
+        Metrics(display, watch, settings["log_every"], content["batch_size"], content["steps"]),
+        checkpoints,
+        Interrupts(display, validation_interval(content), checkpoints.save),
+        SampleGrids(run, samples, settings["sample_every"], watch),
         Evaluation(
             lambda denoiser, step: meter.log(
                 meter.measure(denoiser, content["evaluation"]["n_during"]), step
             ),
+            Record(run / "metrics.csv"),
             content["evaluation"]["every"],
+            watch,
         ),
     ]
+
+
+def validation_interval(content: Config) -> int:
+    """Steps between two validations; there is one in any case."""
+    return max(1, min(content["training"]["validate_every"], content["steps"]))
 
 
 def make_trainer(
@@ -174,8 +184,7 @@ def make_trainer(
         max_steps=content["steps"],
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=settings["clip"],
-        val_check_interval=max(1, min(settings["validate_every"], content["steps"]))
-        * settings["accumulate"],
+        val_check_interval=validation_interval(content) * settings["accumulate"],
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
