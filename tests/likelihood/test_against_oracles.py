@@ -64,17 +64,19 @@ class ExactPrior(GaussianPrior):
 
 @pytest.mark.parametrize("family", SCHEDULES)
 @pytest.mark.parametrize("components", [1, 2])
-def test_flow_gives_the_density_at_the_smallest_noise(family: str, components: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_flow_gives_the_density_at_the_smallest_noise(
+    family: str, components: int, dtype: torch.dtype
+) -> None:
     oracle = mixture(family, components)
-    x = oracle.draw(Stream("x", indices=range(64)))
+    x = oracle.draw(Stream("x", indices=range(64))).to(dtype)
     schedule = oracle.schedule
     noise = (schedule.sigma(schedule.t_min) / schedule.alpha(schedule.t_min)).item()
     truth = oracle.log_density(x, 1.0, noise)
     found, nfe = FlowLikelihood(trace="exact").log_prob(oracle, x, ExactPrior(oracle))
     bits = (found - truth) / 2 / math.log(2)
-    assert abs(bits.mean().item()) < 0.005
-    assert bits.abs().max() < 0.02
-    assert nfe > 10
+    assert bits.abs().max() < 1e-3  # 100 times the tolerance of a step
+    assert nfe < 200
 
 
 def test_hutchinson_is_unbiased_for_the_exact_trace() -> None:

@@ -98,8 +98,15 @@ class FlowLikelihood:
             return velocity.detach(), divergence.detach()
 
         start = (x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
+        # a step must end at t = 1: there is no curve beyond it to step onto and interpolate from
         path, divergence = odeint(
-            flow, start, ends.to(x), rtol=self.tolerance, atol=self.tolerance, method="dopri5"
+            flow,
+            start,
+            ends.to(x),
+            rtol=self.tolerance,
+            atol=self.tolerance,
+            method="dopri5",
+            options={"dtype": torch.float64, "step_t": ends[1:].to(x)},
         )
         alpha = schedule.alpha(1.0).item()
         chosen_prior = prior or GaussianPrior.standard(schedule)
