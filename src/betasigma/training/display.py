@@ -25,6 +25,9 @@ from rich.table import Table
 PLAIN_SECONDS = 20.0
 """Least time between two lines about the same work in a log."""
 
+FILE_WIDTH = 120
+"""Columns of a table that goes to a file or a pipe, which have no width of their own."""
+
 log = logging.getLogger("betasigma")
 log.addHandler(logging.NullHandler())
 
@@ -38,6 +41,8 @@ class Display:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, soft_wrap=True)
+        if not self.console.is_terminal:
+            self.console.width = max(self.console.width, FILE_WIDTH)
         self._quiet = quiet
         self._live = self.console.is_terminal and not quiet
         self._progress = Progress(
