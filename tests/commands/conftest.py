@@ -6,33 +6,12 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from launching import Outcome, launch
-
-TINY = (
-    "network.channels=8",
-    "network.blocks=1",
-    "network.multipliers=[1]",
-    "network.attention=[]",
-    "hardware.precision=32",
-    "batch_size=16",
-    "steps=6",
-    "data.val_size=20",
-    "training.log_every=2",
-    "training.num_samples=4",
-    "sampler=ddim",
-    "sampler.steps=2",
-    "evaluation=none",
-    "logger=none",
-)
-"""Overrides that make any run on the digits small."""
-
-Launch = Callable[..., Outcome]
+from launching import TINY, Finished, Launch, Outcome, launch
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,13 +57,6 @@ def train(here: Path) -> Launch:
         return outcome
 
     return run
-
-
-class Finished(NamedTuple):
-    """A run that has ended."""
-
-    run: Path
-    out: str
 
 
 def _shared(tmp_path_factory: pytest.TempPathFactory, *overrides: str) -> Finished:

@@ -34,6 +34,25 @@ HEAVY = (
 )
 
 
+TINY = (
+    "network.channels=8",
+    "network.blocks=1",
+    "network.multipliers=[1]",
+    "network.attention=[]",
+    "hardware.precision=32",
+    "batch_size=16",
+    "steps=6",
+    "data.val_size=20",
+    "training.log_every=2",
+    "training.num_samples=4",
+    "sampler=ddim",
+    "sampler.steps=2",
+    "evaluation=none",
+    "logger=none",
+)
+"""Overrides that make any run on the digits small."""
+
+
 class Outcome(NamedTuple):
     """What a command leaves on the terminal."""
 
@@ -47,6 +66,16 @@ class Outcome(NamedTuple):
         found = re.search(r"^run directory (.*)$", self.out, re.MULTILINE)
         assert found, self.out + self.err
         return Path(found[1]).absolute()
+
+
+Launch = Callable[..., Outcome]
+
+
+class Finished(NamedTuple):
+    """A run that has ended."""
+
+    run: Path
+    out: str
 
 
 def command(app: str) -> Callable[[], None]:

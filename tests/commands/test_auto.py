@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
 from hydra import compose, initialize_config_dir
-from launching import ROOT, Outcome, launch
+from launching import ROOT, TINY, Outcome, launch
 from omegaconf import OmegaConf
 from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import TINY
 from hydra import compose, initialize_config_dir
-from launching import ROOT, launch
+from launching import ROOT, TINY, launch
 from torch import Tensor, nn
 
 from betasigma.commands.app import register_resolvers

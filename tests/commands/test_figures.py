@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
-from launching import launch
+from launching import TINY, launch
 from PIL import Image
 
 SMALL = ("n=30", "grid=9", "learned_from=200", "frames=4", "sampler.inner_steps=3")

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Launch
-from launching import launch
+from launching import TINY, Launch, launch
 from omegaconf import OmegaConf
 
 from betasigma.commands.measure import Meter
@@ -155,7 +154,7 @@ def test_a_killed_process_resumes_to_the_same_bits(here: Path, whole: Callable[.
 import os, signal, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from betasigma.modules import DiffusionModule
-from launching import launch
+from launching import Launch, TINY, launch
 
 original = DiffusionModule.training_step
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
-from launching import Outcome, launch
+from launching import TINY, Outcome, launch
 from PIL import Image
 
 import betasigma

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Finished, Launch
-from launching import ROOT, Outcome, launch
+from launching import ROOT, TINY, Finished, Launch, Outcome, launch
 from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
