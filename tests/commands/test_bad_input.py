@@ -73,6 +73,10 @@ BAD = {
     "train seed=99999999999999999999": r"seed=9+ must be less than",
     "train optimizer.lr=nan": r"optimizer\.lr=nan must be",
     "train optimizer.betas=[0.9,2]": r"optimizer\.betas\[1\]=2 must be less than 1",
+    "train optimizer=sgd optimizer.momentum=1": r"optimizer\.momentum=1 must be less than 1",
+    "train optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true": r"nesterov=true needs",
+    "train optimizer=sgd optimizer.betas=[0.9,0.9]": r"optimizer\.betas",
+    "train model=oracle optimizer=sgd": r"optimizer=sgd does not fit model=oracle",
     "train +optimizer.momentum=0.9": r"optimizer\.momentum=0\.9 is unknown",
     "train ema.decay=1": r"ema\.decay=1 must be less than 1",
     "train name=a/b": r"name=a/b must match",
@@ -156,7 +160,7 @@ BAD = {
     "figures frames=2": r"frames=2 must be greater than or equal to 3",
     # code from elsewhere
     "train model._target_=os.system": r"model\._target_=os\.system must be",
-    "train optimizer._target_=torch.optim.Nothing": r"torch\.optim\.Nothing must be",
+    "train optimizer._target_=torch.optim.Nothing": r"torch\.optim\.Nothing is not one of",
     "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not one of",
     # sweeps, of which no job starts when one cannot
     "train -m model=ddpm,ncsn sigma.levels=5": r"^error: sigma\.levels=5 does not fit",

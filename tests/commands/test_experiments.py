@@ -14,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from launching import ROOT
 from omegaconf import OmegaConf
+from torch.optim import Optimizer
 
 from betasigma.commands.app import register_resolvers
 from betasigma.commands.auto import settle
@@ -59,8 +60,8 @@ def config(*overrides: str) -> dict[str, Any]:
     return content
 
 
-def train_a_step(content: dict[str, Any]) -> Denoiser:
-    """One optimizer step on random images; returns the trained denoiser."""
+def train_a_step(content: dict[str, Any]) -> tuple[Denoiser, Optimizer]:
+    """One optimizer step on random images; returns the trained denoiser and the optimizer."""
     data = make_data(content)
     content = settle(content, data, Display(quiet=True)).config
     denoiser = make_denoiser(
@@ -87,7 +88,7 @@ def train_a_step(content: dict[str, Any]) -> Denoiser:
     assert torch.isfinite(loss)
     assert any(not torch.equal(a, b) for a, b in zip(before, denoiser.parameters(), strict=True))
     assert all(bool(p.isfinite().all()) for p in denoiser.parameters())
-    return denoiser.eval()
+    return denoiser.eval(), made["optimizer"]
 
 
 def draw(denoiser: Denoiser, node: dict[str, Any]) -> None:
@@ -107,7 +108,16 @@ def test_every_experiment_and_every_point_of_the_bridge(group: str, name: str) -
     data = config(f"{group}='{name}'")["data"]["name"]
     width = "width" if data == "mixture" else "channels"
     content = config(f"{group}='{name}'", f"network.{width}=8", "batch_size=2")
-    draw(train_a_step(content), content["sampler"])
+    draw(train_a_step(content)[0], content["sampler"])
+
+
+@pytest.mark.parametrize("name", files("optimizer"))
+def test_every_optimizer_is_fused(name: str) -> None:
+    content = config(f"optimizer={name}", "network.channels=8", "batch_size=2", "optimizer.lr=0.01")
+    optimizer = train_a_step(content)[1]
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.defaults["fused"]
+    assert optimizer.defaults["lr"] == 0.01
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "heun", "annealed_langevin"])
@@ -213,7 +223,7 @@ def test_every_model_takes_every_schedule_and_sampler(model: str) -> None:
     tiny = (*NARROW, "network.multipliers=[1]", "network.attention=[]", "network.blocks=1")
     own = [config(f"model={model}", f"sampler={name}", *tiny) for name in files("sampler")]
     for schedule in files("schedule"):
-        denoiser = train_a_step(config(f"model={model}", f"schedule={schedule}", *tiny))
+        denoiser = train_a_step(config(f"model={model}", f"schedule={schedule}", *tiny))[0]
         for content in own:
             draw(denoiser, content["sampler"])
 
@@ -229,7 +239,7 @@ def test_every_prediction_trains_on_every_time(model: str, prediction: str) -> N
             f"preconditioning.prediction={prediction}",
             f"objective.times={times}",
         )
-        draw(train_a_step(content), content["sampler"])
+        draw(train_a_step(content)[0], content["sampler"])
 
 
 @pytest.mark.parametrize("weighting", ["vlb", "min_snr"])
@@ -244,7 +254,7 @@ def test_every_objective_trains_both_families(objective: str, network: str) -> N
     chosen = (f"objective={objective}", "data=mixture", f"network={network}", "network.width=8")
     for model in (("model=ddpm",), ("model=ncsn", "sigma.levels=1", "sigma.max=0.005")):
         content = config(*chosen, *model, "batch_size=2")
-        draw(train_a_step(content), content["sampler"])
+        draw(train_a_step(content)[0], content["sampler"])
 
 
 @pytest.mark.parametrize("data", ["digits", "mixture"])
@@ -254,7 +264,7 @@ def test_a_model_with_a_learned_variance_takes_every_sampler(model: str, data: s
     chosen = ("objective=hybrid", f"model={model}", f"data={data}", "batch_size=2")
     chosen = (*chosen, *(("network.width=8",) if data == "mixture" else small))
     learned = config(*chosen, "sampler=ancestral", "sampler.variance=learned")
-    denoiser = train_a_step(learned)
+    denoiser = train_a_step(learned)[0]
     draw(denoiser, learned["sampler"])
     for name in files("sampler"):
         draw(denoiser, config(*chosen, f"sampler={name}")["sampler"])

@@ -161,7 +161,7 @@ def make_module(config: Config, denoiser: Denoiser | Oracle) -> MeasuredModule:
     )
 
 
-FUSED = ("torch.optim.Adam", "torch.optim.AdamW")
+FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
 """Optimizers with a fused kernel on CPUs and GPUs alike."""
 
 

@@ -396,13 +396,31 @@ class DenoiserNode(Node):
 
 
 class Optimizer(Target):
+    lr: Positive
+    weight_decay: NonNegative
+
+
+class Adam(Optimizer):
     target: Literal[
         "torch.optim.Adam", "torch.optim.AdamW", "torch.optim.NAdam", "torch.optim.RAdam"
     ] = Field(alias="_target_")
-    lr: Positive
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)]
     eps: NonNegative
-    weight_decay: NonNegative
+
+
+class SGD(Optimizer):
+    target: Literal["torch.optim.SGD"] = Field(alias="_target_")
+    momentum: Probability
+    nesterov: bool
+
+    @model_validator(mode="after")
+    def _momentum(self) -> SGD:
+        if self.nesterov and not self.momentum:
+            raise ValueError("optimizer.nesterov=true needs an optimizer.momentum above 0")
+        return self
+
+
+AnyOptimizer = Annotated[Adam | SGD, Field(discriminator="target")]
 
 
 class Training(Node):
@@ -446,7 +464,7 @@ class Train(Node):
     preconditioning: Preconditioning
     objective: AnyObjective
     denoiser: DenoiserNode
-    optimizer: Optimizer
+    optimizer: AnyOptimizer
     training: Training
     ema: Ema
 
