@@ -7,8 +7,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +43,7 @@ TINY = (
     "logger=none",
 )
 TWO = ("hardware=ddp", "hardware.accelerator=cpu", "hardware.devices=2")
+SELDOM = ("training.validate_every=100000", "training.sample_every=100000")
 STEPS = 8
 
 
@@ -133,3 +137,34 @@ def test_two_processes_measure_what_one_measures(one: Path, two: tuple[Path, str
     timing = "train/images_per_second"
     for name in alone.keys() - {timing}:
         assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
+
+
+def test_sigterm_ends_both_processes_at_one_step_and_saves_it(tmp_path: Path) -> None:
+    """It is sent to the first one alone; the other must not wait for it, nor be left behind."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *TINY, *TWO, "steps=100000", *SELDOM],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not list(tmp_path.glob("outputs/*/metrics.csv")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        process.terminate()
+        out, _ = process.communicate(timeout=100)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM, out
+    (run,) = (tmp_path / "outputs").iterdir()
+    step = read(run / "checkpoints" / "last.ckpt")["betasigma"]["step"]
+    assert step >= 2
+    assert f"the last checkpoint is of step {step}" in out
+    assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
+    assert not list(run.glob("error*"))
