@@ -166,6 +166,49 @@ def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
     assert {"eval/kid_identity", "eval/fd_identity_test"} <= {row["metric"] for row in kept}
 
 
+def test_a_sweep_of_evaluations_ends_with_one_table(
+    here: Path, ddpm_run: Path, ncsn_run: Path
+) -> None:
+    outcome = done(
+        "evaluate",
+        "-m",
+        f"run={ddpm_run},{ncsn_run}",
+        "sampler=ddim",
+        "sampler.steps=2,3",
+        "n=6",
+        "evaluation.extractor=identity",
+        "evaluation.n_reference=50",
+        "evaluation.metrics=[fd,kid]",
+        "error_curve=0",
+        "likelihood=continuous_bound",
+        "likelihood.n=4",
+        "likelihood.draws=2",
+    )
+    out = newest("*_evaluate_*")
+    with (out / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {
+        "fd_identity train": "fd_identity",
+        "fd_identity test": "fd_identity_test",
+        "fd_identity floor": "fd_identity_floor",
+        "kid_identity": "kid_identity",
+        "continuous_bound total": "bits_per_dim/continuous_bound/total_test",
+        "continuous_bound prior": "bits_per_dim/continuous_bound/prior_test",
+    }
+    asked = [(run, steps) for run in (ddpm_run, ncsn_run) for steps in (2, 3)]
+    for number, ((run, steps), row) in enumerate(zip(asked, rows, strict=True)):
+        own = {r["metric"]: float(r["value"]) for r in Record(out / f"{number}/metrics.csv").rows()}
+        assert {column: float(row[column]) for column in names} == {
+            column: own[f"eval/{metric}"] for column, metric in names.items()
+        }
+        assert Path(row["run"]).parts[-1] == run.name
+        assert (row["sampler"], row["NFE"], row["n"]) == (f"ddim steps={steps}", str(steps), "6")
+    table = outcome.out.partition("evaluations; FD: fd_identity; bits/dim: continuous_bound")[2]
+    for row in rows:
+        assert f"{float(row['fd_identity train']):.4g}" in table
+        assert f"{float(row['continuous_bound total']):.4g}" in table
+
+
 def test_likelihoods_are_recorded_term_by_term(here: Path, ncsn_run: Path) -> None:
     run = here / "outputs" / "run"
     shutil.copytree(ncsn_run, run)

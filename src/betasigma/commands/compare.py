@@ -17,6 +17,11 @@ from betasigma.tracking.compare import (
     read_runs,
     write_table,
 )
+from betasigma.tracking.evaluations import (
+    read_evaluations,
+    table_of_evaluations,
+    write_evaluations,
+)
 from betasigma.tracking.plots import draw_error_curves
 from betasigma.tracking.summary import draw_summary, summarise, table_of, write_summary
 from betasigma.training.display import Display
@@ -58,3 +63,14 @@ def tell(runs: Sequence[Run], out: Path) -> None:
     display.line(f"summary {out}/summary.csv")
     if draw_summary(rows, out / "summary.png"):
         display.line(f"plot    {out}/summary.png")
+
+
+def tell_evaluations(sweep: Path) -> None:
+    """Print what the jobs of a sweep have measured, one row a job, and leave it as ``sweep.csv`` in
+    the sweep's directory.
+    """
+    rows = read_evaluations(sweep)
+    display = Display()
+    display.table(*table_of_evaluations(rows))
+    write_evaluations(rows, sweep / "sweep.csv")
+    display.line(f"sweep   {short(sweep)}/sweep.csv")

@@ -39,7 +39,7 @@ class Preflight(Callback):
     """
 
     def __init__(self, app: str) -> None:
-        self._app = CHECKS[app]
+        self._name, self._app = app, CHECKS[app]
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
@@ -78,7 +78,7 @@ class Preflight(Callback):
             _set(config, "hydra.overrides.task", [*task, *decided])
             _fix_directory(config)
             _make(config.hydra.sweep.dir)
-            begin_sweep(Sweep(Path(config.hydra.sweep.dir), expanded))
+            begin_sweep(Sweep(Path(config.hydra.sweep.dir), expanded, self._name))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write what went wrong into the directory's log, also that of one job of a sweep."""

@@ -20,6 +20,8 @@ class Sweep(NamedTuple):
     directory: Path
     jobs: list[list[str]]
     """Overrides of each job, by number."""
+    app: str = "train"
+    """What each job does."""
 
 
 class JobFailed(UserError):
@@ -66,8 +68,12 @@ def closing(sweep: Sweep) -> str:
 
 
 def conclude(sweep: Sweep) -> None:
-    """Where the jobs were points of the bridge, put them in one table and one plot."""
-    if any(word.startswith("bridge=") for job in sweep.jobs for word in job):
+    """Put evaluations in one table, and points of the bridge in one table and one plot."""
+    if sweep.app == "evaluate":
+        from betasigma.commands.compare import tell_evaluations
+
+        tell_evaluations(sweep.directory)
+    elif any(word.startswith("bridge=") for job in sweep.jobs for word in job):
         from betasigma.commands.compare import tell
         from betasigma.tracking.compare import read_runs
 

@@ -73,10 +73,11 @@ def jobs(path: Path) -> list[Path]:
         return [path]
     runs = [record.parent for record in path.glob("*/metrics.csv")]
     runs = [run for run in runs if (run / "config.yaml").is_file()]
-    return sorted(runs, key=_job_number) or [path]
+    return sorted(runs, key=job_number) or [path]
 
 
-def _job_number(run: Path) -> tuple[int, str]:
+def job_number(run: Path) -> tuple[int, str]:
+    """What a sweep's jobs are sorted by."""
     digits = re.match(r"\d+", run.name)
     return (int(digits[0]) if digits else sys.maxsize, run.name)
 

@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from betasigma.tracking.compare import Run
 INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
 
-DISTANCE = re.compile(r"val/((?:fid|fd_\w+?))(?:_(test|floor))?")
+DISTANCE = re.compile(r"((?:fid|fd_\w+?))(?:_(test|floor))?")
 """A Fréchet distance to the training split, to the test split, or of test images to the training
 split.
 """
 
-BITS = re.compile(r"val/(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
+BITS = re.compile(r"(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
 """A likelihood in bits per dimension: of points or images, which, its total or one of its terms, of
 the training or the test split.
 """
@@ -85,19 +85,32 @@ def measured(run: Run) -> dict[str, float]:
     """Last values of a run: Fréchet distances, network evaluations per sample and n of the samples
     they were measured on, bits per dimension, seconds of training without validation and sampling.
     """
+    found = results(run.record.rows(), "val")
+    seconds = _training_seconds(run)
+    return {**found, "training s": seconds} if seconds else found
+
+
+def results(rows: Sequence[Mapping[str, str]], prefix: str) -> dict[str, float]:
+    """Last distances and likelihoods in a record's rows by column, with n and NFE of the samples.
+
+    Args:
+        prefix: of their metrics: ``val``, or ``eval`` of an evaluation.
+    """
     found = {}
-    for row in run.record.rows():
-        if distance := DISTANCE.fullmatch(row["metric"]):
+    for row in rows:
+        before, _, metric = row["metric"].partition("/")
+        if before != prefix:
+            continue
+        if distance := DISTANCE.fullmatch(metric):
             name, against = distance.groups()
             found[f"{name} {against or 'train'}"] = float(row["value"])
             if against is None:
                 found |= {key: float(row[key.lower()]) for key in ("n", "NFE") if row[key.lower()]}
-        elif bits := BITS.fullmatch(row["metric"]):
+        elif bits := BITS.fullmatch(metric):
             density, estimator, term, test = bits.groups()
             split = "" if test else "train "
             found[f"{density}{estimator} {split}{term}"] = float(row["value"])
-    seconds = _training_seconds(run)
-    return {**found, "training s": seconds} if seconds else found
+    return found
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -111,19 +124,25 @@ def table_of(rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
 
     A likelihood is told by its total, and what all rows were measured by is in the title.
     """
-    columns = [c for c in columns_of(rows) if not _is_bits(c) or c.endswith(" total")]
+    columns = [c for c in columns_of(rows) if not is_term(c)]
     cells = [
         [row.label, str(row.seeds), *(_cell(row.mean(c), row.std(c)) for c in columns)]
         for row in rows
     ]
-    title, header = "results, ± one standard deviation over the seeds", list(columns)
+    title, header = abbreviated("results, ± one standard deviation over the seeds", columns)
+    return title, ["run", "seeds", *header], cells
+
+
+def abbreviated(title: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """Title and header, with what all columns of a kind were measured by in the title only."""
+    header = list(columns)
     for belongs, abbreviation in ((_is_distance, "FD"), (_is_bits, "bits/dim")):
         names = {column.split()[0] for column in columns if belongs(column)}
         if len(names) == 1:
             (name,) = names
             title += f"; {abbreviation}: {name}"
             header = [c.replace(name, abbreviation).removesuffix(" total") for c in header]
-    return title, ["run", "seeds", *header], cells
+    return title, header
 
 
 def write_summary(rows: Sequence[Row], path: Path) -> None:
@@ -180,8 +199,13 @@ def draw_summary(rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
+def is_term(column: str) -> bool:
+    """Whether a column of :func:`results` is one of a bound's terms, rather than its total."""
+    return _is_bits(column) and not column.endswith(" total")
+
+
 def _is_distance(column: str) -> bool:
-    return DISTANCE.fullmatch(f"val/{column.split()[0]}") is not None
+    return DISTANCE.fullmatch(column.split()[0]) is not None
 
 
 def _is_bits(column: str) -> bool:
