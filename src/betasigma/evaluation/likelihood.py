@@ -38,6 +38,9 @@ from betasigma.randomness import Stream
 Progress = Callable[[float], None]
 PriorChoice = Literal["standard", "moments"]
 
+FITTED = 256
+"""Training images, a fixed random choice, that a bound's ``fitted`` decoder is fitted on."""
+
 
 @dataclass(frozen=True)
 class Likelihood:
@@ -85,7 +88,8 @@ class LikelihoodMeter:
         progress: Progress | None = None,
     ) -> Likelihood:
         """The mean of every term; where several processes call this together, each takes its share
-        of the examples and all return the same.
+        of the examples and all return the same. A ``fitted`` decoder is fitted on training images,
+        the same ones in every process, so that what it gives is a bound on the test images.
 
         Raises:
             UserError: for a model of one noise level, or what the estimator refuses.
@@ -97,14 +101,14 @@ class LikelihoodMeter:
             moments = denoiser.moments or self.data.moments()
             prior = GaussianPrior.matched(denoiser.schedule, moments)
         with in_float32(denoiser):
-            everything = self._examples(denoiser, chosen)
-            estimator = self.estimator.fitted_to(denoiser, everything)
-            fitting = 0 if estimator is self.estimator else denoiser.evaluations_per_call
+            known = subset(self.data.size("train"), FITTED)
+            training = self._examples(denoiser, "train", known)
+            estimator = self.estimator.fitted_to(denoiser, training)
             parts = []
             share = shard(n, rank, world_size)
-            for examples in self._examples(denoiser, chosen[share.start : share.stop]):
+            for examples in self._examples(denoiser, self.split, chosen[share.start : share.stop]):
                 terms = estimator.terms(denoiser, examples, prior)
-                parts.append(terms._replace(nfe=terms.nfe + fitting))
+                parts.append(terms)
                 if progress is not None:
                     progress(world_size * len(examples.x0) / n)
         gathered = gather(parts, rank, world_size)
@@ -134,10 +138,12 @@ class LikelihoodMeter:
             )
         return Likelihood(measurements, torch.cat([part.per_level for part in parts]).mean(0))
 
-    def _examples(self, denoiser: Denoiser | Oracle, numbers: np.ndarray) -> Iterator[Examples]:
+    def _examples(
+        self, denoiser: Denoiser | Oracle, split: Split, numbers: np.ndarray
+    ) -> Iterator[Examples]:
         data, device = self.data, denoiser.device
         low_high = denoiser.value_range
-        for batch in data.examples(self.split, numbers, self.batch_size):
+        for batch in data.examples(split, numbers, self.batch_size):
             image, index = batch["image"].to(device), batch["index"]
             x0 = spread = data.from_uint8(image)
             unit_bits = 0.0

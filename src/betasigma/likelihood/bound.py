@@ -29,7 +29,8 @@ each of the 256 bins (Ho et al. 2020, equation 13). Its standard deviation is ei
 mean square error of x̂_0 there. At σ_min =
 0.01 on [0, 1], 2.55 grey levels, the kernel's costs over two bits per dimension that the denoiser
 does not deserve, and models would be ranked by their σ_min.
-(:meth:`VariationalBound.fitted_to` fits it to all images at once, else it is each batch's own.)
+A decoder that is fitted to the images it scores bounds nothing: measure it on training images by
+:meth:`VariationalBound.fitted_to`. (Without that it is each batch's own error.)
 """
 
 from __future__ import annotations
@@ -102,6 +103,10 @@ class VariationalBound:
     def fitted_to(self, denoiser: DenoiserLike, batches: Iterable[Examples]) -> Self:
         """With ``decoder_std=fitted``, the same bound with the root mean square error of x̂_0 at
         t_min over all these examples for it: one number, whatever the batches.
+
+        Args:
+            denoiser: the model; one network evaluation per example.
+            batches: training examples; the result is a bound on any others.
         """
         if self.decoder_std != "fitted":
             return self
