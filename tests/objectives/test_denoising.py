@@ -212,7 +212,7 @@ class TestWeighting:
         model = GaussianMixture([0.4, 0.6], np.eye(2), covariance, schedule)
         n = 12_000
         x0 = model.draw(Stream("x0", indices=range(n)))
-        bound = DiscreteBound("posterior").bits_per_dim(model, x0)
+        bound = DiscreteBound(variance="posterior").bits_per_dim(model, x0)
         objective = Denoising(weighting="vlb", reduction="half_sum")
         _, found, t = objective.loss(model, x0, None, stream(n))  # type: ignore[arg-type]
         level = (t * 6).round().long()

@@ -197,7 +197,7 @@ def test_the_discrete_bound_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def diffusion(variance, place: float | Tensor = 0.0) -> Tensor:
         with torch.no_grad():
             model.place.copy_(torch.as_tensor(place).expand(4))
-        return DiscreteBound(variance).bits_per_dim(model, x0).per_level.mean(0)  # type: ignore[arg-type]
+        return DiscreteBound(variance=variance).bits_per_dim(model, x0).per_level.mean(0)  # type: ignore[arg-type]
 
     torch.testing.assert_close(diffusion("learned", -1.0), diffusion("posterior"))
     torch.testing.assert_close(diffusion("learned", 1.0), diffusion("beta"))
@@ -237,7 +237,7 @@ def test_the_learned_decoder_is_the_network_s_gaussian_on_the_bins() -> None:
 def test_what_has_no_learned_variance_says_so() -> None:
     oracle = GaussianMixture([1.0], np.zeros((1, 2)), np.eye(2)[None], SHORT)
     with pytest.raises(UserError, match=r"variance=learned .*objective=hybrid"):
-        DiscreteBound("learned").bits_per_dim(oracle, torch.zeros(2, 2))
+        DiscreteBound(variance="learned").bits_per_dim(oracle, torch.zeros(2, 2))
     with pytest.raises(UserError, match=r"objective\.times=continuous must be levels"):
         Hybrid(times="continuous")
     with pytest.raises(UserError, match=r"weighting=vlb does not fit objective=hybrid"):
