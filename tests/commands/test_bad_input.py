@@ -96,6 +96,7 @@ BAD = {
     "train objective=explicit": r"objective=explicit needs the true score.*data=mixture",
     "train objective=implicit data.image_size=32": r"1024 dimensions.*objective=sliced_vr",
     "train objective.weighting=vlb objective.times=continuous": r"weighting=vlb .*must be levels",
+    "train objective.sigma_power=99": r"objective\.sigma_power=99 .*8",
     "train objective.weighting=min_snr objective.sigma_power=0": r"sigma_power=0 .*leave it at 2",
     "train sampler.variance=learned": r"variance=learned needs a model .*objective=hybrid",
     "train objective=hybrid objective.times=continuous": r"times=continuous must be levels",

@@ -363,7 +363,7 @@ class Preconditioning(Node):
 class Objective(Target):
     times: Literal["levels", "continuous"]
     weighting: Literal["sigma_power", "vlb", "min_snr"] = "sigma_power"
-    sigma_power: float
+    sigma_power: Annotated[float, Field(ge=-4, le=8)]
     gamma: Positive = 5.0
     reduction: Literal["mean", "half_sum"]
     label_dropout: Probability
