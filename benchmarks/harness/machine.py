@@ -6,7 +6,6 @@ import os
 import platform
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from betasigma.training.runs import version
 from harness.timing import interleaved
 
 PACKAGES = (
@@ -49,7 +49,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": [round(x, 2) for x in os.getloadavg()],
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in PACKAGES},
     }
 
 
@@ -115,10 +115,3 @@ def _first(path: str, key: str) -> str:
     lines = file.read_text(encoding="utf-8", errors="ignore").splitlines() if file.exists() else []
     found = (line.partition(":") for line in lines)
     return next((value.strip() for name, _, value in found if name.strip() == key), "")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from betasigma.errors import UserError
-from betasigma.training.runs import short
+from betasigma.training.runs import job_number, short
 from betasigma.training.status import FAILED, FINISHED, INTERRUPTED, STATUS, read_status
 
 LOGS = "slurm"
@@ -94,12 +94,7 @@ def left_behind(sweep: Sweep) -> str | None:
 
 def _statuses(sweep: Sweep) -> list[Path]:
     """Status files of the jobs, by job number."""
-
-    def number(path: Path) -> tuple[int, str]:
-        digits = re.match(r"\d+", path.parent.name)
-        return (int(digits[0]) if digits else len(sweep.jobs), path.parent.name)
-
-    return sorted(sweep.directory.glob(f"*/{STATUS}"), key=number)
+    return sorted(sweep.directory.glob(f"*/{STATUS}"), key=lambda path: job_number(path.parent))
 
 
 def _lost(

@@ -22,8 +22,6 @@ import torch
 from torch import Tensor
 
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.data.loading import Batches
-from betasigma.data.order import MicroBatch
 from betasigma.errors import UserError
 from betasigma.ladder import largest_distance
 
@@ -92,9 +90,8 @@ def _read(data: ImageDataModule, count: int, progress: Callable[[float], None]) 
             f"them: give sigma.examples={MOST_BYTES // size} at most, or sigma.max=…"
         )
     numbers = np.linspace(0, len(source) - 1, count).round().astype(np.int64)
-    plan = [MicroBatch.of(numbers[first : first + BATCH]) for first in range(0, count, BATCH)]
     parts = []
-    for batch in Batches(source, lambda: plan, augment=False, workers=data.workers):
+    for batch in data.examples("train", numbers, BATCH):
         parts.append(batch["image"])
         progress(len(parts[-1]) / (2 * count))
     return torch.cat(parts)

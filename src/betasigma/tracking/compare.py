@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from omegaconf import OmegaConf
 
 from betasigma.errors import UserError
 from betasigma.tracking.record import Record
+from betasigma.training.runs import job_number
 
 
 @dataclass(frozen=True)
@@ -74,12 +73,6 @@ def jobs(path: Path) -> list[Path]:
     runs = [record.parent for record in path.glob("*/metrics.csv")]
     runs = [run for run in runs if (run / "config.yaml").is_file()]
     return sorted(runs, key=job_number) or [path]
-
-
-def job_number(run: Path) -> tuple[int, str]:
-    """What a sweep's jobs are sorted by."""
-    digits = re.match(r"\d+", run.name)
-    return (int(digits[0]) if digits else sys.maxsize, run.name)
 
 
 def check_curves(runs: Sequence[Run], metrics: Sequence[str]) -> None:
@@ -149,8 +142,9 @@ ERROR = "/denoising_error/log_snr_"
 
 def error_curve(run: Run) -> dict[float, float]:
     """Denoising error by log-SNR as it was last measured: by an evaluation, or else in training."""
+    recorded = run.record.rows()
     for prefix in ("eval", "val"):
-        rows = [row for row in run.record.rows() if row["metric"].startswith(prefix + ERROR)]
+        rows = [row for row in recorded if row["metric"].startswith(prefix + ERROR)]
         if rows:
             return {
                 float(r["metric"].removeprefix(prefix + ERROR)): float(r["value"]) for r in rows

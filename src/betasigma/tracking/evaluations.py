@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from betasigma.tracking.compare import job_number
 from betasigma.tracking.record import Record
 from betasigma.tracking.summary import BITS, DISTANCE, LAST, abbreviated, is_term, results
+from betasigma.training.runs import job_number
 
 TOLD = ("run", "n", "sampler")
 """Keys of the command line that columns of their own tell of."""

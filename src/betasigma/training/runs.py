@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -46,6 +47,12 @@ def short(path: Path) -> Path:
         return path
 
 
+def job_number(run: Path) -> tuple[int, str]:
+    """What the run directories of a sweep are sorted by: the number that their names begin with."""
+    digits = re.match(r"\d+", run.name)
+    return (int(digits[0]) if digits else sys.maxsize, run.name)
+
+
 def newest_run(matches: Any) -> Path | None:
     """Newest run directory with a checkpoint for whose config ``matches(config)`` holds."""
     from omegaconf import DictConfig, OmegaConf
@@ -70,7 +77,7 @@ def describe_environment(overrides: list[str]) -> dict[str, Any]:
         "overrides": overrides,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in PACKAGES},
         "machine": {
             "system": platform.platform(),
             "cores": os.cpu_count(),
@@ -110,7 +117,8 @@ def write_json(path: Path, content: Any) -> None:
     os.replace(partial, path)
 
 
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """Version of an installed package; ``None`` where it is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
