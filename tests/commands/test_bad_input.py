@@ -278,6 +278,19 @@ def test_help_imports_nothing_heavy(tmp_path: Path, app: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_is_of_the_words_beside_it(tmp_path: Path) -> None:
+    done = typed("model=ncsn", "--help", "sigma.levels=7", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "levels: 7" in done.stdout
+    assert "schedule: cosine, geometric" in done.stdout
+    assert "train.py -m model=ddpm,ncsn" in done.stdout
+    refused = typed("--help", "model=ncsx", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: model=ncsx is unknown")
+    assert refused.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
     done = typed("--cfg", "job", "model=ncsn", "sigma.levels=7", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

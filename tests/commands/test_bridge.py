@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from hydra import compose, initialize_config_dir
 from launching import ROOT, TINY, launch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from betasigma.commands.app import register_resolvers
 from betasigma.commands.build import make, make_sampler
 from betasigma.commands.checks import check_content
+from betasigma.commands.help import FOOTER
 from betasigma.denoiser import Denoiser
 from betasigma.networks.mlp import MLP
 from betasigma.objectives.denoising import perturb
@@ -97,8 +97,7 @@ def test_the_ends_are_the_two_models(number: int, model: str) -> None:
 
 
 def test_the_steps_are_told_where_a_user_looks() -> None:
-    help_text = yaml.safe_load((ROOT / "conf/hydra/help/betasigma.yaml").read_text())
-    told = " ".join(help_text["footer"].split())
+    told = " ".join(FOOTER.split())
     assert " ".join(f"{i} {point(i)['bridge']['change']}" for i in POINTS) in told
     assert [point(i)["bridge"]["point"] for i in POINTS] == list(POINTS)
 

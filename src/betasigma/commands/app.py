@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import wraps
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,8 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
             os.environ[ASKED] = "1" if tracebacks_wanted() else "0"
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
             try:
-                run()
+                with explained(folder, config_name):
+                    run()
                 if _sweeps:
                     fail_sweep()
                     print(closing(_sweeps[-1]), file=sys.stderr)
@@ -92,6 +95,26 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
         return main
 
     return decorate
+
+
+@contextmanager
+def explained(folder: Path, config_name: str) -> Iterator[None]:
+    """Where ``--help`` is asked for, print the config and what helps to read it, and run nothing.
+
+    Args:
+        folder: the config tree.
+        config_name: the app's primary config.
+    """
+    words = sys.argv[1:]
+    if not {"-h", "--help"} & set(words):
+        yield
+        return
+    from betasigma.commands.help import FOOTER, opening
+
+    sys.argv[1:] = [word for word in words if word not in ("-h", "--help")] + ["--cfg", "job"]
+    with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
+        yield
+    print(opening(folder, config_name), config.getvalue(), FOOTER, sep="\n", end="")
 
 
 def in_directory(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from betasigma.commands.help import choices
+
 
 def explain(error: Exception, folder: Path, config_name: str) -> str:
     """One sentence for an error of composition.
@@ -57,10 +59,10 @@ def unknown_key(override: str, folder: Path, config_name: str) -> str:
 
 def unknown_choice(group: str, choice: str, folder: Path) -> str:
     """Sentence for ``group=choice`` where the group has no such file."""
-    choices = sorted(path.stem for path in (folder / group).glob("*.yaml"))
-    near = difflib.get_close_matches(choice, choices, n=1, cutoff=0.5)
+    known = choices(folder / group)
+    near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
     hint = f"did you mean {group}={near[0]}? " if near else ""
-    return f"{group}={choice} is unknown; {hint}choose from {', '.join(choices)}"
+    return f"{group}={choice} is unknown; {hint}choose from {', '.join(known)}"
 
 
 def known_keys(folder: Path, config_name: str) -> list[str]:
