@@ -2,12 +2,13 @@
 public peers at equal NFE.
 
 Weights are untrained: speed does not depend on them. Samplers draw their per-sample noise; the bare
-loop calls the network on one batch, under the same autocast.
+loop calls the network on one batch, under the same autocast. Peers have processes of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,7 +20,7 @@ from betasigma.denoiser import Denoiser
 from harness import ours, peers
 from harness.images import png_folder
 from harness.report import Cell, Report, options, with_spread
-from harness.timing import Step, Timings, interleaved
+from harness.timing import Apart, Step, Timings, interleaved
 
 SAMPLERS: dict[str, tuple[str, ...]] = {
     "ancestral": ("sampler.steps=10",),
@@ -119,19 +120,23 @@ def _drawing(sampler: Any, denoiser: Denoiser, n: int) -> Step:
 def against_peers(report: Report, data: Path, rounds: int, n: int, nfe: int) -> None:
     """DDIM of ours and of the peers, end to end: noise in, images out."""
     config = configured(data, "sampler=ddim", f"sampler.steps={nfe}")
-    timings = interleaved(
-        {
-            "ours": _drawing(make_sampler(config["sampler"]), denoiser_of(config), n),
-            "ours, fp32": _drawing(
-                make_sampler(config["sampler"]),
-                denoiser_of({**config, "hardware": {**config["hardware"], "precision": "32"}}),
-                n,
-            ),
-            "diffusers, fp32": diffusers_sampling(n, nfe),
-            "denoising-diffusion-pytorch, fp32": lucidrains_sampling(n, nfe),
-        },
-        rounds,
-    )
+    with (
+        Apart(partial(diffusers_sampling, n, nfe)) as diffusers,
+        Apart(partial(lucidrains_sampling, n, nfe)) as lucidrains,
+    ):
+        timings = interleaved(
+            {
+                "ours": _drawing(make_sampler(config["sampler"]), denoiser_of(config), n),
+                "ours, fp32": _drawing(
+                    make_sampler(config["sampler"]),
+                    denoiser_of({**config, "hardware": {**config["hardware"], "precision": "32"}}),
+                    n,
+                ),
+                "diffusers, fp32": diffusers,
+                "denoising-diffusion-pytorch, fp32": lucidrains,
+            },
+            rounds,
+        )
     _table(report, timings, n, nfe)
 
 

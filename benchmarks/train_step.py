@@ -2,7 +2,8 @@
 
 Each step is forward, backward, clipping, Adam and averaged weights. Ours runs inside the real
 Trainer with the callbacks and loggers of ``train.py``, its data loading included; peers and the
-bare loop get a ready batch.
+bare loop get a ready batch. Peers have processes of their own, since ``train.py`` sets up the
+allocator of its own one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ import torch
 from harness import machine, ours, peers
 from harness.images import png_folder
 from harness.report import Report, options, with_spread
-from harness.timing import Step, Timings
+from harness.timing import Apart, Step, Timings
 
 
 class Case(NamedTuple):
@@ -63,6 +65,8 @@ CASES = {
         batch=64,
     ),
 }
+
+LUCIDRAINS = "denoising-diffusion-pytorch"
 
 SETTINGS = {
     "default": ("as each is run by default: ours as configured, theirs fp32", ()),
@@ -112,16 +116,21 @@ def measure(
         others: dict[str, Step] = {"bare loop": bare}
         precision = "bf16" if setting == "bf16" else "no"
         their = case.peers["diffusers"]
-        others["diffusers"] = peers.diffusers_step(their, x, precision)
         sizes |= {
             "ours": peers.parameters(made.denoiser),
             "diffusers": peers.parameters(peers.diffusers_unet(their)),
         }
-        if precision == "no":
-            their = case.peers["denoising-diffusion-pytorch"]
-            others["denoising-diffusion-pytorch"] = peers.lucidrains_step(their, (x + 1) / 2)
-            sizes["denoising-diffusion-pytorch"] = peers.parameters(peers.lucidrains_unet(their))
-        timings = ours.trainer_against(config, made, folder / setting, others, rounds)
+        with ExitStack() as running:
+            others["diffusers"] = running.enter_context(
+                Apart(partial(peers.diffusers_step, their, x, precision))
+            )
+            if precision == "no":
+                name, their = LUCIDRAINS, case.peers[LUCIDRAINS]
+                others[name] = running.enter_context(
+                    Apart(partial(peers.lucidrains_step, their, (x + 1) / 2))
+                )
+                sizes[name] = peers.parameters(peers.lucidrains_unet(their))
+            timings = ours.trainer_against(config, made, folder / setting, others, rounds)
         del others, bare
         dtype = "bf16" if made.denoiser.precision is not None else "fp32"
         share = flops / timings.median("ours") / 1e9

@@ -43,9 +43,17 @@ def philox(*key: Key, counter: int = 0) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-def seed_global(*key: Key) -> None:
-    """Seed PyTorch's global generators (dropout draws from them) from ``key``."""
-    torch.manual_seed(digest(*key) >> 1)
+def seed_global(*key: Key, device: torch.device | str = "cpu") -> None:
+    """Seed PyTorch's global generators of the CPU and of ``device``, from which dropout draws, from
+    ``key``.
+
+    Not by ``torch.manual_seed``, which takes note of where it was called from for every kind of
+    device that is not there: half a millisecond, at every step.
+    """
+    seed = digest(*key) >> 1
+    torch.default_generator.manual_seed(seed)
+    if torch.device(device).type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 class Stream:

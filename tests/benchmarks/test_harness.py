@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
+import time
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 
 from harness.ours import flops_of
 from harness.report import Report, load, markdown, replace_section
-from harness.timing import Timings, fitted_exponent, interleaved
+from harness.timing import Apart, Timings, fitted_exponent, interleaved
 
 
 def test_candidates_take_turns_and_the_warm_up_does_not_count():
@@ -21,6 +24,26 @@ def test_candidates_take_turns_and_the_warm_up_does_not_count():
     )
     assert order == ["a", "b"] * 5
     assert {name: len(s) for name, s in timings.seconds.items()} == {"a": 3, "b": 3}
+
+
+def in_another_process():
+    names = iter(["first", "second"])
+
+    def step():
+        sys.stdout.write(next(names))  # StopIteration at the third call
+        os.environ["BETASIGMA_APART"] = "1"
+        time.sleep(0.05)
+
+    return step
+
+
+def test_a_candidate_apart_times_itself_and_touches_nothing_here():
+    with Apart(in_another_process) as apart:
+        timings = interleaved({"apart": apart}, rounds=1, warmup=1)
+        assert 0.05 <= timings.seconds["apart"][0] < 1
+        assert "BETASIGMA_APART" not in os.environ
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            apart()
 
 
 def test_a_ratio_is_of_medians_and_its_spread_of_the_rounds():

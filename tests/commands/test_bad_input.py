@@ -106,6 +106,8 @@ BAD = {
     "sample run={run} sampler=ancestral sampler.variance=learned": r"objective=hybrid",
     "train objective.gamma=0": r"objective\.gamma=0 must be greater than 0",
     "train objective=sliced hardware.compile=true": r"compile=true cannot differentiate twice",
+    "train objective=sliced hardware.compile=cuda_graphs": r"compile=cuda_graphs cannot diff",
+    "train hardware.compile=maybe": r"hardware\.compile=maybe .*cuda_graphs",
     "train network=mlp_energy": r"network=.*energy_mlp does not fit data=digits",
     "train model=ncsn sigma.levels=1 sigma.max=0": r"sigma\.max=0 must be greater than 0",
     # ground truth has nothing to train

@@ -464,8 +464,9 @@ def _check_objective(content: dict[str, Any]) -> None:
         _check_doubled(network, content["schedule"])
     twice = network["_target_"] == ENERGY or target in (IMPLICIT, SLICED)
     if content["hardware"]["compile"] and twice:
+        compile = str(content["hardware"]["compile"]).lower()
         raise UserError(
-            "hardware.compile=true cannot differentiate twice, as an energy network and implicit "
+            f"hardware.compile={compile} cannot differentiate twice, as an energy network and implicit "
             "and sliced score matching must: leave it at false"
         )
 

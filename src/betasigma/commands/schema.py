@@ -226,7 +226,7 @@ class Hardware(Node):
     strategy: Literal["auto", "ddp"]
     precision: Literal["auto", "bf16", "32"] | int
     channels_last: bool | Literal["auto"]
-    compile: bool
+    compile: bool | Literal["cuda_graphs"]
     deterministic: bool
     threads: Count | None
 

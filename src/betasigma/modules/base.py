@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
+from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
 from betasigma.oracles import Oracle
@@ -97,7 +98,7 @@ class DiffusionModule(MeasuredModule):
         seed: of noise, times and dropout.
         warmup: steps over which the learning rate rises linearly to the optimizer's.
         decay: of the averaged weights; 0 for none.
-        compile: run the training forward through torch.compile.
+        compile: run the network through torch.compile, ``"cuda_graphs"`` with CUDA graphs.
     """
 
     family = ""
@@ -111,7 +112,7 @@ class DiffusionModule(MeasuredModule):
         seed: int = 0,
         warmup: int = 0,
         decay: float = 0.9999,
-        compile: bool = False,
+        compile: bool | Literal["cuda_graphs"] = False,
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
@@ -120,8 +121,8 @@ class DiffusionModule(MeasuredModule):
         self._make_optimizer = optimizer
         self._seed, self._warmup, self._decay = seed, warmup, decay
         if compile:
-            denoiser.network.compile()
-            self.average.network.compile()
+            for model in (denoiser, self.average):
+                compile_in_place(model.network, cuda_graphs=compile == "cuda_graphs")
         self._bins = min(BINS, denoiser.schedule.levels)
         # no buffers: DistributedDataParallel would overwrite each rank's with the first one's
         self._sums, self._loss = torch.zeros(2, self._bins), torch.zeros(2)
@@ -139,7 +140,7 @@ class DiffusionModule(MeasuredModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         step, index = batch["step"], batch["index"]
         # the first index names the micro-batch and the rank that has it
-        seed_global("dropout", self._seed, step, int(index[0]))
+        seed_global("dropout", self._seed, step, int(index[0]), device=self.device)
         rng = Stream("train", self._seed, step, indices=index, device=self.device)
         terms = self.objective.loss(self.denoiser, batch["x"], self.labels(batch), rng)
         self._tally(terms.per_sample, terms.t)
