@@ -17,8 +17,13 @@ from harness import ours
 from harness.quality import Judge
 from harness.report import Report, options
 
-SAMPLERS = {"ddim": 1, "dpm_solver": 1, "heun": 2, "predictor_corrector": 2}
-"""Network evaluations a step."""
+SAMPLERS = {
+    "ddim": (1, ()),
+    "ancestral_respaced": (1, ()),
+    "dpm_solver": (1, ("sampler.eta=1", "sampler.clip=true")),
+    "predictor_corrector": (2, ()),
+}
+"""Network evaluations a step, and settings."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         argv,
         ("--run", {"help": "directory of a trained NCSN"}),
-        ("--n", {"type": int, "help": "images of each distance; 500 at full size, else 16"}),
+        ("--n", {"type": int, "help": "images of each distance; 250 at full size, else 16"}),
     )
     report = Report("ncsn_budget", chosen)
     run = Path(chosen.run or Path(chosen.out) / "time_to_quality" / "ncsn")
     if not run.exists():
         raise UserError(f"--run={run} does not exist; give the directory of a trained NCSN")
-    n = chosen.n or (500 if report.full else 16)
-    budgets = (10, 20, 50, 100, 200) if report.full else (6,)
+    n = chosen.n or (250 if report.full else 16)
+    budgets = (10, 20, 50, 100) if report.full else (6,)
     hardware = ours.composed([])["hardware"]
     loaded = load_run(run, precision_of(hardware))
     place(loaded.denoiser, hardware)
@@ -51,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     wanted, spent = distance(langevin)
     found: dict[str, dict[int, float]] = {}
-    for name, cost in SAMPLERS.items():
+    for name, (cost, settings) in SAMPLERS.items():
         for budget in budgets:
             steps = math.ceil(budget / cost)
-            words = ["model=ncsn", f"sampler={name}", f"sampler.steps={steps}"]
+            words = ["model=ncsn", f"sampler={name}", *settings, f"sampler.steps={steps}"]
             value, nfe = distance(ours.composed(words)["sampler"])
             found.setdefault(name, {})[nfe] = value
     report.table(

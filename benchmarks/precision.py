@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"training.log_every={every}",
                 "training.sample_every=1000000",
                 "data.val_size=16",
-                f"sampler.steps={50 if report.full else 4}",
-                f"batch_size={128 if report.full else 16}",
+                f"sampler.steps={20 if report.full else 4}",
+                f"batch_size={32 if report.full else 16}",
                 "evaluation=none",
                 "logger=none",
             ]

@@ -42,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     with TemporaryDirectory() as folder:
         data = png_folder(Path(folder), 20, 1, 28)
-        against_forwards(report, data, rounds, [64, 256] if report.full else [64])
+        against_forwards(report, data, rounds, [64, 128] if report.full else [64])
         report.save()
-        sizes = {64: 20, 512: 10} if report.full else {16: 10}
+        sizes = {64: 20, 512: 5} if report.full else {16: 10}
         for n, nfe in sizes.items():
             against_peers(report, data, rounds, n, nfe)
     report.save()

@@ -106,6 +106,7 @@ def configured(folder: Path, size: int, channels: int, batch: int) -> dict[str, 
             "data.channels=1",
             "network=unet_28",
             "network.attention=[]",
+            "sampler=ddim",
             f"network.channels={channels}",
             f"batch_size={batch}",
         ]

@@ -54,6 +54,13 @@ class Outcome(NamedTuple):
     """By sampler and NFE."""
 
 
+SAMPLERS = {
+    "ddim": ("sampler=ddim",),
+    "ancestral": ("sampler=ancestral_respaced",),
+}
+"""Of ours, on both families: the one that peers take, and the stochastic one."""
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Let all compete and write the report."""
     chosen = options(
@@ -118,9 +125,9 @@ def run_ours(family: str, terms: Terms) -> Outcome:
     average = made.module.average.cpu()
     judge = Judge(made.data, terms.n_reference)
     found: dict[str, dict[int, Distances]] = {}
-    for name in ("ddim", "dpm_solver"):
+    for name, chosen in SAMPLERS.items():
         for nfe in terms.budgets:
-            words = [f"experiment=mnist_{family}", f"sampler={name}", f"sampler.steps={nfe}"]
+            words = [f"experiment=mnist_{family}", *chosen, f"sampler.steps={nfe}"]
             node = ours.composed([*words, f"data.root={terms.root}"])["sampler"]
             distances, taken = judge.samples(average, make_sampler(node), terms.n)
             found.setdefault(name, {})[taken] = distances

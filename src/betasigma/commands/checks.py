@@ -466,8 +466,8 @@ def _check_objective(content: dict[str, Any]) -> None:
     if content["hardware"]["compile"] and twice:
         compile = str(content["hardware"]["compile"]).lower()
         raise UserError(
-            f"hardware.compile={compile} cannot differentiate twice, as an energy network and implicit "
-            "and sliced score matching must: leave it at false"
+            f"hardware.compile={compile} cannot differentiate twice, as an energy network and "
+            "implicit and sliced score matching must: leave it at false"
         )
 
 

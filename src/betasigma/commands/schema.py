@@ -619,11 +619,16 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
         tag = "_target_" if "_target_" in _at(first["loc"], content) else "kind"
         value = _at(first["loc"], content).get(tag)
         return f"{key}.{tag}={value} is not one of {known}"
-    message = re.sub(r"^(Input|String|List) should", "must", first["msg"])
+    # a value that may be of several types fails once for each
+    same = [found["msg"] for found in error.errors() if _key(found["loc"], content) == key]
+    return f"{key}={_typed(first['input'])} {' or '.join(map(_message, same))}"
+
+
+def _message(text: str) -> str:
+    """What a value must be, from pydantic's message."""
+    message = re.sub(r"^(Input|String|List) should", "must", text)
     message = message.replace(" after validation", "").replace("input", "value")
-    if "must" not in message:
-        message = f"is not possible: {message}"
-    return f"{key}={_typed(first['input'])} {message}"
+    return message if "must" in message else f"is not possible: {message}"
 
 
 def _typed(value: Any) -> Any:
