@@ -27,12 +27,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         argv,
         ("--steps", {"type": int, "help": "500 at full size, else 6"}),
-        ("--n", {"type": int, "help": "images of each distance; 500 at full size, else 16"}),
+        ("--n", {"type": int, "help": "images of each distance; 250 at full size, else 16"}),
     )
     os.environ.setdefault("WANDB_MODE", "offline")
     report = Report("precision", chosen)
     steps = chosen.steps or (500 if report.full else 6)
-    n = chosen.n or (500 if report.full else 16)
+    n = chosen.n or (250 if report.full else 16)
     every = max(1, steps // 20)
     with TemporaryDirectory() as scratch:
         root = mnist_or_stand_in(chosen, Path(scratch), report)

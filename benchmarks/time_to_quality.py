@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 SAMPLERS = {
     "ddim": ("sampler=ddim",),
-    "ancestral": ("sampler=ancestral_respaced",),
+    "ancestral": ("sampler=ancestral_respaced", "sampler.start=moments"),
 }
 """Of ours, on both families: the one that peers take, and the stochastic one."""
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         argv,
         ("--minutes", {"type": float, "help": "of training, each; 10 at full size, else 0.3"}),
-        ("--n", {"type": int, "help": "images of each distance; 500 at full size, else 16"}),
+        ("--n", {"type": int, "help": "images of each distance; 250 at full size, else 16"}),
     )
     os.environ.setdefault("WANDB_MODE", "offline")
     report = Report("time_to_quality", chosen)
@@ -76,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             mnist_or_stand_in(chosen, Path(scratch), report),
             Path(chosen.out).resolve() / "time_to_quality",
             60 * (chosen.minutes or (10 if report.full else 0.3)),
-            chosen.n or (500 if report.full else 16),
+            chosen.n or (250 if report.full else 16),
             10_000 if report.full else 64,
             (10, 20, 50, 100) if report.full else (5,),
         )
         outcomes, failures = compete(terms, Path(scratch))
-    if outcomes:
-        tell(report, terms, outcomes)
+        if outcomes:
+            tell(report, terms, outcomes)
     report.save()
     if failures:
         raise SystemExit(f"failed: {'; '.join(failures)}")
