@@ -27,8 +27,8 @@ SAMPLERS = {
 """Network evaluations a step, and settings."""
 
 START = "sampler.start=moments"
-"""Of these: N(0, σ²) is far from the perturbed data where σ is not much larger than they are, and few
-steps do not forget it.
+"""Of these: N(0, σ²) is far from the perturbed data where σ is not much larger than they are, and
+few steps do not forget it.
 """
 
 

@@ -143,11 +143,15 @@ def diffusers_step(settings: dict[str, Any], x: Tensor, mixed_precision: str = "
     return lambda: training.step(x)
 
 
-def lucidrains_diffusion(model: nn.Module, size: int, nfe: int | None = None) -> Any:
+def lucidrains_diffusion(
+    model: nn.Module, size: int, nfe: int | None = None, eta: float = 0.0
+) -> Any:
     """Its GaussianDiffusion as in the README: 1,000 time steps; DDIM where ``nfe`` is given."""
     from denoising_diffusion_pytorch import GaussianDiffusion
 
-    return GaussianDiffusion(model, image_size=size, timesteps=1000, sampling_timesteps=nfe)
+    return GaussianDiffusion(
+        model, image_size=size, timesteps=1000, sampling_timesteps=nfe, ddim_sampling_eta=eta
+    )
 
 
 def lucidrains_step(settings: dict[str, Any], x: Tensor) -> Step:
