@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with TemporaryDirectory() as folder:
         memory = in_memory(report, Path(folder), rounds)
         streaming(report, Path(folder), rounds)
-        share(report, Path(folder), BATCH * memory)
+        share(report, Path(folder), BATCH * memory, rounds)
     report.save()
 
 
@@ -86,14 +86,14 @@ def streaming(report: Report, folder: Path, rounds: int) -> None:
     )
 
 
-def share(report: Report, folder: Path, seconds: float) -> None:
+def share(report: Report, folder: Path, seconds: float, rounds: int) -> None:
     """A batch's share of the small U-Net's step."""
     data = png_folder(folder / "small", 20, 1, 28)
     words = ["data=image_folder", "network=unet_28", "data.image_size=28", "data.channels=1"]
     config = ours.composed(["experiment=mnist_ddpm", *words, f"data.root={data}"])
     made = ours.parts(config)
     step = ours.bare_step(config, made, torch.randn(BATCH, 1, 28, 28))
-    timings = interleaved({"step": step}, 3)
+    timings = interleaved({"step": step}, rounds)
     value = seconds / timings.median("step")
     report.table(
         "Share of the small U-Net's training step, batch 128",

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -109,12 +110,10 @@ def startup(report: Report, folder: Path, rounds: int) -> None:
             "train.py --help": partial(run, python, "train.py", "--help"),
             "train.py --cfg job": partial(run, python, "train.py", "--cfg", "job"),
             "bare imports": partial(run, python, "-c", IMPORTS),
+            "first step": FirstStep(folder),
         },
         rounds,
     )
-    timings.seconds["first step"] = [
-        first_step(folder / f"first_{number}") for number in range(rounds + 1)
-    ][1:]
     report.table(
         "Start-up, seconds",
         ["what", "seconds"],
@@ -139,20 +138,34 @@ def run(*words: str) -> None:
     subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
 
 
-def first_step(folder: Path) -> float:
-    """Seconds from the command ``train.py`` until the first step's loss is in ``metrics.csv``."""
-    words = ["steps=2", "training.log_every=1", "evaluation=none", f"hydra.run.dir={folder}"]
-    start = now()
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *words],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        return waited(start, lambda: _mentions(folder / "metrics.csv", "train/loss"), process)
-    finally:
-        process.wait(timeout=300)
+class FirstStep:
+    """The command ``train.py``, until the first step's loss is in ``metrics.csv``.
+
+    Args:
+        folder: where each of its runs gets a directory.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._runs = (folder / f"first_{number}" for number in count())
+
+    def __call__(self) -> None:
+        self.seconds()
+
+    def seconds(self) -> float:
+        """Seconds of the next run; what follows its first step does not count."""
+        folder = next(self._runs)
+        words = ["steps=2", "training.log_every=1", "evaluation=none", f"hydra.run.dir={folder}"]
+        start = now()
+        process = subprocess.Popen(
+            [sys.executable, "train.py", *words],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            return waited(start, lambda: _mentions(folder / "metrics.csv", "train/loss"), process)
+        finally:
+            process.wait(timeout=300)
 
 
 def waited(start: float, happened: Callable[[], bool], process: subprocess.Popen[bytes]) -> float:

@@ -60,7 +60,7 @@ class Outcome(NamedTuple):
     """By sampler and NFE."""
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, dict[str, tuple[str, ...]]] = {
     "ddpm": {
         "ddim": ("sampler=ddim",),
         "ancestral_respaced": ("sampler=ancestral_respaced",),

@@ -196,7 +196,9 @@ def memory(report: Report, case: Case, data: Path, batch: int, folder: Path) -> 
         "ours": partial(run_ours, case, data, batch, folder / "memory"),
         **{name: partial(run_peer, name, case.peers[name], shape) for name in case.peers},
     }
-    peaks = {name: machine.peak_memory(task) for name, task in tasks.items()}
+    peaks = {
+        name: machine.peak_memory(task, peers.MODULES.get(name, ())) for name, task in tasks.items()
+    }
     report.table(
         f"{case.title}, batch {batch}: peak memory beyond the imports", ["", "MiB"], peaks.items()
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -86,17 +87,20 @@ def fastest_convolution(found: dict[str, float], dtype: str) -> float:
     return max(value for name, value in found.items() if "conv" in name and dtype in name)
 
 
-def peak_memory(task: Callable[[], object]) -> float:
+def peak_memory(task: Callable[[], object], modules: Sequence[str] = ()) -> float:
     """MiB that ``task`` needs at most, beyond what its imports left, in a process of its own.
 
     Args:
         task: can be pickled: a module's function, or a ``functools.partial`` of one.
+        modules: what it imports by itself.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak, task).result()
+        return pool.submit(_peak, task, modules).result()
 
 
-def _peak(task: Callable[[], object]) -> float:
+def _peak(task: Callable[[], object], modules: Sequence[str]) -> float:
+    for module in modules:
+        import_module(module)
     before = _resident("VmRSS")
     task()
     return _resident("VmHWM") - before

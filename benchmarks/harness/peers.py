@@ -21,6 +21,18 @@ from harness.timing import Step
 
 Peers = dict[str, dict[str, Any]]
 
+MODULES = {
+    "diffusers": (
+        "accelerate",
+        "diffusers.models.unets.unet_2d",
+        "diffusers.optimization",
+        "diffusers.schedulers.scheduling_ddpm",
+        "diffusers.training_utils",
+    ),
+    "denoising-diffusion-pytorch": ("accelerate", "denoising_diffusion_pytorch", "ema_pytorch"),
+}
+"""What the peers' steps import."""
+
 CIFAR: Peers = {
     "diffusers": {
         "sample_size": 32,

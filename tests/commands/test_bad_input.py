@@ -106,6 +106,7 @@ BAD = {
     "sample run={run} sampler=ancestral sampler.variance=learned": r"objective=hybrid",
     "train objective.gamma=0": r"objective\.gamma=0 must be greater than 0",
     "train objective=sliced hardware.compile=true": r"compile=true cannot differentiate twice",
+    "train hardware.compile=cuda_graphs training.accumulate=2": r"accumulate=2 does not go with",
     "train objective=sliced hardware.compile=cuda_graphs": r"compile=cuda_graphs cannot diff",
     "train hardware.compile=maybe": r"hardware\.compile=maybe .*cuda_graphs",
     "train network=mlp_energy": r"network=.*energy_mlp does not fit data=digits",
@@ -265,9 +266,7 @@ def typed(*words: str, cwd: Path, app: str = "train.py", **environment: str) -> 
 def test_as_typed(tmp_path: Path) -> None:
     done = typed("model=ncsn", "sigma.levels=0", cwd=tmp_path)
     assert done.returncode == 1
-    assert (
-        done.stderr == "error: sigma.levels=0 must be greater than or equal to 1 or must be 'auto'"
-    )
+    assert done.stderr == "error: sigma.levels=0 must be greater than or equal to 1 or be 'auto'"
     assert done.stdout == ""
     assert not done.modules & set(launching.HEAVY)
     assert list(tmp_path.iterdir()) == []
@@ -292,6 +291,15 @@ def test_help_is_of_the_words_beside_it(tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: model=ncsx is unknown")
     assert refused.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["-m"], ["--cfg", "hydra"], ["--info"], ["-c", "job", "-m"]])
+def test_help_comes_before_whatever_else_is_asked_for(tmp_path: Path, words: list[str]) -> None:
+    done = typed(*words, "--help", "model=ncsn", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("betasigma:")
+    assert "levels: 10" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

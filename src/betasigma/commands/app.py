@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import wraps
 from io import StringIO
 from pathlib import Path
@@ -34,6 +34,8 @@ TRACEBACK = "HYDRA_FULL_ERROR"
 
 ASKED = "BETASIGMA_TRACEBACKS"
 """Environment variable that tells a run's other processes whether the user asked for them."""
+
+HELP = {"-h", "--help"}
 
 _wanted = os.environ.get(ASKED, os.environ.get(TRACEBACK)) == "1"
 
@@ -62,13 +64,16 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
         @wraps(task)
         def main() -> None:
             register_resolvers()
+            helping = bool(HELP & set(sys.argv[1:]))
+            if helping:
+                sys.argv[1:] = [*overrides_of(sys.argv[1:]), "--cfg", "job"]
             sys.argv[1:] = [as_name(word, folder) for word in sys.argv[1:]]
             if {"-m", "--multirun"} & set(sys.argv):
                 sys.argv[1:] = [as_choice(word) for word in sys.argv[1:]]
             os.environ[ASKED] = "1" if tracebacks_wanted() else "0"
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
             try:
-                with explained(folder, config_name):
+                with explained(folder, config_name) if helping else nullcontext():
                     run()
                 if _sweeps:
                     fail_sweep()
@@ -99,22 +104,28 @@ def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], 
 
 @contextmanager
 def explained(folder: Path, config_name: str) -> Iterator[None]:
-    """Where ``--help`` is asked for, print the config and what helps to read it, and run nothing.
+    """Print what helps to read a config around the config that is printed inside.
 
     Args:
         folder: the config tree.
         config_name: the app's primary config.
     """
-    words = sys.argv[1:]
-    if not {"-h", "--help"} & set(words):
-        yield
-        return
     from betasigma.commands.help import FOOTER, opening
 
-    sys.argv[1:] = [word for word in words if word not in ("-h", "--help")] + ["--cfg", "job"]
     with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
         yield
     print(opening(folder, config_name), config.getvalue(), FOOTER, sep="\n", end="")
+
+
+def overrides_of(words: list[str]) -> list[str]:
+    """The overrides of a command line, without its options and their values."""
+    valued = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
+    kept: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        value = before in valued and "=" not in word
+        if not (word.startswith("-") or value):
+            kept.append(word)
+    return kept
 
 
 def in_directory(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

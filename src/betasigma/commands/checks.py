@@ -136,7 +136,13 @@ def check_content(config: DictConfig) -> dict[str, Any]:
     _check_likelihood(content.get("likelihood"), content)
     hardware = content["hardware"]
     devices = 1 if hardware["devices"] == "auto" else hardware["devices"] * hardware["nodes"]
-    check_division(content["batch_size"], content["training"]["accumulate"], devices)
+    accumulate = content["training"]["accumulate"]
+    check_division(content["batch_size"], accumulate, devices)
+    if content["hardware"]["compile"] == "cuda_graphs" and accumulate > 1:
+        raise UserError(
+            f"training.accumulate={accumulate} does not go with hardware.compile=cuda_graphs, "
+            f"whose next replay overwrites gradients that are kept: use hardware.compile=true"
+        )
     return content
 
 
@@ -464,10 +470,10 @@ def _check_objective(content: dict[str, Any]) -> None:
         _check_doubled(network, content["schedule"])
     twice = network["_target_"] == ENERGY or target in (IMPLICIT, SLICED)
     if content["hardware"]["compile"] and twice:
-        compile = str(content["hardware"]["compile"]).lower()
         raise UserError(
-            f"hardware.compile={compile} cannot differentiate twice, as an energy network and "
-            "implicit and sliced score matching must: leave it at false"
+            f"hardware.compile={str(content['hardware']['compile']).lower()} cannot differentiate "
+            "twice, as an energy network and implicit and sliced score matching must: leave it at "
+            "false"
         )
 
 

@@ -621,7 +621,8 @@ def _sentence(error: ValidationError, content: dict[str, Any]) -> str:
         return f"{key}.{tag}={value} is not one of {known}"
     # a value that may be of several types fails once for each
     same = [found["msg"] for found in error.errors() if _key(found["loc"], content) == key]
-    return f"{key}={_typed(first['input'])} {' or '.join(map(_message, same))}"
+    accepted = " or ".join(map(_message, same)).replace(" or must ", " or ")
+    return f"{key}={_typed(first['input'])} {accepted}"
 
 
 def _message(text: str) -> str:

@@ -10,39 +10,47 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def compile_in_place(network: nn.Module, cuda_graphs: bool = False) -> None:
-    """Let ``network`` compute by a compiled copy of its ``forward``, from its next call on.
+    """Compile ``network`` as ``nn.Module.compile`` does; a copy of it is not compiled.
 
-    Where compilation fails it says so once, as a warning, and goes on uncompiled.
+    Where its first call cannot be compiled it says so once, as a warning, and goes on uncompiled.
 
     Args:
         network: whose parameters stay what they are.
         cuda_graphs: replay the kernels of a call as one CUDA graph, which saves launching them one
             by one. On a CPU this is plain compilation.
     """
-    plain = network.forward
-    fast: Any = torch.compile(plain, mode="reduce-overhead" if cuda_graphs else "default")
+    plain = network._call_impl
+    try:
+        network.compile(mode="reduce-overhead" if cuda_graphs else "default")
+    except RuntimeError as error:  # a Python that torch.compile does not know yet
+        _give_up(network, error)
+        return
+    fast = network._compiled_call_impl
+    assert fast is not None
 
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        nonlocal fast
-        if fast is None:
-            return plain(*args, **kwargs)  # type: ignore[no-any-return]
+    def call(*args: Any, **kwargs: Any) -> Any:
         if cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         try:
-            output: Tensor = fast(*args, **kwargs)
+            output = fast(*args, **kwargs)
         except Exception as error:
             # imported by the call that has just failed
             if not isinstance(error, torch._dynamo.exc.TorchDynamoException):
                 raise
-            fast = None
-            first = next((line for line in str(error).splitlines() if line), type(error).__name__)
-            warnings.warn(f"torch.compile failed, going on without it: {first}", stacklevel=2)
-            return plain(*args, **kwargs)  # type: ignore[no-any-return]
+            output = plain(*args, **kwargs)  # what is wrong with the call itself is raised here
+            _give_up(network, error)
+            return output
         # the next replay writes into the same memory
         return output.clone() if cuda_graphs else output
 
-    network.forward = forward
+    network._compiled_call_impl = call
+
+
+def _give_up(network: nn.Module, error: Exception) -> None:
+    network._compiled_call_impl = None
+    first = next((line for line in str(error).splitlines() if line), type(error).__name__)
+    warnings.warn(f"torch.compile failed, going on without it: {first}", stacklevel=1)
