@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "training.sample_every=1000000",
                 "data.val_size=16",
                 f"sampler.steps={20 if report.full else 4}",
-                f"batch_size={32 if report.full else 16}",
+                "batch_size=16",
                 "evaluation=none",
                 "logger=none",
             ]

@@ -315,15 +315,20 @@ def plot(metric: str, outcomes: dict[str, Outcome], path: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator
 
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
     for name, outcome in outcomes.items():
         for sampler, found in outcome.distances.items():
             values = [found[nfe]["train"] for nfe in found]
             axes.loglog(list(found), values, "o-", label=f"{name}, {sampler}")
     axes.set_xlabel("network evaluations (NFE)")
     axes.set_ylabel(metric)
-    axes.legend(fontsize=8)
+    axes.minorticks_off()
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+    figure.legend(loc="outside right center", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

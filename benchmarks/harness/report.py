@@ -131,14 +131,20 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         columns = ["benchmark", "what", "wanted", "measured", "met"]
         lines += ["## Targets", "", as_table({"columns": columns, "rows": rows}), ""]
     for result in results:
-        size = result["options"]["size"]
-        load = result["machine"]["load"][0]
+        size, load = _words(result["options"]), result["machine"]["load"][0]
         lines += [f"## {result['name']}", ""]
-        lines += [f"{size} size, {result['seconds']:.0f} s, load {load} at its end.", ""]
+        lines += [f"{size}, {result['seconds']:.0f} s, load {load} at its end.", ""]
         for table in result["tables"]:
             lines += [f"**{table['title']}**", "", as_table(table), ""]
         lines += [f"- {note}" for note in result["notes"]] + [""]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def _words(options: dict[str, Any]) -> str:
+    """What a benchmark was run with, but for what it would have chosen itself."""
+    default = ("size", "clock", "only", "cases")
+    more = [f"{k}={v}" for k, v in options.items() if k not in default and v is not None]
+    return ", ".join([f"{options['size']} size", *more])
 
 
 INTRODUCTION = (
