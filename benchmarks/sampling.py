@@ -34,8 +34,8 @@ SAMPLERS: dict[str, tuple[str, ...]] = {
 """Each with about ten network evaluations."""
 
 BATCHES = {64: tuple(SAMPLERS), 256: ("ancestral",)}
-"""Samplers by batch: what does not grow with the batch weighs most in the smaller, and drawing noise
-is what grows with it.
+"""Samplers by batch: what does not grow with the batch weighs most in the smaller, and drawing
+noise is what grows with it.
 """
 
 
