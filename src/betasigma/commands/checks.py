@@ -138,7 +138,7 @@ def check_content(config: DictConfig) -> dict[str, Any]:
     devices = 1 if hardware["devices"] == "auto" else hardware["devices"] * hardware["nodes"]
     accumulate = content["training"]["accumulate"]
     check_division(content["batch_size"], accumulate, devices)
-    if content["hardware"]["compile"] == "cuda_graphs" and accumulate > 1:
+    if hardware["compile"] == "cuda_graphs" and accumulate > 1:
         raise UserError(
             f"training.accumulate={accumulate} does not go with hardware.compile=cuda_graphs, "
             f"whose next replay overwrites gradients that are kept: use hardware.compile=true"
