@@ -5,9 +5,9 @@ import torch
 
 from betasigma.evaluation.frechet import (
     Moments,
+    cholesky_factor,
     frechet_distance,
     gaussian_distance,
-    pivoted_cholesky,
 )
 
 
@@ -92,11 +92,20 @@ def test_it_is_torch_fidelitys_and_torchmetrics_distance(n):
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-9)
 
 
-def test_pivoted_cholesky_finds_rank_and_factor():
-    matrix = covariance(12, 0, rank=4)
-    factor, order = pivoted_cholesky(matrix)
-    assert factor.shape == (12, 4)
-    torch.testing.assert_close(factor @ factor.T, matrix[order][:, order])
+@pytest.mark.parametrize(("rank", "columns"), [(4, 4), (None, 12)])
+def test_cholesky_finds_rank_and_factor(rank, columns):
+    matrix = covariance(12, 0, rank)
+    factor = cholesky_factor(matrix)
+    assert factor.shape == (12, columns)
+    torch.testing.assert_close(factor @ factor.T, matrix)
+
+
+def test_a_direction_without_variance_is_not_in_the_factor():
+    matrix = covariance(12, 0)
+    matrix[3] = matrix[:, 3] = 0
+    factor = cholesky_factor(matrix)
+    assert factor.shape == (12, 11)
+    torch.testing.assert_close(factor @ factor.T, matrix)
 
 
 def test_moments_do_not_depend_on_how_the_stream_is_cut():
