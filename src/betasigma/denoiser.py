@@ -227,13 +227,12 @@ class Denoiser(nn.Module):
             UserError: where t is between the levels and the denoiser's policy is ``refuse``.
         """
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
+        alpha, sigma, _ = self.schedule.at(time)
         c_in, c_skip, c_out, c_noise = self.preconditioning(time, alpha, sigma)
         seen = self._seen(time)
         if seen is not time:
-            c_noise = self.preconditioning(
-                seen, self.schedule.alpha(seen), self.schedule.sigma(seen)
-            ).c_noise
+            at_seen = self.schedule.at(seen)
+            c_noise = self.preconditioning(seen, at_seen.alpha, at_seen.sigma).c_noise
         output = self._run(x_t, c_in, c_noise, y)
         channels = self.sample_shape[0]
         interpolation = None

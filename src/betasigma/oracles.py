@@ -125,7 +125,7 @@ class Oracle(nn.Module):
         if y is not None and not self.num_classes:
             raise UserError("labels were given to an oracle that has no classes")
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        alpha, sigma = self.schedule.alpha(time), self.schedule.sigma(time)
+        alpha, sigma, _ = self.schedule.at(time)
         x0 = self.posterior_mean(x_t, alpha, sigma, y).to(x_t.dtype)
         return Prediction(x_t, x0, alpha, sigma, torch.zeros_like(alpha), torch.ones_like(alpha))
 

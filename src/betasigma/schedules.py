@@ -32,6 +32,14 @@ from betasigma.randomness import Stream
 Times = Tensor | float
 
 
+class Level(NamedTuple):
+    """The curve at one or more times; float64, the shape of the times."""
+
+    alpha: Tensor
+    sigma: Tensor
+    log_snr: Tensor
+
+
 class NoiseSchedule:
     """A curve t ↦ (α_t, σ_t) given by its log-SNR at the discrete levels.
 
@@ -140,6 +148,11 @@ class NoiseSchedule:
     def sigma(self, t: Times) -> Tensor:
         """Standard deviation σ_t of the noise, float64, the shape of ``t``."""
         return self._sigma(self.log_snr(t))
+
+    def at(self, t: Times) -> Level:
+        """α_t, σ_t and log-SNR, looked up once."""
+        log_snr = self.log_snr(t)
+        return Level(self._alpha(log_snr), self._sigma(log_snr), log_snr)
 
     def _alpha(self, log_snr: Tensor) -> Tensor:
         raise NotImplementedError
@@ -283,9 +296,12 @@ def transition(schedule: NoiseSchedule, t: Times, s: Times) -> tuple[Tensor, Ten
     α_{t|s} = α_t/α_s and σ²_{t|s} = σ_t² − α_{t|s}²·σ_s² = σ_t²·(1 − SNR_t/SNR_s): for neighbouring
     levels of DDPM these are √(1 − β_t) and β_t (equation 2.1); for NCSN 1 and σ_t² − σ_s².
     """
-    ratio = schedule.alpha(t) / schedule.alpha(s)
-    variance = -(schedule.sigma(t) ** 2) * torch.expm1(schedule.log_snr(t) - schedule.log_snr(s))
-    return ratio, variance
+    return _transition(schedule.at(t), schedule.at(s))
+
+
+def _transition(later: Level, sooner: Level) -> tuple[Tensor, Tensor]:
+    variance = -(later.sigma**2) * torch.expm1(later.log_snr - sooner.log_snr)
+    return later.alpha / sooner.alpha, variance
 
 
 def posterior(schedule: NoiseSchedule, t: Times, s: Times) -> Posterior:
@@ -296,11 +312,11 @@ def posterior(schedule: NoiseSchedule, t: Times, s: Times) -> Posterior:
     α_s·σ²_{t|s}/σ_t²·x_0 + α_{t|s}·σ_s²/σ_t²·x_t and the variance σ²_{t|s}·σ_s²/σ_t², DDPM's β̃_t.
     At s = 0 it is x_0 itself with variance 0.
     """
-    ratio, variance = transition(schedule, t, s)
-    noise = schedule.sigma(t) ** 2
-    kept = schedule.sigma(s) ** 2
+    later, sooner = schedule.at(t), schedule.at(s)
+    ratio, variance = _transition(later, sooner)
+    noise, kept = later.sigma**2, sooner.sigma**2
     return Posterior(
-        c_x0=schedule.alpha(s) * variance / noise,
+        c_x0=sooner.alpha * variance / noise,
         c_xt=ratio * kept / noise,
         variance=variance * kept / noise,
     )
