@@ -41,6 +41,19 @@ def raw_and_average(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     )
 
 
+def test_gradients_are_kept_within_a_step_only(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None takes up memory during the first forward pass of a step, where memory peaks."""
+    original, seen = DDPM.training_step, []
+
+    def training_step(self: DDPM, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        seen.append(any(p.grad is not None for p in self.parameters()))
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DDPM, "training_step", training_step)
+    assert launch("train", *TINY, "training.accumulate=2", "steps=3").status == 0
+    assert seen == 3 * [False, True]
+
+
 # ---------------------------------------------------------------- the run directory
 
 

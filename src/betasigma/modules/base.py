@@ -148,6 +148,8 @@ class DiffusionModule(MeasuredModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        # the Trainer would keep the gradients through the next forward pass, where memory peaks
+        self.zero_grad()
         decay = ramped_decay(self._decay, self.trainer.global_step)
         update_average(self.average, self.denoiser, decay)
 
