@@ -107,6 +107,10 @@ def measure(
     batch = case.batch if report.full else min(case.batch, 32)
     data = png_folder(folder / "data", 300, case.channels, case.size)
     x = torch.rand(batch, case.channels, case.size, case.size) * 2 - 1
+    their_flops = {
+        name: machine.alone(ours.flops_of_built, partial(step_of, name, case.peers[name], x))
+        for name in case.peers
+    }
     sizes: dict[str, int] = {}
     for setting, (title, overrides) in SETTINGS.items():
         config = configured(case, overrides, data, batch)
@@ -136,12 +140,14 @@ def measure(
         share = flops / timings.median("ours") / 1e9
         report.table(
             f"{case.title}, batch {batch}: {title} (ours: {dtype})",
-            ["", "parameters", "images/s", "ours is faster by"],
+            ["", "parameters", "GFLOP an image", "images/s", "GFLOP/s", "ours is faster by"],
             [
                 [
                     name,
                     sizes.get(name, sizes["ours"]),
+                    their_flops.get(name, flops) / batch / 1e9,
                     batch / timings.median(name),
+                    their_flops.get(name, flops) / timings.median(name) / 1e9,
                     with_spread(timings.ratio(name, "ours"), timings.spread(name, "ours")),
                 ]
                 for name in timings.seconds
@@ -215,9 +221,14 @@ def run_ours(case: Case, data: Path, batch: int, folder: Path) -> None:
 def run_peer(name: str, settings: dict[str, Any], shape: tuple[int, ...]) -> None:
     """Three steps of a peer."""
     x = torch.rand(shape)
-    step = (peers.diffusers_step if name == "diffusers" else peers.lucidrains_step)(settings, x)
+    step = step_of(name, settings, x)
     for _ in range(3):
         step()
+
+
+def step_of(name: str, settings: dict[str, Any], x: torch.Tensor) -> Step:
+    """A peer's step on the batch ``x``, by its defaults."""
+    return (peers.diffusers_step if name == "diffusers" else peers.lucidrains_step)(settings, x)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.nn import functional as F
 
 from betasigma.training.runs import version
 from harness.timing import interleaved
+
+Result = TypeVar("Result")
 
 PACKAGES = (
     "betasigma",
@@ -94,8 +96,13 @@ def peak_memory(task: Callable[[], object], modules: Sequence[str] = ()) -> floa
         task: can be pickled: a module's function, or a ``functools.partial`` of one.
         modules: what it imports by itself.
     """
+    return alone(_peak, task, modules)
+
+
+def alone(task: Callable[..., Result], *arguments: object) -> Result:
+    """What ``task`` returns in a process of its own; it and its arguments can be pickled."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_peak, task, modules).result()
+        return pool.submit(task, *arguments).result()
 
 
 def _peak(task: Callable[[], object], modules: Sequence[str]) -> float:

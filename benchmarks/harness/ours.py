@@ -165,3 +165,8 @@ def flops_of(step: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         step()
     return float(counter.get_total_flops())
+
+
+def flops_of_built(build: Callable[[], Step]) -> float:
+    """:func:`flops_of` the step that ``build`` makes."""
+    return flops_of(build())
