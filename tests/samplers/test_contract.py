@@ -95,6 +95,34 @@ def test_progress_adds_up_to_one(make_model, name: str) -> None:
     assert sum(shares) == pytest.approx(1)
 
 
+def test_a_batch_that_does_not_fit_is_halved(make_model) -> None:
+    """Where memory ends is found in the middle of a trajectory; samples are those of any batch."""
+    model, sampler = make_model(SCHEDULES["geometric"]), DDIM(steps=4)
+    whole = sampler.sample(model, 14, seed=3)
+    sizes: list[int] = []
+
+    def out_of_memory(most: int):
+        def hook(_, inputs) -> None:
+            sizes.append(len(inputs[0]))
+            if sizes[-1] > most and sizes.count(sizes[-1]) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        return hook
+
+    handle = model.network.register_forward_pre_hook(out_of_memory(4))
+    shares: list[float] = []
+    found = sampler.sample(model, 14, seed=3, progress=shares.append)
+    torch.testing.assert_close(found.x, whole.x, rtol=1e-4, atol=1e-5)
+    assert found.nfe == 4
+    assert sizes == [14] * 3 + [7] * 3 + [4] * 12 + [2] * 4
+    assert sum(shares) == pytest.approx(1)
+    handle.remove()
+    sizes.clear()
+    model.network.register_forward_pre_hook(out_of_memory(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        sampler.sample(model, 2)
+
+
 @every_sampler
 def test_states_are_the_trajectory(make_model, name: str) -> None:
     """From the same start and stream the last state is the sample."""

@@ -175,23 +175,33 @@ class Sampler:
             indices: draw these.
             seed: with the index it determines a sample completely.
             y: class label of each sample, int64 ``(n,)``, or ``None``.
-            batch_size: how many are integrated at once; changes speed and memory only.
-            progress: called with the share of the whole work that each step was.
+            batch_size: how many are integrated at once, at most: halved as often as the device runs
+                out of memory. Changes speed and memory only.
+            progress: called with the share of the whole work that each step was; with what was
+                lost, below 0, where a batch is begun anew.
 
         Raises:
             UserError: where neither or both of ``n`` and ``indices`` are given, or an option does
             not fit the model.
+            torch.OutOfMemoryError: where there is no memory for one sample.
         """
         if (n is None) == (indices is None):
             raise UserError("give either n, the number of samples, or their indices")
         wanted = list(range(n)) if n is not None else [int(i) for i in indices or ()]
         share = len(wanted) * len(self.reached(self.times(denoiser.schedule)))
-        parts, nfe = [], 0
-        for first in range(0, len(wanted), batch_size):
+        parts, first, nfe = [], 0, 0
+        while first < len(wanted):
             chunk = wanted[first : first + batch_size]
             labels = None if y is None else y[first : first + batch_size].to(denoiser.device)
-            x, cost = self._sample_batch(denoiser, chunk, seed, labels, share, progress)
+            try:
+                x, cost = self._sample_batch(denoiser, chunk, seed, labels, share, progress)
+            except torch.OutOfMemoryError:
+                if len(chunk) == 1:
+                    raise
+                batch_size = (len(chunk) + 1) // 2
+                continue
             parts.append(x)
+            first += len(chunk)
             nfe = max(nfe, cost)
         shape = (0, *denoiser.sample_shape)
         return Samples(torch.cat(parts) if parts else torch.empty(shape), nfe)
@@ -231,9 +241,16 @@ class Sampler:
         rng = Stream("sample", seed, indices=indices, device=denoiser.device)
         model = Bound(denoiser, self.clip, y)
         x = start = self.begin(denoiser, rng)
-        for x in self.trajectory(model, start, rng):  # noqa: B007 - the last one counts
+        told = 0.0
+        try:
+            for x in self.trajectory(model, start, rng):  # noqa: B007 - the last one counts
+                if progress is not None:
+                    progress(len(indices) / share)
+                    told += len(indices) / share
+        except torch.OutOfMemoryError:
             if progress is not None:
-                progress(len(indices) / share)
+                progress(-told)
+            raise
         return x.float().cpu(), model.nfe
 
     def begin(self, denoiser: DenoiserLike, rng: Stream) -> Tensor:
