@@ -148,10 +148,10 @@ def bare_step(config: Config, made: Parts, x: Tensor) -> Step:
         with torch.autocast("cpu", precision, enabled=precision is not None):
             predicted = network(x_t, t.float())
         loss = F.mse_loss(predicted.float(), eps)
-        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), config["training"]["clip"])
         optimizer.step()
+        optimizer.zero_grad()
         update_average(average, denoiser, ramped_decay(config["ema"]["decay"], updates))
         updates += 1
 
@@ -159,10 +159,26 @@ def bare_step(config: Config, made: Parts, x: Tensor) -> Step:
 
 
 def flops_of(step: Callable[[], object]) -> float:
-    """Floating-point operations of one call, by PyTorch's counter."""
-    from torch.utils.flop_counter import FlopCounterMode
+    """Floating-point operations of one call, by PyTorch's counter, which by itself leaves out the
+    CPU's fused attention.
+    """
+    from torch.utils.flop_counter import (
+        FlopCounterMode,
+        sdpa_backward_flop_count,
+        sdpa_flop_count,
+    )
 
-    with FlopCounterMode(display=False) as counter:
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    def attention_backward(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(gradient, q, k, v))
+
+    fused = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=fused) as counter:
         step()
     return float(counter.get_total_flops())
 

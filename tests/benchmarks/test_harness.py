@@ -66,6 +66,15 @@ def test_operations_of_a_convolution_and_its_backward_pass():
     assert flops_of(lambda: F.conv2d(x, w, padding=1).sum().backward()) == 2 * forward
 
 
+def test_operations_of_fused_attention_and_its_backward_pass():
+    q, k, v = torch.randn(3, 2, 4, 16, 8, requires_grad=True).unbind()
+    product = 2 * 2 * 4 * 16 * 16 * 8
+    assert flops_of(lambda: F.scaled_dot_product_attention(q, k, v)) == 2 * product
+    # the backward pass forms the scores again, and four more products
+    both = flops_of(lambda: F.scaled_dot_product_attention(q, k, v).sum().backward())
+    assert both == (2 + 5) * product
+
+
 def test_results_come_back_as_a_page_that_says_what_was_missed(tmp_path):
     report = Report("demo", argparse.Namespace(size="small", out=str(tmp_path), data_root="x"))
     report.table("Speeds", ["", "images/s"], [["ours", 1234.5]])
