@@ -32,8 +32,8 @@ from betasigma.randomness import Stream
 Times = Tensor | float
 
 
-class Level(NamedTuple):
-    """The curve at one or more times; float64, the shape of the times."""
+class Kernel(NamedTuple):
+    """q(x_t | x_0) = N(α·x_0, σ²·I) at one or more times; float64, the shape of the times."""
 
     alpha: Tensor
     sigma: Tensor
@@ -149,10 +149,10 @@ class NoiseSchedule:
         """Standard deviation σ_t of the noise, float64, the shape of ``t``."""
         return self._sigma(self.log_snr(t))
 
-    def at(self, t: Times) -> Level:
+    def at(self, t: Times) -> Kernel:
         """α_t, σ_t and log-SNR, looked up once."""
         log_snr = self.log_snr(t)
-        return Level(self._alpha(log_snr), self._sigma(log_snr), log_snr)
+        return Kernel(self._alpha(log_snr), self._sigma(log_snr), log_snr)
 
     def _alpha(self, log_snr: Tensor) -> Tensor:
         raise NotImplementedError
@@ -299,7 +299,7 @@ def transition(schedule: NoiseSchedule, t: Times, s: Times) -> tuple[Tensor, Ten
     return _transition(schedule.at(t), schedule.at(s))
 
 
-def _transition(later: Level, sooner: Level) -> tuple[Tensor, Tensor]:
+def _transition(later: Kernel, sooner: Kernel) -> tuple[Tensor, Tensor]:
     variance = -(later.sigma**2) * torch.expm1(later.log_snr - sooner.log_snr)
     return later.alpha / sooner.alpha, variance
 

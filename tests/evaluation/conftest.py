@@ -18,6 +18,7 @@ from torch import Tensor, nn
 class Drawn:
     x: Tensor
     nfe: int
+    batch_size: int
 
 
 class TensorData:
@@ -49,10 +50,12 @@ class NoiseSampler:
 
     name = "noise"
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, ...], fits: int = 1000) -> None:
+        self.shape, self.fits = shape, fits
+        self.asked: list[tuple[int, int]] = []
 
     def sample(self, denoiser, *, indices, seed, y, batch_size, progress):
+        self.asked.append((len(indices), batch_size))
         rows = []
         for place, index in enumerate(indices):
             generator = torch.Generator().manual_seed(1000 * seed + index)
@@ -60,7 +63,7 @@ class NoiseSampler:
             rows.append(torch.randn(self.shape, generator=generator) * 0.5 + shift)
             if progress is not None:
                 progress(1 / len(indices))
-        return Drawn(torch.stack(rows), 7)
+        return Drawn(torch.stack(rows), 7, min(batch_size, self.fits))
 
 
 def random_images(n: int, seed: int, channels: int = 3, size: int = 16) -> Tensor:

@@ -45,6 +45,14 @@ def test_every_number_says_what_it_depends_on(evaluator, sampler):
     assert found[2].std is not None
 
 
+def test_a_batch_that_did_not_fit_is_not_tried_again(evaluator, sampler, noise_sampler):
+    narrow = noise_sampler((3, 4, 4), fits=5)
+    expected = evaluator.evaluate(None, sampler, n=48)[0].value
+    assert evaluator.evaluate(None, narrow, n=48)[0].value == pytest.approx(expected, rel=1e-9)
+    assert sampler.asked == [(16, 16)] * 3
+    assert narrow.asked == [(16, 16)] + [(5, 5)] * 6 + [(2, 5)]
+
+
 def test_it_measures_what_the_sampler_draws(evaluator, data, sampler):
     drawn = sampler.sample(None, indices=range(50), seed=3, y=None, batch_size=50, progress=None)
     images = data.to_uint8(drawn.x)

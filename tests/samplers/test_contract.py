@@ -97,8 +97,9 @@ def test_progress_adds_up_to_one(make_model, name: str) -> None:
 
 def test_a_batch_that_does_not_fit_is_halved(make_model) -> None:
     """Where memory ends is found in the middle of a trajectory; samples are those of any batch."""
-    model, sampler = make_model(SCHEDULES["geometric"]), DDIM(steps=4)
-    whole = sampler.sample(model, 14, seed=3)
+    model, sampler = make_model(SCHEDULES["geometric"], num_classes=3), DDIM(steps=4)
+    y = torch.arange(14) % 3
+    whole = sampler.sample(model, 14, seed=3, y=y)
     sizes: list[int] = []
 
     def out_of_memory(most: int):
@@ -111,9 +112,9 @@ def test_a_batch_that_does_not_fit_is_halved(make_model) -> None:
 
     handle = model.network.register_forward_pre_hook(out_of_memory(4))
     shares: list[float] = []
-    found = sampler.sample(model, 14, seed=3, progress=shares.append)
+    found = sampler.sample(model, 14, seed=3, y=y, progress=shares.append)
     torch.testing.assert_close(found.x, whole.x, rtol=1e-4, atol=1e-5)
-    assert found.nfe == 4
+    assert (whole.batch_size, found.nfe, found.batch_size) == (256, 4, 4)
     assert sizes == [14] * 3 + [7] * 3 + [4] * 12 + [2] * 4
     assert sum(shares) == pytest.approx(1)
     handle.remove()

@@ -139,7 +139,8 @@ class Evaluator:
         metrics: any of ``fd``, ``kid``, ``is``, ``precision``, ``recall``, ``neighbours``.
         cache_dir: where reference statistics are kept; by default ``$BETASIGMA_CACHE`` or
             ``~/.cache/betasigma``.
-        batch_size: number of samples drawn, and of images read, at once.
+        batch_size: number of samples drawn, and of images read, at once; of samples fewer where the
+            sampler finds no memory for so many.
         n_reference: number of images of a split, a fixed random choice, that statistics are taken
             of; ``None`` for all.
 
@@ -273,16 +274,18 @@ class Evaluator:
         progress: Progress | None,
     ) -> Iterator[tuple[Tensor, int]]:
         """Batches of samples as images, and the network evaluations that each sample took."""
-        for first in range(0, len(indices), self.batch_size):
-            chunk = indices[first : first + self.batch_size]
+        first, batch_size = 0, self.batch_size
+        while first < len(indices):
+            chunk = indices[first : first + batch_size]
             samples = sampler.sample(
                 denoiser,
                 indices=chunk,
                 seed=seed,
                 y=None if y is None else y[chunk.start : chunk.stop],
-                batch_size=self.batch_size,
+                batch_size=batch_size,
                 progress=_scaled(progress, len(chunk) / len(indices)),
             )
+            first, batch_size = first + len(chunk), samples.batch_size
             yield self.datamodule.to_uint8(samples.x), samples.nfe
 
     def _collect(self, batches: Iterable[tuple[Tensor, int | None]]) -> Collected:

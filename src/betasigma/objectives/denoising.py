@@ -70,7 +70,8 @@ def draw_times(schedule: NoiseSchedule, sampling: TimeSampling, rng: Stream) -> 
 
 def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t = α_t·x_0 + σ_t·ε (equations 2.2 and 2.17); ``t`` float64 of shape ``()`` or ``(B,)``."""
-    return x0 * expand(schedule.alpha(t), x0) + eps * expand(schedule.sigma(t), x0)
+    alpha, sigma, _ = schedule.at(t)
+    return x0 * expand(alpha, x0) + eps * expand(sigma, x0)
 
 
 def drop_labels(y: Tensor | None, null: int, probability: float, rng: Stream) -> Tensor | None:

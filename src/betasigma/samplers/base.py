@@ -54,6 +54,8 @@ class Samples(NamedTuple):
     """In the model's value range, float32 of shape ``(n, *sample_shape)``, on the CPU."""
     nfe: int
     """Network evaluations that each sample took; the largest of the batches where they differ."""
+    batch_size: int
+    """How many were integrated at once, at most: what was asked for, or what memory allowed."""
 
 
 def time_grid(
@@ -204,7 +206,7 @@ class Sampler:
             first += len(chunk)
             nfe = max(nfe, cost)
         shape = (0, *denoiser.sample_shape)
-        return Samples(torch.cat(parts) if parts else torch.empty(shape), nfe)
+        return Samples(torch.cat(parts) if parts else torch.empty(shape), nfe, batch_size)
 
     @torch.no_grad()
     def states(
@@ -247,11 +249,11 @@ class Sampler:
                 if progress is not None:
                     progress(len(indices) / share)
                     told += len(indices) / share
+            return x.float().cpu(), model.nfe
         except torch.OutOfMemoryError:
             if progress is not None:
                 progress(-told)
             raise
-        return x.float().cpu(), model.nfe
 
     def begin(self, denoiser: DenoiserLike, rng: Stream) -> Tensor:
         """State at t = 1, shape ``(n, *sample_shape)``.
