@@ -62,7 +62,9 @@ def in_memory(report: Report, folder: Path, rounds: int) -> float:
 def streaming(report: Report, folder: Path, rounds: int) -> None:
     """Colour images of 64×64 decoded from a folder on the way, by two processes."""
     root = folder / "streaming"
-    png_folder(root / "train" / "images", 1280 if report.full else 512, 3, 64)
+    batches = 10 if report.full else 4
+    # twice what is taken, so that both decode ahead until they are stopped
+    png_folder(root / "train" / "images", 2 * batches * BATCH, 3, 64)
     png_folder(root / "test" / "images", 4, 3, 64)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
     dataset = datasets.ImageFolder(str(root / "train"), transform)
@@ -70,7 +72,6 @@ def streaming(report: Report, folder: Path, rounds: int) -> None:
         "image_folder", root, batch_size=BATCH, image_size=64, in_memory=False, workers=2
     )
     made.setup()
-    batches = 10 if report.full else 4
     timings = interleaved(
         {
             "ours, 2 workers": taking(lambda: our_batches(made), batches),
