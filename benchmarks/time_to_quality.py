@@ -8,6 +8,7 @@ clock runs from its first step to its last.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -19,7 +20,7 @@ from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -30,6 +31,7 @@ from torchvision import datasets, transforms
 
 from betasigma.commands.build import make_sampler
 from betasigma.data.datamodule import ImageDataModule
+from betasigma.errors import UserError
 from harness import ours, peers
 from harness.quality import Distances, Judge, mnist_or_stand_in
 from harness.report import ROOT, Report, options
@@ -88,10 +90,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         ("--minutes", {"type": float, "help": "of training, each; 10 at full size, else 0.3"}),
         ("--n", {"type": int, "help": "images of each distance; 250 at full size, else 16"}),
+        ("--again", {"nargs": "+", "help": "only these, once more; others as an earlier run left"}),
     )
     os.environ.setdefault("WANDB_MODE", "offline")
     report = Report("time_to_quality", chosen)
-    shutil.rmtree(Path(chosen.out) / "time_to_quality", ignore_errors=True)
+    earlier = outcomes_of(report, chosen) if chosen.again else {}
+    if not chosen.again:
+        shutil.rmtree(Path(chosen.out) / "time_to_quality", ignore_errors=True)
     with TemporaryDirectory() as scratch:
         terms = Terms(
             mnist_or_stand_in(chosen, Path(scratch), report),
@@ -101,7 +106,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             10_000 if report.full else 64,
             (10, 20, 50, 100) if report.full else (5,),
         )
-        outcomes, failures = compete(terms, Path(scratch))
+        competitors = all_competitors(Path(scratch))
+        named = {name: competitors[name] for name in chosen.again or competitors}
+        found, failures = compete(terms, named)
+        outcomes = {n: (earlier | found)[n] for n in competitors if n in earlier | found}
         if outcomes:
             tell(report, terms, outcomes)
     report.save()
@@ -109,14 +117,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f"failed: {'; '.join(failures)}")
 
 
-def compete(terms: Terms, scratch: Path) -> tuple[dict[str, Outcome], list[str]]:
-    """Run the competitors one after the other; those that fail do not stop the others."""
-    competitors: dict[str, Callable[[Terms], Outcome]] = {
+def outcomes_of(report: Report, chosen: Any) -> dict[str, Outcome]:
+    """Those of an earlier run on the same terms, but for the competitors that run again.
+
+    Raises:
+        UserError: where there is none, or a competitor is unknown.
+    """
+    unknown = set(chosen.again) - set(all_competitors(Path()))
+    if unknown:
+        known = ", ".join(all_competitors(Path()))
+        raise UserError(f"--again={unknown.pop()} is unknown; choose from {known}")
+    path = report.out / f"{report.name}.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    terms = {key: vars(chosen)[key] for key in ("size", "minutes", "n")}
+    if {key: content.get("options", {}).get(key) for key in terms} != terms:
+        raise UserError(f"--again needs an earlier run with the same {', '.join(terms)} in {path}")
+    kept = {n: o for n, o in content["raw"]["outcomes"].items() if n not in chosen.again}
+    for outcome in kept.values():
+        for sampler, found in outcome["distances"].items():
+            outcome["distances"][sampler] = {int(nfe): d for nfe, d in found.items()}
+    return {name: Outcome(**outcome) for name, outcome in kept.items()}
+
+
+Competitors = dict[str, Callable[[Terms], Outcome]]
+
+
+def all_competitors(scratch: Path) -> Competitors:
+    """How each competes, by name."""
+    return {
         "ours, DDPM": partial(run_ours, "ddpm"),
         "ours, NCSN": partial(run_ours, "ncsn"),
         "diffusers": run_diffusers,
         "denoising-diffusion-pytorch": partial(run_lucidrains, scratch),
     }
+
+
+def compete(terms: Terms, competitors: Competitors) -> tuple[dict[str, Outcome], list[str]]:
+    """Run the competitors one after the other; those that fail do not stop the others."""
     outcomes, failures = {}, []
     for name, compete_as in competitors.items():
         print(f"{name}: training for {terms.seconds / 60:g} minutes", flush=True)
@@ -275,7 +312,7 @@ def tell(report: Report, terms: Terms, outcomes: dict[str, Outcome]) -> None:
             for sampler, found in o.distances.items()
         ],
     )
-    report.raw("distances", {name: o.distances for name, o in outcomes.items()})
+    report.raw("outcomes", {name: o._asdict() for name, o in outcomes.items()})
     report.note(
         "Learning rates, batch sizes, augmentation and averaging are those of each library's "
         "example; flips are off for denoising-diffusion-pytorch, which would otherwise learn "

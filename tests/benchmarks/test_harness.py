@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from betasigma.errors import UserError
 from harness.ours import flops_of
 from harness.report import Report, load, markdown, replace_section
 from harness.timing import Apart, Timings, fitted_exponent, interleaved
+from time_to_quality import Outcome, outcomes_of
 
 
 def test_candidates_take_turns_and_the_warm_up_does_not_count():
@@ -97,3 +99,22 @@ def test_a_section_of_a_page_is_replaced_and_nothing_else(tmp_path):
     assert page.read_text() == "a\n<!-- begin: x -->\nnew\n<!-- end: x -->\nb\n"
     with pytest.raises(ValueError, match="no section"):
         replace_section(page, "y", "new")
+
+
+def test_a_competitor_runs_again_beside_what_the_others_left(tmp_path):
+    words = {"size": "small", "out": str(tmp_path), "minutes": 2.0, "n": None}
+    report = Report("time_to_quality", argparse.Namespace(**words))
+    found = {20: {"train": 1.5, "test": 2.5}}
+    left = {"ours, DDPM": Outcome(7, 5, 4, 120.0, {"ddim": found})}
+    again = argparse.Namespace(**words, again=["diffusers"])
+    with pytest.raises(UserError, match="needs an earlier run"):
+        outcomes_of(report, again)
+    report.raw(
+        "outcomes", {name: left["ours, DDPM"]._asdict() for name in ("ours, DDPM", "diffusers")}
+    )
+    report.save()
+    assert outcomes_of(report, again) == left
+    with pytest.raises(UserError, match="same size, minutes, n"):
+        outcomes_of(report, argparse.Namespace(**{**vars(again), "minutes": 3.0}))
+    with pytest.raises(UserError, match="--again=me is unknown; choose from ours, DDPM"):
+        outcomes_of(report, argparse.Namespace(**{**vars(again), "again": ["me"]}))
