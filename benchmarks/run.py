@@ -3,8 +3,9 @@
     python benchmarks/run.py                                 # small: to see that they run
     python benchmarks/run.py --size full --data-root data    # for the docs
 
-On two cores the first takes nine minutes, the second more than two hours. Each has a process of its own and writes its results as soon as it has them. One that fails does not
-stop the others; then the command ends with status 1.
+On two cores the first takes nine minutes, the second more than two hours. Each benchmark has a
+process of its own and writes its results as soon as it has them. One that fails does not stop the
+others; then the command ends with status 1.
 """
 
 from __future__ import annotations
