@@ -13,11 +13,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
@@ -32,7 +30,7 @@ from torchvision import datasets, transforms
 from betasigma.commands.build import make_sampler
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
-from harness import ours, peers
+from harness import machine, ours, peers
 from harness.quality import Distances, Judge, mnist_or_stand_in
 from harness.report import ROOT, Report, options
 
@@ -157,11 +155,10 @@ def compete(terms: Terms, competitors: Competitors) -> tuple[dict[str, Outcome],
     outcomes, failures = {}, []
     for name, compete_as in competitors.items():
         print(f"{name}: training for {terms.seconds / 60:g} minutes", flush=True)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            try:
-                outcomes[name] = pool.submit(compete_as, terms).result()
-            except Exception as error:  # whatever a library raises, the others go on
-                failures.append(f"{name} ({type(error).__name__}: {error})")
+        try:
+            outcomes[name] = machine.alone(compete_as, terms)
+        except Exception as error:  # whatever a library raises, the others go on
+            failures.append(f"{name} ({type(error).__name__}: {error})")
     return outcomes, failures
 
 
