@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from betasigma.evaluation.features import InceptionV3
-from betasigma.evaluation.frechet import Moments, frechet_distance
+from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
 from harness import machine
 from harness.report import Report, options, with_spread
 from harness.timing import interleaved
@@ -105,7 +105,9 @@ def features(report: Report, folder: Path, rounds: int, n: int) -> None:
 
 def distance_of(a: Tensor, b: Tensor) -> float:
     """Our Fréchet distance between two sets of features."""
-    return frechet_distance(Moments(a.shape[1]).update(a), Moments(b.shape[1]).update(b))
+    return frechet_distance(
+        FeatureMoments(a.shape[1]).update(a), FeatureMoments(b.shape[1]).update(b)
+    )
 
 
 def distance(report: Report, rounds: int, dim: int) -> None:
@@ -114,7 +116,7 @@ def distance(report: Report, rounds: int, dim: int) -> None:
 
     generator = torch.Generator().manual_seed(0)
     sets = [torch.randn(2 * dim, dim, generator=generator).double() * (1 + i) for i in range(2)]
-    a, b = (Moments(dim).update(x) for x in sets)
+    a, b = (FeatureMoments(dim).update(x) for x in sets)
     values: dict[str, float] = {}
 
     def ours() -> None:
@@ -151,7 +153,7 @@ def memory(report: Report, sizes: Sequence[int]) -> None:
 
 def take_in(n: int) -> None:
     """Moments of n random feature vectors, 250 at a time."""
-    moments, generator = Moments(2048), torch.Generator().manual_seed(0)
+    moments, generator = FeatureMoments(2048), torch.Generator().manual_seed(0)
     for _ in range(n // 250):
         moments.update(torch.randn(250, 2048, generator=generator))
     assert moments.count == n

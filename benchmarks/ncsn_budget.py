@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from betasigma.commands.build import Config, make_data, make_sampler, place, precision_of
+from betasigma.commands.build import Config, make_data, make_sampler
 from betasigma.commands.load import load_run, with_place
 from betasigma.errors import UserError
+from betasigma.hardware import move_to_device, precision_of
 from harness import ours
 from harness.quality import Judge, mnist_or_stand_in
 from harness.report import Report, options
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     budgets = (10, 20, 50, 100) if report.full else (6,)
     hardware = ours.composed([])["hardware"]
     loaded = load_run(run, precision_of(hardware))
-    place(loaded.denoiser, hardware)
+    move_to_device(loaded.denoiser, hardware)
     with TemporaryDirectory() as scratch:
         root = mnist_or_stand_in(chosen, Path(scratch), report)
         data = make_data(with_place(loaded.config, {"root": str(root)}))

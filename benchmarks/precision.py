@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from betasigma.commands.build import make_sampler
-from betasigma.tracking.record import Record
+from betasigma.runs.record import Record
 from harness import ours
 from harness.quality import Judge, mnist_or_stand_in
 from harness.report import Report, options

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from betasigma.commands.build import make, make_sampler
-from betasigma.tracking.record import Record
+from betasigma.runs.record import Record
 from harness import ours
 from harness.images import png_folder
 from harness.report import ROOT, Cell, Report, as_table, options, replace_section

@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from betasigma.commands.app import app
+from betasigma.launch.app import app
 
 
 @app("sample", "../conf")

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from betasigma.tracking.record import Record
-from betasigma.training.checkpoints import read
+from betasigma.runs.checkpoint import read
+from betasigma.runs.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 

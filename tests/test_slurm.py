@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 from omegaconf import OmegaConf
 
-from betasigma.commands.sweeps import Sweep, left_behind, report
+from betasigma.launch.sweeps import Sweep, left_behind, report
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "slurm"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional as F
 
-from betasigma.training.runs import version
+from betasigma.runs.directory import version
 from harness.timing import interleaved
 
 Result = TypeVar("Result")

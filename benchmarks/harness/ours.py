@@ -12,23 +12,18 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from betasigma.commands.build import (
-    Config,
-    arrange,
-    make_data,
-    make_module,
-    make_sampler,
-)
+from betasigma.commands.build import Config, make_data, make_module, make_sampler
 from betasigma.commands.checks import check_content
 from betasigma.commands.measure import Meter
 from betasigma.commands.train import make_callbacks, make_model, make_trainer, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
+from betasigma.display import Display
+from betasigma.hardware import prepare_model
 from betasigma.modules import DiffusionModule
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
 from betasigma.samplers import Sampler
-from betasigma.tracking.loggers import close_loggers, make_loggers
-from betasigma.training.display import Display
+from betasigma.training.loggers import close_loggers, make_loggers
 from harness.report import ROOT
 from harness.timing import Step, Timings, now, seconds_of
 
@@ -54,7 +49,7 @@ def parts(config: Config) -> Parts:
     data.prepare_data()
     data.setup()
     denoiser = make_model(config, data)
-    arrange(denoiser, config["hardware"])
+    prepare_model(denoiser, config["hardware"])
     module = make_module(config, denoiser)
     assert isinstance(denoiser, Denoiser)
     assert isinstance(module, DiffusionModule)

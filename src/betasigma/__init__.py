@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from betasigma.denoiser import Denoiser
-    from betasigma.oracles import Oracle
+    from betasigma.oracles import ExactDenoiser
     from betasigma.samplers import Sampler
 
 __version__ = "0.1.0"
 
 
-def load(path: str | Path) -> tuple[Denoiser | Oracle, Sampler]:
+def load(path: str | Path) -> tuple[Denoiser | ExactDenoiser, Sampler]:
     """Denoiser (averaged weights, on the CPU) and default sampler of a run directory or a
     checkpoint; of ``model=oracle`` the ground truth, whose data are read again.
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from betasigma.errors import UserError
 from betasigma.preconditioning import Preconditioning
-from betasigma.prior import Moments
+from betasigma.prior import DataMoments
 from betasigma.schedules import NoiseSchedule, Times
 
 OffLevels = Literal["snap", "interpolate", "refuse"]
@@ -138,7 +138,7 @@ class DenoiserLike(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def moments(self) -> Moments | None: ...
+    def moments(self) -> DataMoments | None: ...
 
     def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction: ...
 
@@ -167,7 +167,7 @@ class Denoiser(nn.Module):
             likelihoods, that matches them.
     """
 
-    moments: Moments | None
+    moments: DataMoments | None
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class Denoiser(nn.Module):
         self.off_levels = off_levels
         self.precision = precision
         self.moments = None
-        self._told = False
+        self._warned = False
 
     evaluations_per_call = 1
     """Network evaluations (NFE) that one call costs."""
@@ -202,12 +202,12 @@ class Denoiser(nn.Module):
         """Another policy off the levels for a while, without a warning: for measurements that are
         made there on purpose.
         """
-        kept = self.off_levels, self._told
-        self.off_levels, self._told = policy, True
+        kept = self.off_levels, self._warned
+        self.off_levels, self._warned = policy, True
         try:
             yield
         finally:
-            self.off_levels, self._told = kept
+            self.off_levels, self._warned = kept
 
     @property
     def device(self) -> torch.device:
@@ -229,7 +229,7 @@ class Denoiser(nn.Module):
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma, _ = self.schedule.at(time)
         c_in, c_skip, c_out, c_noise = self.preconditioning(time, alpha, sigma)
-        seen = self._seen(time)
+        seen = self._time_shown(time)
         if seen is not time:
             at_seen = self.schedule.at(seen)
             c_noise = self.preconditioning(seen, at_seen.alpha, at_seen.sigma).c_noise
@@ -256,7 +256,7 @@ class Denoiser(nn.Module):
         weight = next((p for p in self.network.parameters() if p.ndim == 4), None)
         return weight is not None and weight.is_contiguous(memory_format=torch.channels_last)
 
-    def _seen(self, t: Tensor) -> Tensor:
+    def _time_shown(self, t: Tensor) -> Tensor:
         """The time that the network is told for ``t``: itself on the levels, by policy between
         them.
         """
@@ -272,8 +272,8 @@ class Denoiser(nn.Module):
                 f"denoiser.off_levels=refuse; use sampler.grid=levels with at most "
                 f"sampler.steps={self.schedule.levels}, or off_levels=snap or interpolate"
             )
-        if not self._told and self.schedule.levels < DENSE:
-            self._told = True
+        if not self._warned and self.schedule.levels < DENSE:
+            self._warned = True
             what = "the nearest one" if self.off_levels == "snap" else "the number between them"
             warnings.warn(
                 f"the model was trained on {self.schedule.levels} noise levels; between them the "
@@ -322,7 +322,7 @@ class Guided(nn.Module):
         return self.denoiser.device
 
     @property
-    def moments(self) -> Moments | None:
+    def moments(self) -> DataMoments | None:
         """Of the training data."""
         return self.denoiser.moments
 

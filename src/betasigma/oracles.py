@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from betasigma.denoiser import OffLevels, Prediction
 from betasigma.errors import UserError
-from betasigma.prior import Moments
+from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, Times
 
@@ -60,7 +60,7 @@ QUADRATURE_LIMIT = 20_000_000
 """Largest number of points at which a density is evaluated for an integral."""
 
 
-class Oracle(nn.Module):
+class ExactDenoiser(nn.Module):
     """What both oracles share: they answer as a denoiser, exactly and for one evaluation.
 
     Args:
@@ -95,7 +95,7 @@ class Oracle(nn.Module):
         return next(self.buffers()).device
 
     @property
-    def moments(self) -> Moments:
+    def moments(self) -> DataMoments:
         """Mean and variance of clean data in each dimension."""
         raise NotImplementedError
 
@@ -138,7 +138,7 @@ class Oracle(nn.Module):
         raise NotImplementedError
 
 
-class GaussianMixture(Oracle):
+class GaussianMixture(ExactDenoiser):
     """Σ_k w_k·N(μ_k, Σ_k) in any number of dimensions, exactly, at every noise level.
 
     Args:
@@ -187,13 +187,13 @@ class GaussianMixture(Oracle):
         self.keep(log_weights=log_weights, means=flat, variances=variances.clamp(min=0), axes=axes)
 
     @property
-    def moments(self) -> Moments:
+    def moments(self) -> DataMoments:
         """Mean and variance of clean data in each dimension."""
         weights = self.log_weights.exp()
         own = torch.einsum("kij,kj->ki", self.axes.square(), self.variances)
         mean = weights @ self.means
         variance = weights @ (own + (self.means - mean).square())
-        return Moments(*(m.reshape(self.sample_shape).cpu() for m in (mean, variance)))
+        return DataMoments(*(m.reshape(self.sample_shape).cpu() for m in (mean, variance)))
 
     def log_density(
         self, x: Tensor, alpha: Level = 1.0, sigma: Level = 0.0, y: Tensor | None = None
@@ -308,7 +308,7 @@ class GaussianMixture(Oracle):
         return torch.einsum("bk,bki->bi", joint.softmax(1), values)
 
 
-class EmpiricalDenoiser(Oracle):
+class EmpiricalDenoiser(ExactDenoiser):
     """The ideal denoiser of a finite data set.
 
     The softmax over the data runs in chunks with a running maximum, so the memory it takes is that
@@ -349,9 +349,11 @@ class EmpiricalDenoiser(Oracle):
         self.keep(data=data.flatten(1), labels=labels)
 
     @cached_property
-    def moments(self) -> Moments:
+    def moments(self) -> DataMoments:
         """Mean and variance of the data in each dimension."""
-        return Moments.of(c.reshape(-1, *self.sample_shape) for c in self.data.split(self.chunk))
+        return DataMoments.of(
+            c.reshape(-1, *self.sample_shape) for c in self.data.split(self.chunk)
+        )
 
     def posterior_mean(
         self, x: Tensor, alpha: Level, sigma: Level, y: Tensor | None = None

@@ -21,7 +21,7 @@ from betasigma.schedules import NoiseSchedule
 
 
 @dataclass(frozen=True)
-class Moments:
+class DataMoments:
     """Mean and variance of clean data in each dimension, in the model's value range.
 
     Attributes:
@@ -32,7 +32,7 @@ class Moments:
     variance: Tensor
 
     @classmethod
-    def of(cls, batches: Iterable[Tensor]) -> Moments:
+    def of(cls, batches: Iterable[Tensor]) -> DataMoments:
         """Moments of all examples of these batches, each ``(b, *sample_shape)``.
 
         Raises:
@@ -65,7 +65,7 @@ class GaussianPrior:
         return cls(0.0, schedule.prior_std**2)
 
     @classmethod
-    def matched(cls, schedule: NoiseSchedule, moments: Moments) -> GaussianPrior:
+    def matched(cls, schedule: NoiseSchedule, moments: DataMoments) -> GaussianPrior:
         """The Gaussian with the moments of q(x_1), from those of clean data."""
         alpha, sigma = schedule.alpha(1.0).item(), schedule.sigma(1.0).item()
         return cls(alpha * moments.mean, alpha**2 * moments.variance + sigma**2)

@@ -19,13 +19,13 @@ from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits
 
 import betasigma
-from betasigma.commands.app import register_resolvers
-from betasigma.commands.auto import settle
+from betasigma.commands.auto import resolve_auto
 from betasigma.commands.build import make_data
 from betasigma.commands.checks import check_content
 from betasigma.data import catalog
-from betasigma.training.display import Display
-from betasigma.training.headers import read_header
+from betasigma.display import Display
+from betasigma.launch.app import register_resolvers
+from betasigma.runs.header import read_header
 
 AUTO = ("model=ncsn", "schedule=geometric_auto", "sampler=annealed_langevin", "sampler.steps=null")
 QUICK = ("sampler.inner_steps=1", "training.num_samples=2")
@@ -40,7 +40,7 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def settled(*overrides: str) -> dict[str, Any]:
     content = composed(*overrides)
-    return settle(content, make_data(content), Display(quiet=True)).config
+    return resolve_auto(content, make_data(content), Display(quiet=True)).config
 
 
 @pytest.mark.parametrize(

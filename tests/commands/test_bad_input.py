@@ -24,8 +24,8 @@ from launching import ROOT, Outcome, launch
 
 import betasigma
 from betasigma.errors import UserError
-from betasigma.training.checkpoints import HEADER, save
-from betasigma.training.headers import FORMAT, RECORD, check_plain
+from betasigma.runs.checkpoint import HEADER, save
+from betasigma.runs.header import FORMAT, RECORD, check_plain
 
 BAD = {
     # keys and choices that there are not

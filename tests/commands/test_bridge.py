@@ -13,16 +13,16 @@ from hydra import compose, initialize_config_dir
 from launching import ROOT, TINY, launch
 from torch import Tensor, nn
 
-from betasigma.commands.app import register_resolvers
 from betasigma.commands.build import make, make_sampler
 from betasigma.commands.checks import check_content
-from betasigma.commands.help import FOOTER
 from betasigma.denoiser import Denoiser
+from betasigma.launch.app import register_resolvers
+from betasigma.launch.help import FOOTER
 from betasigma.networks.mlp import MLP
 from betasigma.objectives.denoising import perturb
 from betasigma.preconditioning import Preconditioning
+from betasigma.runs.record import Record
 from betasigma.schedules import NoiseSchedule
-from betasigma.tracking.record import Record
 
 POINTS = range(7)
 BUDGET = (

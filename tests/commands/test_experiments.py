@@ -16,20 +16,14 @@ from launching import ROOT
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
-from betasigma.commands.app import register_resolvers
-from betasigma.commands.auto import settle
-from betasigma.commands.build import (
-    make,
-    make_data,
-    make_denoiser,
-    make_module,
-    make_sampler,
-    precision_of,
-)
+from betasigma.commands.auto import resolve_auto
+from betasigma.commands.build import make, make_data, make_denoiser, make_module, make_sampler
 from betasigma.commands.checks import check_content
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
-from betasigma.training.display import Display
+from betasigma.display import Display
+from betasigma.hardware import precision_of
+from betasigma.launch.app import register_resolvers
 
 CONF = ROOT / "conf"
 NARROW = ("network.channels=8", "batch_size=2")
@@ -63,7 +57,7 @@ def config(*overrides: str) -> dict[str, Any]:
 def train_a_step(content: dict[str, Any]) -> tuple[Denoiser, Optimizer]:
     """One optimizer step on random images; returns the trained denoiser and the optimizer."""
     data = make_data(content)
-    content = settle(content, data, Display(quiet=True)).config
+    content = resolve_auto(content, data, Display(quiet=True)).config
     denoiser = make_denoiser(
         content, data.sample_shape, data.value_range, precision_of(content["hardware"])
     )

@@ -14,7 +14,7 @@ from PIL import Image
 
 import betasigma
 from betasigma.data import toy
-from betasigma.tracking.record import Record
+from betasigma.runs.record import Record
 
 QUICK = ("data.val_size=20", "training.num_samples=4", "evaluation=none", "logger=none")
 

@@ -20,9 +20,9 @@ from omegaconf import OmegaConf
 
 from betasigma.commands.measure import Meter
 from betasigma.modules import DiffusionModule
-from betasigma.tracking.record import Record
+from betasigma.runs.record import Record
+from betasigma.runs.status import INTERRUPTED, read_status
 from betasigma.training.callbacks import Metrics, SampleGrids
-from betasigma.training.status import INTERRUPTED, read_status
 
 STEPS = (
     "steps=10",

@@ -17,9 +17,9 @@ from PIL import Image
 import betasigma
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
+from betasigma.runs.checkpoint import save
+from betasigma.runs.record import Record
 from betasigma.samplers import DDIM
-from betasigma.tracking.record import Record
-from betasigma.training.checkpoints import save
 
 
 def done(app: str, *words: str) -> Outcome:

@@ -21,8 +21,8 @@ from betasigma.commands.build import make_denoiser
 from betasigma.evaluation.choice import INCEPTION_FILES, checkpoint_dir
 from betasigma.modules import DDPM, NCSN
 from betasigma.modules.averaging import ramped_decay
-from betasigma.tracking.record import Record
-from betasigma.training.runs import new_directory
+from betasigma.runs.directory import new_directory
+from betasigma.runs.record import Record
 
 
 def metrics(run: Path) -> set[str]:

@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from betasigma.errors import UserError
 from betasigma.evaluation.evaluator import Evaluator
 from betasigma.evaluation.features import Identity
-from betasigma.evaluation.frechet import Moments, frechet_distance
+from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
 from betasigma.evaluation.sharding import shard
 
 ALL = ("fd", "kid", "precision", "recall", "neighbours")
@@ -62,8 +62,8 @@ def test_it_measures_what_the_sampler_draws(evaluator, data, sampler):
         assert a.name == b.name
         assert a.value == pytest.approx(b.value, rel=1e-9)
     expected = frechet_distance(
-        Moments(48).update(images.flatten(1)),
-        Moments(48).update(data.splits["train"].flatten(1)),
+        FeatureMoments(48).update(images.flatten(1)),
+        FeatureMoments(48).update(data.splits["train"].flatten(1)),
     )
     assert by_images[0].value == pytest.approx(expected, rel=1e-9)
 

@@ -4,7 +4,7 @@ import scipy.linalg
 import torch
 
 from betasigma.evaluation.frechet import (
-    Moments,
+    FeatureMoments,
     cholesky_factor,
     frechet_distance,
     gaussian_distance,
@@ -82,7 +82,7 @@ def test_it_is_torch_fidelitys_and_torchmetrics_distance(n):
     mix = torch.randn(64, 64, generator=generator)
     x = torch.randn(n, 64, generator=generator) @ mix
     y = torch.randn(n + 10, 64, generator=generator) @ mix + 0.5
-    a, b = Moments(64).update(x), Moments(64).update(y)
+    a, b = FeatureMoments(64).update(x), FeatureMoments(64).update(y)
     theirs = fid_statistics_to_metric(
         fid_features_to_statistics(x.double()), fid_features_to_statistics(y.double()), False
     )["frechet_inception_distance"]
@@ -112,11 +112,11 @@ def test_a_direction_without_variance_is_not_in_the_factor(small):
 
 def test_moments_do_not_depend_on_how_the_stream_is_cut():
     x = torch.randn(100, 6) * 3 + 1e4
-    whole = Moments(6).update(x)
-    parts = Moments(6)
+    whole = FeatureMoments(6).update(x)
+    parts = FeatureMoments(6)
     for batch in x.split([1, 0, 7, 50, 42]):
         parts.update(batch)
-    merged = Moments(6).update(x[:33]) + Moments(6) + Moments(6).update(x[33:])
+    merged = FeatureMoments(6).update(x[:33]) + FeatureMoments(6) + FeatureMoments(6).update(x[33:])
     for other in (parts, merged, whole.to("cpu")):
         assert other.count == 100
         torch.testing.assert_close(other.mean, whole.mean, rtol=1e-12, atol=0)
@@ -126,7 +126,7 @@ def test_moments_do_not_depend_on_how_the_stream_is_cut():
 
 
 def test_adding_leaves_the_summands_alone():
-    a, b = Moments(2).update(torch.randn(4, 2)), Moments(2).update(torch.randn(5, 2))
+    a, b = FeatureMoments(2).update(torch.randn(4, 2)), FeatureMoments(2).update(torch.randn(5, 2))
     before = a.scatter.clone(), b.scatter.clone()
     total = a + b
     assert (a.count, b.count, total.count) == (4, 5, 9)
@@ -136,4 +136,4 @@ def test_adding_leaves_the_summands_alone():
 
 def test_one_vector_has_no_covariance():
     with pytest.raises(ValueError, match="at least 2"):
-        _ = Moments(3).update(torch.randn(1, 3)).cov
+        _ = FeatureMoments(3).update(torch.randn(1, 3)).cov

@@ -32,7 +32,7 @@ from betasigma.samplers import (
     PredictorCorrector,
     Sampler,
 )
-from betasigma.samplers.base import Bound
+from betasigma.samplers.base import CountingDenoiser
 from betasigma.schedules import (
     NoiseSchedule,
     VarianceExploding,
@@ -373,7 +373,7 @@ def test_the_corrector_ends_wide_by_snr_squared() -> None:
     """
     d, snr = 4096, 0.16
     schedule = geometric(1, 3.0, 0.01)
-    model = Bound(EmpiricalDenoiser(torch.zeros(1, d), schedule), False, None)
+    model = CountingDenoiser(EmpiricalDenoiser(torch.zeros(1, d), schedule), False, None)
     sampler = PredictorCorrector(snr=snr)
     rng = Stream("corrector", indices=range(4))
     x, squares = 3 * rng.normal((d,), torch.float64), []
@@ -386,7 +386,7 @@ def test_the_corrector_ends_wide_by_snr_squared() -> None:
 
 def test_a_sample_s_corrector_does_not_know_its_neighbours() -> None:
     schedule = geometric(3, 3.0, 0.01)
-    model = Bound(gaussian(schedule), False, None)
+    model = CountingDenoiser(gaussian(schedule), False, None)
     x = torch.tensor([[1.0, 2.0], [30.0, -40.0]], dtype=torch.float64)
     both, one = (Stream("c", indices=range(n)) for n in (2, 1))
     sampler = PredictorCorrector()

@@ -20,7 +20,7 @@ from betasigma.likelihood import (
     GaussianPrior,
 )
 from betasigma.oracles import GaussianMixture
-from betasigma.prior import Moments
+from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, geometric, linear
 
@@ -119,7 +119,7 @@ def test_continuous_bound_is_above_the_entropy_and_tight_for_the_oracle(family: 
     assert grey.min() >= 0
     assert grey.max() <= 255
     x0 = low + (high - low) * grey / 255
-    prior = GaussianPrior.matched(oracle.schedule, Moments.of([x0]))
+    prior = GaussianPrior.matched(oracle.schedule, DataMoments.of([x0]))
     bound = ContinuousBound(draws=48).bits_per_dim(oracle, x0, prior)
     # the entropy of this very sample, of which the distribution's differs by Monte Carlo
     exact = -oracle.log_density(x) / 2 / math.log(2) + math.log2(255 / (high - low))
@@ -182,7 +182,7 @@ def test_prior_term_of_the_linear_schedule_is_negligible_and_of_a_short_ladder_i
     ladder = geometric(10, 1.0, 0.01)
     images = torch.bernoulli(torch.full((512, 784), 0.15), generator=torch.manual_seed(0))
     standard = GaussianPrior.standard(ladder).kl(ladder, images).mean().item() / 784 / math.log(2)
-    matched = GaussianPrior.matched(ladder, Moments.of([images]))
+    matched = GaussianPrior.matched(ladder, DataMoments.of([images]))
     assert standard > 0.07
     assert matched.kl(ladder, images).mean().item() / 784 / math.log(2) < standard
 
@@ -190,7 +190,7 @@ def test_prior_term_of_the_linear_schedule_is_negligible_and_of_a_short_ladder_i
 def test_prior_kl_equals_torch_distributions() -> None:
     schedule = geometric(10, 1.0, 0.01)
     x0 = torch.rand(5, 3, generator=torch.manual_seed(1)).double()
-    prior = GaussianPrior.matched(schedule, Moments.of([x0]))
+    prior = GaussianPrior.matched(schedule, DataMoments.of([x0]))
     q = torch.distributions.Normal(x0, 1.0)
     p = torch.distributions.Normal(
         torch.as_tensor(prior.mean), torch.as_tensor(prior.variance).sqrt()

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 
 from betasigma import ladder
 from betasigma.commands.build import Config, make_sampler
-from betasigma.commands.checks import AUTO, unsettled
+from betasigma.commands.checks import AUTO, unresolved_keys
 from betasigma.commands.load import Loaded
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.distance import Distance, measure
+from betasigma.display import Display
 from betasigma.errors import UserError
 from betasigma.samplers import Sampler
-from betasigma.training.display import Display
 
 
-class Settled(NamedTuple):
+class Resolved(NamedTuple):
     """A config without ``auto``, and how that came about."""
 
     config: Config
@@ -33,7 +33,7 @@ class Settled(NamedTuple):
     """The same to be kept; empty where there was nothing to find."""
 
 
-def settle(config: Config, data: ImageDataModule, display: Display) -> Settled:
+def resolve_auto(config: Config, data: ImageDataModule, display: Display) -> Resolved:
     """Find what is ``auto`` in the config of a training run.
 
     Args:
@@ -44,8 +44,8 @@ def settle(config: Config, data: ImageDataModule, display: Display) -> Settled:
     Raises:
         UserError: where the data allow no ladder.
     """
-    if not unsettled(config):
-        return Settled(config, [], {})
+    if not unresolved_keys(config):
+        return Resolved(config, [], {})
     sigma = dict(config["sigma"])
     schedule, reasons = dict(config["schedule"]), []
     dim = math.prod(data.sample_shape)
@@ -70,7 +70,7 @@ def settle(config: Config, data: ImageDataModule, display: Display) -> Settled:
             f"{schedule['max']:.4g} to sigma.min = {schedule['min']:g}"
         )
         record |= {"overlap": sigma["overlap"], "ratio": ratio}
-    sampler, told = settle_step(config["sampler"], schedule)
+    sampler, told = resolve_step(config["sampler"], schedule)
     found = [key for key in ("levels", "max") if sigma[key] == AUTO]
     if found:
         sigma |= {key: schedule[key] for key in found} | {"found": found}
@@ -78,10 +78,10 @@ def settle(config: Config, data: ImageDataModule, display: Display) -> Settled:
     record |= {key: sampler[key] for key in ("step", "inner_steps") if key in sampler}
     settled = {**config, "sigma": sigma, "schedule": schedule, "sampler": sampler}
     reasons += told
-    return Settled(settled, reasons, record)
+    return Resolved(settled, reasons, record)
 
 
-def settle_step(sampler: Config, schedule: Config) -> tuple[Config, list[str]]:
+def resolve_step(sampler: Config, schedule: Config) -> tuple[Config, list[str]]:
     """A sampler's node with its Langevin step found, and why it is that.
 
     Args:
@@ -115,7 +115,7 @@ def choose_sampler(node: Config | None, loaded: Loaded, display: Display) -> Sam
     """The sampler that was asked for, for a trained model; its own where none was."""
     if node is None:
         return loaded.sampler
-    settled, reasons = settle_step(node, loaded.config["schedule"])
+    settled, reasons = resolve_step(node, loaded.config["schedule"])
     for reason in reasons:
         display.line(reason)
     return make_sampler(settled)

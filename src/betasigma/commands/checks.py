@@ -41,9 +41,9 @@ from betasigma.limits import (
     check_weighting,
 )
 from betasigma.networks import limits
-from betasigma.tracking.compare import check_curves, read_runs
-from betasigma.training.headers import check_plain, checkpoint_path, read_header
-from betasigma.training.runs import newest_run
+from betasigma.report.runs import check_curves, read_runs
+from betasigma.runs.directory import newest_run
+from betasigma.runs.header import check_plain, checkpoint_path, read_header
 
 CHANGEABLE = (
     "steps",
@@ -156,7 +156,7 @@ def check_division(batch_size: int, accumulate: int, devices: int) -> None:
         )
 
 
-def unsettled(content: dict[str, Any]) -> list[str]:
+def unresolved_keys(content: dict[str, Any]) -> list[str]:
     """Keys of a config's ladder and sampler that are still to be found."""
     keys = (("schedule", "levels"), ("schedule", "max"), ("sampler", "step"))
     return [f"{node}.{key}" for node, key in keys if content[node].get(key) == AUTO]
@@ -165,7 +165,7 @@ def unsettled(content: dict[str, Any]) -> list[str]:
 def _check_auto(content: dict[str, Any]) -> None:
     """Refuse to find what no rule can find."""
     rules = (content.get("sigma") or {}).get("overlap") is not None
-    for key in unsettled(content):
+    for key in unresolved_keys(content):
         if key.startswith("schedule.") and not rules:
             raise UserError(
                 f"{key.replace('schedule', 'sigma')}=auto is found by schedule=geometric_auto; "
@@ -233,7 +233,7 @@ def saved_header(run: str | Path, key: str = "run") -> dict[str, Any]:
     header = read_header(path, key)
     try:
         validate_plain(header["config"], Train)
-        for name in unsettled(header["config"]):
+        for name in unresolved_keys(header["config"]):
             raise UserError(f"{name}={AUTO} is no number")
     except UserError as error:
         raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None

@@ -9,7 +9,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from betasigma.commands.schema import Compare, validate
-from betasigma.tracking.compare import (
+from betasigma.display import Display
+from betasigma.report.evaluations import (
+    read_evaluations,
+    table_of_evaluations,
+    write_evaluations,
+)
+from betasigma.report.plots import draw_error_curves
+from betasigma.report.runs import (
     Run,
     draw_curves,
     error_curve,
@@ -17,15 +24,8 @@ from betasigma.tracking.compare import (
     read_runs,
     write_table,
 )
-from betasigma.tracking.evaluations import (
-    read_evaluations,
-    table_of_evaluations,
-    write_evaluations,
-)
-from betasigma.tracking.plots import draw_error_curves
-from betasigma.tracking.summary import draw_summary, summarise, table_of, write_summary
-from betasigma.training.display import Display
-from betasigma.training.runs import short
+from betasigma.report.summary import draw_summary, summarise, table_of, write_summary
+from betasigma.runs.directory import short
 
 WIDEST = 6
 """Runs that fit side by side on a terminal."""

@@ -11,15 +11,16 @@ from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
 from betasigma.commands.auto import choose_sampler
-from betasigma.commands.build import make_data, place, precision_of
+from betasigma.commands.build import make_data
 from betasigma.commands.likelihood import measure_error_curve, measure_likelihood
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import Meter
 from betasigma.commands.schema import Evaluate, validate
-from betasigma.tracking.loggers import RecordLogger
-from betasigma.tracking.record import Record
-from betasigma.training.display import Display, plain_warnings
-from betasigma.training.runs import short
+from betasigma.display import Display, plain_warnings
+from betasigma.hardware import move_to_device, precision_of
+from betasigma.runs.directory import short
+from betasigma.runs.record import Record
+from betasigma.training.loggers import RecordLogger
 
 
 def evaluate(config: DictConfig) -> None:
@@ -33,7 +34,7 @@ def evaluate(config: DictConfig) -> None:
     plain_warnings()
     display = Display()
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
-    place(loaded.denoiser, content["hardware"])
+    move_to_device(loaded.denoiser, content["hardware"])
     data = make_data(with_place(loaded.config, content["data"]))
     data.prepare_data()
     data.setup()

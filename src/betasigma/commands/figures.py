@@ -20,22 +20,23 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
-from betasigma.commands.build import make_data, place, precision_of
+from betasigma.commands.build import make_data
 from betasigma.commands.checks import PLANE
 from betasigma.commands.load import Loaded, load_run
 from betasigma.commands.schema import Figures, validate
 from betasigma.data import sources as data_sets
 from betasigma.data import toy
 from betasigma.data.pixels import from_uint8
+from betasigma.display import Display
 from betasigma.evaluation import plane
 from betasigma.evaluation.film import film, levels_to_show
+from betasigma.hardware import move_to_device, precision_of
 from betasigma.oracles import EmpiricalDenoiser
+from betasigma.report import langevin_figures as draw
+from betasigma.runs.directory import short, write_json
 from betasigma.samplers import Ancestral, AnnealedLangevin
 from betasigma.samplers.base import DenoiserLike
 from betasigma.schedules import geometric, linear
-from betasigma.tracking import figures as draw
-from betasigma.training.display import Display
-from betasigma.training.runs import short, write_json
 
 Content = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -90,7 +91,7 @@ def figures(config: DictConfig) -> None:
     display = Display()
     loaded = {run: load_run(run, precision_of(content["hardware"])) for run in content["runs"]}
     for model in loaded.values():
-        place(model.denoiser, content["hardware"])
+        move_to_device(model.denoiser, content["hardware"])
     flat = {run for run, model in loaded.items() if model.config["data"]["name"] == "mixture"}
     planar = Plane(
         content,

@@ -7,15 +7,15 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 
 from betasigma.commands.build import Config, make
-from betasigma.commands.measure import label, log_measurements, place_among_processes
+from betasigma.commands.measure import label, log_measurements, rank_and_world_size
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
+from betasigma.display import Display
 from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
-from betasigma.oracles import Oracle
-from betasigma.tracking.loggers import log_values
-from betasigma.tracking.plots import draw_error_curves, draw_levels
-from betasigma.tracking.record import words
-from betasigma.training.display import Display
+from betasigma.oracles import ExactDenoiser
+from betasigma.report.plots import draw_error_curves, draw_levels
+from betasigma.runs.record import format_settings
+from betasigma.training.loggers import log_values
 
 OF_METER = ("prior", "n", "split", "batch_size")
 """Keys of a ``likelihood`` node that are not the estimator's own."""
@@ -24,7 +24,7 @@ OF_METER = ("prior", "n", "split", "batch_size")
 def measure_likelihood(
     node: Config | None,
     seed: int,
-    denoiser: Denoiser | Oracle,
+    denoiser: Denoiser | ExactDenoiser,
     data: ImageDataModule,
     loggers: list[Logger],
     display: Display,
@@ -47,9 +47,11 @@ def measure_likelihood(
     settings = {key: node[key] for key in OF_METER}
     meter = LikelihoodMeter(make({**own, "seed": seed}), data, **settings, seed=seed)
     with display.share(f"likelihood of {node['n']} examples") as progress:
-        found = meter.measure(denoiser, *place_among_processes(), progress=progress)
+        found = meter.measure(denoiser, *rank_and_world_size(), progress=progress)
     options = {k: v for k, v in node.items() if k not in ("_target_", "n", "split", "batch_size")}
-    log_measurements(loggers, found.measurements, step, prefix, {"settings": words(options)})
+    log_measurements(
+        loggers, found.measurements, step, prefix, {"settings": format_settings(options)}
+    )
     if len(found.per_level) and loggers:
         draw_levels(found.per_level.tolist(), out / "bits_per_level.png")
         display.line(f"bits/dim by level {out}/bits_per_level.png")
@@ -66,7 +68,7 @@ def measure_likelihood(
 
 def measure_error_curve(
     n: int,
-    denoiser: Denoiser | Oracle,
+    denoiser: Denoiser | ExactDenoiser,
     data: ImageDataModule,
     loggers: list[Logger],
     display: Display,

@@ -13,11 +13,11 @@ from betasigma.commands.schema import trains
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
-from betasigma.oracles import Oracle
-from betasigma.prior import Moments
+from betasigma.oracles import ExactDenoiser
+from betasigma.prior import DataMoments
+from betasigma.runs.checkpoint import MOMENTS, read
+from betasigma.runs.header import checkpoint_path
 from betasigma.samplers import Sampler
-from betasigma.training.checkpoints import MOMENTS, read
-from betasigma.training.headers import checkpoint_path
 
 PREFIX = "average."
 """Of the averaged weights in a checkpoint's ``state_dict``."""
@@ -26,7 +26,7 @@ PREFIX = "average."
 class Loaded(NamedTuple):
     """A trained model."""
 
-    denoiser: Denoiser | Oracle
+    denoiser: Denoiser | ExactDenoiser
     """With the averaged weights, in evaluation mode, on the CPU."""
     sampler: Sampler
     """The sampler that the run was configured with."""
@@ -55,7 +55,7 @@ def load_run(
     contents = read(checkpoint_path(path))
     config = header["config"]
     config = with_place(config, place or {})
-    denoiser: Denoiser | Oracle
+    denoiser: Denoiser | ExactDenoiser
     if trains(config):
         denoiser = _untrained(config, header["value_range"], precision)
         denoiser.moments = _moments(contents, denoiser.sample_shape, path)
@@ -95,7 +95,9 @@ def _untrained(
     return make_denoiser(config, shape, (low, high), precision)
 
 
-def _moments(contents: dict[str, Any], shape: tuple[int, ...], path: str | Path) -> Moments | None:
+def _moments(
+    contents: dict[str, Any], shape: tuple[int, ...], path: str | Path
+) -> DataMoments | None:
     """Moments of the training data, which early checkpoints lack."""
     saved = contents.get(MOMENTS)
     if saved is None:
@@ -103,5 +105,5 @@ def _moments(contents: dict[str, Any], shape: tuple[int, ...], path: str | Path)
     if isinstance(saved, dict):
         found = [v for k in ("mean", "variance") if isinstance(v := saved.get(k), torch.Tensor)]
         if [v.shape for v in found] == [shape, shape]:
-            return Moments(*found)
+            return DataMoments(*found)
     raise UserError(f"run={path} has moments of the data that do not fit its config")

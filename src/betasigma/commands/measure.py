@@ -11,14 +11,14 @@ from pytorch_lightning.loggers import Logger
 from betasigma.commands.build import Config
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import DenoiserLike
+from betasigma.display import Display
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
+from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler
-from betasigma.tracking.loggers import log_values
-from betasigma.tracking.record import words
 from betasigma.training.callbacks import class_labels, guided
-from betasigma.training.display import Display
+from betasigma.training.loggers import log_values
 
 
 class Meter:
@@ -53,7 +53,7 @@ class Meter:
 
         To be called by all processes together; each draws its share.
         """
-        rank, world_size = place_among_processes()
+        rank, world_size = rank_and_world_size()
         if n == 0 or not self._settings["metrics"]:
             return []
         evaluator = self._open(denoiser)
@@ -74,7 +74,7 @@ class Meter:
 
     def log(self, found: list[Measurement], step: int, prefix: str = "val") -> None:
         """Send measurements to the loggers under ``<prefix>/<name>``."""
-        drawn = {"guidance": self._guidance, "settings": words(self._sampler.settings)}
+        drawn = {"guidance": self._guidance, "settings": format_settings(self._sampler.settings)}
         log_measurements(self._loggers, found, step, prefix, drawn)
         if found and found[0].nfe is not None:
             values = {"sample/nfe": float(found[0].nfe), "sample/n": float(found[0].n)}
@@ -132,7 +132,7 @@ def log_measurements(
         log_values(loggers, {f"{prefix}/{label(m)}": m.value}, step, context)
 
 
-def place_among_processes() -> tuple[int, int]:
+def rank_and_world_size() -> tuple[int, int]:
     """Rank and number of processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1

@@ -11,15 +11,15 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from betasigma.commands.auto import choose_sampler
-from betasigma.commands.build import place, precision_of
 from betasigma.commands.load import load_run
 from betasigma.commands.schema import Sample, validate
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike
-from betasigma.tracking.pictures import picture, save
+from betasigma.display import Display, plain_warnings
+from betasigma.hardware import move_to_device, precision_of
+from betasigma.report.pictures import picture, save
+from betasigma.runs.directory import short, write_json
 from betasigma.training.callbacks import class_labels, guided
-from betasigma.training.display import Display, plain_warnings
-from betasigma.training.runs import short, write_json
 
 
 def sample(config: DictConfig) -> None:
@@ -34,7 +34,7 @@ def sample(config: DictConfig) -> None:
     display = Display()
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     denoiser = loaded.denoiser
-    place(denoiser, content["hardware"])
+    move_to_device(denoiser, content["hardware"])
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     labels = choose_labels(content["labels"], denoiser, content["n"])
     with display.share(f"{sampler.name}: {content['n']} samples") as progress:

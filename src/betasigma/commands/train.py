@@ -19,44 +19,43 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from betasigma import __version__
-from betasigma.commands.auto import settle
+from betasigma.commands.auto import resolve_auto
 from betasigma.commands.build import (
     Config,
-    arrange,
     make_data,
     make_denoiser,
     make_module,
     make_oracle,
     make_sampler,
-    precision_of,
 )
 from betasigma.commands.checks import check_content
 from betasigma.commands.likelihood import measure_likelihood
 from betasigma.commands.measure import Meter
-from betasigma.commands.processes import accompanied
 from betasigma.commands.schema import trains
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike
+from betasigma.display import Display, plain_warnings
+from betasigma.hardware import precision_of, prepare_model
 from betasigma.modules import MeasuredModule
-from betasigma.oracles import Oracle
+from betasigma.oracles import ExactDenoiser
+from betasigma.runs.directory import describe_environment, short, write_json
+from betasigma.runs.header import FORMAT, read_header
+from betasigma.runs.record import Record
 from betasigma.samplers import Sampler
-from betasigma.tracking.loggers import close_loggers, make_loggers
-from betasigma.tracking.record import Record
 from betasigma.training.callbacks import (
     Checkpoints,
-    Evaluation,
     Interrupts,
     Metrics,
+    PeriodicEvaluation,
     SampleGrids,
     Stopwatch,
     Terminated,
     draw,
     terminable,
 )
-from betasigma.training.checkpoints import AtomicCheckpointIO
-from betasigma.training.display import Display, plain_warnings
-from betasigma.training.headers import FORMAT, read_header
-from betasigma.training.runs import describe_environment, short, write_json
+from betasigma.training.checkpoint_io import AtomicCheckpointIO
+from betasigma.training.loggers import close_loggers, make_loggers
+from betasigma.training.processes import launched_processes
 
 
 def train(config: DictConfig) -> None:
@@ -73,9 +72,9 @@ def train(config: DictConfig) -> None:
     data = make_data(content)
     data.prepare_data()
     data.setup()
-    content, reasons, ladder = settle(content, data, display)
+    content, reasons, ladder = resolve_auto(content, data, display)
     denoiser = make_model(content, data)
-    arrange(denoiser, content["hardware"])
+    prepare_model(denoiser, content["hardware"])
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
     resumed = Path(content["resume"]) if content["resume"] else None
@@ -86,7 +85,7 @@ def train(config: DictConfig) -> None:
     _announce(display, run, content, data, denoiser, resumed)
     _explain_ladder(display, run, reasons, ladder)
     try:
-        with accompanied(trainer, run, content["resume"]):
+        with launched_processes(trainer, run, content["resume"]):
             if trains(content):
                 trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
             else:
@@ -103,7 +102,7 @@ def train(config: DictConfig) -> None:
         close_loggers(loggers)
 
 
-def make_model(content: Config, data: ImageDataModule) -> Denoiser | Oracle:
+def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenoiser:
     """What is to be trained, or the ground truth."""
     if not trains(content):
         return make_oracle(content, data)
@@ -150,7 +149,7 @@ def make_callbacks(
         checkpoints,
         Interrupts(display, validation_interval(content), checkpoints.save),
         SampleGrids(run, samples, settings["sample_every"], watch),
-        Evaluation(
+        PeriodicEvaluation(
             lambda denoiser, step: meter.log(
                 meter.measure(denoiser, content["evaluation"]["n_during"]), step
             ),
@@ -200,7 +199,7 @@ def make_trainer(
 
 def finish(
     trainer: Trainer,
-    average: Denoiser | Oracle,
+    average: Denoiser | ExactDenoiser,
     run: Path,
     content: Config,
     display: Display,
@@ -317,7 +316,7 @@ def _announce(
     run: Path,
     content: Config,
     data: ImageDataModule,
-    denoiser: Denoiser | Oracle,
+    denoiser: Denoiser | ExactDenoiser,
     resumed: Path | None,
 ) -> None:
     parameters = sum(p.numel() for p in denoiser.parameters())

@@ -32,7 +32,7 @@ from betasigma.data.order import (
 )
 from betasigma.data.sources import InMemory, Source, Split
 from betasigma.errors import UserError
-from betasigma.prior import Moments
+from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 
 _STAY_ON_CPU = ("index", "step", "augment")
@@ -210,12 +210,12 @@ class ImageDataModule(LightningDataModule):
         source = self.source(split)
         yield from Batches(source, lambda: plan, augment=False, workers=self.workers)
 
-    def moments(self) -> Moments:
+    def moments(self) -> DataMoments:
         """Mean and variance of each dimension of the training data in ``value_range``, from at most
         ``MOMENT_EXAMPLES`` examples.
         """
         batches = self.batches("train", 256, MOMENT_EXAMPLES)
-        return Moments.of(self.from_uint8(batch) for batch in batches)
+        return DataMoments.of(self.from_uint8(batch) for batch in batches)
 
     def content_key(self, split: Split) -> str:
         """Hex digest that changes when the images do.

@@ -25,7 +25,7 @@ HELD_OUT = 0.1
 
 
 @dataclass(frozen=True)
-class Split:
+class FolderSplit:
     """Images of one split: ``base/names[i]``, with label ``labels[i]`` where there are classes."""
 
     base: Path
@@ -37,8 +37,8 @@ class Split:
 class Listing:
     """Both splits of a folder and the names of its classes (``()`` for none)."""
 
-    train: Split
-    test: Split
+    train: FolderSplit
+    test: FolderSplit
     classes: tuple[str, ...]
 
 
@@ -69,8 +69,8 @@ def list_folder(root: Path) -> Listing:
             )
     classes = _classes([*train_names, *test_names])
     return Listing(
-        Split(train, tuple(train_names), _labels(train_names, classes)),
-        Split(test, tuple(test_names), _labels(test_names, classes)),
+        FolderSplit(train, tuple(train_names), _labels(train_names, classes)),
+        FolderSplit(test, tuple(test_names), _labels(test_names, classes)),
         classes,
     )
 

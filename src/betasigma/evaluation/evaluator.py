@@ -32,7 +32,7 @@ from torch import Tensor
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import check_metrics, check_n
 from betasigma.evaluation.features import FeatureExtractor
-from betasigma.evaluation.frechet import Moments, frechet_distance
+from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
 from betasigma.evaluation.metrics import inception_score, kid, metric_name, precision_recall
 from betasigma.evaluation.neighbours import Neighbours, distance_ratio, nearest
 from betasigma.evaluation.reference import (
@@ -51,7 +51,7 @@ NEIGHBOUR_QUERIES = 2000
 NEIGHBOUR_BATCH = 4096
 
 Progress = Callable[[float], None]
-Record = Callable[..., "Measurement"]
+MakeMeasurement = Callable[..., "Measurement"]
 
 
 class SamplerLike(Protocol):
@@ -114,7 +114,7 @@ class Collected:
         nfe: network evaluations per sample.
     """
 
-    moments: Moments
+    moments: FeatureMoments
     features: Tensor
     logits: Tensor
     images: Tensor
@@ -290,7 +290,7 @@ class Evaluator:
 
     def _collect(self, batches: Iterable[tuple[Tensor, int | None]]) -> Collected:
         wants = self.metrics
-        moments = Moments(self.extractor.dim, self.extractor.float64_device)
+        moments = FeatureMoments(self.extractor.dim, self.extractor.float64_device)
         features, logits, images = [], [], []
         kept, seen, nfe = 0, 0, None
         for batch, nfe in batches:  # noqa: B007 - the last one counts
@@ -346,7 +346,7 @@ class Evaluator:
         return found
 
     def _frechet(
-        self, collected: Collected, references: dict[Split, Reference], record: Record
+        self, collected: Collected, references: dict[Split, Reference], record: MakeMeasurement
     ) -> Iterator[Measurement]:
         if "fd" not in self.metrics:
             return
@@ -361,7 +361,7 @@ class Evaluator:
             )
 
     def _one_by_one(
-        self, collected: Collected, reference: Reference | None, record: Record
+        self, collected: Collected, reference: Reference | None, record: MakeMeasurement
     ) -> Iterator[Measurement]:
         if reference is None:
             return
@@ -386,7 +386,7 @@ class Evaluator:
                 if name in self.metrics:
                     yield about(name=self._name(name), value=value)
 
-    def _scored(self, collected: Collected, record: Record) -> Iterator[Measurement]:
+    def _scored(self, collected: Collected, record: MakeMeasurement) -> Iterator[Measurement]:
         if "is" not in self.metrics:
             return
         value, std = inception_score(collected.logits)
@@ -399,7 +399,7 @@ class Evaluator:
             std=std,
         )
 
-    def _memorised(self, collected: Collected, record: Record) -> Iterator[Measurement]:
+    def _memorised(self, collected: Collected, record: MakeMeasurement) -> Iterator[Measurement]:
         if "neighbours" not in self.metrics:
             return
         if self._held_out is None:

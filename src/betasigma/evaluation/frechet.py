@@ -31,7 +31,7 @@ from scipy.linalg import lapack
 from torch import Tensor
 
 
-class Moments:
+class FeatureMoments:
     """Count, mean and scatter of a stream of vectors, in float64.
 
     Args:
@@ -50,7 +50,7 @@ class Moments:
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def update(self, features: Tensor) -> Moments:
+    def update(self, features: Tensor) -> FeatureMoments:
         """Take in vectors, any floating dtype, ``(b, dim)``; returns itself."""
         if len(features) == 0:
             return self
@@ -62,7 +62,7 @@ class Moments:
         return self
 
     @torch.no_grad()
-    def merge(self, other: Moments) -> Moments:
+    def merge(self, other: FeatureMoments) -> FeatureMoments:
         """Take in what another has seen; returns itself."""
         if other.count == 0:
             return self
@@ -70,13 +70,13 @@ class Moments:
         self.scatter += other.scatter.to(self.mean.device)
         return self
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: FeatureMoments) -> FeatureMoments:
         """Moments of both streams together; neither is changed."""
-        return Moments(len(self.mean), self.mean.device).merge(self).merge(other)
+        return FeatureMoments(len(self.mean), self.mean.device).merge(self).merge(other)
 
-    def to(self, device: torch.device | str) -> Moments:
+    def to(self, device: torch.device | str) -> FeatureMoments:
         """The same moments on another device."""
-        return Moments(len(self.mean), device).merge(self)
+        return FeatureMoments(len(self.mean), device).merge(self)
 
     @property
     def cov(self) -> Tensor:
@@ -97,7 +97,7 @@ class Moments:
         self.count = total
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     """Squared Fréchet distance between the Gaussians with these moments.
 
     Returns:

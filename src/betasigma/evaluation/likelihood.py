@@ -32,7 +32,7 @@ from betasigma.evaluation.evaluator import Measurement
 from betasigma.evaluation.sharding import broadcast, gather, shard
 from betasigma.likelihood import Examples, FlowLikelihood, GaussianPrior, Terms, VariationalBound
 from betasigma.objectives.error_curve import covered_grid, denoising_error
-from betasigma.oracles import Oracle
+from betasigma.oracles import ExactDenoiser
 from betasigma.randomness import Stream
 
 Progress = Callable[[float], None]
@@ -43,7 +43,7 @@ FITTED = 256
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class LikelihoodResult:
     """What a likelihood found.
 
     Attributes:
@@ -82,11 +82,11 @@ class LikelihoodMeter:
 
     def measure(
         self,
-        denoiser: Denoiser | Oracle,
+        denoiser: Denoiser | ExactDenoiser,
         rank: int = 0,
         world_size: int = 1,
         progress: Progress | None = None,
-    ) -> Likelihood:
+    ) -> LikelihoodResult:
         """The mean of every term; where several processes call this together, each takes its share
         of the examples and all return the same. A ``fitted`` decoder is fitted on training images,
         the same ones in every process, so that what it gives is a bound on the test images.
@@ -117,7 +117,7 @@ class LikelihoodMeter:
             found = self._summary(n, [terms for part in gathered for terms in part])
         return broadcast(found, world_size)  # type: ignore[return-value]
 
-    def _summary(self, n: int, parts: list[Terms]) -> Likelihood:
+    def _summary(self, n: int, parts: list[Terms]) -> LikelihoodResult:
         points = not self.data.has_pixels
         kind = "density_bits_per_dim" if points else "bits_per_dim"
         measurements = []
@@ -136,10 +136,10 @@ class LikelihoodMeter:
                     std=bits.std().item() / n**0.5,
                 )
             )
-        return Likelihood(measurements, torch.cat([part.per_level for part in parts]).mean(0))
+        return LikelihoodResult(measurements, torch.cat([part.per_level for part in parts]).mean(0))
 
     def _examples(
-        self, denoiser: Denoiser | Oracle, split: Split, numbers: np.ndarray
+        self, denoiser: Denoiser | ExactDenoiser, split: Split, numbers: np.ndarray
     ) -> Iterator[Examples]:
         data, device = self.data, denoiser.device
         low_high = denoiser.value_range
@@ -161,7 +161,7 @@ class LikelihoodMeter:
 
 
 def error_curve(
-    denoiser: Denoiser | Oracle,
+    denoiser: Denoiser | ExactDenoiser,
     data: ImageDataModule,
     n: int,
     split: Split = "test",
@@ -190,7 +190,7 @@ def error_curve(
 
 
 @contextmanager
-def in_float32(denoiser: Denoiser | Oracle) -> Iterator[None]:
+def in_float32(denoiser: Denoiser | ExactDenoiser) -> Iterator[None]:
     """The network's arithmetic without autocast for a while."""
     kept, denoiser.precision = denoiser.precision, None
     try:

@@ -20,16 +20,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from betasigma.data.sources import Split
 from betasigma.evaluation.features import FeatureExtractor
-from betasigma.evaluation.frechet import Moments
+from betasigma.evaluation.frechet import FeatureMoments
 from betasigma.evaluation.sharding import broadcast, gather
-
-Split = Literal["train", "test"]
 
 FORMAT = 2
 """Of the files, and of the choice of images where not all are taken."""
@@ -69,7 +68,7 @@ class Reference:
         features: float32 ``(min(count, CAP), dim)``, a random subset of them in the split's order.
     """
 
-    moments: Moments
+    moments: FeatureMoments
     features: Tensor
 
 
@@ -182,8 +181,8 @@ class ReferenceStatistics:
 
     def _compute(
         self, split: Split, limit: int | None, rank: int, world_size: int
-    ) -> tuple[Moments, RandomRows]:
-        moments = Moments(self.extractor.dim, self.extractor.float64_device)
+    ) -> tuple[FeatureMoments, RandomRows]:
+        moments = FeatureMoments(self.extractor.dim, self.extractor.float64_device)
         rows = RandomRows(self.extractor.dim, CAP)
         keys = torch.Generator().manual_seed(0)
         size = self.datamodule.size(split)
@@ -216,7 +215,7 @@ class ReferenceStatistics:
         dim = self.extractor.dim
         if not isinstance(content, dict) or content.get("key") != key:
             raise ValueError("it describes other data")
-        moments = Moments(dim)
+        moments = FeatureMoments(dim)
         moments.count = int(content["count"])
         for name, target in (("mean", moments.mean), ("scatter", moments.scatter)):
             if content[name].shape != target.shape:
@@ -249,7 +248,7 @@ class ReferenceStatistics:
             warnings.warn(f"{path} could not be written ({error})", stacklevel=3)
 
 
-def _join(parts: list[tuple[Moments, RandomRows]]) -> Reference:
+def _join(parts: list[tuple[FeatureMoments, RandomRows]]) -> Reference:
     (moments, rows), *others = parts
     for more, other in others:
         moments.merge(more)

@@ -16,7 +16,7 @@ from betasigma.modules.averaging import averaged_copy, ramped_decay, update_aver
 from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
-from betasigma.oracles import Oracle
+from betasigma.oracles import ExactDenoiser
 from betasigma.randomness import Stream, seed_global
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -34,7 +34,7 @@ class MeasuredModule(LightningModule):
         average: the denoiser that counts: averaged weights, or ground truth.
     """
 
-    average: Denoiser | Oracle
+    average: Denoiser | ExactDenoiser
 
     @cached_property
     def measured_at(self) -> tuple[float, ...]:

@@ -18,7 +18,7 @@ class Oracle(MeasuredModule):
 
     family = "oracle"
 
-    def __init__(self, denoiser: oracles.Oracle) -> None:
+    def __init__(self, denoiser: oracles.ExactDenoiser) -> None:
         super().__init__()
         self.average = denoiser
 

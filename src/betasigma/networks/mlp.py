@@ -64,7 +64,7 @@ class MLP(nn.Module):
             width, emb_width, num_classes, embedding, fourier_scale, conditional
         )
         self.enter = initialised(nn.Linear(dim, width))
-        self.blocks = nn.ModuleList(Block(width, emb_width) for _ in range(depth))
+        self.blocks = nn.ModuleList(MLPBlock(width, emb_width) for _ in range(depth))
         self.leave = initialised(nn.Linear(width, out_dim or dim), zero=True)
 
     def forward(self, x: Tensor, c_noise: Tensor, y: Tensor | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class MLP(nn.Module):
         return cast(Tensor, self.leave(F.silu(h)))
 
 
-class Block(nn.Module):
+class MLPBlock(nn.Module):
     """The residual block of the module's docstring."""
 
     def __init__(self, width: int, emb_width: int) -> None:

@@ -99,9 +99,9 @@ class UNet(nn.Module):
             channels, emb_channels, num_classes, embedding, fourier_scale, conditional
         )
 
-        def block(width_in: int, width: int, attends: bool) -> Block:
+        def block(width_in: int, width: int, attends: bool) -> ResidualBlock:
             n = width // head_channels if head_channels else heads
-            return Block(
+            return ResidualBlock(
                 width_in,
                 width,
                 emb_channels,
@@ -161,7 +161,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, emb)
         for layer in self.up:
-            if isinstance(layer, Block):
+            if isinstance(layer, ResidualBlock):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, emb)
         return cast(Tensor, self.leave(h))
@@ -217,7 +217,7 @@ class Dropout(nn.Module):
         return x * keep.mul_(1 / (1 - rate))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block, followed by self-attention where ``heads`` is not 0.
 
     h = conv(SiLU(norm(x))) + W e;  out = shortcut(x) + conv(dropout(SiLU(norm(h)))), with a 1x1

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.samplers.base import Bound, Noise, Options, Sampler
+from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 from betasigma.schedules import posterior, reverse_log_variances, transition
 
 
@@ -55,7 +55,7 @@ class Ancestral(Sampler):
             )
         self.variance = variance
 
-    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         schedule, prediction = model.schedule, model(x, t)
         c_x0, c_xt, variance = posterior(schedule, t, s)
         mean = c_x0.item() * prediction.x0 + c_xt.item() * x
@@ -92,7 +92,7 @@ class DDIM(Sampler):
             raise UserError(f"sampler.eta={eta} must lie between 0 and 1")
         self.eta = eta
 
-    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         schedule = model.schedule
         prediction = model(x, t)
         x_s = schedule.alpha(s).item() * prediction.x0

@@ -220,7 +220,7 @@ class Sampler:
             rng: random numbers for these n.
             y: class labels, int64 ``(n,)``, or ``None``.
         """
-        yield from self.trajectory(Bound(denoiser, self.clip, y), x, rng)
+        yield from self.trajectory(CountingDenoiser(denoiser, self.clip, y), x, rng)
 
     def times(self, schedule: NoiseSchedule) -> list[float]:
         """The falling times at which this sampler visits the model."""
@@ -241,7 +241,7 @@ class Sampler:
         progress: Callable[[float], None] | None,
     ) -> tuple[Tensor, int]:
         rng = Stream("sample", seed, indices=indices, device=denoiser.device)
-        model = Bound(denoiser, self.clip, y)
+        model = CountingDenoiser(denoiser, self.clip, y)
         x = start = self.begin(denoiser, rng)
         told = 0.0
         try:
@@ -274,7 +274,7 @@ class Sampler:
             return prior.draw(rng.normal(denoiser.sample_shape, self.dtype))
         return rng.normal(denoiser.sample_shape, self.dtype) * denoiser.schedule.prior_std
 
-    def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
+    def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         """States after each step; the last is the sample. The last step ends at clean data, s =
         0.
         """
@@ -282,12 +282,12 @@ class Sampler:
             x = self.step(model, x, t, s, rng)
             yield x
 
-    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         """State at s < t from the state x at t."""
         raise NotImplementedError
 
 
-class Bound:
+class CountingDenoiser:
     """What a step talks to: a denoiser with the sampler's clipping and the batch's labels bound to
     it, counting the network evaluations (``nfe``) made through it.
     """

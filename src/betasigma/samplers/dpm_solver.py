@@ -26,7 +26,7 @@ from typing import Unpack
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.samplers.base import Bound, Noise, Options, Sampler
+from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 
 
 class DPMSolver(Sampler):
@@ -51,7 +51,7 @@ class DPMSolver(Sampler):
             raise UserError(f"sampler.eta={eta} must lie between 0 and 1")
         self.eta = eta
 
-    def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
+    def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         schedule, eta = model.schedule, self.eta
         before: tuple[Tensor, float] | None = None
         for t, s in pairwise([*self.times(schedule), 0.0]):

@@ -26,7 +26,7 @@ from typing import Unpack
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.samplers.base import Bound, Noise, Options, Sampler
+from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 
 
 class AnnealedLangevin(Sampler):
@@ -62,7 +62,7 @@ class AnnealedLangevin(Sampler):
     def reached(self, times: list[float]) -> list[float]:
         return [*(t for t in times for _ in range(self.inner_steps)), 0.0]
 
-    def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
+    def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         schedule = model.schedule
         for t, s in pairwise([*self.times(schedule), 0.0]):
             step = self.step_size * schedule.sigma(t).item() ** 2

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from betasigma.denoiser import Prediction
 from betasigma.errors import UserError
-from betasigma.samplers.base import Bound, Noise, Options, Sampler
+from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 from betasigma.schedules import NoiseSchedule, posterior, transition
 
 Predictor = Literal["reverse_diffusion", "euler_maruyama", "ancestral"]
@@ -115,7 +115,7 @@ class PredictorCorrector(Sampler):
             raise UserError(f"sampler.corrector_steps={corrector_steps} must be at least 0")
         self.predictor, self.snr, self.corrector_steps = predictor, snr, corrector_steps
 
-    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         for _ in range(self.corrector_steps):
             x = self.correct(model, x, t, s, rng)
         prediction = model(x, t)
@@ -124,7 +124,7 @@ class PredictorCorrector(Sampler):
         mean, variance = PREDICTORS[self.predictor](model.schedule, prediction, t, s)
         return mean + variance**0.5 * rng.normal(x.shape[1:], x.dtype)
 
-    def correct(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def correct(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         """State after one step of Langevin dynamics at t, on the way to s."""
         score = model(x, t).score
         norm = torch.linalg.vector_norm(score.flatten(1), dim=1)

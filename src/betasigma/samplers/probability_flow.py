@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.samplers.base import Bound, Dtype, Noise, Options, Sampler, Start
+from betasigma.samplers.base import CountingDenoiser, Dtype, Noise, Options, Sampler, Start
 from betasigma.schedules import NoiseSchedule
 
 
@@ -52,7 +52,7 @@ class Euler(Sampler):
     ) -> None:
         super().__init__(steps, clip, **options)
 
-    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         prediction = model(x, t)
         if s == 0:
             return prediction.x0
@@ -97,7 +97,7 @@ class Heun(Sampler):
             raise UserError(f"sampler.s_noise={s_noise} must be above 0")
         self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, upper, s_noise
 
-    def step(self, model: Bound, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
+    def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         x, t = self._churned(model.schedule, x, t, rng)
         prediction = model(x, t)
         if s == 0:
@@ -156,14 +156,14 @@ class AdaptiveODE(Sampler):
     def times(self, schedule: NoiseSchedule) -> list[float]:
         return [1.0, schedule.t_min] if schedule.levels > 1 else [1.0]
 
-    def trajectory(self, model: Bound, x: Tensor, rng: Noise) -> Iterator[Tensor]:
+    def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         times = self.times(model.schedule)
         if len(times) > 1:
             x = self._integrate(model, x)
             yield x
         yield model(x, times[-1]).x0
 
-    def _integrate(self, model: Bound, x: Tensor) -> Tensor:
+    def _integrate(self, model: CountingDenoiser, x: Tensor) -> Tensor:
         from torchdiffeq import odeint
 
         schedule = model.schedule

@@ -17,13 +17,13 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Guided
+from betasigma.display import Display
 from betasigma.modules import DiffusionModule, MeasuredModule
+from betasigma.report.pictures import picture, save
+from betasigma.runs.checkpoint import HEADER, MOMENTS
+from betasigma.runs.record import Record
 from betasigma.samplers import Sampler
-from betasigma.tracking.loggers import log_picture, log_values
-from betasigma.tracking.pictures import picture, save
-from betasigma.tracking.record import Record
-from betasigma.training.checkpoints import HEADER, MOMENTS
-from betasigma.training.display import Display
+from betasigma.training.loggers import log_picture, log_values
 
 
 class StepCallback(Callback):
@@ -398,7 +398,7 @@ def _stop(number: int) -> KeyboardInterrupt | Terminated:
     return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
-class Evaluation(Periodic):
+class PeriodicEvaluation(Periodic):
     """Runs ``evaluate(denoiser, step)`` every ``every`` steps.
 
     Args:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from betasigma.errors import UserError
-from betasigma.training.checkpoints import HEADER, read, save
-from betasigma.training.headers import FORMAT, RECORD, checkpoint_path, read_header
+from betasigma.runs.checkpoint import HEADER, read, save
+from betasigma.runs.header import FORMAT, RECORD, checkpoint_path, read_header
 
 HEAD = {
     "format": FORMAT,
@@ -46,7 +46,7 @@ def test_a_write_that_fails_leaves_the_old_one(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("betasigma.training.checkpoints.append_header", full)
+    monkeypatch.setattr("betasigma.runs.checkpoint.append_header", full)
     with pytest.raises(OSError, match="No space left"):
         save(contents(2.0), path)
     assert torch.equal(read(path)["state_dict"]["average.w"], torch.ones(1000))

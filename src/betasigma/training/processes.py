@@ -25,12 +25,12 @@ from pytorch_lightning import Trainer
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 """Of the environment, by which Lightning's processes know their place."""
 
-PATIENCE = 60.0
+EXIT_TIMEOUT = 60.0
 """Seconds that the others have to end by themselves."""
 
 
 @contextmanager
-def accompanied(trainer: Trainer, run: Path, resume: str | None) -> Iterator[None]:
+def launched_processes(trainer: Trainer, run: Path, resume: str | None) -> Iterator[None]:
     """Let ``trainer`` start this run's other processes inside, and be alone again afterwards.
 
     Args:
@@ -86,7 +86,7 @@ def _dismiss(trainer: Trainer, kill: bool = False) -> None:
             process.terminate()
     for process in others:
         try:
-            process.wait(PATIENCE)
+            process.wait(EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

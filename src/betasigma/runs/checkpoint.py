@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
-from betasigma.errors import UserError
-from betasigma.training.headers import append_header, not_plain, read_header
+from betasigma.runs.header import append_header, not_plain, read_header
 
 HEADER = "betasigma"
 """Key of the header in the checkpoint's dict."""
-
-STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states", "lr_schedulers")
-"""What a run needs of its checkpoint, besides weights, to go on as if it had never stopped."""
 
 MOMENTS = "moments"
 """Key of the training data's moments: ``mean`` and ``variance``, float64 of one example's shape."""
@@ -51,7 +46,7 @@ def read(path: str | Path, key: str = "run") -> dict[str, Any]:
 
     Raises:
         UserError: where it is not plain tensors and containers; see also
-            :func:`betasigma.training.headers.read_header`.
+            :func:`betasigma.runs.header.read_header`.
     """
     header = read_header(Path(path), key)
     try:
@@ -63,24 +58,3 @@ def read(path: str | Path, key: str = "run") -> dict[str, Any]:
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise not_plain(path, key)
     return {**contents, HEADER: header}
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written and read by the functions above."""
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
-    ) -> None:
-        save(checkpoint, Path(path))
-
-    def load_checkpoint(
-        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
-    ) -> dict[str, Any]:
-        contents = read(Path(path), "resume")
-        lacking = [name for name in STATE if name not in contents]
-        if lacking:
-            raise UserError(
-                f"resume={path} cannot be continued: it has no {', '.join(lacking)}; it can still "
-                f"be sampled and evaluated if it has weights"
-            )
-        return contents

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from betasigma.training import display
-from betasigma.training.display import Display
+from betasigma import display
+from betasigma.display import Display
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from typing import Any
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from betasigma.display import warn
 from betasigma.errors import UserError
-from betasigma.tracking.record import Record
-from betasigma.training.display import warn
+from betasigma.runs.record import Record
 
 
 class RecordLogger(Logger):

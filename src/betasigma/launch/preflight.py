@@ -23,12 +23,12 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from betasigma.commands import cluster
-from betasigma.commands.app import begin_sweep, fail, is_refusal, tracebacks_wanted
 from betasigma.commands.checks import CHECKS, Decision
-from betasigma.commands.sweeps import Sweep
 from betasigma.errors import UserError
-from betasigma.training.status import process_rank
+from betasigma.launch import cluster
+from betasigma.launch.app import begin_sweep, fail, is_refusal, tracebacks_wanted
+from betasigma.launch.sweeps import Sweep
+from betasigma.runs.status import process_rank
 
 
 class Preflight(Callback):

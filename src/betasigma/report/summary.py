@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from betasigma.tracking.compare import Run
+from betasigma.report.runs import Run
 
 INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""

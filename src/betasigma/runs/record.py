@@ -89,7 +89,7 @@ class Record:
         return [int(row["step"]) for row in rows], [float(row["value"]) for row in rows]
 
 
-def words(settings: Mapping[str, Any]) -> str:
+def format_settings(settings: Mapping[str, Any]) -> str:
     """Settings as ``key=value`` separated by blanks, values as they are typed in a config."""
     named = {None: "null", True: "true", False: "false"}
     typed = {

@@ -24,10 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from betasigma.commands.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
 from betasigma.errors import UserError
-from betasigma.training.runs import new_directory
-from betasigma.training.status import recorded, summary
+from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
+from betasigma.runs.directory import new_directory
+from betasigma.runs.status import recorded, summary
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Environment variable that asks for tracebacks (Hydra's own)."""
@@ -110,7 +110,7 @@ def explained(folder: Path, config_name: str) -> Iterator[None]:
         folder: the config tree.
         config_name: the app's primary config.
     """
-    from betasigma.commands.help import FOOTER, opening
+    from betasigma.launch.help import FOOTER, opening
 
     with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
         yield
@@ -193,7 +193,7 @@ def is_refusal(error: Exception) -> bool:
 
 def fail(error: Exception, folder: Path, config_name: str) -> None:
     """Print what is wrong in one sentence and end with status 1."""
-    from betasigma.commands.explain import explain
+    from betasigma.launch.explain import explain
 
     cause = error
     while not isinstance(cause, UserError) and isinstance(cause.__cause__, Exception):

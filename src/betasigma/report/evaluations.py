@@ -14,16 +14,16 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from betasigma.tracking.record import Record
-from betasigma.tracking.summary import BITS, DISTANCE, LAST, abbreviated, is_term, results
-from betasigma.training.runs import job_number
+from betasigma.report.summary import BITS, DISTANCE, LAST, abbreviated, is_term, results
+from betasigma.runs.directory import job_number
+from betasigma.runs.record import Record
 
 TOLD = ("run", "n", "sampler")
 """Keys of the command line that columns of their own tell of."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationRow:
     """What one job has measured.
 
     Attributes:
@@ -32,7 +32,7 @@ class Evaluation:
         sampler: its name; empty where no samples were drawn.
         settings: of the sampler.
         n, nfe: of the samples, or of the likelihood where there are none; empty where neither is.
-        results: distances and likelihoods (:func:`betasigma.tracking.summary.results`).
+        results: distances and likelihoods (:func:`betasigma.report.summary.results`).
         others: other metrics by name.
     """
 
@@ -46,7 +46,7 @@ class Evaluation:
     others: dict[str, float]
 
 
-def read_evaluations(sweep: Path) -> list[Evaluation]:
+def read_evaluations(sweep: Path) -> list[EvaluationRow]:
     """The evaluations in a sweep's directory, by job number."""
     jobs = sorted((path.parents[1] for path in sweep.glob("*/.hydra/config.yaml")), key=job_number)
     asked = [_overrides(job) for job in jobs]
@@ -57,7 +57,7 @@ def read_evaluations(sweep: Path) -> list[Evaluation]:
     ]
 
 
-def table_of_evaluations(rows: Sequence[Evaluation]) -> tuple[str, list[str], list[list[str]]]:
+def table_of_evaluations(rows: Sequence[EvaluationRow]) -> tuple[str, list[str], list[list[str]]]:
     """Title, header and cells to print: who was measured, what was found, at which n.
 
     A likelihood is told by its total.
@@ -74,7 +74,7 @@ def table_of_evaluations(rows: Sequence[Evaluation]) -> tuple[str, list[str], li
     return title, [*first, *header, *others, "n"], cells
 
 
-def write_evaluations(rows: Sequence[Evaluation], path: Path) -> None:
+def write_evaluations(rows: Sequence[EvaluationRow], path: Path) -> None:
     """Write the table as CSV, in full precision and with the terms of bounds."""
     columns = _union([{**row.results, **row.others} for row in rows])
     first, described = _described(rows)
@@ -86,7 +86,7 @@ def write_evaluations(rows: Sequence[Evaluation], path: Path) -> None:
             writer.writerow([*start, *(values.get(c, "") for c in columns), row.n])
 
 
-def _described(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
+def _described(rows: Sequence[EvaluationRow]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of what was measured: the run, the sampler with those of its settings that
     differ between rows, what else was swept, NFE.
     """
@@ -102,14 +102,14 @@ def _described(rows: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
     return ["run", "sampler", *(rows[0].swept if rows else ()), "NFE"], cells
 
 
-def _read(job: Path, swept: dict[str, str]) -> Evaluation:
+def _read(job: Path, swept: dict[str, str]) -> EvaluationRow:
     config: Any = OmegaConf.load(job / ".hydra" / "config.yaml")
     rows = Record(job / "metrics.csv").rows()
     bits = [row for row in rows if BITS.fullmatch(_name(row))]
     drawn = [row for row in rows if row["nfe"] and row["sampler"] and row not in bits]
     sampler = drawn[0] if drawn else {"sampler": "", "settings": ""}
     sizes = (drawn or bits or [{"n": "", "nfe": ""}])[0]
-    return Evaluation(
+    return EvaluationRow(
         run=str(config.run),
         swept=swept,
         sampler=sampler["sampler"],

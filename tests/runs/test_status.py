@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from betasigma.training.status import read_status, recorded
+from betasigma.runs.status import read_status, recorded
 
 
 def test_a_run_says_that_it_runs_and_has_finished(tmp_path: Path) -> None:

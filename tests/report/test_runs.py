@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from betasigma.tracking.compare import Run, last_values
-from betasigma.tracking.record import Record
+from betasigma.report.runs import Run, last_values
+from betasigma.runs.record import Record
 
 
 def context(**changed: Any) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.tracking.record import Record
-from betasigma.training.runs import job_number
+from betasigma.runs.directory import job_number
+from betasigma.runs.record import Record
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from betasigma.tracking.record import COLUMNS, Record
+from betasigma.runs.record import COLUMNS, Record
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from betasigma.commands.help import choices
+from betasigma.launch.help import choices
 
 
 def explain(error: Exception, folder: Path, config_name: str) -> str:

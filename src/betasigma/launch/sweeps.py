@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from betasigma.errors import UserError
-from betasigma.training.runs import job_number, short
-from betasigma.training.status import FAILED, FINISHED, INTERRUPTED, STATUS, read_status
+from betasigma.runs.directory import job_number, short
+from betasigma.runs.status import FAILED, FINISHED, INTERRUPTED, STATUS, read_status
 
 LOGS = "slurm"
 """Folder of the sweep directory with SLURM's logs, by job."""
@@ -75,7 +75,7 @@ def conclude(sweep: Sweep) -> None:
         tell_evaluations(sweep.directory)
     elif any(word.startswith("bridge=") for job in sweep.jobs for word in job):
         from betasigma.commands.compare import tell
-        from betasigma.tracking.compare import read_runs
+        from betasigma.report.runs import read_runs
 
         tell(read_runs([str(sweep.directory)]), sweep.directory)
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from betasigma.evaluation.film import Film
-from betasigma.tracking import pictures
+from betasigma.report import pictures
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 """Of the palette of Okabe & Ito (2008), which colour-blind readers tell apart."""

@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from betasigma.errors import UserError
-from betasigma.tracking.compare import read_runs
-from betasigma.tracking.record import Record
-from betasigma.tracking.summary import draw_summary, summarise, table_of, write_summary
+from betasigma.report.runs import read_runs
+from betasigma.report.summary import draw_summary, summarise, table_of, write_summary
+from betasigma.runs.record import Record
 
 
 def make_run(path: Path, fd: float | None, seed: int, **config: Any) -> Path:
