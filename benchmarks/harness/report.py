@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from betasigma.runs.files import write_json
 from harness.timing import CLOCKS, use_clock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,10 +75,7 @@ class Report:
         self.content["machine"] = describe()
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / f"{self.name}.json"
-        partial = path.with_suffix(".partial")
-        text = json.dumps(self.content, indent=1, ensure_ascii=False)
-        partial.write_text(text + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_json(path, self.content, indent=1)
         print(f"\nwrote {path} after {self.content['seconds']:.0f} s", flush=True)
         return path
 

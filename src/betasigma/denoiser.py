@@ -348,3 +348,8 @@ class Guided(nn.Module):
         output = torch.lerp(free, given, self.weight)
         interpolation = None if both.interpolation is None else both.interpolation[n:]
         return Prediction(x_t, output, alpha, sigma, c_skip, c_out, interpolation)
+
+
+def guided(denoiser: DenoiserLike, weight: float) -> DenoiserLike:
+    """``denoiser`` with classifier-free guidance; itself where the weight is 1."""
+    return denoiser if weight == 1 else Guided(denoiser, weight)

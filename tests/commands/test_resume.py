@@ -22,7 +22,8 @@ from betasigma.commands.measure import Meter
 from betasigma.modules import DiffusionModule
 from betasigma.runs.record import Record
 from betasigma.runs.status import INTERRUPTED, read_status
-from betasigma.training.callbacks import Metrics, SampleGrids
+from betasigma.training.periodic import SampleGrids
+from betasigma.training.progress import Metrics
 
 STEPS = (
     "steps=10",

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from betasigma.training import callbacks
-from betasigma.training.callbacks import Stopwatch
+from betasigma.training import steps
+from betasigma.training.steps import Stopwatch
 
 
 def test_a_lap_is_the_time_since_the_last_one_without_the_pauses(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 100.0
-    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: now)
     watch = Stopwatch()
     now += 2.0
     for seconds in (30.0, 5.0):

@@ -33,7 +33,8 @@ from betasigma.evaluation.film import film, levels_to_show
 from betasigma.hardware import move_to_device, precision_of
 from betasigma.oracles import EmpiricalDenoiser
 from betasigma.report import langevin_figures as draw
-from betasigma.runs.directory import short, write_json
+from betasigma.runs.directory import short
+from betasigma.runs.files import write_json
 from betasigma.samplers import Ancestral, AnnealedLangevin
 from betasigma.samplers.base import DenoiserLike
 from betasigma.schedules import geometric, linear

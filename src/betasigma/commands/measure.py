@@ -10,14 +10,13 @@ from pytorch_lightning.loggers import Logger
 
 from betasigma.commands.build import Config
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.denoiser import DenoiserLike
+from betasigma.denoiser import DenoiserLike, guided
 from betasigma.display import Display
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.runs.record import format_settings
-from betasigma.samplers import Sampler
-from betasigma.training.callbacks import class_labels, guided
+from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.loggers import log_values
 
 
@@ -63,7 +62,7 @@ class Meter:
                 self._sampler,
                 n,
                 seed=self._seed,
-                y=class_labels(denoiser.num_classes, range(n)),
+                y=labels_in_turn(denoiser.num_classes, n),
                 rank=rank,
                 world_size=world_size,
                 progress=progress,

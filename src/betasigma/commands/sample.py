@@ -14,12 +14,13 @@ from betasigma.commands.auto import choose_sampler
 from betasigma.commands.load import load_run
 from betasigma.commands.schema import Sample, validate
 from betasigma.data import pixels
-from betasigma.denoiser import DenoiserLike
+from betasigma.denoiser import DenoiserLike, guided
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import move_to_device, precision_of
-from betasigma.report.pictures import picture, save
-from betasigma.runs.directory import short, write_json
-from betasigma.training.callbacks import class_labels, guided
+from betasigma.pictures import picture, save
+from betasigma.runs.directory import short
+from betasigma.runs.files import write_json
+from betasigma.samplers import labels_in_turn
 
 
 def sample(config: DictConfig) -> None:
@@ -74,7 +75,7 @@ def sample(config: DictConfig) -> None:
 def choose_labels(wanted: list[int] | str | None, denoiser: DenoiserLike, n: int) -> Tensor | None:
     """Class label of each sample: those wanted in turn, or all classes in turn."""
     if not isinstance(wanted, list):
-        return class_labels(denoiser.num_classes, range(n))
+        return labels_in_turn(denoiser.num_classes, n)
     return torch.tensor(wanted, dtype=torch.int64).repeat(-(-n // len(wanted)))[:n]
 
 

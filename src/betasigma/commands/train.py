@@ -33,29 +33,23 @@ from betasigma.commands.likelihood import measure_likelihood
 from betasigma.commands.measure import Meter
 from betasigma.commands.schema import trains
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.denoiser import Denoiser, DenoiserLike
+from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import precision_of, prepare_model
 from betasigma.modules import MeasuredModule
 from betasigma.oracles import ExactDenoiser
-from betasigma.runs.directory import describe_environment, short, write_json
+from betasigma.runs.directory import describe_environment, short
+from betasigma.runs.files import write_json
 from betasigma.runs.header import FORMAT, read_header
 from betasigma.runs.record import Record
-from betasigma.samplers import Sampler
-from betasigma.training.callbacks import (
-    Checkpoints,
-    Interrupts,
-    Metrics,
-    PeriodicEvaluation,
-    SampleGrids,
-    Stopwatch,
-    Terminated,
-    draw,
-    terminable,
-)
-from betasigma.training.checkpoint_io import AtomicCheckpointIO
+from betasigma.samplers import Sampler, labels_in_turn
+from betasigma.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from betasigma.training.interrupts import Interrupts, Terminated, catch_sigterm
 from betasigma.training.loggers import close_loggers, make_loggers
+from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
+from betasigma.training.progress import Metrics
+from betasigma.training.steps import Stopwatch
 
 
 def train(config: DictConfig) -> None:
@@ -91,7 +85,7 @@ def train(config: DictConfig) -> None:
             else:
                 trainer.validate(module, data, verbose=False)
                 trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
-            with terminable():
+            with catch_sigterm():
                 finish(trainer, module.average, run, content, display, meter, callbacks)
     except BaseException as stop:  # of which Ctrl-C is one
         _say_how_to_continue(display, run)
@@ -125,15 +119,14 @@ def make_callbacks(
 
     def samples(denoiser: DenoiserLike) -> Tensor:
         with display.share("sampling") as progress:
-            x, _ = draw(
-                denoiser,
-                sampler,
+            drawn = sampler.sample(
+                guided(denoiser, settings["guidance"]),
                 settings["num_samples"],
-                content["seed"],
-                settings["guidance"],
-                progress,
+                seed=content["seed"],
+                y=labels_in_turn(denoiser.num_classes, settings["num_samples"]),
+                progress=progress,
             )
-        return data.to_uint8(x)
+        return data.to_uint8(drawn.x)
 
     header = {
         "format": FORMAT,

@@ -11,7 +11,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
 from betasigma.ladder import largest_distance
+from betasigma.runs.files import write_json
 
 FORMAT = 1
 MOST_BYTES = 2**32
@@ -107,11 +107,8 @@ def _load(path: Path, key: str) -> float | None:
 
 
 def _save(path: Path, content: dict[str, object]) -> None:
-    """Write the file in one step; a cache that cannot be written is a warning, not an end."""
+    """Write the whole file. A cache that cannot be written is a warning, not an error."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(content, file)
-        os.replace(file.name, path)
+        write_json(path, content)
     except OSError as error:
         warnings.warn(f"{path} could not be written ({error})", stacklevel=3)

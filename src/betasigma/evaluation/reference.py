@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -29,6 +28,7 @@ from betasigma.data.sources import Split
 from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import FeatureMoments
 from betasigma.evaluation.sharding import broadcast, gather
+from betasigma.runs.files import replace_file
 
 FORMAT = 2
 """Of the files, and of the choice of images where not all are taken."""
@@ -226,7 +226,7 @@ class ReferenceStatistics:
         return Reference(moments, content["features"])
 
     def _save(self, path: Path, key: str, reference: Reference) -> None:
-        """Write the file in one step; a cache that cannot be written is a warning, not an end."""
+        """Write the whole file. A cache that cannot be written is a warning, not an error."""
         moments = reference.moments
         content = {
             "key": key,
@@ -235,16 +235,10 @@ class ReferenceStatistics:
             "scatter": moments.scatter,
             "features": reference.features,
         }
-        temporary = None
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                temporary = file.name
-                torch.save(content, file)
-            os.replace(temporary, path)
+            with replace_file(path) as partial:
+                torch.save(content, partial)
         except (OSError, RuntimeError) as error:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
             warnings.warn(f"{path} could not be written ({error})", stacklevel=3)
 
 

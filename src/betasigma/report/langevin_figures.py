@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 from torch import Tensor
 
+from betasigma import pictures
 from betasigma.evaluation.film import Film
-from betasigma.report import pictures
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 """Of the palette of Okabe & Ito (2008), which colour-blind readers tell apart."""

@@ -1,18 +1,18 @@
 """Writing and reading checkpoints: atomic, plain, complete.
 
 A checkpoint holds plain tensors and plain containers only and loads with ``weights_only=True``, so
-a stranger's file cannot run code. It is written beside its destination and renamed into place: at
-any instant the destination is the old checkpoint or the new one, whole.
+a stranger's file cannot run code. At any instant the file is the old checkpoint or the new one,
+whole (:mod:`betasigma.runs.files`).
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from betasigma.runs.files import replace_file
 from betasigma.runs.header import append_header, not_plain, read_header
 
 HEADER = "betasigma"
@@ -28,17 +28,9 @@ def save(checkpoint: dict[str, Any], path: str | Path) -> None:
     Raises:
         OSError: where it cannot be written; a checkpoint already at ``path`` is untouched.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replace_file(path) as partial:
         torch.save(checkpoint, partial)
         append_header(partial, checkpoint[HEADER])
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: str | Path, key: str = "run") -> dict[str, Any]:

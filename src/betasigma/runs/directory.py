@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -108,13 +107,6 @@ def git_state(folder: Path) -> dict[str, str] | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
 
 
 def version(package: str) -> str | None:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from betasigma.runs.files import replace_file
 
 CONTEXT = (
     *("n", "nfe", "sampler", "seed", "split", "extractor"),
@@ -63,12 +64,13 @@ class Record:
         self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        with partial.open("w", newline="", encoding="utf-8") as file:
+        with (
+            replace_file(self.path) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, self.path)
 
     def rows(self) -> list[dict[str, str]]:
         """All complete rows, in order, as strings by column."""

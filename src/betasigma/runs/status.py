@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from betasigma.runs.directory import write_json
+from betasigma.runs.files import write_json
 
 STATUS = "status.json"
 

@@ -1,7 +1,7 @@
 """Samplers: from noise to data through a Denoiser."""
 
 from betasigma.samplers.ancestral import DDIM, Ancestral
-from betasigma.samplers.base import Sampler, Samples
+from betasigma.samplers.base import Sampler, Samples, labels_in_turn
 from betasigma.samplers.dpm_solver import DPMSolver
 from betasigma.samplers.langevin import AnnealedLangevin
 from betasigma.samplers.predictor_corrector import PredictorCorrector
@@ -18,4 +18,5 @@ __all__ = [
     "PredictorCorrector",
     "Sampler",
     "Samples",
+    "labels_in_turn",
 ]

@@ -302,3 +302,8 @@ class CountingDenoiser:
         self.nfe += self._denoiser.evaluations_per_call
         prediction = self._denoiser(x, t, self._y)
         return prediction.clipped(*self._range) if self._range else prediction
+
+
+def labels_in_turn(num_classes: int, n: int) -> Tensor | None:
+    """Labels 0, 1, … of samples 0 … n−1, in turn, int64 ``(n,)``; ``None`` without classes."""
+    return torch.arange(n) % num_classes if num_classes else None

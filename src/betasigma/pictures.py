@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
+
+from betasigma.runs.files import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,8 +60,6 @@ def rendered(figure: Figure) -> Image.Image:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    image.save(partial, format="PNG")
-    os.replace(partial, path)
+    """Write a whole PNG file."""
+    with replace_file(path) as partial:
+        image.save(partial, format="PNG")

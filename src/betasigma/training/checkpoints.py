@@ -1,0 +1,119 @@
+"""When checkpoints are written, and how Lightning writes and reads them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning import LightningModule, Trainer
+
+from betasigma.errors import UserError
+from betasigma.modules import DiffusionModule, MeasuredModule
+from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
+from betasigma.training.interrupts import Terminated
+from betasigma.training.steps import StepCallback, Stopwatch
+
+STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states", "lr_schedulers")
+"""What a checkpoint needs besides weights for the run to continue as if it had never stopped."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, written and read by :mod:`betasigma.runs.checkpoint`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        save(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
+    ) -> dict[str, Any]:
+        contents = read(Path(path), "resume")
+        missing = [name for name in STATE if name not in contents]
+        if missing:
+            raise UserError(
+                f"resume={path} cannot be continued: it has no {', '.join(missing)}; it can still "
+                f"be sampled and evaluated if it has weights"
+            )
+        return contents
+
+
+class Checkpoints(StepCallback):
+    """Keeps ``last.ckpt`` and ``best.ckpt``.
+
+    ``last.ckpt`` is written every ``every`` steps, at the end and on an interrupt. ``best.ckpt`` is
+    that of the validation with the smallest ``monitor`` of the module.
+
+    Args:
+        folder: where they go.
+        header: what every checkpoint has besides its weights: format, version, seed, config.
+        every: steps between two writes of ``last.ckpt``.
+        watch: leaves out the time that writing takes.
+
+    Attributes:
+        saved: step of the ``last.ckpt`` that this process has written; −1 for none.
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], every: int, watch: Stopwatch) -> None:
+        super().__init__()
+        self._folder, self._header, self._every, self._watch = folder, header, every, watch
+        self._best = float("inf")
+        self._first = 0
+        self.saved = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._first = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[HEADER] = {**self._header, "step": trainer.global_step}
+        assert isinstance(pl_module, MeasuredModule)
+        moments = pl_module.average.moments
+        if moments is not None:
+            checkpoint[MOMENTS] = {"mean": moments.mean, "variance": moments.variance}
+
+    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        if step % self._every == 0:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        assert isinstance(pl_module, MeasuredModule)
+        value = trainer.callback_metrics.get(pl_module.monitor)
+        if trainer.sanity_checking or value is None or not float(value) < self._best:
+            return
+        self._best = float(value)
+        self._write(trainer, "best.ckpt")
+        if trainer.global_step == self.saved:  # last.ckpt must know the new best value too
+            self._write(trainer, "last.ckpt")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # any other error may leave the weights of half a step
+        stopped = isinstance(exception, KeyboardInterrupt | Terminated)
+        if stopped and self.between_steps and trainer.global_step > self._first:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Write ``last.ckpt``, unless it is already of this step; all ranks call it together."""
+        if trainer.global_step != self.saved:
+            self._write(trainer, "last.ckpt")
+            self.saved = trainer.global_step
+
+    def _write(self, trainer: Trainer, name: str) -> None:
+        with self._watch.pause(trainer.strategy.root_device):
+            trainer.save_checkpoint(self._folder / name)

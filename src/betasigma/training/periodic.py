@@ -1,0 +1,112 @@
+"""Work that is done every so many steps: pictures of samples, and an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+
+from betasigma.denoiser import DenoiserLike
+from betasigma.modules import DiffusionModule, MeasuredModule
+from betasigma.pictures import picture, save
+from betasigma.runs.record import Record
+from betasigma.training.loggers import log_picture
+from betasigma.training.steps import StepCallback, Stopwatch
+
+
+class Periodic(StepCallback):
+    """Calls ``act`` every ``every`` steps, except after the last one.
+
+    If a run was stopped between a step and its ``act``, the resumed run begins with that ``act``.
+
+    Args:
+        every: steps between two calls; ``None`` for never.
+        watch: leaves out the time that ``act`` takes.
+    """
+
+    def __init__(self, every: int | None, watch: Stopwatch) -> None:
+        super().__init__()
+        self._every, self._watch = every, watch
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        step = trainer.global_step
+        # one process decides: another might look after the first has already acted
+        if step and not trainer.strategy.broadcast(self.done(step)):
+            assert isinstance(pl_module, DiffusionModule)
+            self.on_step(trainer, pl_module, step)
+
+    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        if self._every and step % self._every == 0 and step < trainer.max_steps:
+            with self._watch.pause(trainer.strategy.root_device):
+                self.act(trainer, module, step)
+
+    def done(self, step: int) -> bool:
+        """Whether ``act`` has already been called for this step."""
+        raise NotImplementedError
+
+    def act(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        """Do the work; all ranks call it together."""
+        raise NotImplementedError
+
+
+class SampleGrids(Periodic):
+    """Draws the same samples every ``every`` steps and saves them as a picture.
+
+    Args:
+        run: the run directory; pictures go to ``samples/step_<step>.png``.
+        draw: ``draw(denoiser)`` returns uint8 images or points.
+        every, watch: see :class:`Periodic`.
+    """
+
+    def __init__(
+        self, run: Path, draw: Callable[[DenoiserLike], Tensor], every: int, watch: Stopwatch
+    ) -> None:
+        super().__init__(every, watch)
+        self._run, self._draw = run, draw
+
+    def done(self, step: int) -> bool:
+        return self._path(step).exists()
+
+    def act(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        self.show(trainer, module, step)
+
+    def _path(self, step: int) -> Path:
+        return self._run / "samples" / f"step_{step:07d}.png"
+
+    def show(self, trainer: Trainer, module: MeasuredModule, step: int) -> None:
+        """Draw, save and log the samples of this step."""
+        if trainer.is_global_zero:
+            image = picture(self._draw(module.average))
+            save(image, self._path(step))
+            log_picture(trainer.loggers, "samples", image, step)
+        trainer.strategy.barrier()
+
+
+class PeriodicEvaluation(Periodic):
+    """Calls ``evaluate(denoiser, step)`` every ``every`` steps.
+
+    Args:
+        evaluate: measures the averaged weights and logs the values; all ranks call it together.
+        record: metrics.csv, where a resumed run looks up which evaluations it has.
+        every, watch: see :class:`Periodic`.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[DenoiserLike, int], None],
+        record: Record,
+        every: int | None,
+        watch: Stopwatch,
+    ) -> None:
+        super().__init__(every, watch)
+        self._evaluate, self._record = evaluate, record
+
+    def done(self, step: int) -> bool:
+        rows = [row for row in self._record.rows() if row["step"] == str(step)]
+        return any(row["metric"].startswith("val/") and row["extractor"] for row in rows)
+
+    def act(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        self._evaluate(module.average, step)

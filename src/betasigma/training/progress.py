@@ -1,0 +1,78 @@
+"""What training reports as it runs: loss, learning rate, speed, validation, a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from pytorch_lightning import LightningModule, Trainer
+
+from betasigma.display import Display
+from betasigma.modules import DiffusionModule
+from betasigma.training.loggers import log_values
+from betasigma.training.steps import StepCallback, Stopwatch
+
+
+class Metrics(StepCallback):
+    """Logs loss, loss by noise level, learning rate and speed every ``every`` steps, and shows
+    progress. The speed is that of all steps since the last value, pauses left out.
+
+    Args:
+        display: where progress is shown.
+        watch: measures the time of the steps.
+        every: steps between two values.
+        batch_size: examples per step.
+        total: steps of the whole run.
+    """
+
+    def __init__(
+        self, display: Display, watch: Stopwatch, every: int, batch_size: int, total: int
+    ) -> None:
+        super().__init__()
+        self._display, self._watch = display, watch
+        self._every, self._batch_size, self._total = every, batch_size, total
+        self._logged = 0
+        self._bar, self._validation = ExitStack(), ExitStack()
+        self._update: Callable[[int, str], None] | None = None
+        self._note = ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._update = self._bar.enter_context(
+            self._display.work("training", self._total, trainer.global_step)
+        )
+        self._logged = trainer.global_step
+        self._watch.lap()
+
+    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        if step % self._every == 0 or step == self._total:
+            metrics = module.pop_training_metrics()  # waits for the device
+            speed = (step - self._logged) * self._batch_size / self._watch.lap()
+            self._logged = step
+            metrics["train/images_per_second"] = speed
+            metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+            self._note = f"loss {metrics['train/loss']:.4f}  {speed:.0f} images/s"
+            if trainer.is_global_zero:
+                log_values(trainer.loggers, metrics, step)
+        if self._update is not None:
+            self._update(step, self._note)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._validation.close()
+        if trainer.is_global_zero:
+            found = trainer.callback_metrics.items()
+            values = {name: float(value) for name, value in found if name.startswith("val/")}
+            log_values(trainer.loggers, values, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._bar.close()

@@ -1,0 +1,72 @@
+"""Files are whole, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from betasigma.runs.files import replace_file, write_json
+
+SRC = Path(__file__).resolve().parents[2] / "src"
+
+
+def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "notes.json"
+    write_json(path, {"α": 1})
+
+    def fail_halfway() -> None:
+        with replace_file(path) as partial:
+            partial.write_text("half of it")
+            raise RuntimeError("half")
+
+    with pytest.raises(RuntimeError, match="half"):
+        fail_halfway()
+    assert json.loads(path.read_text(encoding="utf-8")) == {"α": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["notes.json"]
+
+
+def test_writers_of_the_same_file_do_not_share_a_partial_file(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    with replace_file(path) as outer:
+        outer.write_text("outer")
+        with replace_file(path) as inner:
+            inner.write_text("inner")
+        assert path.read_text() == "inner"
+    assert path.read_text() == "outer"
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), replace_file(tmp_path / "notes.txt"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("old")
+    script = (
+        "import os, signal, sys\n"
+        "from betasigma.runs.files import replace_file\n"
+        "with replace_file(sys.argv[1]) as partial:\n"
+        "    partial.write_text('new')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert killed.returncode == -9
+    assert path.read_text() == "old"
+
+
+def test_nothing_else_renames_a_file_into_place() -> None:
+    pattern = re.compile(r"os\.(replace|rename)\(|NamedTemporaryFile|mkstemp")
+    found = {
+        str(path.relative_to(SRC / "betasigma"))
+        for path in SRC.rglob("*.py")
+        if pattern.search(path.read_text(encoding="utf-8"))
+    }
+    # a downloaded data set is moved file by file: it is whole before
+    assert found == {"runs/files.py", "data/sources.py"}
