@@ -155,13 +155,6 @@ BAD = {
     "compare runs=nothing": r"runs=\[nothing\] is not a run directory",
     "compare runs=[{run},{run}]": r"names a run twice",
     "compare runs=[{run}] metrics=[val/loos]": r"val/loos.* is in no run; did you mean val/loss",
-    "figures runs=[nothing]": r"runs=nothing does not exist",
-    "figures figures=[filmstip]": r"figures\[0\]=filmstip must be 'filmstrip'",
-    "figures figures=[]": r"figures=\[\] must have at least 1 item",
-    "figures image=360": r"image=360 is not among the 360 test images of data=digits",
-    "figures sampler=ddim": r"sampler\._target_=betasigma\.samplers\.DDIM must be",
-    "figures sigmas=[0.5,0.1]": r"sigmas=\[0\.5, 0\.1\] must rise",
-    "figures frames=2": r"frames=2 must be greater than or equal to 3",
     # code from elsewhere
     "train model._target_=os.system": r"model\._target_=os\.system must be",
     "train optimizer._target_=torch.optim.Nothing": r"torch\.optim\.Nothing is not one of",

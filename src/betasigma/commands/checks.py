@@ -21,7 +21,6 @@ from betasigma.commands.schema import (
     SLICED,
     Compare,
     Evaluate,
-    Figures,
     Sample,
     Train,
     learns_variance,
@@ -97,7 +96,7 @@ class AppChecks(NamedTuple):
     """Refuse a config that cannot work; returns the directory to run in where it is not a new
     one.
     """
-    decide: Callable[[DictConfig], Decision]
+    decide: Callable[[DictConfig], Decision] = lambda config: NOTHING
     """Choose what was left to be chosen."""
 
 
@@ -555,38 +554,9 @@ def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
-PLANE = "two"
-"""The toy distribution that the figures of the plane show."""
-
-
-def check_figures(config: DictConfig, overrides: list[str]) -> Path | None:
-    """Check the config of ``scripts/figures.py``."""
-    content = validate(config, Figures)
-    saved = {run: saved_header(run, "runs")["config"]["data"] for run in content["runs"]}
-    images = {"digits"}
-    for run, data in saved.items():
-        if data["name"] == "mixture" and data["mixture"] != PLANE:
-            raise UserError(
-                f"runs=[{run}] was trained on data.mixture={data['mixture']}; the figures of the "
-                f"plane show data.mixture={PLANE}"
-            )
-        if data["name"] != "mixture":
-            _check_data({**data, **_given(content["data"])})
-            images.add(data["name"])
-    for name in images:
-        known = catalog.describe(name).test
-        if known is not None and content["image"] >= known:
-            raise UserError(
-                f"image={content['image']} is not among the {known} test images of data={name}; "
-                f"the first is 0"
-            )
-    return None
-
-
 CHECKS = {
     "train": AppChecks(check_train, decide_train),
-    "sample": AppChecks(check_sample, lambda config: NOTHING),
-    "figures": AppChecks(check_figures, lambda config: NOTHING),
-    "compare": AppChecks(check_compare, lambda config: NOTHING),
+    "sample": AppChecks(check_sample),
+    "compare": AppChecks(check_compare),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
 }

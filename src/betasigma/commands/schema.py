@@ -528,34 +528,6 @@ class Compare(Node):
     metrics: Annotated[list[str], Field(min_length=1)]
 
 
-class Figures(Node):
-    """The config of ``scripts/figures.py``."""
-
-    runs: list[str]
-    figures: Annotated[
-        list[Literal["filmstrip", "vector_field", "score_error", "mode_weights"]],
-        Field(min_length=1),
-    ]
-    seed: Seed
-    n: Annotated[int, Field(ge=2)]
-    image: Index
-    frames: Annotated[int, Field(ge=3)]
-    grid: Annotated[int, Field(ge=5)]
-    learned_from: Annotated[int, Field(ge=2)]
-    sigmas: Annotated[list[Positive], Field(min_length=1)]
-    sigma: Sigma
-    schedule: Geometric
-    sampler: AnnealedLangevin
-    data: DataPlace
-    hardware: Hardware
-
-    @model_validator(mode="after")
-    def _rising(self) -> Figures:
-        if sorted(set(self.sigmas)) != self.sigmas:
-            raise ValueError(f"sigmas={self.sigmas} must rise")
-        return self
-
-
 def trains(config: Mapping[str, Any]) -> bool:
     """Whether the model of a config is one that is trained: an oracle is not."""
     return config["model"]["family"] != "oracle"

@@ -24,7 +24,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.errors import UserError
+from betasigma.launch import search_path
 from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
 from betasigma.runs.directory import new_directory
 from betasigma.runs.status import recorded, summary
@@ -48,15 +50,22 @@ def tracebacks_wanted() -> bool:
     return _wanted
 
 
-def app(config_name: str, config_path: str) -> Callable[[Callable[[DictConfig], Any]], Any]:
+def app(
+    config_name: str, config_path: str, checks: AppChecks | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Any]:
     """Make a function of a config an app of its own.
 
     Args:
         config_name: the primary config, e.g. ``train``.
-        config_path: of the config tree, relative to the file of the function.
+        config_path: folder with it, relative to the file of the function; groups that are not there
+            are betasigma's.
+        checks: what is checked before it starts, for an app outside this package.
     """
+    if checks is not None:
+        CHECKS[config_name] = checks
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        search_path.register()
         folder = (Path(task.__code__.co_filename).parent / config_path).resolve()
         start = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)
         run = start(in_directory(task))
@@ -166,7 +175,8 @@ def as_name(word: str, folder: Path) -> str:
         folder: the config tree.
     """
     key, _, value = word.partition("=")
-    if not (key and (folder / key).is_dir() and re.fullmatch(r"\d+(,\d+)*", value)):
+    group = key and any((tree / key).is_dir() for tree in search_path.trees(folder))
+    if not (group and re.fullmatch(r"\d+(,\d+)*", value)):
         return word
     return f"{key}=" + ",".join(f"'{number}'" for number in value.split(","))
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from betasigma.launch.help import choices
+from betasigma.launch.search_path import trees
 
 
 def explain(error: Exception, folder: Path, config_name: str) -> str:
@@ -59,7 +60,7 @@ def unknown_key(override: str, folder: Path, config_name: str) -> str:
 
 def unknown_choice(group: str, choice: str, folder: Path) -> str:
     """Sentence for ``group=choice`` where the group has no such file."""
-    known = choices(folder / group)
+    known = choices(folder, group)
     near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
     hint = f"did you mean {group}={near[0]}? " if near else ""
     return f"{group}={choice} is unknown; {hint}choose from {', '.join(known)}"
@@ -76,7 +77,7 @@ def known_keys(folder: Path, config_name: str) -> list[str]:
 def _group_files(folder: Path) -> list[Path]:
     """Files of the config groups that define keys."""
     overlays = ("hydra", "experiment", "bridge")
-    files = sorted(folder.glob("*/*.yaml"))
+    files = [path for tree in trees(folder) for path in sorted(tree.glob("*/*.yaml"))]
     return [path for path in files if path.parent.name not in overlays]
 
 
@@ -113,7 +114,7 @@ def _flat(node: dict[str, object], prefix: str) -> set[str]:
 def _models_with(schedules: list[str], folder: Path) -> str:
     """``" (model=…)"`` with the models that choose one of these schedules."""
     pattern = rf"override /schedule: ({'|'.join(schedules)})\s*$"
-    files = sorted((folder / "model").glob("*.yaml"))
+    files = [path for tree in trees(folder) for path in sorted((tree / "model").glob("*.yaml"))]
     names = [f.stem for f in files if re.search(pattern, f.read_text("utf-8"), re.MULTILINE)]
     return f" ({' or '.join(f'model={name}' for name in names)})" if names else ""
 
@@ -137,6 +138,6 @@ def _not_a_name(folder: Path) -> str:
     """Sentence for a group that was given a number or a truth value."""
     for word in sys.argv[1:]:
         group, _, choice = word.lstrip("+").partition("=")
-        if (folder / group).is_dir() and not (folder / group / f"{choice}.yaml").is_file():
+        if (known := choices(folder, group)) and choice not in known:
             return unknown_choice(group, choice, folder)
     return "a config group needs the name of one of its files"

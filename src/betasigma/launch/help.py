@@ -10,6 +10,8 @@ from pathlib import Path
 
 import yaml
 
+from betasigma.launch.search_path import trees
+
 HEADER = "betasigma: DDPM and NCSN on one footing."
 
 FOOTER = """\
@@ -35,10 +37,10 @@ def opening(folder: Path, config_name: str) -> str:
     primary = yaml.safe_load((folder / f"{config_name}.yaml").read_text(encoding="utf-8"))
     names = (next(iter(entry)) for entry in primary["defaults"] if isinstance(entry, dict))
     groups = sorted(name for name in names if not name.startswith("override "))
-    listed = [f"{name}: {', '.join(choices(folder / name))}" for name in groups]
+    listed = [f"{name}: {', '.join(choices(folder, name))}" for name in groups]
     return "\n".join([HEADER, "", "== Groups ==", *listed, "", "== Config =="])
 
 
-def choices(group: Path) -> list[str]:
+def choices(folder: Path, group: str) -> list[str]:
     """Names of a group's files."""
-    return sorted(path.stem for path in group.glob("*.yaml"))
+    return sorted({path.stem for tree in trees(folder) for path in (tree / group).glob("*.yaml")})

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
     "torch",
     "torchvision",
@@ -79,13 +79,16 @@ class Finished(NamedTuple):
 
 
 def command(app: str) -> Callable[[], None]:
-    """The ``main`` of train.py or of scripts/<app>.py."""
-    path = ROOT / "train.py" if app == "train" else ROOT / "scripts" / f"{app}.py"
-    spec = importlib.util.spec_from_file_location(app, path)
+    """The ``main`` of train.py, of scripts/<app>.py or, where it is a path, of <app>.py."""
+    folder = "" if app == "train" or "/" in app else "scripts"
+    path = ROOT / folder / f"{app}.py"
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # as Python does for a script
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[app] = module
+    sys.modules[path.stem] = module
     spec.loader.exec_module(module)
     return module.main
 

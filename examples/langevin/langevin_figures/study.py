@@ -1,4 +1,4 @@
-"""What ``scripts/figures.py`` does: trained runs, or closed forms, → the pictures of the theory.
+"""What ``figures.py`` does: trained runs, or closed forms, become the pictures of the theory.
 
 The plane is that of :func:`betasigma.data.toy.two`. A run of one noise level is a network trained
 at one σ, and moves by plain Langevin dynamics; a run of more is annealed. Both take the same number
@@ -21,23 +21,23 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from betasigma.commands.build import make_data
-from betasigma.commands.checks import PLANE
 from betasigma.commands.load import Loaded, load_run
-from betasigma.commands.schema import Figures, validate
+from betasigma.commands.schema import validate
 from betasigma.data import sources as data_sets
 from betasigma.data import toy
 from betasigma.data.pixels import from_uint8
 from betasigma.display import Display
-from betasigma.evaluation import plane
-from betasigma.evaluation.film import film, levels_to_show
 from betasigma.hardware import move_to_device, precision_of
 from betasigma.oracles import EmpiricalDenoiser
-from betasigma.report import langevin_figures as draw
 from betasigma.runs.directory import short
 from betasigma.runs.files import write_json
 from betasigma.samplers import Ancestral, AnnealedLangevin
 from betasigma.samplers.base import DenoiserLike
 from betasigma.schedules import geometric, linear
+from langevin_figures import drawing as draw
+from langevin_figures import plane
+from langevin_figures.film import film, levels_to_show
+from langevin_figures.options import PLANE, FiguresOptions
 
 Content = dict[str, Any]
 Rows = list[dict[str, Any]]
@@ -81,13 +81,13 @@ class Plane(NamedTuple):
     networks: list[Source]
 
 
-def figures(config: DictConfig) -> None:
+def draw_figures(config: DictConfig) -> None:
     """Draw the figures asked for into a directory of their own, and write their numbers down.
 
     Raises:
         UserError: for bad input.
     """
-    content = validate(config, Figures)
+    content = validate(config, FiguresOptions)
     out = short(Path(HydraConfig.get().runtime.output_dir))
     display = Display()
     loaded = {run: load_run(run, precision_of(content["hardware"])) for run in content["runs"]}

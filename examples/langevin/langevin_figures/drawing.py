@@ -1,4 +1,4 @@
-"""The pictures of ``scripts/figures.py``, drawn from numbers that are there already."""
+"""The pictures of ``figures.py``, drawn from numbers that are there already."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from betasigma import pictures
-from betasigma.evaluation.film import Film
+from langevin_figures.film import Film
 
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
 """Of the palette of Okabe & Ito (2008), which colour-blind readers tell apart."""

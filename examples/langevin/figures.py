@@ -1,0 +1,17 @@
+"""Draw Langevin dynamics: python examples/langevin/figures.py runs=[outputs/a,outputs/b]"""
+
+from omegaconf import DictConfig
+
+from betasigma.launch.app import app
+from langevin_figures.options import CHECKS
+
+
+@app("figures", "conf", checks=CHECKS)
+def main(config: DictConfig) -> None:
+    from langevin_figures.study import draw_figures
+
+    draw_figures(config)
+
+
+if __name__ == "__main__":
+    main()
