@@ -1,12 +1,14 @@
 """Draw Langevin dynamics: python examples/langevin/figures.py runs=[outputs/a,outputs/b]"""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from betasigma.launch.app import app
 from langevin_figures.options import CHECKS
 
 
-@app("figures", "conf", checks=CHECKS)
+@app("figures", Path(__file__).parent / "conf", checks=CHECKS)
 def main(config: DictConfig) -> None:
     from langevin_figures.study import draw_figures
 

@@ -1,8 +1,7 @@
 """How an app starts: Hydra composes, bad input ends in one sentence, and nothing heavy is imported
 for either.
 
-``train.py`` and ``scripts/*.py`` are a decorator and a call; what they do is imported inside the
-call, so that ``--help`` and ``--cfg job`` answer at once.
+The apps themselves are in :mod:`betasigma.launch.apps`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.commands.checks import CHECKS, AppChecks
+from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
 from betasigma.launch import search_path
 from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
@@ -51,14 +51,13 @@ def tracebacks_wanted() -> bool:
 
 
 def app(
-    config_name: str, config_path: str, checks: AppChecks | None = None
-) -> Callable[[Callable[[DictConfig], Any]], Any]:
+    config_name: str, folder: Path | None = None, checks: AppChecks | None = None
+) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Make a function of a config an app of its own.
 
     Args:
         config_name: the primary config, e.g. ``train``.
-        config_path: folder with it, relative to the file of the function; groups that are not there
-            are betasigma's.
+        folder: where it is; groups that are not there are betasigma's. ``None``: betasigma's tree.
         checks: what is checked before it starts, for an app outside this package.
     """
     if checks is not None:
@@ -66,8 +65,8 @@ def app(
 
     def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
         search_path.register()
-        folder = (Path(task.__code__.co_filename).parent / config_path).resolve()
-        start = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)
+        tree = folder or conf_directory()
+        start = hydra.main(version_base="1.3", config_path=str(tree), config_name=config_name)
         run = start(in_directory(task))
 
         @wraps(task)
@@ -76,13 +75,13 @@ def app(
             helping = bool(HELP & set(sys.argv[1:]))
             if helping:
                 sys.argv[1:] = [*overrides_of(sys.argv[1:]), "--cfg", "job"]
-            sys.argv[1:] = [as_name(word, folder) for word in sys.argv[1:]]
+            sys.argv[1:] = [as_name(word, tree) for word in sys.argv[1:]]
             if {"-m", "--multirun"} & set(sys.argv):
                 sys.argv[1:] = [as_choice(word) for word in sys.argv[1:]]
             os.environ[ASKED] = "1" if tracebacks_wanted() else "0"
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
             try:
-                with explained(folder, config_name) if helping else nullcontext():
+                with explained(tree, config_name) if helping else nullcontext():
                     run()
                 if _sweeps:
                     fail_sweep()
@@ -94,7 +93,7 @@ def app(
                 fail_sweep(error)
                 if not is_refusal(error):
                     raise
-                fail(error, folder, config_name)
+                fail(error, tree, config_name)
             except KeyboardInterrupt:
                 note = left_behind(_sweeps[-1]) if _sweeps else None
                 if note:

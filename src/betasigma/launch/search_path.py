@@ -11,17 +11,14 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-import betasigma
-
-CONF = Path(betasigma.__file__).parents[2] / "conf"
-"""betasigma's config tree."""
+from betasigma.config_tree import conf_directory
 
 
 class OwnTree(SearchPathPlugin):
     """Puts betasigma's tree after the app's folder."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        path = f"file://{CONF}"
+        path = f"file://{conf_directory()}"
         if path not in [element.path for element in search_path.get_path()]:
             search_path.append("betasigma", path)
 
@@ -37,4 +34,4 @@ def trees(folder: Path) -> list[Path]:
     Args:
         folder: the app's own, which comes first.
     """
-    return list(dict.fromkeys((folder, CONF)))
+    return list(dict.fromkeys((folder, conf_directory())))

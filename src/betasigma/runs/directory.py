@@ -15,6 +15,8 @@ from typing import Any
 
 from yaml import YAMLError
 
+from betasigma.runs.command import subcommand
+
 OUTPUTS = Path("outputs")
 
 PACKAGES = (
@@ -72,7 +74,7 @@ def newest_run(matches: Any) -> Path | None:
 def describe_environment(overrides: list[str]) -> dict[str, Any]:
     """Command line, versions, machine and git state, for ``environment.json``."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *subcommand(), *sys.argv[1:]],
         "overrides": overrides,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),

@@ -22,6 +22,8 @@ from hydra.types import RunMode
 from omegaconf import read_write
 from pytorch_lightning import Trainer
 
+from betasigma.runs.command import subcommand
+
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 """Of the environment, by which Lightning's processes know their place."""
 
@@ -39,7 +41,7 @@ def launched_processes(trainer: Trainer, run: Path, resume: str | None) -> Itera
         resume: checkpoint that is continued.
     """
     arguments, places = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
-    sys.argv = [arguments[0], *_words(resume)]
+    sys.argv = [arguments[0], *subcommand(), *_words(resume)]
     _name_directory(run)
     try:
         yield

@@ -1,0 +1,46 @@
+"""The apps: ``betasigma train …``, or ``python train.py …`` in a clone.
+
+What an app does is imported inside its call, so that ``--help`` and ``--cfg job`` answer at once.
+"""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from betasigma.launch.app import app
+
+
+@app("train")
+def train(config: DictConfig) -> None:
+    """Train a diffusion model: betasigma train model=ncsn sigma.levels=10"""
+    from betasigma.commands.train import train as run
+
+    run(config)
+
+
+@app("sample")
+def sample(config: DictConfig) -> None:
+    """Draw samples from a trained model: betasigma sample run=outputs/… n=64 sampler=ddim"""
+    from betasigma.commands.sample import sample as run
+
+    run(config)
+
+
+@app("evaluate")
+def evaluate(config: DictConfig) -> None:
+    """Measure a trained model: betasigma evaluate run=outputs/… sampler=ddim"""
+    from betasigma.commands.evaluate import evaluate as run
+
+    run(config)
+
+
+@app("compare")
+def compare(config: DictConfig) -> None:
+    """Compare runs from their directories: betasigma compare runs=[outputs/a,outputs/b]"""
+    from betasigma.commands.compare import compare as run
+
+    run(config)
+
+
+APPS = {"train": train, "sample": sample, "evaluate": evaluate, "compare": compare}
+"""What ``betasigma <name>`` runs."""
