@@ -3,7 +3,14 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from betasigma.data.order import DataOrder, Division, fixed_order, subset, training_order
+from betasigma.data.order import (
+    DataOrder,
+    Division,
+    OneBatch,
+    fixed_order,
+    subset,
+    training_order,
+)
 from betasigma.errors import UserError
 
 
@@ -80,3 +87,14 @@ def test_a_subset_of_a_sorted_set_has_all_classes_in_their_shares():
     assert (np.abs(counts - expected) < 4 * deviation).all()
     assert set(subset(10_000, 100)) < set(chosen)
     assert subset(5, None).tolist() == subset(5, 9).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_one_batch_is_the_first_of_the_order_at_every_step():
+    division = Division(12, accumulate=2, world_size=2, rank=1)
+    first = taken(DataOrder(100, 3), division, 0, 1)
+    for step in (0, 5):
+        again = taken(OneBatch(100, 3, 12), division, step, 1)
+        for a, b in zip(first, again, strict=True):
+            assert b.step == step  # noise and times still differ from step to step
+            np.testing.assert_array_equal(a.examples, b.examples)
+            np.testing.assert_array_equal(a.index, b.index)

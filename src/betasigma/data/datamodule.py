@@ -26,6 +26,7 @@ from betasigma.data.order import (
     DataOrder,
     Division,
     MicroBatch,
+    OneBatch,
     fixed_order,
     subset,
     training_order,
@@ -76,6 +77,7 @@ class ImageDataModule(LightningDataModule):
         on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
         in_memory: of ``celeba`` and ``image_folder``: ``None`` holds what is small.
         mixture: toy distribution of ``mixture``: ``ring``, ``two`` or ``grid``.
+        one_batch: train on the first batch only, again and again (``debug=overfit_one_batch``).
 
     Attributes:
         data_name: name of the data set.
@@ -106,6 +108,7 @@ class ImageDataModule(LightningDataModule):
         on_corrupt: OnCorrupt = "warn",
         in_memory: bool | None = None,
         mixture: str = "ring",
+        one_batch: bool = False,
     ) -> None:
         super().__init__()
         self.data_name = name
@@ -120,6 +123,7 @@ class ImageDataModule(LightningDataModule):
         self.workers = workers
         self.val_size = val_size
         self.download = download
+        self.one_batch = one_batch
         self._refuse_what_does_not_apply()
         self._open = partial(
             sources.load,
@@ -292,6 +296,8 @@ class ImageDataModule(LightningDataModule):
         """Micro-batches without end, from the trainer's optimizer step on."""
         source = self.source("train")
         order, division = DataOrder(len(source), self.seed), self.division()
+        if self.one_batch:
+            order = OneBatch(len(source), self.seed, self.batch_size)
         return Batches(
             source,
             lambda: training_order(order, division, self._step()),

@@ -54,6 +54,23 @@ class DataOrder:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+class OneBatch(DataOrder):
+    """The first batch of an order, again and again: for finding out whether a model can learn it.
+
+    Args:
+        size, seed: see :class:`DataOrder`.
+        batch_size: examples per optimizer step.
+    """
+
+    def __init__(self, size: int, seed: int, batch_size: int) -> None:
+        super().__init__(size, seed)
+        self.batch_size = batch_size
+
+    def examples(self, start: int, stop: int) -> np.ndarray:
+        position = start % self.batch_size
+        return super().examples(position, position + stop - start)
+
+
 @dataclass(frozen=True)
 class Division:
     """How the examples of an optimizer step are shared out.

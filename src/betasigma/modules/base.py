@@ -1,4 +1,4 @@
-"""What DDPM and NCSN share as LightningModules: all of it but their names."""
+"""What DDPM and NCSN share as LightningModules: everything except their names."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
+from betasigma.modules.learning_rate import LearningRate, constant
 from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
@@ -97,6 +98,8 @@ class DiffusionModule(MeasuredModule):
         optimizer: makes the optimizer from the parameters.
         seed: of noise, times and dropout.
         warmup: steps over which the learning rate rises linearly to the optimizer's.
+        learning_rate: makes the schedule of the learning rate, warm-up included, from the optimizer
+            and ``warmup``.
         decay: of the averaged weights; 0 for none.
         compile: run the network through torch.compile, ``"cuda_graphs"`` with CUDA graphs.
     """
@@ -111,6 +114,7 @@ class DiffusionModule(MeasuredModule):
         optimizer: OptimizerFactory,
         seed: int = 0,
         warmup: int = 0,
+        learning_rate: LearningRate = constant,
         decay: float = 0.9999,
         compile: bool | Literal["cuda_graphs"] = False,
     ) -> None:
@@ -120,6 +124,7 @@ class DiffusionModule(MeasuredModule):
         self.objective = objective
         self._make_optimizer = optimizer
         self._seed, self._warmup, self._decay = seed, warmup, decay
+        self._learning_rate = learning_rate
         if compile:
             for model in (denoiser, self.average):
                 compile_in_place(model.network, cuda_graphs=compile == "cuda_graphs")
@@ -129,10 +134,8 @@ class DiffusionModule(MeasuredModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.denoiser.parameters())
-        ramp = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, self._warmup))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": ramp, "interval": "step"}}
+        schedule = self._learning_rate(optimizer, self._warmup)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_train_start(self) -> None:
         self._sums, self._loss = self._sums.to(self.device), self._loss.to(self.device)
