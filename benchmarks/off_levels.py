@@ -23,11 +23,10 @@ from torch import Tensor
 from betasigma.commands.build import make_data
 from betasigma.commands.load import load_run
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.denoiser import Denoiser, OffLevels
+from betasigma.denoiser import Denoiser, OffLevels, perturb
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator
 from betasigma.evaluation.features import build
-from betasigma.objectives.denoising import perturb
 from betasigma.randomness import Stream
 from betasigma.samplers import DDIM, Heun, Sampler
 

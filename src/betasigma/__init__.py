@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from betasigma.version import VERSION
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -11,7 +13,7 @@ if TYPE_CHECKING:
     from betasigma.oracles import ExactDenoiser
     from betasigma.samplers import Sampler
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def load(path: str | Path) -> tuple[Denoiser | ExactDenoiser, Sampler]:

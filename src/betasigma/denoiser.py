@@ -45,6 +45,12 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """x_t = α_t·x_0 + σ_t·ε (equations 2.2 and 2.17); ``t`` float64 of shape ``()`` or ``(B,)``."""
+    alpha, sigma, _ = schedule.at(t)
+    return x0 * expand(alpha, x0) + eps * expand(sigma, x0)
+
+
 class Prediction:
     """What a denoiser says about x_0 given x_t, in whichever coordinates the caller asks for.
 

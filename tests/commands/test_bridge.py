@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from betasigma.commands.build import make, make_sampler
 from betasigma.commands.checks import check_content
-from betasigma.denoiser import Denoiser
+from betasigma.denoiser import Denoiser, perturb
 from betasigma.launch.app import register_resolvers
 from betasigma.launch.help import FOOTER
 from betasigma.networks.mlp import MLP
-from betasigma.objectives.denoising import perturb
 from betasigma.preconditioning import Preconditioning
 from betasigma.runs.record import Record
 from betasigma.schedules import NoiseSchedule

@@ -12,12 +12,12 @@ from diffusers.training_utils import compute_snr
 from scipy import stats
 from torch import Tensor, nn
 
-from betasigma.denoiser import Denoiser
+from betasigma.denoiser import Denoiser, perturb
 from betasigma.errors import UserError
 from betasigma.likelihood import DiscreteBound
 from betasigma.networks.mlp import MLP
 from betasigma.objectives import Denoising
-from betasigma.objectives.denoising import draw_times, drop_labels, perturb
+from betasigma.objectives.denoising import draw_times, drop_labels
 from betasigma.objectives.error_curve import (
     GRID,
     covered,

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from betasigma.denoiser import DenoiserLike
 from betasigma.objectives.error_curve import from_schedule_log_snr
 from betasigma.randomness import Stream
 from betasigma.samplers import Sampler
-from betasigma.samplers.base import DenoiserLike, time_grid
+from betasigma.samplers.base import time_grid
 from betasigma.schedules import NoiseSchedule, forward_path
 
 

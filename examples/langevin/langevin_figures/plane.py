@@ -23,10 +23,10 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from betasigma.data.toy import Mixture
+from betasigma.denoiser import DenoiserLike
 from betasigma.oracles import GaussianMixture
 from betasigma.randomness import Stream
 from betasigma.samplers import AnnealedLangevin
-from betasigma.samplers.base import DenoiserLike
 from betasigma.schedules import NoiseSchedule, geometric
 
 SQUARE = 0.8

@@ -26,13 +26,13 @@ from betasigma.commands.schema import validate
 from betasigma.data import sources as data_sets
 from betasigma.data import toy
 from betasigma.data.pixels import from_uint8
+from betasigma.denoiser import DenoiserLike
 from betasigma.display import Display
 from betasigma.hardware import move_to_device, precision_of
 from betasigma.oracles import EmpiricalDenoiser
 from betasigma.runs.directory import short
 from betasigma.runs.files import write_json
 from betasigma.samplers import Ancestral, AnnealedLangevin
-from betasigma.samplers.base import DenoiserLike
 from betasigma.schedules import geometric, linear
 from langevin_figures import drawing as draw
 from langevin_figures import plane

@@ -18,7 +18,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from betasigma import __version__
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.build import (
     Config,
@@ -50,6 +49,7 @@ from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Metrics
 from betasigma.training.steps import Stopwatch
+from betasigma.version import VERSION
 
 
 def train(config: DictConfig) -> None:
@@ -130,7 +130,7 @@ def make_callbacks(
 
     header = {
         "format": FORMAT,
-        "version": __version__,
+        "version": VERSION,
         "seed": content["seed"],
         "value_range": list(data.value_range),
         "config": {**content, "resume": None},

@@ -7,10 +7,10 @@ import os
 import re
 import sys
 
-from betasigma import __version__
 from betasigma.launch.app import HELP
 from betasigma.launch.apps import APPS
 from betasigma.runs.command import within
+from betasigma.version import VERSION
 
 COMPLETION = ("-sc", "--shell-completion")
 """Hydra's option by which a shell asks what could follow (``query=bash``) or learns to ask."""
@@ -24,7 +24,7 @@ def main() -> None:
     if not words or words[0] in HELP:
         print(overview())
     elif words[0] == "--version":
-        print(f"betasigma {__version__}")
+        print(f"betasigma {VERSION}")
     elif words[0] in APPS:
         with within(words[0]):
             sys.argv[1:] = words[1:]

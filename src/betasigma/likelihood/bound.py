@@ -44,14 +44,12 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import Prediction
+from betasigma.denoiser import DenoiserLike, Prediction, perturb
 from betasigma.gaussian import discretized_gaussian_bits, divergence
 from betasigma.likelihood.terms import Examples, Terms
 from betasigma.limits import check_levels
-from betasigma.objectives.denoising import perturb
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
-from betasigma.samplers.base import DenoiserLike
 from betasigma.schedules import NoiseSchedule, posterior, reverse_log_variances
 
 DecoderStd = Literal["fitted", "kernel", "learned"]

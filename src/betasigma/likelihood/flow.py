@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from betasigma.denoiser import DenoiserLike
+from betasigma.derivatives import jacobian_trace
 from betasigma.likelihood.terms import Examples, Terms
 from betasigma.limits import check_exact_trace, check_levels
-from betasigma.objectives.score_matching import jacobian_trace
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
-from betasigma.samplers.base import DenoiserLike
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import Denoiser, Prediction, expand
+from betasigma.denoiser import Denoiser, Prediction, expand, perturb
 from betasigma.limits import check_label_dropout, check_weighting
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
@@ -66,12 +66,6 @@ def draw_times(schedule: NoiseSchedule, sampling: TimeSampling, rng: Stream) -> 
     if sampling == "levels":
         return rng.integers(1, schedule.levels + 1).double() / schedule.levels
     return schedule.t_min + (1 - schedule.t_min) * rng.uniform(device="cpu")
-
-
-def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t = α_t·x_0 + σ_t·ε (equations 2.2 and 2.17); ``t`` float64 of shape ``()`` or ``(B,)``."""
-    alpha, sigma, _ = schedule.at(t)
-    return x0 * expand(alpha, x0) + eps * expand(sigma, x0)
 
 
 def drop_labels(y: Tensor | None, null: int, probability: float, rng: Stream) -> Tensor | None:

@@ -14,8 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import DenoiserLike
-from betasigma.objectives.denoising import perturb
+from betasigma.denoiser import DenoiserLike, perturb
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
 

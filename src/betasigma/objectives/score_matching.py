@@ -27,42 +27,18 @@ one weight w(t) means the same for all and a run can be moved from one to anothe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from betasigma.denoiser import Denoiser, expand
+from betasigma.derivatives import differentiable, jacobian_trace
 from betasigma.errors import UserError
 from betasigma.limits import check_trace
 from betasigma.objectives.denoising import Noised, Objective, Reduction
 from betasigma.randomness import Stream
-
-
-def jacobian_trace(field: Tensor, point: Tensor, create_graph: bool = False) -> Tensor:
-    """tr ∂field/∂point of each example, ``(B,)``, exactly: one backward pass per dimension."""
-    flat = field.flatten(1)
-    trace = torch.zeros_like(flat[:, 0])
-    for k in range(flat.shape[1]):
-        (gradient,) = torch.autograd.grad(
-            flat[:, k].sum(), point, create_graph=create_graph, retain_graph=True
-        )
-        trace = trace + gradient.flatten(1)[:, k]
-    return trace
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Let a network be differentiated in its input, and that once more in its weights.
-
-    Validation runs in inference mode, where nothing can be differentiated, and fused attention has
-    no second derivative.
-    """
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        yield
 
 
 @dataclass(frozen=True)
