@@ -29,7 +29,7 @@ BUDGET = (
     "likelihood=continuous_bound",
 )
 """What a point of the bridge takes by itself, to be given to the models it is compared with."""
-BOOKKEEPING = {"name", "logger.group", "bridge", "bridge.point", "bridge.change"}
+BOOKKEEPING = {"name", "logger.group", "study", "study.name", "study.point", "study.label"}
 NAMES = {"model._target_", "model.name", "model.family"}
 """Of the LightningModule: DDPM and NCSN differ in nothing but these."""
 
@@ -97,8 +97,8 @@ def test_the_ends_are_the_two_models(number: int, model: str) -> None:
 
 def test_the_steps_are_told_where_a_user_looks() -> None:
     told = " ".join(FOOTER.split())
-    assert " ".join(f"{i} {point(i)['bridge']['change']}" for i in POINTS) in told
-    assert [point(i)["bridge"]["point"] for i in POINTS] == list(POINTS)
+    assert " ".join(f"{i} {point(i)['study']['label']}" for i in POINTS) in told
+    assert [point(i)["study"]["point"] for i in POINTS] == list(POINTS)
 
 
 # ---------------------------------------------------------------- what the steps mean

@@ -38,7 +38,7 @@ def make_run(path: Path, fd: float | None, seed: int, **config: Any) -> Path:
 
 
 def bridge(point: int) -> dict[str, Any]:
-    return {"bridge": {"point": point, "change": f"change {point}"}}
+    return {"study": {"name": "bridge", "point": point, "label": f"change {point}"}}
 
 
 @pytest.fixture

@@ -107,7 +107,6 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
         UserError: for the first thing that cannot work.
     """
     _refuse_training(config, overrides)
-    _check_bridge(overrides)
     directory = _resume(config, overrides) if config.get("resume") is not None else None
     content = check_content(config)
     if content["resume"] is not None:
@@ -230,6 +229,8 @@ def saved_header(run: str | Path, key: str = "run") -> dict[str, Any]:
     """
     path = checkpoint_path(run, key)
     header = read_header(path, key)
+    known = Train.model_fields  # a run of before may have had others
+    header["config"] = {name: node for name, node in header["config"].items() if name in known}
     try:
         validate_plain(header["config"], Train)
         for name in unresolved_keys(header["config"]):
@@ -393,18 +394,6 @@ def _check_schedule(config: DictConfig) -> None:
             raise UserError(
                 f"{key}={value} does not fit schedule={chosen}, which is set by {own}.*; "
                 f"{node}.* belongs to model={model}"
-            )
-
-
-def _check_bridge(overrides: list[str]) -> None:
-    """Refuse a point of the bridge together with what chooses the model another way."""
-    given = {key: value for key, _, value in (word.partition("=") for word in overrides)}
-    point = given.get("bridge", "null").strip("'")
-    for group in ("model", "experiment"):
-        if point != "null" and given.get(group, "null") != "null":
-            raise UserError(
-                f"bridge={point} and {group}={given[group]} both choose the model; leave one out "
-                f"(bridge=0 is model=ncsn, bridge=6 model=ddpm, with fewer steps and samples)"
             )
 
 

@@ -346,11 +346,12 @@ class Model(Target):
         return self
 
 
-class Bridge(Node):
-    """Which point of the way from NCSN to DDPM a run is, for tables and plots."""
+class Study(Node):
+    """Which point of a study a run is, for tables and plots."""
 
-    point: Annotated[int, Field(ge=0, le=6)]
-    change: str
+    name: str
+    point: Index
+    label: str
 
 
 class Preconditioning(Node):
@@ -459,7 +460,7 @@ class Train(Node):
     logger: AnyLogger
     data: Data
     model: Model
-    bridge: Bridge | None = None
+    study: Study | None = None
     cluster: dict[str, Any]
     preconditioning: Preconditioning
     objective: AnyObjective

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -27,6 +28,7 @@ from betasigma.commands.checks import CHECKS, Decision
 from betasigma.errors import UserError
 from betasigma.launch import cluster
 from betasigma.launch.app import begin_sweep, fail, is_refusal, tracebacks_wanted
+from betasigma.launch.studies import check_studies
 from betasigma.launch.sweeps import Sweep
 from betasigma.runs.status import process_rank
 
@@ -44,7 +46,9 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             cluster.refuse_single(config)
-            directory = self._app.check(config, list(config.hydra.overrides.task))
+            overrides = list(config.hydra.overrides.task)
+            check_studies(overrides, _loader().repository)
+            directory = self._app.check(config, overrides)
             decision = self._app.decide(config)
             for key, value in decision.values.items():
                 OmegaConf.update(config, key, value)
@@ -62,7 +66,7 @@ class Preflight(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
-            loader = GlobalHydra.instance().config_loader()
+            loader = _loader()
             task = list(config.hydra.overrides.task)
             jobs, expanded = [], _jobs(task)
             for overrides in expanded:
@@ -71,6 +75,7 @@ class Preflight(Callback):
                     raise UserError(
                         f"resume={job.resume} continues one run; leave out -m (--multirun)"
                     )
+                check_studies(overrides, loader.repository)
                 self._app.check(job, overrides)
                 jobs.append(job)
             given = {override.partition("=")[0] for override in task}
@@ -102,6 +107,13 @@ class Preflight(Callback):
             )
         _tell(decisions[0])
         return [f"{key}={value}" for key, value in values[0].items()]
+
+
+def _loader() -> ConfigLoaderImpl:
+    """What composes the configs of this process."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
 
 
 def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> list[str]:

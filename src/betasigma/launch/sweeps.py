@@ -68,12 +68,14 @@ def closing(sweep: Sweep) -> str:
 
 
 def conclude(sweep: Sweep) -> None:
-    """Put evaluations in one table, and points of the bridge in one table and one plot."""
+    """Put what the jobs of a sweep have measured in one table: evaluations a row a job, runs that
+    differ in their seed only one row.
+    """
     if sweep.app == "evaluate":
         from betasigma.commands.compare import tell_evaluations
 
         tell_evaluations(sweep.directory)
-    elif any(word.startswith("bridge=") for job in sweep.jobs for word in job):
+    elif sweep.app == "train" and len(sweep.jobs) > 1:
         from betasigma.commands.compare import tell
         from betasigma.report.runs import read_runs
 

@@ -1,7 +1,7 @@
 """Runs in one table and one plot: what differs in the seed only is one row, its mean and spread.
 
 Read from run directories alone, so it serves a sweep that has just ended here, one that ran on a
-cluster, and runs that were never one sweep. The points of the bridge come in their order.
+cluster, and runs that were never one sweep. The points of a study come in their order.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def summarise(runs: Sequence[Run]) -> list[Row]:
     """One row for all runs that differ in nothing but their seed.
 
     Returns:
-        The points of the bridge in their order, other runs in theirs after them.
+        The points of each study in their order, other runs in theirs after them.
     """
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -213,13 +213,13 @@ def _is_bits(column: str) -> bool:
 
 
 def _name(run: Run) -> str:
-    bridge = run.config.get("bridge")
-    return f"{bridge['point']} {bridge['change']}" if bridge else str(run.config["name"])
+    study = run.config.get("study")
+    return f"{study['point']} {study['label']}" if study else str(run.config["name"])
 
 
-def _point(run: Run) -> float:
-    bridge = run.config.get("bridge")
-    return bridge["point"] if bridge else float("inf")
+def _point(run: Run) -> tuple[bool, str, int]:
+    study = run.config.get("study")
+    return (False, study["name"], study["point"]) if study else (True, "", 0)
 
 
 def _training_seconds(run: Run) -> float:
