@@ -139,8 +139,19 @@ def test_clean_data_is_an_end_point_of_its_own(schedule: NoiseSchedule) -> None:
     assert schedule.sigma(0.0) == 0
     assert schedule.ratio(0.0) == 0
     for t in (schedule.t_min / 2, -0.1, 1.01, math.nan):
-        with pytest.raises(ValueError, match="neither 0"):
+        with pytest.raises(UserError, match="is not a time: t is step/levels"):
             schedule.alpha(t)
+
+
+def test_the_number_of_a_step_is_told_from_its_time() -> None:
+    with pytest.raises(UserError) as refused:
+        linear().alpha(10)
+    assert str(refused.value) == (
+        "t=10 is not a time: t is step/levels, here in [1/1000, 1], or 0 for clean data; step 10 "
+        "is t=0.01"
+    )
+    with pytest.raises(UserError, match=r"clean data$"):
+        linear(steps=5).alpha(torch.tensor([0.2, 6.0]))
 
 
 @curves

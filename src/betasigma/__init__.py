@@ -1,34 +1,120 @@
-"""betasigma: DDPM and NCSN on one footing."""
+"""betasigma: DDPM and NCSN on one footing.
+
+What a notebook needs is here by name and imported when it is asked for: ``import betasigma`` alone
+imports neither PyTorch nor Hydra.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any, Literal
 
 from betasigma.version import VERSION
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from pathlib import Path
 
-    from betasigma.denoiser import Denoiser
-    from betasigma.oracles import ExactDenoiser
-    from betasigma.samplers import Sampler
+    import torch
+
+    from betasigma.denoiser import Denoiser as Denoiser
+    from betasigma.denoiser import Guided as Guided
+    from betasigma.denoiser import Prediction as Prediction
+    from betasigma.networks.mlp import MLP as MLP
+    from betasigma.networks.unet import UNet as UNet
+    from betasigma.oracles import EmpiricalDenoiser as EmpiricalDenoiser
+    from betasigma.oracles import ExactDenoiser as ExactDenoiser
+    from betasigma.oracles import GaussianMixture as GaussianMixture
+    from betasigma.samplers import DDIM as DDIM
+    from betasigma.samplers import AdaptiveODE as AdaptiveODE
+    from betasigma.samplers import Ancestral as Ancestral
+    from betasigma.samplers import AnnealedLangevin as AnnealedLangevin
+    from betasigma.samplers import DPMSolver as DPMSolver
+    from betasigma.samplers import Euler as Euler
+    from betasigma.samplers import Heun as Heun
+    from betasigma.samplers import PredictorCorrector as PredictorCorrector
+    from betasigma.samplers import Sampler as Sampler
+    from betasigma.schedules import NoiseSchedule as NoiseSchedule
+    from betasigma.schedules import cosine as cosine
+    from betasigma.schedules import geometric as geometric
+    from betasigma.schedules import linear as linear
+    from betasigma.schedules import sigmoid as sigmoid
 
 __version__ = VERSION
 
+_HOMES = {
+    "Denoiser": "denoiser",
+    "Guided": "denoiser",
+    "Prediction": "denoiser",
+    "MLP": "networks.mlp",
+    "UNet": "networks.unet",
+    "EmpiricalDenoiser": "oracles",
+    "ExactDenoiser": "oracles",
+    "GaussianMixture": "oracles",
+    "DDIM": "samplers",
+    "AdaptiveODE": "samplers",
+    "Ancestral": "samplers",
+    "AnnealedLangevin": "samplers",
+    "DPMSolver": "samplers",
+    "Euler": "samplers",
+    "Heun": "samplers",
+    "PredictorCorrector": "samplers",
+    "Sampler": "samplers",
+    "NoiseSchedule": "schedules",
+    "cosine": "schedules",
+    "geometric": "schedules",
+    "linear": "schedules",
+    "sigmoid": "schedules",
+}
+"""Module of each name."""
 
-def load(path: str | Path) -> tuple[Denoiser | ExactDenoiser, Sampler]:
-    """Denoiser (averaged weights, on the CPU) and default sampler of a run directory or a
-    checkpoint; of ``model=oracle`` the ground truth, whose data are read again.
+__all__ = ["load", *_HOMES]
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    which: Literal["last", "best"] = "last",
+) -> tuple[Denoiser | ExactDenoiser, Sampler]:
+    """Denoiser (averaged weights) and default sampler of a run directory or a checkpoint; of
+    ``model=oracle`` the ground truth, whose data are read again.
 
         denoiser, sampler = betasigma.load("outputs/…")
         images = sampler.sample(denoiser, 64, seed=0).x
+        prediction = denoiser(x_t, 0.5)  # t = step/levels, in [0, 1]
 
     Nothing in the file is executed.
 
+    Args:
+        path: the run directory or the checkpoint.
+        device: where the denoiser computes, ``"cuda"`` say.
+        which: checkpoint of a run directory: its ``last``, or its ``best`` by the least
+            ``val/denoising_error``.
+
     Raises:
-        betasigma.errors.UserError: where there is no checkpoint, or it cannot be read.
+        betasigma.errors.UserError: where there is no such checkpoint, or it cannot be read.
     """
     from betasigma.commands.load import load_run
+    from betasigma.errors import UserError
+    from betasigma.runs.header import checkpoint_path
 
-    loaded = load_run(path)
-    return loaded.denoiser, loaded.sampler
+    checkpoint = checkpoint_path(path, "path", which)
+    if which != "last" and checkpoint.name != f"{which}.ckpt":
+        raise UserError(
+            f"which={which} chooses among a run directory's checkpoints (last, best), and "
+            f"path={path} is a checkpoint"
+        )
+    loaded = load_run(checkpoint)
+    return loaded.denoiser.to(device), loaded.sampler
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

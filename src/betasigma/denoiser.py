@@ -226,11 +226,13 @@ class Denoiser(nn.Module):
 
         Args:
             x_t: shape ``(B, *sample_shape)``.
-            t: time in [t_min, 1], one for the batch or one per example (``(B,)``), on the CPU.
+            t: time = step/levels in [t_min, 1], one for the batch or one per example (``(B,)``), on
+                the CPU: step 10 of DDPM's 1000 is t = 0.01, and ``schedule.times()`` lists all.
             y: class labels, int64 of shape ``(B,)``; ``None`` for no label.
 
         Raises:
-            UserError: where t is between the levels and the denoiser's policy is ``refuse``.
+            UserError: where t is no time of the schedule (a step's number, say), or is between the
+                levels and the denoiser's policy is ``refuse``.
         """
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma, _ = self.schedule.at(time)

@@ -81,7 +81,11 @@ class NoiseSchedule:
         return torch.from_numpy(self._times.copy())
 
     def log_snr(self, t: Times) -> Tensor:
-        """log(α_t²/σ_t²) in float64, the shape of ``t``; +∞ at t = 0."""
+        """log(α_t²/σ_t²) in float64, the shape of ``t``; +∞ at t = 0.
+
+        Raises:
+            UserError: where ``t``, which is step/levels, is neither in [t_min, 1] nor 0.
+        """
         t = self._check(t)
         value = torch.from_numpy(np.asarray(np.interp(t.numpy(), self._times, self._log_snr)))
         return torch.where(t == 0, torch.inf, value)
@@ -168,11 +172,17 @@ class NoiseSchedule:
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         inside = (time == 0) | ((time >= self.t_min * (1 - 1e-12)) & (time <= 1 + 1e-12))
         if not inside.all():
-            raise ValueError(
-                f"time {time[~inside].flatten()[0].item():.6g} is neither 0 (clean data) nor "
-                f"in [{self.t_min:.6g}, 1]"
-            )
+            raise UserError(self._not_a_time(time[~inside].flatten()[0].item()))
         return time
+
+    def _not_a_time(self, t: float) -> str:
+        step = (
+            f"; step {t:.0f} is t={t / self.levels:.6g}" if t in range(2, self.levels + 1) else ""
+        )
+        return (
+            f"t={t:.6g} is not a time: t is step/levels, here in [1/{self.levels}, 1], or 0 for "
+            f"clean data{step}"
+        )
 
 
 class VariancePreserving(NoiseSchedule):

@@ -1,3 +1,3 @@
 """Version of the package: its only home, which ``pyproject.toml`` reads too."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"

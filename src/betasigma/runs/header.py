@@ -30,22 +30,27 @@ FIELDS = {"version": str, "step": int, "seed": int, "value_range": list, "config
 """What a header holds beside its format number."""
 
 
-def checkpoint_path(run: str | Path, key: str = "run") -> Path:
+def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> Path:
     """The checkpoint meant by a run directory or a checkpoint's path.
 
+    Args:
+        run: either of them.
+        key: the config key that named it.
+        which: ``last`` or ``best`` of a run directory.
+
     Raises:
-        UserError: where there is none; ``key`` is the config key that named it.
+        UserError: where there is none.
     """
     path = Path(run)
     if path.is_file():
         return path
-    last = path / "checkpoints" / "last.ckpt"
-    if last.is_file():
-        return last
+    wanted = path / "checkpoints" / f"{which}.ckpt"
+    if wanted.is_file():
+        return wanted
     if not path.exists():
         raise UserError(f"{key}={run} does not exist; give a run directory or a checkpoint")
     raise UserError(
-        f"{key}={run} has no checkpoints/last.ckpt; give a run directory that has one, or a "
+        f"{key}={run} has no checkpoints/{which}.ckpt; give a run directory that has one, or a "
         f"checkpoint's own path"
     )
 
