@@ -162,6 +162,7 @@ def fail_sweep(error: Exception | None = None) -> None:
     """Where a sweep's jobs have failed, print which and end with status 1."""
     text = report(_sweeps[-1], error) if _sweeps else None
     if text:
+        conclude(_sweeps[-1])
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
 

@@ -68,18 +68,19 @@ def closing(sweep: Sweep) -> str:
 
 
 def conclude(sweep: Sweep) -> None:
-    """Put what the jobs of a sweep have measured in one table: evaluations a row a job, runs that
-    differ in their seed only one row.
+    """Put what the finished jobs of a sweep have measured in one table: an evaluation is a row,
+    training runs that differ in their seed only are one.
     """
+    from betasigma.report.runs import COMPOSED, TRAINED, finished_jobs, read_run
+    from betasigma.report.tables import report_evaluations, report_runs
+
     if sweep.app == "evaluate":
-        from betasigma.commands.compare import tell_evaluations
-
-        tell_evaluations(sweep.directory)
-    elif sweep.app == "train" and len(sweep.jobs) > 1:
-        from betasigma.commands.compare import tell
-        from betasigma.report.runs import read_runs
-
-        tell(read_runs([str(sweep.directory)]), sweep.directory)
+        if jobs := finished_jobs(sweep.directory, COMPOSED):
+            report_evaluations([read_run(job, COMPOSED) for job in jobs], sweep.directory)
+    elif sweep.app == "train":
+        jobs = finished_jobs(sweep.directory, TRAINED)
+        if len(jobs) > 1:
+            report_runs([read_run(job) for job in jobs], sweep.directory)
 
 
 def left_behind(sweep: Sweep) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from betasigma.errors import UserError
+from betasigma.report.rows import rows_of_settings
 from betasigma.report.runs import read_runs
-from betasigma.report.summary import draw_summary, summarise, table_of, write_summary
+from betasigma.report.tables import full_table, report_runs, short_table, write_csv
 from betasigma.runs.record import Record
 
 
@@ -61,9 +63,9 @@ def sweep(tmp_path: Path) -> Path:
 def test_a_row_is_a_setting_with_the_spread_over_its_seeds(sweep: Path, tmp_path: Path) -> None:
     runs = read_runs([str(sweep)])
     assert [run.config["hardware"]["threads"] for run in runs] == list(range(9, 15))
-    rows = summarise(runs)
-    title, header, cells = table_of(rows)
-    assert title.endswith("over the seeds; FD: fd_small; bits/dim: some_bound")
+    rows = rows_of_settings(runs)
+    title, header, cells = short_table("results", rows)
+    assert title == "results; FD: fd_small; bits/dim: some_bound"
     assert header == [
         *("run", "seeds", "FD train", "FD test", "FD floor", "bits/dim"),
         *("n", "NFE", "training s"),
@@ -72,7 +74,7 @@ def test_a_row_is_a_setting_with_the_spread_over_its_seeds(sweep: Path, tmp_path
         ["0 change 0", "3", "20.5 ± 0.5", "21.5 ± 0.5", "0.5", "23.5 ± 0.5", "200", "1000", "4"],
         ["6 change 6", "3", "6 ± 3.6", "7 ± 3.6", "0.5", "9 ± 3.6", "200", "1000", "4"],
     ]
-    write_summary(rows, tmp_path / "summary.csv")
+    write_csv(full_table(rows), tmp_path / "summary.csv")
     with (tmp_path / "summary.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["fd_small train"]) == pytest.approx(np.mean([3, 5, 10]))
@@ -86,24 +88,70 @@ def test_what_differs_in_more_than_its_seed_is_not_averaged(tmp_path: Path) -> N
         make_run(tmp_path / f"{number}", 1.0, seed=number, ema={"decay": decay})
         for number, decay in enumerate((0.0, 0.9))
     ]
-    rows = summarise(read_runs([str(path) for path in paths]))
-    assert [(row.label, row.seeds) for row in rows] == [("some (0)", 1), ("some (1)", 1)]
+    rows = rows_of_settings(read_runs([str(path) for path in paths]))
+    assert [row.described for row in rows] == [
+        {"run": "ema.decay=0.0", "seeds": "1"},
+        {"run": "ema.decay=0.9", "seeds": "1"},
+    ]
     assert [row.std("fd_small train") for row in rows] == [None, None]
+
+
+def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
+    """A family changes many keys, but one word was typed."""
+    many = {
+        model: {key: {"value": f"{model} {key}"} for key in ("model", "schedule", "sampler", "x")}
+        for model in ("ddpm", "ncsn")
+    }
+    for seed in (0, 1):
+        for model, config in many.items():
+            for decay in (0.0, 0.9):
+                run = make_run(
+                    tmp_path / f"{model},{decay},{seed}", 1.0, seed, ema={"decay": decay}, **config
+                )
+                (run / ".hydra").mkdir()
+                asked = [f"model={model}", f"ema.decay={decay}", f"seed={seed}", "steps=30"]
+                (run / ".hydra" / "overrides.yaml").write_text(json.dumps(asked))
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert [row.described for row in rows] == [
+        {"run": f"model={model} ema.decay={decay}", "seeds": "2"}
+        for model in many
+        for decay in (0.0, 0.9)
+    ]
+
+
+def test_points_of_a_study_with_another_key_keep_their_place(tmp_path: Path) -> None:
+    for point in (1, 0):
+        for decay in (0.0, 0.9):
+            make_run(tmp_path / f"{point},{decay}", 1.0, 0, ema={"decay": decay}, **bridge(point))
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert [row.label for row in rows] == [
+        f"{point} change {point}, ema.decay={decay}" for point in (0, 1) for decay in (0.0, 0.9)
+    ]
+
+
+def test_runs_that_differ_in_too_much_keep_their_directories_names(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_run(tmp_path / name, 1.0, 0, **{f"key{i}": name for i in range(9)})
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert [row.label for row in rows] == ["a", "b"]
 
 
 def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "0", None, seed=0, **bridge(3))
-    rows = summarise(read_runs([str(tmp_path)]))
-    assert table_of(rows)[1:] == (["run", "seeds", "training s"], [["3 change 3", "1", "4"]])
-    assert not draw_summary(rows, tmp_path / "plot.png")
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert short_table("", rows)[1:] == (["run", "seeds", "training s"], [["3 change 3", "1", "4"]])
+    report_runs(read_runs([str(tmp_path)]), tmp_path)
+    assert (tmp_path / "summary.csv").is_file()
+    assert not (tmp_path / "summary.png").exists()
     make_run(tmp_path / "1", 2.0, seed=1, **bridge(3))
-    (row,) = summarise(read_runs([str(tmp_path)]))
-    assert (row.seeds, row.mean("fd_small train"), row.std("fd_small train")) == (2, 2.0, None)
+    (row,) = rows_of_settings(read_runs([str(tmp_path)]))
+    assert row.described["seeds"] == "2"
+    assert (row.mean("fd_small train"), row.std("fd_small train")) == (2.0, None)
 
 
 def test_the_plot_shows_its_rows(sweep: Path, tmp_path: Path) -> None:
-    assert draw_summary(summarise(read_runs([str(sweep)])), tmp_path / "plot.png")
-    with Image.open(tmp_path / "plot.png") as image:
+    report_runs(read_runs([str(sweep)]), tmp_path)
+    with Image.open(tmp_path / "summary.png") as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
     three = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
     assert three | {(214, 39, 40)} <= colours, "three distances; a bound and its three terms"

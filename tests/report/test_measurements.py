@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from betasigma.report.runs import Run, last_values
+from betasigma.report.measurements import last_values
+from betasigma.report.runs import Run
 from betasigma.runs.record import Record
 
 

@@ -1,0 +1,163 @@
+"""What a run has measured, out of its record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from betasigma.report.runs import Run
+from betasigma.runs.record import Record
+
+DISTANCE = re.compile(r"((?:fid|fd_\w+?))(?:_(test|floor))?")
+"""A Fréchet distance to the training split, to the test split, or of test images to the training
+split.
+"""
+
+BITS = re.compile(r"(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
+"""A likelihood in bits per dimension: of points or images, which, its total or one of its terms, of
+the training or the test split.
+"""
+
+ERROR = "/denoising_error/log_snr_"
+
+Values = dict[str, float]
+
+
+def of_training(run: Run) -> Values:
+    """Last values of a training run: Fréchet distances with n and NFE of their samples, bits per
+    dimension, denoising error, seconds of training without validation and sampling.
+    """
+    rows = run.record.rows()
+    errors = [float(row["value"]) for row in rows if row["metric"] == "val/denoising_error"]
+    found = distances_and_bits(rows, "val")
+    if errors:
+        found["denoising_error"] = errors[-1]
+    seconds = _training_seconds(run)
+    return {**found, "training s": seconds} if seconds else found
+
+
+def of_evaluation(run: Run) -> Values:
+    """What one evaluation has measured, with n and NFE of its samples, or of its likelihood where
+    none were drawn.
+    """
+    rows = run.record.rows()
+    bits = [row for row in rows if BITS.fullmatch(_name(row))]
+    drawn = _of_samples(rows)
+    found = distances_and_bits(rows, "eval")
+    found |= {
+        _name(row): float(row["value"]) for row in drawn if not DISTANCE.fullmatch(_name(row))
+    }
+    for row in (drawn or bits)[:1]:
+        found |= _sizes(row)
+    return found
+
+
+def sampler_of(run: Run) -> tuple[str, dict[str, str]]:
+    """Name and settings of the sampler of an evaluation; nothing where no samples were drawn."""
+    for row in _of_samples(run.record.rows()):
+        return row["sampler"], dict(word.split("=", 1) for word in row["settings"].split())
+    return "", {}
+
+
+def distances_and_bits(rows: Sequence[Mapping[str, str]], prefix: str) -> Values:
+    """Last distances and likelihoods by column, with n and NFE of the samples.
+
+    Args:
+        rows: of a record.
+        prefix: of their metrics: ``val``, or ``eval`` of an evaluation.
+    """
+    found: Values = {}
+    for row in rows:
+        before, _, metric = row["metric"].partition("/")
+        if before != prefix:
+            continue
+        if distance := DISTANCE.fullmatch(metric):
+            name, against = distance.groups()
+            found[f"{name} {against or 'train'}"] = float(row["value"])
+            if against is None:
+                found |= _sizes(row)
+        elif bits := BITS.fullmatch(metric):
+            density, estimator, term, test = bits.groups()
+            split = "" if test else "train "
+            found[f"{density}{estimator} {split}{term}"] = float(row["value"])
+    return found
+
+
+def error_curve(run: Run) -> dict[float, float]:
+    """Denoising error by log-SNR as it was last measured: by an evaluation, or else in training."""
+    recorded = run.record.rows()
+    for prefix in ("eval", "val"):
+        rows = [row for row in recorded if row["metric"].startswith(prefix + ERROR)]
+        if rows:
+            return {
+                float(r["metric"].removeprefix(prefix + ERROR)): float(r["value"]) for r in rows
+            }
+    return {}
+
+
+def last_values(runs: Sequence[Run]) -> list[list[str]]:
+    """Lines metric, value of each run: the last of every metric. Values are of one line only if
+    they were measured alike: with the same n, NFE and sampler, and whatever else is recorded.
+    """
+    tables = [_last(run.record) for run in runs]
+    found = list(dict.fromkeys(measured for table in tables for measured in table))
+    names = dict(zip(found, _names(found), strict=True))
+    return [
+        [names[measured], *(table.get(measured, "") for table in tables)]
+        for measured in sorted(found, key=lambda measured: names[measured])
+    ]
+
+
+class Measured(NamedTuple):
+    """What a value is of, and how it was measured."""
+
+    name: str
+    settings: frozenset[tuple[str, str]]
+
+
+def _last(record: Record) -> dict[Measured, str]:
+    values = {}
+    for row in record.rows():
+        if row["metric"].startswith(("train/loss_by_noise", "sample/")):
+            continue
+        context = [f"{key}={row[key]}" for key in ("n", "nfe", "sampler") if row[key]]
+        own = {key: row[key] for key in ("guidance", "n_reference") if row[key]}
+        own |= dict(word.split("=", 1) for word in row["settings"].split())
+        measured = Measured(" ".join([row["metric"], *context]), frozenset(own.items()))
+        values[measured] = f"{float(row['value']):.4g}"
+    return values
+
+
+def _names(found: Sequence[Measured]) -> list[str]:
+    """A name for each, with the settings that not all of its name have in common."""
+    common: dict[str, frozenset[tuple[str, str]]] = {}
+    for name, settings in found:
+        common[name] = common.get(name, settings) & settings
+    return [
+        " ".join([name, *(f"{k}={v}" for k, v in sorted(settings - common[name]))])
+        for name, settings in found
+    ]
+
+
+def _of_samples(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """Rows of an evaluation that were measured on samples."""
+    return [row for row in rows if row["nfe"] and row["sampler"] and not BITS.fullmatch(_name(row))]
+
+
+def _sizes(row: Mapping[str, str]) -> Values:
+    return {key: int(float(row[key.lower()])) for key in ("n", "NFE") if row[key.lower()]}
+
+
+def _name(row: Mapping[str, str]) -> str:
+    return row["metric"].removeprefix("eval/")
+
+
+def _training_seconds(run: Run) -> float:
+    """From the logged speeds, each of which holds for the steps since the one before."""
+    steps, speeds = run.record.curve("train/images_per_second")
+    batch: Any = run.config["batch_size"]
+    return sum(
+        (step - before) * batch / speed
+        for before, step, speed in zip([0, *steps], steps, speeds, strict=False)
+    )

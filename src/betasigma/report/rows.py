@@ -1,0 +1,171 @@
+"""Rows of a table: the runs of one setting with their spread over the seeds, or one evaluation.
+
+Read from run directories alone, so they serve a sweep that has just ended here, one that ran on a
+cluster, and runs that were never one sweep.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from betasigma.report.measurements import of_evaluation, of_training, sampler_of
+from betasigma.report.runs import Run
+
+INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
+"""Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
+
+OWN_COLUMNS = ("run", "n", "sampler")
+"""Keys of an evaluation's command line that have columns of their own."""
+
+MOST_KEYS = 4
+"""A row is named by at most as many keys that differ from other rows'."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        described: what was measured, cell by column; ``run`` comes first.
+        values: what was found, by column, one value a run; runs that have not measured it are left
+            out.
+    """
+
+    described: dict[str, str]
+    values: dict[str, list[float]]
+
+    @property
+    def label(self) -> str:
+        """What the row is called."""
+        return self.described["run"]
+
+    def mean(self, column: str) -> float | None:
+        """Mean over the runs; ``None`` where none has a value."""
+        values = self.values.get(column)
+        return statistics.mean(values) if values else None
+
+    def std(self, column: str) -> float | None:
+        """Standard deviation over the runs (n − 1); ``None`` where there are fewer than two."""
+        values = self.values.get(column, [])
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
+    """One row for all training runs that differ in nothing but their seed.
+
+    Returns:
+        The points of each study in their order, other runs in theirs after them.
+    """
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        fixed = {key: value for key, value in run.config.items() if key not in INCIDENTAL}
+        groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(run)
+    ordered = sorted(groups.values(), key=lambda group: _place(group[0]))
+    rows = []
+    for label, group in zip(_labels([group[0] for group in ordered]), ordered, strict=True):
+        found = [of_training(run) for run in group]
+        columns = dict.fromkeys(column for values in found for column in values)
+        values = {c: [one[c] for one in found if c in one] for c in columns}
+        rows.append(Row({"run": label, "seeds": str(len(group))}, values))
+    return rows
+
+
+def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
+    """One row for each job of a sweep of evaluations: the run, the sampler with those of its
+    settings that differ between jobs, what else was swept.
+    """
+    asked = [job.asked for job in jobs]
+    swept = [key for key in _differing(asked) if key.partition(".")[0] not in OWN_COLUMNS]
+    names = _without_common_parent([str(job.config["run"]) for job in jobs])
+    samplers = _samplers(jobs)
+    return [
+        Row(
+            {"run": name, "sampler": sampler, **{key: job.asked.get(key, "") for key in swept}},
+            {column: [value] for column, value in of_evaluation(job).items()},
+        )
+        for job, name, sampler in zip(jobs, names, samplers, strict=True)
+    ]
+
+
+def _samplers(jobs: Sequence[Run]) -> list[str]:
+    """Sampler of each job, with those of its settings in which jobs with this sampler differ."""
+    used = [sampler_of(job) for job in jobs]
+    settings: dict[str, list[dict[str, str]]] = {}
+    for sampler, own in used:
+        settings.setdefault(sampler, []).append(own)
+    differing = {sampler: _differing(found) for sampler, found in settings.items()}
+    return [
+        " ".join([sampler, *(f"{k}={own[k]}" for k in differing[sampler] if k in own)])
+        for sampler, own in used
+    ]
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """A name for each of several settings: the point of a study, and the keys that tell it from
+    others; for one that nothing tells apart its own name.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        alike.setdefault(_point(run), []).append(run)
+    told = {
+        id(run): ", ".join(filter(None, [point, keys])) or str(run.config["name"])
+        for point, group in alike.items()
+        for run, keys in zip(group, _distinguishing_keys(group), strict=True)
+    }
+    return [told[id(run)] for run in runs]
+
+
+def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
+    """The keys in which runs differ, ``key=value``: as they were asked for, else as they are in
+    the configs; the names of their directories where those keys are too many.
+    """
+    if len(runs) == 1:
+        return [""]
+    for described in ([run.asked for run in runs], [_leaves(run.config) for run in runs]):
+        keys = [
+            key
+            for key in _differing(described)
+            if key.partition(".")[0] not in (*INCIDENTAL, "study")
+        ]
+        texts = [" ".join(f"{k}={own[k]}" for k in keys if k in own) for own in described]
+        if len(keys) <= MOST_KEYS and len(set(texts)) == len(texts):
+            return texts
+    return [run.label for run in runs]
+
+
+def _point(run: Run) -> str:
+    study = run.config.get("study")
+    return f"{study['point']} {study['label']}" if study else ""
+
+
+def _place(run: Run) -> tuple[bool, str, int]:
+    """What rows are sorted by."""
+    study = run.config.get("study")
+    return (False, study["name"], study["point"]) if study else (True, "", 0)
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Values of a config by key, with dots."""
+    found: dict[str, str] = {}
+    for key, value in node.items():
+        inner = isinstance(value, Mapping)
+        found |= _leaves(value, f"{prefix}{key}.") if inner else {prefix + key: str(value)}
+    return found
+
+
+def _differing(described: Sequence[Mapping[str, str]]) -> list[str]:
+    """Keys whose values are not the same in all."""
+    keys = dict.fromkeys(key for one in described for key in one)
+    return [key for key in keys if len({one.get(key) for one in described}) > 1]
+
+
+def _without_common_parent(runs: Sequence[str]) -> list[str]:
+    """Paths without the folders that all of them are in."""
+    places = [os.path.abspath(run) for run in runs]
+    common = os.path.commonpath([os.path.dirname(place) for place in places]) if places else ""
+    return [os.path.relpath(place, common) for place in places]

@@ -1,0 +1,55 @@
+"""What a sweep of trainings ends with, whatever it sweeps over."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launching import TINY, launch
+from PIL import Image
+
+from betasigma.runs.record import Record
+
+
+def summary(sweep: Path) -> list[dict[str, str]]:
+    with (sweep / "summary.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_sweep_of_trainings_ends_with_a_table(here: Path) -> None:
+    outcome = launch("train", "-m", *TINY, "seed=1,2", "ema.decay=0,0.9", "steps=2")
+    assert outcome.status == 0, outcome.err
+    (sweep,) = here.glob("outputs/*_sweep_*")
+    rows = summary(sweep)
+    assert [(row["run"], row["seeds"]) for row in rows] == [
+        ("ema.decay=0", "2"),
+        ("ema.decay=0.9", "2"),
+    ]
+    errors = [
+        Record(path).curve("val/denoising_error")[1][-1] for path in sweep.glob("*/metrics.csv")
+    ]
+    means = [float(row["denoising_error"]) for row in rows]
+    assert sum(means) / 2 == pytest.approx(sum(errors) / 4)
+    assert "ema.decay=0.9" in outcome.out
+
+
+def test_jobs_that_finished_are_told_of_where_others_failed(here: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
+    (here / "images").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(here / "images" / f"{number}.png")
+    (here / "images" / "cut.png").write_bytes((here / "images" / "0.png").read_bytes()[:40])
+    own = ("data=image_folder", f"data.root={here}/images", "data.image_size=8", "data.channels=1")
+    outcome = launch("train", "-m", *TINY, *own, "data.on_corrupt=warn,error", "seed=1,2")
+    assert outcome.status == 1
+    assert "2 of 4 jobs failed" in outcome.err
+    (sweep,) = here.glob("outputs/*_sweep_*")
+    assert [row["seeds"] for row in summary(sweep)] == ["2"]
+
+
+def test_one_run_is_no_comparison(here: Path) -> None:
+    outcome = launch("train", "-m", *TINY, "seed=1", "steps=1")
+    assert outcome.status == 0, outcome.err
+    assert not list(here.glob("outputs/*_sweep_*/summary.csv"))
