@@ -12,9 +12,9 @@ from pytorch_lightning.loggers import Logger
 
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.build import make_data
-from betasigma.commands.likelihood import measure_error_curve, measure_likelihood
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import Meter
+from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
 from betasigma.commands.schema import Evaluate, validate
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import move_to_device, precision_of

@@ -28,8 +28,8 @@ from betasigma.commands.build import (
     make_sampler,
 )
 from betasigma.commands.checks import check_content
-from betasigma.commands.likelihood import measure_likelihood
 from betasigma.commands.measure import Meter
+from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.commands.schema import trains
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike, guided

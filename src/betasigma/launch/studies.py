@@ -15,7 +15,7 @@ from hydra.core.default_element import ConfigDefault, GroupDefault
 from betasigma.errors import UserError
 
 
-class Choice(NamedTuple):
+class ChosenFile(NamedTuple):
     """A file of a config group that the command line names.
 
     Attributes:
@@ -58,14 +58,14 @@ def check_studies(overrides: Sequence[str], repository: IConfigRepository) -> No
                     )
 
 
-def _choice(override: str, repository: IConfigRepository) -> Choice | None:
+def _choice(override: str, repository: IConfigRepository) -> ChosenFile | None:
     """What an override chooses; ``None`` where it is a value, or chooses nothing."""
     group, _, name = override.lstrip("+").partition("=")
     name = name.strip("'")
     if name == "null" or not repository.config_exists(f"{group}/{name}"):
         return None
     chooses, is_point = _read(repository, f"{group}/{name}")
-    return Choice(f"{group}={name}", group, chooses, is_point)
+    return ChosenFile(f"{group}={name}", group, chooses, is_point)
 
 
 def _read(repository: IConfigRepository, path: str) -> tuple[dict[str, str], bool]:
