@@ -6,6 +6,7 @@ import ast
 import os
 import pty
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -245,14 +246,18 @@ def test_it_trains_on_two_processes_and_samples(tmp_path: Path, shell: dict[str,
     assert len(list(tmp_path.glob("outputs/*_sample_*/samples.npz"))) == 1
 
 
-class Terminal:
-    """Bash at a terminal, with the completion that Hydra installs."""
+BARE = {"bash": ["--norc", "--noprofile"], "zsh": ["-f"]}
+"""Options by which a shell reads nobody's settings."""
 
-    def __init__(self, environment: dict[str, str], cwd: Path) -> None:
+
+class Terminal:
+    """A shell at a terminal."""
+
+    def __init__(self, shell: str, environment: dict[str, str], cwd: Path) -> None:
         master, slave = pty.openpty()
         self.master = master
-        self.bash = subprocess.Popen(
-            ["bash", "--norc", "--noprofile", "-i"],
+        self.process = subprocess.Popen(
+            [shell, *BARE[shell], "-i"],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -273,23 +278,30 @@ class Terminal:
         return shown
 
     def close(self) -> None:
-        self.bash.kill()
-        self.bash.wait()
+        self.process.kill()
+        self.process.wait()
         os.close(self.master)
 
 
-@pytest.fixture
-def terminal(tmp_path: Path, shell: dict[str, str]) -> Iterator[Terminal]:
-    opened = Terminal(shell, tmp_path)
+@pytest.fixture(params=list(BARE))
+def terminal(
+    request: pytest.FixtureRequest, tmp_path: Path, shell: dict[str, str]
+) -> Iterator[Terminal]:
+    if shutil.which(request.param) is None:
+        pytest.skip(f"{request.param} is not installed")
+    opened = Terminal(request.param, shell, tmp_path)
+    if request.param == "zsh":
+        bridge = "autoload -Uz compinit bashcompinit && compinit -u && bashcompinit"
+        opened.type(f'{bridge}; echo brid""ged\n', "bridged")
     yield opened
     opened.close()
 
 
-def test_bash_completes_commands_groups_and_keys(terminal: Terminal) -> None:
+def test_shells_complete_commands_groups_and_keys(terminal: Terminal) -> None:
     terminal.type('eval "$(betasigma train -sc install=bash)"; echo rea""dy\n', "ready")
     terminal.type("betasigma tra\t", "betasigma train")
-    terminal.type(" model=ncsn_v\t\t", "model=ncsn_v2")
-    terminal.type("1 sigma.lev\t", "sigma.levels=")
+    terminal.type(" data=fash\t", "data=fashion_mnist")
+    terminal.type(" model=ncsn sigma.lev\t", "sigma.levels=")
     terminal.type("5 schedule=cos\t", "schedule=cosine")
     terminal.type("\x15betasigma evaluate likelihood=fl\t", "likelihood=flow")
 
