@@ -31,7 +31,7 @@ from betasigma.commands.schema import (
 )
 from betasigma.data import catalog
 from betasigma.errors import UserError
-from betasigma.evaluation.choice import check_metrics, check_n, choose
+from betasigma.evaluation.choice import choose
 from betasigma.limits import (
     check_exact_trace,
     check_hybrid,
@@ -40,6 +40,7 @@ from betasigma.limits import (
     check_weighting,
 )
 from betasigma.networks import limits
+from betasigma.options.evaluation import check_metrics, check_n
 from betasigma.report.runs import check_curves, read_runs
 from betasigma.runs.directory import newest_run
 from betasigma.runs.header import check_plain, checkpoint_path, read_header

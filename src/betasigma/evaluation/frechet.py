@@ -37,24 +37,47 @@ class FeatureMoments:
     Args:
         dim: length of a vector.
         device: where the sums are kept.
-
-    Attributes:
-        count: number of vectors so far.
-        mean: their mean, ``(dim,)``.
-        scatter: sum of outer products of their deviations from it, ``(dim, dim)``.
+        packed: ``(dim + 1, dim + 1)``, moments so far, which further vectors change in place. All
+            three are one tensor, so that a metric can hold, copy and gather them as one state.
     """
 
-    def __init__(self, dim: int, device: torch.device | str = "cpu") -> None:
-        self.count = 0
-        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+    def __init__(
+        self, dim: int, device: torch.device | str = "cpu", packed: Tensor | None = None
+    ) -> None:
+        if packed is None:
+            packed = torch.zeros(dim + 1, dim + 1, dtype=torch.float64, device=device)
+        self.packed = packed
+
+    @classmethod
+    def of(cls, count: int, mean: Tensor, scatter: Tensor) -> FeatureMoments:
+        """Moments that are known already, ``(dim,)`` and ``(dim, dim)``."""
+        moments = cls(len(mean))
+        moments.packed[0, 0] = count
+        moments.mean.copy_(mean)
+        moments.scatter.copy_(scatter)
+        return moments
+
+    @property
+    def count(self) -> int:
+        """Number of vectors so far."""
+        return int(self.packed[0, 0])
+
+    @property
+    def mean(self) -> Tensor:
+        """Their mean, ``(dim,)``."""
+        return self.packed[0, 1:]
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sum of outer products of their deviations from it, ``(dim, dim)``."""
+        return self.packed[1:, 1:]
 
     @torch.no_grad()
     def update(self, features: Tensor) -> FeatureMoments:
         """Take in vectors, any floating dtype, ``(b, dim)``; returns itself."""
         if len(features) == 0:
             return self
-        x = features.to(self.mean.device, torch.float64)
+        x = features.to(self.packed.device, torch.float64)
         mean = x.mean(0)
         deviations = x - mean
         self._shift(len(x), mean)
@@ -66,17 +89,17 @@ class FeatureMoments:
         """Take in what another has seen; returns itself."""
         if other.count == 0:
             return self
-        self._shift(other.count, other.mean.to(self.mean.device))
-        self.scatter += other.scatter.to(self.mean.device)
+        self._shift(other.count, other.mean.to(self.packed.device))
+        self.scatter.add_(other.scatter.to(self.packed.device))
         return self
 
     def __add__(self, other: FeatureMoments) -> FeatureMoments:
         """Moments of both streams together; neither is changed."""
-        return FeatureMoments(len(self.mean), self.mean.device).merge(self).merge(other)
+        return self.to(self.packed.device).merge(other)
 
     def to(self, device: torch.device | str) -> FeatureMoments:
-        """The same moments on another device."""
-        return FeatureMoments(len(self.mean), device).merge(self)
+        """A copy on that device."""
+        return FeatureMoments(len(self.mean), packed=self.packed.to(device, copy=True))
 
     @property
     def cov(self) -> Tensor:
@@ -90,11 +113,12 @@ class FeatureMoments:
         return self.scatter / (self.count - 1)
 
     def _shift(self, count: int, mean: Tensor) -> None:
-        total = self.count + count
+        before = self.packed[0, 0].clone()  # a tensor: nothing is read back from a GPU
+        total = before + count
         delta = mean - self.mean
-        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count = total
+        self.scatter.addmm_((delta * (before * count / total))[:, None], delta[None])
+        self.mean.add_(delta * (count / total))
+        self.packed[0, 0] = total
 
 
 def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:

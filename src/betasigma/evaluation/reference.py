@@ -215,12 +215,10 @@ class ReferenceStatistics:
         dim = self.extractor.dim
         if not isinstance(content, dict) or content.get("key") != key:
             raise ValueError("it describes other data")
-        moments = FeatureMoments(dim)
-        moments.count = int(content["count"])
-        for name, target in (("mean", moments.mean), ("scatter", moments.scatter)):
-            if content[name].shape != target.shape:
+        for name, shape in (("mean", (dim,)), ("scatter", (dim, dim))):
+            if content[name].shape != shape:
                 raise ValueError(f"{name} has shape {tuple(content[name].shape)}")
-            target.copy_(content[name])
+        moments = FeatureMoments.of(int(content["count"]), content["mean"], content["scatter"])
         if content["features"].shape != (min(moments.count, CAP), dim):
             raise ValueError(f"features have shape {tuple(content['features'].shape)}")
         return Reference(moments, content["features"])
@@ -231,8 +229,8 @@ class ReferenceStatistics:
         content = {
             "key": key,
             "count": moments.count,
-            "mean": moments.mean,
-            "scatter": moments.scatter,
+            "mean": moments.mean.clone(),
+            "scatter": moments.scatter.clone(),
             "features": reference.features,
         }
         try:

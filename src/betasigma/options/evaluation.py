@@ -1,0 +1,137 @@
+"""What an evaluation may be asked for: the metrics and the features that have a name here, and how
+one's own are named.
+
+An entry of ``evaluation.metrics`` is a name of ``METRICS``, a class (``mylab.metrics.Sliced``) or
+a class with its arguments (``{_target_: mylab.metrics.Sliced, projections: 64}``).
+``evaluation.extractor`` is a name of ``EXTRACTORS``, ``auto``, or a class in one of these ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from betasigma.errors import UserError
+
+Needs = Literal["images", "features", "logits"]
+"""What a metric is computed on."""
+
+Entry = str | Mapping[str, Any]
+"""A name, a class, or a class with its arguments."""
+
+
+@dataclass(frozen=True)
+class KnownMetric:
+    """A metric that has a name.
+
+    Attributes:
+        target: its class.
+        needs: what it is computed on.
+        least: fewest samples for which it is defined.
+    """
+
+    target: str
+    needs: Needs
+    least: int
+
+
+@dataclass(frozen=True)
+class KnownExtractor:
+    """Features that have a name.
+
+    Attributes:
+        images: whether it reads nothing but images.
+        logits: whether it gives class logits too.
+    """
+
+    images: bool
+    logits: bool
+
+
+_CLASSES = "betasigma.evaluation.metrics"
+
+METRICS = {
+    "fd": KnownMetric(f"{_CLASSES}.FrechetDistance", "features", 2),
+    "kid": KnownMetric(f"{_CLASSES}.KernelDistance", "features", 2),
+    "is": KnownMetric(f"{_CLASSES}.InceptionScore", "logits", 10),
+    "precision": KnownMetric(f"{_CLASSES}.Precision", "features", 4),
+    "recall": KnownMetric(f"{_CLASSES}.Recall", "features", 4),
+    "neighbours": KnownMetric(f"{_CLASSES}.NeighbourRatio", "images", 1),
+}
+
+EXTRACTORS = {
+    "inception": KnownExtractor(images=True, logits=True),
+    "efficientnet_lite0": KnownExtractor(images=True, logits=True),
+    "identity": KnownExtractor(images=False, logits=False),
+}
+
+
+def node_of(entry: Entry) -> dict[str, Any]:
+    """The class that an entry of ``evaluation.metrics`` names, under ``_target_``, and its
+    arguments.
+
+    Raises:
+        UserError: where it is neither a name nor a class.
+    """
+    if isinstance(entry, str) and entry in METRICS:
+        return {"_target_": METRICS[entry].target}
+    node = class_node(entry)
+    if node is None:
+        raise UserError(
+            f"evaluation.metrics holds {entry}, which is unknown; choose from "
+            f"{', '.join(METRICS)}, or name a class (mylab.metrics.Sliced, or "
+            "{_target_: mylab.metrics.Sliced, projections: 64})"
+        )
+    return node
+
+
+def class_node(entry: Entry) -> dict[str, Any] | None:
+    """``entry`` as a node with ``_target_``, ``None`` where it names no class."""
+    node = {"_target_": entry} if isinstance(entry, str) else dict(entry)
+    target = node.get("_target_")
+    dotted = isinstance(target, str) and "." in target
+    return node if dotted and all(part.isidentifier() for part in target.split(".")) else None
+
+
+def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
+    """Check that ``evaluation.metrics`` can be measured on these features, as far as names say.
+
+    Raises:
+        UserError: where a metric is unknown or needs class logits that there are not.
+    """
+    known = EXTRACTORS.get(extractor) if isinstance(extractor, str) else None
+    for metric in metrics:
+        node_of(metric)
+        facts = METRICS.get(metric) if isinstance(metric, str) else None
+        if facts and known and facts.needs == "logits" and not known.logits:
+            raise UserError(no_logits(str(metric), str(extractor)))
+
+
+def no_logits(metric: str, extractor: str) -> str:
+    """The sentence for a metric that needs class logits where there are none."""
+    return (
+        f"evaluation.metrics holds {metric}, which needs class logits, and "
+        f"evaluation.extractor={extractor} has none; leave it out"
+    )
+
+
+def check_n(n: int, metrics: Iterable[Entry]) -> None:
+    """Check that ``n`` samples are enough for the metrics that have a name.
+
+    Raises:
+        UserError: where they are not.
+    """
+    for metric in metrics:
+        if isinstance(metric, str) and metric in METRICS:
+            check_least(n, metric, METRICS[metric].least)
+
+
+def check_least(n: int, metric: str, least: int) -> None:
+    """Check that ``n`` samples are enough for a metric that is defined from ``least`` on.
+
+    Raises:
+        UserError: where they are not.
+    """
+    if n < least:
+        raise UserError(f"n={n} is too few samples for {metric}, which needs at least {least}")
