@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 
 from betasigma.errors import UserError
-from betasigma.evaluation.choice import (
-    INCEPTION_FILES,
-    Choice,
-    check_metrics,
-    check_n,
-    checkpoint_dir,
-    choose,
-)
+from betasigma.evaluation.choice import INCEPTION_FILES, Choice, checkpoint_dir, choose
+from betasigma.options.evaluation import check_metrics, check_n
 
 
 def test_without_weights_it_is_efficientnet_and_one_line_says_so():

@@ -7,9 +7,13 @@ import torch
 from scipy.linalg import sqrtm
 
 from betasigma.errors import UserError
+from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator
-from betasigma.evaluation.features import Identity
+from betasigma.evaluation.features import FeatureExtractor, Identity
+from betasigma.evaluation.features import build as build_extractor
 from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
+from betasigma.evaluation.making import make_own
+from betasigma.evaluation.metrics import SampleMetric
 from betasigma.evaluation.sharding import shard
 
 ALL = ("fd", "kid", "precision", "recall", "neighbours")
@@ -157,43 +161,25 @@ def test_shards_follow_one_another(n, world):
     assert all(share.start % 16 == 0 for share in shares if share)
 
 
-def test_parts_add_up_to_the_whole(evaluator, data, sampler):
-    """What two processes would have gathered, without processes."""
-    n = 75
-
-    def collected(rank, world):
-        drawn = evaluator._draw(None, sampler, shard(n, rank, world), 0, None, None)
-        return evaluator._collect(drawn)
-
-    for world in (2, 3):
-        joined = collected(0, world)
-        for rank in range(1, world):
-            joined = joined + collected(rank, world)
-        whole = collected(0, 1)
-        assert torch.equal(joined.features, whole.features)
-        assert torch.equal(joined.images, whole.images)
-        torch.testing.assert_close(joined.moments.scatter, whole.moments.scatter)
-        assert joined.moments.count == n
-
-
-def _worker(rank, rendezvous, data, sampler, cache, results):
+def _worker(rank, world, rendezvous, data, sampler, cache, results):
     import torch.distributed as dist
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     evaluator = Evaluator(Identity(48), data, ALL, cache, batch_size=16)
-    measured = evaluator.evaluate(None, sampler, n=40, rank=rank, world_size=2)
-    results.put((rank, measured, evaluator.floor(40, rank=rank, world_size=2), data.given))
+    measured = [evaluator.evaluate(None, sampler, 40, 0, None, rank, world) for _ in range(2)]
+    results.put((rank, *measured, evaluator.floor(40, rank, world)))
     dist.destroy_process_group()
 
 
 @pytest.mark.filterwarnings("ignore:fd_identity of n")
-def test_two_processes_measure_what_one_does(data, sampler, tmp_path):
+@pytest.mark.parametrize("world", [2, 4])  # of four processes one has no samples
+def test_processes_measure_what_one_does(data, sampler, tmp_path, world):
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    arguments = (tmp_path / "rendezvous", data, sampler, tmp_path / "two", results)
-    workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(2)]
+    arguments = (world, tmp_path / "rendezvous", data, sampler, tmp_path / "several", results)
+    workers = [context.Process(target=_worker, args=(rank, *arguments)) for rank in range(world)]
     for worker in workers:
         worker.start()
     found = {rank: rest for rank, *rest in (results.get(timeout=60) for _ in workers)}
@@ -201,7 +187,120 @@ def test_two_processes_measure_what_one_does(data, sampler, tmp_path):
         worker.join()
     alone = Evaluator(Identity(48), data, ALL, tmp_path / "one", batch_size=16)
     expected = [*alone.evaluate(None, sampler, n=40), alone.floor(40)]
-    assert found[0][:2] == found[1][:2]
-    for a, b in zip([*found[0][0], found[0][1]], expected, strict=True):
-        assert (a.name, a.n, a.split) == (b.name, b.n, b.split)
+    assert all(values == found[0] for values in found.values())
+    first, again, floor = found[0]
+    assert first == again
+    for a, b in zip([*first, floor], expected, strict=True):
+        assert (a.name, a.n, a.split, a.n_reference) == (b.name, b.n, b.split, b.n_reference)
         assert a.value == pytest.approx(b.value, rel=1e-6)
+
+
+class MeanDifference(SampleMetric):
+    """A metric of one's own: |mean of samples − mean of real data|, scaled."""
+
+    name = "mean_difference"
+    needs = "images"
+    splits = ("train", "test")
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def compute(self):
+        samples, real = self.rows().double(), self.rows(real=True).double()
+        return self.scale * (samples.mean() - real.mean()).abs()
+
+
+def build(node):
+    """Stands for the door, which imports what the user allows."""
+    arguments = dict(node)
+    if arguments["_target_"].startswith("betasigma."):
+        return make_own(node)
+    return globals()[arguments.pop("_target_").rpartition(".")[2]](**arguments)
+
+
+@pytest.mark.parametrize(
+    ("entry", "scale"),
+    [
+        (MeanDifference(), 1),
+        ("mylab.metrics.MeanDifference", 1),
+        ({"_target_": "mylab.metrics.MeanDifference", "scale": 3}, 3),
+    ],
+)
+def test_a_metric_of_ones_own(data, entry, scale):
+    evaluator = Evaluator(Identity(48), data, [entry], make=build)
+    samples = data.splits["test"][:20]
+    found = evaluator.evaluate_images(samples)
+    for m, split in zip(found, ("train", "test"), strict=True):
+        assert (m.name, m.split, m.extractor) == ("mean_difference", split, "pixels")
+        assert (m.n, m.n_reference) == (20, len(data.splits[split]))
+        difference = samples.double().mean() - data.splits[split].double().mean()
+        assert m.value == pytest.approx(scale * abs(float(difference)))
+    assert evaluator.evaluate_images(samples) == found
+
+
+class Edges(FeatureExtractor):
+    name, dim, fingerprint = "edges", 6, "edges-1"
+
+    def features_and_logits(self, images):
+        return images.float().diff(dim=-1).abs().mean((1, 2)).repeat(1, 2), None
+
+
+class Unnamed(Edges):
+    fingerprint = ""
+
+
+class Taken(Edges):
+    name = "inception"
+
+
+def test_features_of_ones_own(data):
+    choice = choose("mylab.features.Edges", sample_shape=(3, 4, 4))
+    extractor = build_extractor(choice, (3, 4, 4), build)
+    found = Evaluator(extractor, data, ["fd", "kid"]).evaluate_images(data.splits["test"])
+    assert [m.name for m in found] == ["fd_edges", "fd_edges", "kid_edges"]
+    assert found[1].value == pytest.approx(0, abs=1e-3)
+    with pytest.raises(UserError, match="holds is, which needs class logits"):
+        Evaluator(extractor, data, ["is"])
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("mylab.MeanDifference", "is a MeanDifference, not a subclass of .*FeatureExtractor"),
+        ("mylab.Unnamed", "has fingerprint=''; it must set fingerprint to a string"),
+        ("mylab.Taken", "has name='inception'; it must be an identifier other than inception"),
+    ],
+)
+def test_no_extractor(target, message):
+    with pytest.raises(UserError, match=f"evaluation.extractor={target} {message}"):
+        build_extractor(choose(target), (3, 4, 4), build)
+
+
+class Nameless(SampleMetric):
+    needs = "features"
+
+
+class OfLogits(SampleMetric):
+    name, needs = "of_logits", "logits"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (["mylab.Edges"], "holds mylab.Edges, which is a Edges and not a subclass of .*Metric"),
+        (["mylab.Nameless"], "holds Nameless, which must set name to a string and needs to one of"),
+        (["mylab.OfLogits"], "compares logits with those of the splits train"),
+        (["fd", "fd"], "measures fd twice"),
+        ([{"projections": 3}], "choose from fd, kid, .* or name a class"),
+        (["my lab.metrics"], "choose from fd, kid, .* or name a class"),
+    ],
+)
+def test_no_metric(data, metrics, message):
+    with pytest.raises(UserError, match=message):
+        Evaluator(Identity(48), data, metrics, make=build)
+
+
+def test_outside_code_is_not_imported_unasked(data):
+    with pytest.raises(UserError, match=r"os\.getcwd is not of betasigma"):
+        Evaluator(Identity(48), data, ["os.getcwd"])

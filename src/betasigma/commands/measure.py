@@ -67,7 +67,7 @@ class Meter:
                 world_size=world_size,
                 progress=progress,
             )
-        if "fd" in self._settings["metrics"]:
+        if evaluator.measures_frechet:
             found.append(evaluator.floor(n, rank, world_size))
         return found
 

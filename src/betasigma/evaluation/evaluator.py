@@ -1,11 +1,9 @@
 """One evaluation: samples in, measurements out.
 
 Every number is a :class:`Measurement` that carries what it depends on: how many samples, network
-evaluations, sampler, seed, split, extractor. Samples pass through once, batch by batch; what is
-kept of them is their features' moments (for the Fréchet distance, over all of them), the class
-logits (for the Inception score, over all of them) and the features and images of the first
-``CAP`` (for the metrics that compare samples one by one). So memory does not grow with n but for
-the logits.
+evaluations, sampler, seed, split, extractor. Samples pass through once, batch by batch; features
+are extracted once and handed to each metric (:mod:`betasigma.evaluation.metrics`), which keeps what
+it needs of them.
 
 Fréchet distances are taken to the training split, as the papers report them, and to the test split:
 a model that learns its training data by heart is near the one and not the other. (The splits
@@ -22,21 +20,19 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial, reduce
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.evaluation.choice import check_metrics, check_n
 from betasigma.evaluation.features import FeatureExtractor
-from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
-from betasigma.evaluation.metrics import inception_score, kid, metric_name, precision_recall
-from betasigma.evaluation.neighbours import Neighbours, distance_ratio, nearest
+from betasigma.evaluation.frechet import frechet_distance
+from betasigma.evaluation.making import Make, make_own
+from betasigma.evaluation.metrics import FrechetDistance, RealData, SampleMetric, metric_name
 from betasigma.evaluation.reference import (
-    CAP,
     DataSource,
     Reference,
     ReferenceStatistics,
@@ -44,14 +40,10 @@ from betasigma.evaluation.reference import (
     Work,
     unseen,
 )
-from betasigma.evaluation.sharding import broadcast, gather, shard
-
-NEIGHBOUR_QUERIES = 2000
-"""Number of samples, and of test images, whose nearest training neighbours are looked for."""
-NEIGHBOUR_BATCH = 4096
+from betasigma.evaluation.sharding import broadcast, gather_rows, shard
+from betasigma.options.evaluation import Entry, Needs, check_least, no_logits, node_of
 
 Progress = Callable[[float], None]
-MakeMeasurement = Callable[..., "Measurement"]
 
 
 class SamplerLike(Protocol):
@@ -102,64 +94,40 @@ class Measurement:
     n_reference: int | None = None
 
 
-@dataclass
-class Collected:
-    """What is kept of a range of samples; ranges that follow one another add up.
-
-    Attributes:
-        moments: of the features of all samples.
-        features: float32 ``(k, dim)`` of the first ones, in order.
-        logits: float32 ``(n, classes)`` of all, in order.
-        images: the first ones themselves.
-        nfe: network evaluations per sample.
-    """
-
-    moments: FeatureMoments
-    features: Tensor
-    logits: Tensor
-    images: Tensor
-    nfe: int | None
-
-    def __add__(self, later: Collected) -> Collected:
-        return Collected(
-            self.moments + later.moments,
-            torch.cat([self.features, later.features])[:CAP],
-            torch.cat([self.logits, later.logits]),
-            _cat([self.images, later.images])[:NEIGHBOUR_QUERIES],
-            self.nfe if self.nfe is not None else later.nfe,
-        )
-
-
 class Evaluator:
     """Measures samples against a datamodule's images.
 
     Args:
         extractor: the features; on the device where it should run.
         datamodule: the images (see ``DataSource``).
-        metrics: any of ``fd``, ``kid``, ``is``, ``precision``, ``recall``, ``neighbours``.
+        metrics: each a name (``fd``, ``kid``, ``is``, ``precision``, ``recall``, ``neighbours``), a
+            class, a class with its arguments (``{_target_: mylab.metrics.Sliced, projections:
+            64}``), or a ``SampleMetric`` that was made without an extractor.
         cache_dir: where reference statistics are kept; by default ``$BETASIGMA_CACHE`` or
             ``~/.cache/betasigma``.
         batch_size: number of samples drawn, and of images read, at once; of samples fewer where the
             sampler finds no memory for so many.
         n_reference: number of images of a split, a fixed random choice, that statistics are taken
             of; ``None`` for all.
+        work: shows the progress of reference statistics.
+        make: builds a metric from its node.
 
     Raises:
-        UserError: where a metric is unknown or needs class logits that the extractor has not.
+        UserError: where a metric is unknown, is none, is there twice or needs class logits that the
+            extractor has not.
     """
 
     def __init__(
         self,
         extractor: FeatureExtractor,
         datamodule: DataSource,
-        metrics: Sequence[str] = ("fd", "neighbours"),
+        metrics: Sequence[Entry | SampleMetric] = ("fd", "neighbours"),
         cache_dir: str | os.PathLike[str] | None = None,
         batch_size: int = 256,
         n_reference: int | None = None,
         work: Work = unseen,
+        make: Make = make_own,
     ) -> None:
-        check_metrics(metrics, extractor.name)
-        self.metrics = frozenset(metrics)
         if batch_size < 1:
             raise UserError(f"evaluation.batch_size={batch_size} must be at least 1")
         if n_reference is not None and n_reference < 2:
@@ -169,7 +137,13 @@ class Evaluator:
         self.batch_size = batch_size
         self.n_reference = n_reference
         self.statistics = ReferenceStatistics(extractor, datamodule, cache_dir, batch_size, work)
-        self._held_out: Tensor | None = None
+        made = [make_metric(entry, extractor, make) for entry in metrics]
+        for name in (metric.name for metric in made):
+            if [metric.name for metric in made].count(name) > 1:
+                raise UserError(f"evaluation.metrics measures {name} twice; leave one out")
+        self._pixels = False
+        self._columns = [column for metric in made for column in self._columns_of(metric)]
+        self.measures_frechet = any(isinstance(metric, FrechetDistance) for metric in made)
 
     def evaluate(
         self,
@@ -201,10 +175,8 @@ class Evaluator:
         if y is not None and len(y) != n:
             raise UserError(f"n={n} samples need as many class labels, not {len(y)}")
         drawn = self._draw(denoiser, sampler, shard(n, rank, world_size), seed, y, progress)
-        part = self._collect(drawn)
-        parts = gather(part, rank, world_size)
-        whole = None if parts is None else reduce(Collected.__add__, parts)
-        return self._measure(whole, sampler.name, seed, rank, world_size)
+        _, nfe = self._take_in(drawn)
+        return self._measure(n, nfe, sampler.name, seed, rank, world_size)
 
     def evaluate_images(
         self,
@@ -224,9 +196,9 @@ class Evaluator:
             UserError: where there are too few for a metric.
         """
         batches = images.split(self.batch_size) if isinstance(images, Tensor) else images
-        collected = self._collect((batch, nfe) for batch in batches if len(batch))
-        self._check_n(collected.moments.count, warn=True)
-        return self._measure(collected, sampler, seed, rank=0, world_size=1)
+        n, _ = self._take_in((batch, nfe) for batch in batches if len(batch))
+        self._check_n(n, warn=True)
+        return self._measure(n, nfe, sampler, seed, rank=0, world_size=1)
 
     def floor(self, n: int, rank: int = 0, world_size: int = 1) -> Measurement:
         """Fréchet distance between n test images and the training images: what samples as good as
@@ -239,13 +211,13 @@ class Evaluator:
         Raises:
             UserError: where n < 2.
         """
-        check_n(n, ("fd",))
+        check_least(n, "fd", FrechetDistance.least)
         test = self.statistics.get("test", n, rank, world_size)
         train = self.statistics.get("train", self.n_reference, rank, world_size)
         found = None
         if test is not None and train is not None:
             found = Measurement(
-                name=f"{self._name('fd')}_floor",
+                name=f"{metric_name('fd', self.extractor.name)}_floor",
                 value=frechet_distance(test.moments, train.moments),
                 n=test.moments.count,
                 nfe=None,
@@ -258,11 +230,6 @@ class Evaluator:
         known = broadcast(found, world_size)
         assert known is not None, "rank 0 has both references"
         return known
-
-    def neighbours(self, images: Tensor, k: int = 1) -> Neighbours:
-        """The k nearest training examples of images (or points), in pixel space."""
-        train = self.datamodule.batches("train", NEIGHBOUR_BATCH)
-        return nearest(images, train, k, self.extractor.float64_device)
 
     def _draw(
         self,
@@ -288,145 +255,125 @@ class Evaluator:
             first, batch_size = first + len(chunk), samples.batch_size
             yield self.datamodule.to_uint8(samples.x), samples.nfe
 
-    def _collect(self, batches: Iterable[tuple[Tensor, int | None]]) -> Collected:
-        wants = self.metrics
-        moments = FeatureMoments(self.extractor.dim, self.extractor.float64_device)
-        features, logits, images = [], [], []
-        kept, seen, nfe = 0, 0, None
-        for batch, nfe in batches:  # noqa: B007 - the last one counts
-            found, scores = self.extractor.extract(batch)
-            moments.update(found)
-            if kept < CAP and wants & {"kid", "precision", "recall"}:
-                features.append(found[: CAP - kept].cpu())
-                kept += len(found)
-            if "is" in wants and scores is not None:
-                logits.append(scores.cpu())
-            if seen < NEIGHBOUR_QUERIES and "neighbours" in wants:
-                images.append(batch[: NEIGHBOUR_QUERIES - seen].cpu())
-                seen += len(batch)
-        return Collected(
-            moments.to("cpu"),
-            torch.cat([torch.empty(0, self.extractor.dim), *features]),
-            torch.cat([torch.empty(0, self.extractor.classes), *logits]),
-            _cat(images),
-            nfe,
-        )
+    def _columns_of(self, metric: SampleMetric) -> Iterator[Column]:
+        """The metric, once for each split that it compares with."""
+        for split in metric.splits or (None,):
+            copy = deepcopy(metric).to(self.extractor.float64_device)
+            copy.reset_real_features = True  # the data are handed over at each evaluation
+            yield Column(copy, split)
+
+    def _take_in(self, batches: Iterable[tuple[Tensor, int | None]]) -> tuple[int, int | None]:
+        """Hand samples to every metric; returns their number and the network evaluations that each
+        took."""
+        n, nfe = 0, None
+        for column in self._columns:
+            column.metric.reset()
+        for images, nfe in batches:  # noqa: B007 - the last one counts
+            n, self._pixels = n + len(images), images.ndim == 4
+            given: dict[str, Any] = {"images": images}
+            if any(column.metric.needs != "images" for column in self._columns):
+                given["features"], given["logits"] = self.extractor.extract(images)
+            for column in self._columns:
+                column.metric.update(given[column.metric.needs])
+        return n, nfe
 
     def _measure(
-        self,
-        collected: Collected | None,
-        sampler: str,
-        seed: int | None,
-        rank: int,
-        world_size: int,
+        self, n: int, nfe: int | None, sampler: str, seed: int | None, rank: int, world_size: int
     ) -> list[Measurement]:
-        """All measurements of what rank 0 has collected, on every rank."""
-        references = self._references(rank, world_size)
+        """All measurements of what was taken in, computed on rank 0, on every rank."""
         found: list[Measurement] = []
-        if collected is not None:
-            record = partial(Measurement, nfe=collected.nfe, sampler=sampler, seed=seed)
-            found += self._frechet(collected, references, record)
-            found += self._one_by_one(collected, references.get("train"), record)
-            found += self._scored(collected, record)
-            found += self._memorised(collected, record)
+        statistics: dict[Split, Reference | None] = {}
+        for metric, split in self._columns:
+            if metric.needs == "features" and split is not None and split not in statistics:
+                statistics[split] = self.statistics.get(split, self.n_reference, rank, world_size)
+            n_reference = None
+            if split is not None and rank == 0:
+                known = statistics.get(split)
+                real = RealData(self.datamodule, split, self.n_reference, known)
+                n_reference = metric.refer_to(real)
+            with metric.sync_context(gather_rows, should_sync=world_size > 1):
+                if rank == 0:
+                    found.append(
+                        Measurement(
+                            name=self._name(metric),
+                            # of the class: the object's own compute() gathers once more
+                            value=float(type(metric).compute(metric)),
+                            n=n if metric.most is None else min(n, metric.most),
+                            nfe=nfe,
+                            sampler=sampler,
+                            seed=seed,
+                            split=split,
+                            extractor=self._space(metric),
+                            std=metric.std,
+                            n_reference=n_reference,
+                        )
+                    )
+            metric.reset()
         return broadcast(found, world_size)
 
-    def _references(self, rank: int, world_size: int) -> dict[Split, Reference]:
-        """Statistics of the splits that the metrics need; empty on ranks other than 0."""
-        splits: list[Split] = []
-        if self.metrics & {"fd", "kid", "precision", "recall"}:
-            splits.append("train")
-        if "fd" in self.metrics:
-            splits.append("test")
-        found = {}
-        for split in splits:
-            reference = self.statistics.get(split, self.n_reference, rank, world_size)
-            if reference is not None:
-                found[split] = reference
-        return found
+    def _name(self, metric: SampleMetric) -> str:
+        on_pixels = metric.needs == "images"
+        return metric.name if on_pixels else metric_name(metric.name, self.extractor.name)
 
-    def _frechet(
-        self, collected: Collected, references: dict[Split, Reference], record: MakeMeasurement
-    ) -> Iterator[Measurement]:
-        if "fd" not in self.metrics:
-            return
-        for split, reference in references.items():
-            yield record(
-                name=self._name("fd"),
-                value=frechet_distance(collected.moments, reference.moments),
-                n=collected.moments.count,
-                split=split,
-                extractor=self.extractor.name,
-                n_reference=reference.moments.count,
-            )
-
-    def _one_by_one(
-        self, collected: Collected, reference: Reference | None, record: MakeMeasurement
-    ) -> Iterator[Measurement]:
-        if reference is None:
-            return
-        features, extractor = collected.features, self.extractor.name
-        about = partial(
-            record,
-            n=len(features),
-            split="train",
-            extractor=extractor,
-            n_reference=len(reference.features),
-        )
-        if "kid" in self.metrics:
-            value, std = kid(features, reference.features)
-            yield about(name=self._name("kid"), value=value, std=std)
-        if self.metrics & {"precision", "recall"}:
-            both = zip(
-                ("precision", "recall"),
-                precision_recall(features, reference.features),
-                strict=True,
-            )
-            for name, value in both:
-                if name in self.metrics:
-                    yield about(name=self._name(name), value=value)
-
-    def _scored(self, collected: Collected, record: MakeMeasurement) -> Iterator[Measurement]:
-        if "is" not in self.metrics:
-            return
-        value, std = inception_score(collected.logits)
-        yield record(
-            name=self._name("is"),
-            value=value,
-            n=len(collected.logits),
-            split=None,
-            extractor=self.extractor.name,
-            std=std,
-        )
-
-    def _memorised(self, collected: Collected, record: MakeMeasurement) -> Iterator[Measurement]:
-        if "neighbours" not in self.metrics:
-            return
-        if self._held_out is None:
-            test = self.datamodule.batches("test", NEIGHBOUR_BATCH, NEIGHBOUR_QUERIES)
-            self._held_out = self.neighbours(torch.cat(list(test))).distances
-        distances = self.neighbours(collected.images).distances
-        yield record(
-            name="nn_distance_ratio",
-            value=distance_ratio(distances, self._held_out),
-            n=len(distances),
-            split="train",
-            extractor="pixels" if collected.images.ndim == 4 else "points",
-            n_reference=self.datamodule.size("train"),
-        )
-
-    def _name(self, metric: str) -> str:
-        return metric_name(metric, self.extractor.name)
+    def _space(self, metric: SampleMetric) -> str:
+        """Where distances are taken: in an extractor's features, between pixels or points."""
+        if metric.needs != "images":
+            return self.extractor.name
+        return "pixels" if self._pixels else "points"
 
     def _check_n(self, n: int, warn: bool) -> None:
-        check_n(n, self.metrics)
+        for metric, _ in self._columns:
+            check_least(n, metric.name, metric.least)
         dim = self.extractor.dim
-        if warn and "fd" in self.metrics and n < dim:
+        if warn and self.measures_frechet and n < dim:
             warnings.warn(
-                f"{self._name('fd')} of n={n} samples is biased upwards, since n is below the "
-                f"feature dimension {dim}; compare it only with values at the same n",
+                f"{metric_name('fd', self.extractor.name)} of n={n} samples is biased upwards, "
+                f"since n is below the feature dimension {dim}; compare it only with values at the "
+                "same n",
                 stacklevel=3,
             )
+
+
+class Column(NamedTuple):
+    """A metric and the split that it compares with; ``None`` where it compares with none."""
+
+    metric: SampleMetric
+    split: Split | None
+
+
+def make_metric(
+    entry: Entry | SampleMetric, extractor: FeatureExtractor, make: Make
+) -> SampleMetric:
+    """The metric that an entry of ``evaluation.metrics`` names.
+
+    Raises:
+        UserError: where there is none, or it needs class logits and the extractor has none.
+    """
+    if isinstance(entry, SampleMetric):
+        metric = entry
+    else:
+        node = node_of(entry)
+        metric = make(node)
+        if not isinstance(metric, SampleMetric):
+            raise UserError(
+                f"evaluation.metrics holds {node['_target_']}, which is a "
+                f"{type(metric).__name__} and not a subclass of "
+                "betasigma.evaluation.metrics.SampleMetric"
+            )
+    if not getattr(metric, "name", "") or getattr(metric, "needs", None) not in get_args(Needs):
+        raise UserError(
+            f"evaluation.metrics holds {type(metric).__name__}, which must set name to a string "
+            f"and needs to one of {', '.join(get_args(Needs))}"
+        )
+    if metric.needs == "logits" and metric.splits:
+        raise UserError(
+            f"evaluation.metrics holds {metric.name}, which compares logits with those of the "
+            f"splits {', '.join(metric.splits)}: these are not kept; set splits to () or needs to "
+            "features"
+        )
+    if metric.needs == "logits" and not extractor.classes:
+        raise UserError(no_logits(metric.name, extractor.name))
+    return metric
 
 
 def _scaled(progress: Progress | None, share: float) -> Progress | None:

@@ -30,7 +30,7 @@ import hashlib
 import io
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -45,6 +45,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import INCEPTION_FILES, Choice, checkpoint_dir
+from betasigma.evaluation.making import Make, make_own
+from betasigma.options.evaluation import EXTRACTORS, class_node
 
 DOWNLOAD_TIMEOUT = 30.0
 """Seconds without an answer after which a download is given up."""
@@ -53,8 +55,11 @@ DOWNLOAD_TIMEOUT = 30.0
 class FeatureExtractor(nn.Module):
     """Frozen map from images to feature vectors.
 
+    One's own is a subclass that sets the attributes and gives ``features_and_logits``; it is named
+    by ``evaluation.extractor=mylab.features.Clip``.
+
     Attributes:
-        name: how metrics on these features are called.
+        name: how metrics on these features are called; an identifier, as it is part of file names.
         dim: length of a feature vector.
         classes: number of class logits it gives too; 0 for none.
         fingerprint: hash of the weights and of the way images are fed to them; two extractors with
@@ -101,12 +106,21 @@ class FeatureExtractor(nn.Module):
 
     @property
     def float64_device(self) -> torch.device:
-        """Where float64 sums of the features are kept: there, unless that device has no float64."""
-        return self.device if self.device.type in ("cpu", "cuda") else torch.device("cpu")
+        """Where float64 sums of the features are kept."""
+        return float64_device(self.device)
 
     def train(self, mode: bool = True) -> FeatureExtractor:
         """Stay in evaluation mode, whatever module this one is part of."""
         return super().train(False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FeatureExtractor:
+        """Itself: copies of a module that measures share its frozen network."""
+        return self
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The same device, unless it has no float64."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
 class Identity(FeatureExtractor):
@@ -209,21 +223,48 @@ class EfficientNetLite0(FeatureExtractor):
         return features, self.network.get_classifier()(features)
 
 
-def build(choice: Choice, sample_shape: tuple[int, ...]) -> FeatureExtractor:
+def build(choice: Choice, sample_shape: Sequence[int], make: Make = make_own) -> FeatureExtractor:
     """The extractor that was chosen.
 
     Args:
         choice: what ``betasigma.evaluation.choice.choose`` decided.
         sample_shape: shape of one example.
+        make: builds a class of one's own from its node.
 
     Raises:
-        UserError: where the weights cannot be fetched or are not what they should be.
+        UserError: where the weights cannot be fetched or are not what they should be, or the class
+            is no extractor.
     """
+    node = class_node(choice.extractor)
+    if node is not None:
+        return _checked(make(node), node["_target_"])
     if choice.extractor == "identity":
         return Identity(torch.Size(sample_shape).numel())
     if choice.extractor == "efficientnet_lite0":
         return EfficientNetLite0()
     return InceptionV3(choice.weights or download_inception())
+
+
+def _checked(extractor: Any, target: str) -> FeatureExtractor:
+    """An extractor of one's own, as it should be."""
+    if not isinstance(extractor, FeatureExtractor):
+        raise UserError(
+            f"evaluation.extractor={target} is a {type(extractor).__name__}, not a subclass of "
+            "betasigma.evaluation.features.FeatureExtractor"
+        )
+    for attribute, kind in (("name", str), ("dim", int), ("fingerprint", str)):
+        value = getattr(extractor, attribute, None)
+        if not isinstance(value, kind) or not value:
+            raise UserError(
+                f"evaluation.extractor={target} has {attribute}={value!r}; it must set {attribute} "
+                f"to a {'positive number' if kind is int else 'string that is not empty'}"
+            )
+    if not extractor.name.isidentifier() or extractor.name in EXTRACTORS:
+        raise UserError(
+            f"evaluation.extractor={target} has name={extractor.name!r}; it must be an identifier "
+            f"other than {', '.join(EXTRACTORS)}, so that its values are told from theirs"
+        )
+    return extractor.requires_grad_(False).eval()
 
 
 def download_inception() -> Path:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from betasigma.randomness import BLOCK
 
@@ -29,6 +32,20 @@ def gather(part: T, rank: int, world_size: int) -> list[T] | None:
     parts: list[Any] | None = [None] * world_size if rank == 0 else None
     dist.gather_object(part, parts)
     return parts
+
+
+def gather_rows(part: Tensor, group: Any = None) -> list[Tensor]:
+    """Every process's part of a metric's state, by rank, on every process.
+
+    torchmetrics' own gathering, also where a process has seen nothing, so that its part has neither
+    the shape nor the type of the others.
+    """
+    kinds: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(kinds, (part.shape[1:], part.dtype) if part.numel() else None, group)
+    if part.numel() == 0 and any(kinds):
+        shape, dtype = next(kind for kind in kinds if kind)
+        part = torch.empty(0, *shape, dtype=dtype, device=part.device)
+    return gather_all_tensors(part, group)
 
 
 def broadcast(value: T, world_size: int) -> T:

@@ -89,9 +89,8 @@ def node_of(entry: Entry) -> dict[str, Any]:
 def class_node(entry: Entry) -> dict[str, Any] | None:
     """``entry`` as a node with ``_target_``, ``None`` where it names no class."""
     node = {"_target_": entry} if isinstance(entry, str) else dict(entry)
-    target = node.get("_target_")
-    dotted = isinstance(target, str) and "." in target
-    return node if dotted and all(part.isidentifier() for part in target.split(".")) else None
+    parts = str(node.get("_target_")).split(".")
+    return node if len(parts) > 1 and all(part.isidentifier() for part in parts) else None
 
 
 def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
