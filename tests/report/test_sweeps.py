@@ -53,3 +53,25 @@ def test_one_run_is_no_comparison(here: Path) -> None:
     outcome = launch("train", "-m", *TINY, "seed=1", "steps=1")
     assert outcome.status == 0, outcome.err
     assert not list(here.glob("outputs/*_sweep_*/summary.csv"))
+
+
+def test_a_study_of_ones_own(here: Path) -> None:
+    """Rows are its points in their order; a word that chooses the model as well is refused."""
+    group = here / "configs" / "depth"
+    group.mkdir(parents=True)
+    start = "# @package _global_\ndefaults:\n  - override /model: ncsn\n"
+    for point, label in enumerate(("shallow", "deep")):
+        study = f"study: {{name: depth, point: {point}, label: {label}}}\n"
+        (group / f"{label}.yaml").write_text(f"{start}{study}network: {{blocks: {point + 1}}}\n")
+    own = [word for word in TINY if not word.startswith(("network.blocks", "steps"))]
+    words = ("--config-dir", str(here / "configs"), "-m", *own, "steps=1", "+depth=deep,shallow")
+    outcome = launch("train", *words)
+    assert outcome.status == 0, outcome.err
+    (sweep,) = here.glob("outputs/*_sweep_*")
+    assert [row["run"] for row in summary(sweep)] == ["0 shallow", "1 deep"]
+    assert (sweep / "summary.png").is_file()
+
+    refused = launch("train", *words, "model=ddpm")
+    assert refused.status == 1
+    sentence = "depth=deep and model=ddpm both choose the model; leave one out"
+    assert refused.err == f"error: {sentence}\n"

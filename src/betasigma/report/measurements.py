@@ -19,7 +19,11 @@ BITS = re.compile(r"(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
 the training or the test split.
 """
 
-ERROR = "/denoising_error/log_snr_"
+DENOISING_ERROR = "denoising_error"
+"""The mean over log-SNR, as validation measures it (‖ε − ε̂‖²/d)."""
+
+AT_LOG_SNR = f"/{DENOISING_ERROR}/log_snr_"
+"""The same at one log-SNR: what its name has between ``eval`` or ``val`` and the number."""
 
 Values = dict[str, float]
 
@@ -29,10 +33,10 @@ def of_training(run: Run) -> Values:
     dimension, denoising error, seconds of training without validation and sampling.
     """
     rows = run.record.rows()
-    errors = [float(row["value"]) for row in rows if row["metric"] == "val/denoising_error"]
+    errors = [float(row["value"]) for row in rows if row["metric"] == f"val/{DENOISING_ERROR}"]
     found = distances_and_bits(rows, "val")
     if errors:
-        found["denoising_error"] = errors[-1]
+        found[DENOISING_ERROR] = errors[-1]
     seconds = _training_seconds(run)
     return {**found, "training s": seconds} if seconds else found
 
@@ -88,10 +92,11 @@ def error_curve(run: Run) -> dict[float, float]:
     """Denoising error by log-SNR as it was last measured: by an evaluation, or else in training."""
     recorded = run.record.rows()
     for prefix in ("eval", "val"):
-        rows = [row for row in recorded if row["metric"].startswith(prefix + ERROR)]
+        rows = [row for row in recorded if row["metric"].startswith(prefix + AT_LOG_SNR)]
         if rows:
             return {
-                float(r["metric"].removeprefix(prefix + ERROR)): float(r["value"]) for r in rows
+                float(r["metric"].removeprefix(prefix + AT_LOG_SNR)): float(r["value"])
+                for r in rows
             }
     return {}
 

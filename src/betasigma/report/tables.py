@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from betasigma.display import Display
-from betasigma.report.measurements import DISTANCE
+from betasigma.report.measurements import DENOISING_ERROR, DISTANCE
 from betasigma.report.plots import draw_results
 from betasigma.report.rows import Row, rows_of_evaluations, rows_of_settings
 from betasigma.report.runs import Run
@@ -40,6 +40,7 @@ def report_runs(runs: Sequence[Run], out: Path) -> None:
     panels = {
         "Fréchet distance": [c for c in columns if is_distance(c)],
         "bits per dimension": [c for c in columns if is_bits(c)],
+        "denoising error ‖ε − ε̂‖²/d": [c for c in columns if c == DENOISING_ERROR],
     }
     if draw_results(rows, panels, out / "summary.png"):
         display.line(f"plot    {out}/summary.png")
