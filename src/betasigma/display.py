@@ -1,6 +1,6 @@
-"""What a person sees while something runs: a live bar on a terminal, plain lines in a job's log.
+"""Progress and results on the screen: a live bar on a terminal, plain lines in a job's log.
 
-Every line also goes to the logger ``betasigma``, which Hydra writes to the run directory's log.txt.
+Every line also goes to the logger ``betasigma``, which Hydra writes to the run's log.txt.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from rich.progress import (
 from rich.table import Table
 
 PLAIN_SECONDS = 20.0
-"""Least time between two lines about the same work in a log."""
+"""Shortest time between two lines of progress in a log."""
 
 FILE_WIDTH = 120
-"""Columns of a table that goes to a file or a pipe, which have no width of their own."""
+"""Width of a table that is written to a file or a pipe."""
 
 log = logging.getLogger("betasigma")
 log.addHandler(logging.NullHandler())
 
 
 class Display:
-    """Progress bars on a terminal, a line now and then elsewhere; silent where ``quiet``.
+    """Shows progress as bars on a terminal and as a line now and then elsewhere.
 
     Args:
-        quiet: print nothing (ranks other than the first).
+        quiet: print nothing, as on every rank except 0.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -74,7 +74,7 @@ class Display:
 
     @contextmanager
     def work(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """Show work of ``total`` units, counted; yields ``update(done, note)``."""
+        """Show progress as a count of ``total`` units; yields ``update(done, note)``."""
         with self._work(what, total, done, lambda n: f"{n}/{total}") as update:
             yield update
 
@@ -84,30 +84,30 @@ class Display:
     ) -> Iterator[Callable[[int, str], None]]:
         start = last = time.monotonic()
 
-        def tell(n: int, note: str) -> None:
+        def print_line(n: int, note: str) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < PLAIN_SECONDS and n < total:
                 return
             last = now
             left = (total - n) * (now - start) / max(1, n - done)
-            say = self._log if self._live else self.line
-            say(f"{what} {count(n)}  {note}  {_clock(left)} left")
+            write = self._log if self._live else self.line
+            write(f"{what} {count(n)}  {note}  {_clock(left)} left")
 
         if not self._live:
-            yield tell
+            yield print_line
             return
         with self._bar(what, total, done, count(done)) as task:
 
             def update(n: int, note: str) -> None:
                 self._progress.update(task, completed=n, note=note, count=count(n))
-                tell(n, note)
+                print_line(n, note)
 
             yield update
 
     @contextmanager
     def share(self, what: str) -> Iterator[Callable[[float], None]]:
-        """Show work told in shares of the whole, in percent; yields ``advance(share)``."""
+        """Show progress in percent; yields ``advance(share)``, which adds a share of the whole."""
         total, done = 1000, 0.0
         with self._work(what, total, 0, lambda n: f"{100 * n // total} %") as update:
 
@@ -145,7 +145,7 @@ def warn(text: str) -> None:
 
 
 def plain_warnings() -> None:
-    """Show Python's warnings as one line each, without the code that gave them."""
+    """Print each of Python's warnings as one line, without the source line that raised it."""
     warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
 
 

@@ -1,4 +1,4 @@
-"""Where and how a model computes: device, precision, memory format, threads, the allocator."""
+"""Device, precision, memory format, threads and memory allocator of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Config = dict[str, Any]
 
 
 def precision_of(hardware: Config) -> torch.dtype | None:
-    """dtype of the network's arithmetic; ``auto`` is bf16 where the processor computes in it."""
+    """dtype of the network's arithmetic; ``auto`` is bf16 if the processor supports it."""
     wanted = str(hardware["precision"])
     if wanted == "auto":
         wanted = "bf16" if _computes_bf16(hardware["accelerator"]) else "32"
@@ -34,10 +34,10 @@ def _computes_bf16(accelerator: str) -> bool:
 
 
 def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
-    """Give the weights the memory format that the hardware config names, PyTorch its threads and,
-    on a CPU, the process its allocator's settings.
+    """Set the memory format of the weights and the number of threads and, on a CPU, tune the
+    allocator.
 
-    ``auto`` is channels_last on GPUs only: on CPUs native group normalisation makes it slower.
+    ``channels_last=auto`` is true on GPUs only: on CPUs it makes group normalisation slower.
     """
     if hardware["threads"]:
         torch.set_num_threads(hardware["threads"])
@@ -53,32 +53,32 @@ def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what tensors free for the next ones, instead of returning it.
+    """Make the C library keep freed memory for the next tensors instead of returning it.
 
-    A step frees the same large tensors that the next one asks for. glibc returns them to the
-    system, which clears every page anew, and that takes up to a fifth of a step on a CPU. Other C
-    libraries are left as they are.
+    A step frees the large tensors that the next step allocates again. glibc returns them to the
+    system, which then clears every page: up to a fifth of a step on a CPU. Other C libraries are
+    left as they are.
     """
-    settle = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if settle is not None:
-        settle(M_MMAP_MAX, 0)
-        settle(M_TRIM_THRESHOLD, -1)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Parameters of ``mallopt`` (malloc.h): free memory at the heap's end beyond which it is returned,
-−1 for never; and how many tensors may have a mapping of their own.
+"""Parameters of ``mallopt`` (malloc.h): the free memory at the heap's end that is returned to the
+system, −1 for never; and how many tensors may have a mapping of their own.
 """
 
 
 def move_to_device(denoiser: nn.Module, hardware: Config) -> torch.device:
-    """Put a denoiser where the hardware config says, for use outside the Trainer.
+    """Move a denoiser to the device of the hardware config, for use outside the Trainer.
 
     Returns:
         The device.
 
     Raises:
-        UserError: where a GPU is asked for and there is none.
+        UserError: if a GPU is asked for and there is none.
     """
     gpu = _uses_gpu(hardware)
     if hardware["accelerator"] == "gpu" and not gpu:

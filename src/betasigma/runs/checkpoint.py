@@ -1,4 +1,4 @@
-"""Writing and reading checkpoints: atomic, plain, complete.
+"""Checkpoints: whole files of plain tensors and plain containers.
 
 A checkpoint holds plain tensors and plain containers only and loads with ``weights_only=True``, so
 a stranger's file cannot run code. At any instant the file is the old checkpoint or the new one,
@@ -23,10 +23,10 @@ MOMENTS = "moments"
 
 
 def save(checkpoint: dict[str, Any], path: str | Path) -> None:
-    """Write ``checkpoint``, which has its header under ``"betasigma"``, to ``path`` atomically.
+    """Write ``checkpoint``, with its header under ``"betasigma"``, to ``path``.
 
     Raises:
-        OSError: where it cannot be written; a checkpoint already at ``path`` is untouched.
+        OSError: if it cannot be written; a checkpoint already at ``path`` is then untouched.
     """
     with replace_file(path) as partial:
         torch.save(checkpoint, partial)
@@ -34,10 +34,10 @@ def save(checkpoint: dict[str, Any], path: str | Path) -> None:
 
 
 def read(path: str | Path, key: str = "run") -> dict[str, Any]:
-    """Contents of a checkpoint, tensors on the CPU. Executes nothing that the file holds.
+    """Contents of a checkpoint, with tensors on the CPU. Nothing in the file is executed.
 
     Raises:
-        UserError: where it is not plain tensors and containers; see also
+        UserError: if it has more than plain tensors and containers; see also
             :func:`betasigma.runs.header.read_header`.
     """
     header = read_header(Path(path), key)
@@ -45,7 +45,7 @@ def read(path: str | Path, key: str = "run") -> dict[str, Any]:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception:  # what a foreign pickle raises depends on where it is foreign
+    except Exception:  # a foreign pickle may raise anything
         contents = None
     if not isinstance(contents, dict) or not isinstance(contents.get("state_dict"), dict):
         raise not_plain(path, key)

@@ -1,4 +1,4 @@
-"""Run directories: where a run lives and what it leaves. No heavy imports."""
+"""Run directories: their names, how to find them, and what ran in them. No heavy imports."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ PACKAGES = (
 
 
 def new_directory(name: str) -> str:
-    """Name of a directory for a new run that no other run, however close in time, will choose."""
+    """Directory for a new run. Two runs that start at the same time get different ones."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
     return str(OUTPUTS / f"{stamp}_{name}_{secrets.token_hex(3)}")
 
 
 def short(path: Path) -> Path:
-    """``path`` relative to the working directory where it is inside."""
+    """``path`` relative to the working directory if it is inside, else unchanged."""
     try:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
@@ -49,13 +49,13 @@ def short(path: Path) -> Path:
 
 
 def job_number(run: Path) -> tuple[int, str]:
-    """What the run directories of a sweep are sorted by: the number that their names begin with."""
+    """Sort key of a sweep's run directories: the number that the name begins with."""
     digits = re.match(r"\d+", run.name)
     return (int(digits[0]) if digits else sys.maxsize, run.name)
 
 
 def newest_run(matches: Any) -> Path | None:
-    """Newest run directory with a checkpoint for whose config ``matches(config)`` holds."""
+    """The newest run directory that has a checkpoint and a config with ``matches(config)``."""
     from omegaconf import DictConfig, OmegaConf
 
     checkpoints = sorted(
@@ -65,7 +65,7 @@ def newest_run(matches: Any) -> Path | None:
         try:
             config = OmegaConf.load(checkpoint.parents[1] / "config.yaml")
         except (OSError, ValueError, YAMLError):
-            continue  # no run of ours, or one that was cut off while it began
+            continue  # not a run of ours, or one that was cut off at its start
         if isinstance(config, DictConfig) and matches(config):
             return checkpoint.parents[1]
     return None
@@ -89,7 +89,7 @@ def describe_environment(overrides: list[str]) -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, str] | None:
-    """Commit, branch and whether files differ from it; ``None`` outside a repository."""
+    """Commit, branch and changed files; ``None`` outside a repository."""
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -112,7 +112,7 @@ def git_state(folder: Path) -> dict[str, str] | None:
 
 
 def version(package: str) -> str | None:
-    """Version of an installed package; ``None`` where it is not."""
+    """Version of a package; ``None`` if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""What a checkpoint is, read without PyTorch.
+"""The header of a checkpoint, read without PyTorch.
 
-A checkpoint is the zip archive that ``torch.save`` writes plus one small JSON record: format
-number, version, step, seed and the resolved config. The record lets the command line refuse a
-damaged or foreign file, and choose what to continue, in milliseconds.
+A checkpoint is the zip archive that ``torch.save`` writes, plus one small JSON record: format
+number, version, step, seed and the resolved config. With the record the command line refuses a
+damaged or foreign file, and finds the run to continue, in milliseconds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 from betasigma.errors import UserError
 
 FORMAT = 1
-"""Number of the checkpoint format that this version writes; it reads this one and older ones."""
+"""Checkpoint format that this version writes. It reads this format and older ones."""
 
 RECORD = "betasigma.json"
 LARGEST_RECORD = 16 * 2**20
-"""Bytes of the record; a config has some thousands."""
+"""Largest size of the record in bytes; a config has a few thousand."""
 
 FIELDS = {"version": str, "step": int, "seed": int, "value_range": list, "config": dict}
-"""What a header holds beside its format number."""
+"""Fields of a header besides its format number."""
 
 
 def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> Path:
@@ -89,13 +89,14 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
 
 @lru_cache(maxsize=16)
 def _checked_record(path: Path, state: tuple[int, ...]) -> bytes | None:
-    """The JSON record of an archive, of which every byte has been compared with its checksum: once
-    for each state of the file, since that takes as long as reading it.
+    """The JSON record of an archive, after every byte of the archive is compared with its checksum.
+
+    That takes as long as reading the file, so it is done once for each state of the file.
 
     Returns:
-        ``None`` where the archive is not one that this module has completed: it has no record, or
-        one too large, or something in it is compressed, as ``torch.save`` does not (and would take
-        more memory than the file's size).
+        ``None`` if this package has not written the archive: it has no record, the record is too
+        large, or an entry is compressed. ``torch.save`` compresses nothing, and a compressed entry
+        could take more memory than the file's size.
 
     Raises:
         zipfile.BadZipFile: where it is damaged.
@@ -112,18 +113,17 @@ def _checked_record(path: Path, state: tuple[int, ...]) -> bytes | None:
 
 
 PLAIN = ("torch", "collections", "_codecs")
-"""Modules from which ``torch.save`` names what a file of plain tensors and containers is made of.
-"""
+"""Modules that ``torch.save`` names in a file of plain tensors and containers."""
 
 
 def check_plain(path: Path, key: str = "run") -> None:
-    """Refuse a checkpoint that names code from elsewhere, without executing or importing anything.
+    """Refuse a checkpoint that names foreign code, without executing or importing anything.
 
-    What decides is ``weights_only=True`` where the checkpoint is read; this tells a stranger's file
-    before anything is started for it.
+    ``weights_only=True`` refuses it too when the checkpoint is read. This check comes earlier,
+    before anything is started for a stranger's file.
 
     Args:
-        path: of a checkpoint whose header could be read.
+        path: a checkpoint whose header could be read.
         key: the config key that named it.
 
     Raises:
@@ -148,8 +148,8 @@ def not_plain(path: str | Path, key: str) -> UserError:
 
 
 def _named(content: bytes) -> Iterator[str]:
-    """Every ``module name`` that a pickle of protocol 2 or 3 would import; ``""`` for what only
-    other protocols have and ``torch.save`` does not write.
+    """Every ``module name`` that a pickle of protocol 2 or 3 would import; ``""`` for an opcode of
+    another protocol, which ``torch.save`` does not write.
     """
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name == "GLOBAL":

@@ -1,10 +1,9 @@
-"""metrics.csv: the run directory's own record, of which every dashboard is a view.
+"""metrics.csv: the run directory's own record. Every dashboard is a view of it.
 
-One row a value, flushed as it is written: ``step, time, metric, value`` and, where a value was
-measured on samples, what it was measured with (``CONTEXT``). The long format holds both families
-and every metric without columns that come and go, and a killed run has lost nothing but its last
-row. A file of an earlier version lacks the later columns: they are read as empty, and added before
-a row is.
+Each value is one row, written at once: ``step, time, metric, value``. A value that was measured on
+samples also has what it was measured with (``CONTEXT``). With one row a value, the columns are the
+same for every metric, and a killed run loses at most its last row. A file of an earlier version
+lacks the later columns: they are read as empty, and added before the next row is written.
 
 ``n``: samples; ``nfe``: network evaluations of each; ``sampler``, ``seed``: how they were drawn;
 ``split``, ``extractor``: what they were compared with; ``std``: over the
@@ -35,7 +34,7 @@ class Record:
     """Appends to a metrics file, and reads it back.
 
     Args:
-        path: the file; it is created with its header at the first row.
+        path: the file; the first row creates it, with its header.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,7 +57,7 @@ class Record:
             writer.writerows([step, now, name, value, *extra] for name, value in values.items())
 
     def truncate(self, step: int) -> None:
-        """Forget rows after ``step``: a resumed run measures those again."""
+        """Remove the rows after ``step``, which a resumed run measures again."""
         if not self.path.exists():
             return
         self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
@@ -78,7 +77,7 @@ class Record:
             return []
         with self.path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            whole = [row for row in reader if _whole(row, reader.fieldnames or [])]
+            whole = [row for row in reader if _complete(row, reader.fieldnames or [])]
         return [{name: row.get(name, "") for name in COLUMNS} for row in whole]
 
     def _columns(self) -> list[str]:
@@ -101,8 +100,8 @@ def format_settings(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in typed.items())
 
 
-def _whole(row: dict[str, Any], columns: Sequence[str]) -> bool:
-    """Whether a row was written to its end (a killed process can leave half a line)."""
+def _complete(row: dict[str, Any], columns: Sequence[str]) -> bool:
+    """Whether a row is complete: a killed process can leave half a line."""
     if None in row or any(row.get(name) is None for name in columns):
         return False
     try:

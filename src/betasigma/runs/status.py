@@ -1,8 +1,7 @@
-"""What became of a run: ``status.json``, and a traceback in ``error.txt`` where it failed. No heavy
-imports.
+"""How a run ended: ``status.json``, and ``error.txt`` with its traceback. No heavy imports.
 
-A job on a cluster has no terminal, and its launcher brings back an exception without its stack. So
-every run, wherever it runs, says in its own directory how it ended.
+A job on a cluster has no terminal, and the launcher returns an exception without its stack. So
+every run writes into its own directory how it ended.
 """
 
 from __future__ import annotations
@@ -26,20 +25,20 @@ RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "inter
 
 @contextmanager
 def recorded(run: Path) -> Iterator[None]:
-    """Keep ``status.json`` of ``run`` true while something is done in it.
+    """Record in ``status.json`` of ``run`` whether the block runs, finishes, fails or is stopped.
 
-    Of a run's processes the first says that it runs and has finished; whichever fails says that it
-    failed, with its traceback in a file of its own, and the first failure stays.
+    Rank 0 records that the run has started and finished. A rank that fails records that and writes
+    its traceback to a file of its own. The first failure is kept.
     """
     first = process_rank() == 0
     if first:
         for stale in run.glob("error*.txt"):
             stale.unlink()
-        _write(run, {"status": RUNNING, "started": _now(), **_place()})
+        _write(run, {"status": RUNNING, "started": _now(), **_machine()})
     try:
         yield
     except Exception as error:
-        with suppress(OSError):  # a full disk must not hide what happened
+        with suppress(OSError):  # a full disk must not hide the error
             error_file(run).write_text(traceback.format_exc(), encoding="utf-8")
         _end(run, FAILED, summary(error))
         raise
@@ -51,7 +50,7 @@ def recorded(run: Path) -> Iterator[None]:
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """What ``status.json`` says; ``{}`` where there is none."""
+    """The content of ``status.json``; ``{}`` if there is none."""
     try:
         content = json.loads((run / STATUS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -60,14 +59,14 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def error_file(run: Path) -> Path:
-    """Where this process leaves the traceback of its failure."""
+    """Where this process writes the traceback of its failure."""
     rank = process_rank()
     return run / ("error.txt" if rank == 0 else f"error_rank{rank}.txt")
 
 
 def process_rank() -> int:
-    """This process's rank among those of its run, as launchers tell it before there is a
-    Trainer.
+    """Rank of this process in its run, from the launcher's environment variables: it is needed
+    before there is a Trainer.
     """
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
         if os.environ.get(name, "").isdigit():
@@ -93,7 +92,7 @@ def _write(run: Path, content: dict[str, Any]) -> None:
         write_json(run / STATUS, content)
 
 
-def _place() -> dict[str, Any]:
+def _machine() -> dict[str, Any]:
     job = os.environ.get("SLURM_JOB_ID")
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"

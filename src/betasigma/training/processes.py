@@ -1,9 +1,9 @@
-"""A run's other processes, where it has several devices.
+"""The other processes of a run on several devices.
 
-On one machine Lightning starts them by running the command line again, in the run's directory. What
-is run again must be this run and nothing else: a sweep's command line would start the sweep again,
-and ``resume=auto`` could find another run. When the run is over they must be too, since the next
-job of a sweep starts its own. (On a cluster SLURM starts and ends them.)
+On one machine Lightning starts them: it runs the command line again, in the run directory. That
+command line must mean this run and no other. A sweep's would start the whole sweep again, and
+``resume=auto`` might find another run. The processes must end with the run, because the next job of
+a sweep starts its own. On a cluster SLURM starts and ends them.
 """
 
 from __future__ import annotations
@@ -25,66 +25,67 @@ from pytorch_lightning import Trainer
 from betasigma.runs.command import subcommand
 
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""Of the environment, by which Lightning's processes know their place."""
+"""Environment variables that tell Lightning's processes their rank and world size."""
 
 EXIT_TIMEOUT = 60.0
-"""Seconds that the others have to end by themselves."""
+"""Seconds that the other processes have to end by themselves."""
 
 
 @contextmanager
 def launched_processes(trainer: Trainer, run: Path, resume: str | None) -> Iterator[None]:
-    """Let ``trainer`` start this run's other processes inside, and be alone again afterwards.
+    """Inside the block ``trainer`` may start the run's other processes; at its end they end.
 
     Args:
         trainer: of this process.
-        run: directory of the run.
-        resume: checkpoint that is continued.
+        run: the run directory.
+        resume: the checkpoint that is continued.
     """
-    arguments, places = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
-    sys.argv = [arguments[0], *subcommand(), *_words(resume)]
-    _name_directory(run)
+    arguments, variables = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
+    sys.argv = [arguments[0], *subcommand(), *_overrides_of_this_run(resume)]
+    _set_run_directory(run)
     try:
         yield
         trainer.strategy.barrier()
     except BaseException:
-        _dismiss(trainer, kill=True)
+        _end_processes(trainer, terminate=True)
         raise
     finally:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        _dismiss(trainer)
+        _end_processes(trainer)
         sys.argv = arguments
-        for name, value in places.items():
+        for name, value in variables.items():
             if value is None:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
 
-def _words(resume: str | None) -> list[str]:
-    """The command line of this run alone."""
-    words = sys.argv[1:]
+def _overrides_of_this_run(resume: str | None) -> list[str]:
+    """The overrides that start this run and no other."""
+    overrides = sys.argv[1:]
     if HydraConfig.get().mode == RunMode.MULTIRUN:
-        words = list(HydraConfig.get().overrides.task)
+        overrides = list(HydraConfig.get().overrides.task)
     if resume is not None:
-        words = [word for word in words if not word.startswith("resume=")] + [f"resume='{resume}'"]
-    return words
+        others = [override for override in overrides if not override.startswith("resume=")]
+        overrides = [*others, f"resume='{resume}'"]
+    return overrides
 
 
-def _name_directory(run: Path) -> None:
-    """Say in Hydra's config where the run is: Lightning looks there."""
+def _set_run_directory(run: Path) -> None:
+    """Set the run directory in Hydra's config, where Lightning reads it."""
     config: Any = HydraConfig.instance().cfg
     with read_write(config.hydra):
         config.hydra.run.dir = str(run)
 
 
-def _dismiss(trainer: Trainer, kill: bool = False) -> None:
-    """Wait for the processes that this one has started, or end them."""
+def _end_processes(trainer: Trainer, terminate: bool = False) -> None:
+    """Wait until the processes that this one has started end; ``terminate`` asks them to."""
     started: list[subprocess.Popen[bytes]] = getattr(trainer.strategy.launcher, "procs", [])
     others = list(started)
-    started.clear()  # Lightning watches this list, and would end this process with them
+    started.clear()  # Lightning watches this list and would end this process with them
     for process in others:
-        if kill:
+        if terminate:
             process.terminate()
     for process in others:
         try:
