@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
@@ -128,17 +129,12 @@ class DiffusionModule(MeasuredModule):
         if compile:
             for model in (denoiser, self.average):
                 compile_in_place(model.network, cuda_graphs=compile == "cuda_graphs")
-        self._bins = min(BINS, denoiser.schedule.levels)
-        # no buffers: DistributedDataParallel would overwrite each rank's with the first one's
-        self._sums, self._loss = torch.zeros(2, self._bins), torch.zeros(2)
+        self.training_loss = TrainingLoss(min(BINS, denoiser.schedule.levels))
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.denoiser.parameters())
         schedule = self._learning_rate(optimizer, self._warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_train_start(self) -> None:
-        self._sums, self._loss = self._sums.to(self.device), self._loss.to(self.device)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         step, index = batch["step"], batch["index"]
@@ -146,7 +142,7 @@ class DiffusionModule(MeasuredModule):
         seed_global("dropout", self._seed, step, int(index[0]), device=self.device)
         rng = Stream("train", self._seed, step, indices=index, device=self.device)
         terms = self.objective.loss(self.denoiser, batch["x"], self.labels(batch), rng)
-        self._tally(terms.per_sample, terms.t)
+        self.training_loss.update(terms.per_sample, terms.t)
         return terms.loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -171,28 +167,43 @@ class DiffusionModule(MeasuredModule):
 
         To be called by all ranks together.
         """
-        gathered = self.all_gather(torch.cat([self._loss[:, None], self._sums], dim=1))
-        assert isinstance(gathered, Tensor)
-        (total, *sums), (count, *counts) = gathered.reshape(-1, 2, 1 + self._bins).sum(0).tolist()
-        self._loss.zero_()
-        self._sums.zero_()
-        if not count:
+        if not self.training_loss.update_called:
             return {}
-        metrics = {"train/loss": total / count}
+        metrics: dict[str, float] = self.training_loss.compute()
+        self.training_loss.reset()
+        return metrics
+
+
+class TrainingLoss(Metric):
+    """Mean training loss: of all examples and of each part of the noise levels.
+
+    Sums stay on the device: nothing is read back until they are logged. (They are no buffers:
+    DistributedDataParallel would overwrite each rank's with the first one's.)
+
+    Args:
+        parts: number of equal parts of the times (0, 1].
+    """
+
+    full_state_update = False
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.add_state("sums", torch.zeros(parts), dist_reduce_fx="sum")
+        self.add_state("counts", torch.zeros(parts), dist_reduce_fx="sum")
+
+    def update(self, per_sample: Tensor, t: Tensor) -> None:
+        """Take in the losses of examples at times t, both ``(b,)``."""
+        part = ((t * self.parts - 1e-9).ceil().long() - 1).clamp(0, self.parts - 1)
+        part = part.to(self.device, non_blocking=True)
+        self.sums.index_add_(0, part, per_sample.float())
+        self.counts.index_add_(0, part, torch.ones_like(per_sample, dtype=torch.float32))
+
+    def compute(self) -> dict[str, float]:
+        """``train/loss``, and ``train/loss_by_noise/<part>`` of the parts that had examples."""
+        sums, counts = torch.stack([self.sums, self.counts]).tolist()
+        metrics = {"train/loss": sum(sums) / sum(counts)}
         for part, (loss, examples) in enumerate(zip(sums, counts, strict=True), start=1):
             if examples:
                 metrics[f"train/loss_by_noise/{part:02d}"] = loss / examples
         return metrics
-
-    def _tally(self, per_sample: Tensor, t: Tensor) -> None:
-        """Add to the running sums on the device: nothing is read back until it is logged.
-
-        ``_loss`` is the sum of the losses and the number of examples, ``_sums`` the same for each
-        part of the noise levels.
-        """
-        part = ((t * self._bins - 1e-9).ceil().long() - 1).clamp(0, self._bins - 1)
-        part = part.to(self.device, non_blocking=True)
-        self._sums[0].index_add_(0, part, per_sample.float())
-        self._sums[1].index_add_(0, part, torch.ones_like(per_sample, dtype=torch.float32))
-        self._loss[0] += per_sample.sum()
-        self._loss[1] += len(per_sample)
