@@ -19,6 +19,17 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.denoiser import Denoiser as Denoiser
     from betasigma.denoiser import Guided as Guided
     from betasigma.denoiser import Prediction as Prediction
+    from betasigma.evaluation.evaluator import Evaluator as Evaluator
+    from betasigma.evaluation.features import EfficientNetLite0 as EfficientNetLite0
+    from betasigma.evaluation.features import FeatureExtractor as FeatureExtractor
+    from betasigma.evaluation.features import InceptionV3 as InceptionV3
+    from betasigma.evaluation.metrics import FrechetDistance as FrechetDistance
+    from betasigma.evaluation.metrics import InceptionScore as InceptionScore
+    from betasigma.evaluation.metrics import KernelDistance as KernelDistance
+    from betasigma.evaluation.metrics import NeighbourRatio as NeighbourRatio
+    from betasigma.evaluation.metrics import Precision as Precision
+    from betasigma.evaluation.metrics import Recall as Recall
+    from betasigma.evaluation.metrics import SampleMetric as SampleMetric
     from betasigma.networks.mlp import MLP as MLP
     from betasigma.networks.unet import UNet as UNet
     from betasigma.oracles import EmpiricalDenoiser as EmpiricalDenoiser
@@ -45,6 +56,17 @@ _HOMES = {
     "Denoiser": "denoiser",
     "Guided": "denoiser",
     "Prediction": "denoiser",
+    "Evaluator": "evaluation.evaluator",
+    "EfficientNetLite0": "evaluation.features",
+    "FeatureExtractor": "evaluation.features",
+    "InceptionV3": "evaluation.features",
+    "FrechetDistance": "evaluation.metrics",
+    "InceptionScore": "evaluation.metrics",
+    "KernelDistance": "evaluation.metrics",
+    "NeighbourRatio": "evaluation.metrics",
+    "Precision": "evaluation.metrics",
+    "Recall": "evaluation.metrics",
+    "SampleMetric": "evaluation.metrics",
     "MLP": "networks.mlp",
     "UNet": "networks.unet",
     "EmpiricalDenoiser": "oracles",

@@ -153,7 +153,7 @@ def test_a_killed_process_resumes_to_the_same_bits(here: Path, whole: Callable[.
     """SIGKILL in the middle of step 9, with the gradients of its first half accumulated."""
     script = f"""
 import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from betasigma.modules import DiffusionModule
 from launching import Launch, TINY, launch
 

@@ -5,6 +5,8 @@ import copy
 import io
 import multiprocessing
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
 from betasigma.errors import UserError
+from betasigma.evaluation.evaluator import Evaluator
 from betasigma.evaluation.features import FeatureExtractor, Identity
 from betasigma.evaluation.metrics import (
     FrechetDistance,
@@ -303,3 +306,21 @@ def test_two_processes_measure_what_one_does(images, tmp_path, cut):
         assert found[0][name] == pytest.approx(expected, rel=1e-6), name
     alone = NeighbourRatio(lambda: [real[:30]], lambda: [real[:9] + 1])
     assert found[0]["nn"] == pytest.approx(float(both(alone, samples, real).compute()))
+
+
+def test_the_page_runs(images, tensor_data, capsys):
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    alone, own = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict = {}
+    exec(alone, names)
+    fd, kid, std = map(float, capsys.readouterr().out.split())
+    assert fd > 0
+    assert kid > std > 0
+    exec(own, names)
+    data = tensor_data(images(90, 0, size=4), images(60, 1, size=4))
+    evaluator = Evaluator(Identity(48), data, [names["SlicedWasserstein"](64)])
+    near, far = (
+        evaluator.evaluate_images(x)[0] for x in (data.splits["test"], data.splits["test"] // 2)
+    )
+    assert (near.name, near.n, near.n_reference) == ("sliced_wasserstein", 60, 90)
+    assert near.value < far.value

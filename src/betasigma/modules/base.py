@@ -185,6 +185,8 @@ class TrainingLoss(Metric):
     """
 
     full_state_update = False
+    sums: Tensor
+    counts: Tensor
 
     def __init__(self, parts: int) -> None:
         super().__init__()
