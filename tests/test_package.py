@@ -117,6 +117,22 @@ def test_what_is_imported_is_declared(folders: tuple[str, ...], extras: tuple[st
     assert not missing
 
 
+CHOSEN_BY_NAME = {
+    "hydra-submitit-launcher": "hydra/launcher: submitit_slurm",
+    "hydra-optuna-sweeper": "hydra/sweeper=optuna",
+    "hydra-joblib-launcher": "hydra/launcher=joblib",
+    "tensorboard": "logger=tensorboard",
+}
+"""What a config or a command line names instead of importing it, and how."""
+
+
+def test_what_is_declared_is_imported_or_named() -> None:
+    used = set().union(*distributions(imported(ROOT / "src")).values())
+    texts = [p.read_text("utf-8") for p in [*ROOT.glob("conf/**/*.yaml"), ROOT / "README.md"]]
+    named = {name for name, words in CHOSEN_BY_NAME.items() if any(words in t for t in texts)}
+    assert declared("tensorboard", "search") <= used | named
+
+
 def test_the_constraints_are_versions_that_the_project_accepts() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
