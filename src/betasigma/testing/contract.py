@@ -1,0 +1,61 @@
+"""How a contract is asserted, and how its failure reads.
+
+A check raises at the first contract that does not hold, in one sentence: what was expected, what
+was found, and where the contract is explained. An exception inside the code that is checked is not
+caught: its traceback is what its author needs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PAGE = "docs/conformance.md"
+"""Explains every contract by its name."""
+
+TOLERANCE = 1e-4
+"""Relative difference up to which float32 results count as equal: kernels sum in an order that
+depends on the size of a batch."""
+
+
+class ContractError(AssertionError):
+    """A contract that does not hold, in one sentence.
+
+    Attributes:
+        contract: its name, ``noun.what``, as ``docs/conformance.md`` lists it.
+    """
+
+    def __init__(self, contract: str, expected: str, found: str) -> None:
+        self.contract = contract
+        super().__init__(f"expected {expected}, but {found} (contract {contract}, see {PAGE})")
+
+
+def require(holds: bool, contract: str, expected: str, found: str) -> None:
+    """Raise a :class:`ContractError` unless ``holds``.
+
+    Args:
+        holds: whether the contract is kept.
+        contract: its name.
+        expected, found: complete the sentence "expected …, but …".
+    """
+    if not holds:
+        raise ContractError(contract, expected, found)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest |a − b| in units of the largest |b| (of 1 where that is smaller); ∞ where shapes
+    differ or a number is not finite.
+    """
+    if a.shape != b.shape:
+        return torch.inf
+    a, b = a.detach().double(), b.detach().double()
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        return torch.inf
+    if not a.numel():
+        return 0.0
+    return float((a - b).abs().max() / b.abs().max().clamp(min=1))
+
+
+def shape(x: Tensor) -> str:
+    """Shape and dtype as a sentence names them."""
+    return f"{str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}"

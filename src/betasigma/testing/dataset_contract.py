@@ -1,0 +1,268 @@
+"""The contract of a data set: example i is always the same, and the order is a function of the
+step.
+
+A run that is resumed, or shared among devices, sees the batches of the run that was never stopped.
+That holds if the data answer by number and nothing else: augmentation and dequantisation are the
+datamodule's, which addresses them by (seed, step, index).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.testing.contract import require, shape
+
+Examples = Dataset | np.ndarray | Tensor
+Data = Examples | Callable[[], Examples]
+
+
+def check_dataset(
+    data: Data | ImageDataModule,
+    test: Data | None = None,
+    *,
+    value_range: tuple[float, float] | None = None,
+    num_classes: int = 0,
+    most: int = 512,
+) -> None:
+    """Assert the contract of a data set.
+
+    Args:
+        data: examples ``x`` or ``(x, label)`` by number: a ``torch.utils.data.Dataset``, an array
+            or tensor of all of them, or a function that returns either; or a datamodule, which has
+            both splits. ``x`` is an image ``(C, H, W)`` or a point ``(d,)``.
+        test: the other split.
+        value_range: least and greatest value of clean data, where they are no bytes.
+        num_classes: of labels.
+        most: examples of each split that are read, evenly spaced.
+
+    Raises:
+        ContractError: at the first contract that does not hold.
+    """
+    if isinstance(data, ImageDataModule):
+        _check_datamodule(data, most)
+        return
+    splits = [data] if test is None else [data, test]
+    digests, shapes = [], []
+    for split in splits:
+        opened = _opened(split)
+        chosen = _check_length(opened, most)
+        first = _check_examples(opened, chosen, value_range, num_classes)
+        shapes.append(tuple(first.shape))
+        digests.append(_check_repeats(opened, chosen))
+        if not isinstance(split, Dataset | np.ndarray | Tensor):
+            again = [_digest(_opened(split), i) for i in chosen]
+            require(
+                again == digests[-1],
+                "dataset.content",
+                "the same examples from a second call of the function that opens the data",
+                f"{sum(a != b for a, b in zip(again, digests[-1], strict=True))} of {len(again)} "
+                f"differ",
+            )
+    if test is not None:
+        require(
+            shapes[0] == shapes[1],
+            "dataset.shape",
+            "one shape in both splits",
+            f"they are {shapes[0]} and {shapes[1]}",
+        )
+        _check_disjoint(*digests)
+
+
+def _opened(data: Data) -> Examples:
+    return data if isinstance(data, Dataset | np.ndarray | Tensor) else data()
+
+
+def _check_length(data: Examples, most: int) -> list[int]:
+    length = len(data) if hasattr(data, "__len__") else None
+    require(
+        isinstance(length, int) and length >= 1,
+        "dataset.length",
+        "a data set with a length of at least 1, so that its order can be drawn",
+        f"{type(data).__name__} has {'none' if length is None else length}",
+    )
+    assert length is not None
+    return np.unique(np.linspace(0, length - 1, min(most, length)).round()).astype(int).tolist()
+
+
+def _example(data: Examples, i: int) -> tuple[Tensor, Any]:
+    item: Any = data[i]  # type: ignore[index]
+    x, label = item if isinstance(item, tuple | list) else (item, None)
+    require(
+        isinstance(x, Tensor | np.ndarray),
+        "dataset.type",
+        "examples that are tensors or arrays, or pairs of one and a label",
+        f"example {i} is a {type(x).__name__}",
+    )
+    return torch.as_tensor(x), label
+
+
+def _check_examples(
+    data: Examples, chosen: list[int], value_range: tuple[float, float] | None, num_classes: int
+) -> Tensor:
+    first, _ = _example(data, chosen[0])
+    image = first.ndim == 3 and (first.shape[0] in (1, 3) or first.shape[2] not in (1, 3))
+    require(
+        image or first.ndim == 1,
+        "dataset.shape",
+        "images (C, H, W) or points (d,)",
+        f"example {chosen[0]} has the shape {tuple(first.shape)}",
+    )
+    for i in chosen:
+        x, label = _example(data, i)
+        require(
+            x.shape == first.shape and x.dtype == first.dtype,
+            "dataset.shape",
+            f"every example to be {shape(first)}, as example {chosen[0]} is",
+            f"example {i} is {shape(x)}",
+        )
+        _check_values(x, i, value_range)
+        _check_label(label, i, num_classes)
+    return first
+
+
+def _check_values(x: Tensor, i: int, value_range: tuple[float, float] | None) -> None:
+    if x.dtype == torch.uint8:
+        return
+    require(
+        x.dtype.is_floating_point and value_range is not None,
+        "dataset.values",
+        "bytes (uint8), or floating-point numbers with a value_range that is said",
+        f"example {i} is {shape(x)} and value_range={value_range}",
+    )
+    assert value_range is not None
+    low, high = value_range
+    require(
+        bool(((x >= low) & (x <= high)).all()),
+        "dataset.values",
+        f"finite values in value_range=[{low:g}, {high:g}]",
+        f"those of example {i} reach from {x.min():g} to {x.max():g}",
+    )
+
+
+def _check_label(label: Any, i: int, num_classes: int) -> None:
+    if num_classes == 0:
+        return
+    whole = isinstance(label, int | np.integer) or (
+        isinstance(label, Tensor) and label.ndim == 0 and not label.dtype.is_floating_point
+    )
+    require(
+        whole and 0 <= int(label) < num_classes,
+        "dataset.labels",
+        f"labels that are integers from 0 to {num_classes - 1} (num_classes={num_classes})",
+        f"that of example {i} is {label!r}",
+    )
+
+
+def _digest(data: Examples, i: int) -> str:
+    x, label = _example(data, i)
+    label = None if label is None else int(label)
+    return blake2b(x.contiguous().numpy().tobytes(), digest_size=16).hexdigest() + f" {label}"
+
+
+def _check_repeats(data: Examples, chosen: list[int]) -> list[str]:
+    digests = [_digest(data, i) for i in chosen]
+    torch.rand(1)
+    again = [_digest(data, i) for i in reversed(chosen)][::-1]
+    changed = [i for i, a, b in zip(chosen, digests, again, strict=True) if a != b]
+    require(
+        not changed,
+        "dataset.deterministic",
+        "example i to be the same whenever it is asked for, and in whatever order",
+        f"{len(changed)} of {len(chosen)} changed, example {changed[0] if changed else 0} first",
+    )
+    return digests
+
+
+def _check_disjoint(train: list[str], test: list[str]) -> None:
+    shared = {d.split()[0] for d in train} & {d.split()[0] for d in test}
+    require(
+        not shared,
+        "dataset.disjoint",
+        "no example of the test split among those of the training split",
+        f"{len(shared)} of the {len(test)} that were read are",
+    )
+
+
+class _Split(Dataset):
+    """One split of a datamodule as a data set."""
+
+    def __init__(self, data: ImageDataModule, split: Any) -> None:
+        self.source = data.source(split)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor | None]:
+        taken = self.source.take(np.array([i]))
+        label = taken.get("label")
+        return taken["image"][0], None if label is None else label[0]
+
+
+def _check_datamodule(data: ImageDataModule, most: int) -> None:
+    train, test = (_Split(data, split) for split in ("train", "test"))
+    value_range = None if data.has_pixels else (-np.inf, np.inf)
+    check_dataset(train, test, value_range=value_range, num_classes=data.num_classes, most=most)
+    kept = data.trainer
+    try:
+        _check_order(data)
+    finally:
+        data.trainer = kept
+
+
+def _batches(data: ImageDataModule, step: int, accumulate: int = 1) -> Iterator[dict[str, Any]]:
+    """Training batches as they come to a device, from a step on."""
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        global_step=step,
+        accumulate_grad_batches=accumulate,
+        world_size=1,
+        global_rank=0,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    for batch in data.train_dataloader():
+        yield data.prepare_batch(batch)
+
+
+def _check_order(data: ImageDataModule) -> None:
+    whole = [batch for batch, _ in zip(_batches(data, 0), range(4), strict=False)]
+    low, high = data.value_range
+    for batch in whole:
+        x = batch["x"]
+        require(
+            x.dtype == torch.float32 and tuple(x.shape[1:]) == tuple(data.sample_shape),
+            "dataset.batch",
+            f"x in float32 of shape (b, *{tuple(data.sample_shape)})",
+            f"it is {shape(x)}",
+        )
+        slack = 0.01 * (high - low) if data.has_pixels else np.inf
+        require(
+            bool((x >= low - slack).all() and (x <= high + slack).all()),
+            "dataset.batch",
+            f"x in value_range=[{low:g}, {high:g}]",
+            f"it reaches from {x.min():g} to {x.max():g}",
+        )
+    later = [batch for batch, _ in zip(_batches(data, 2), range(2), strict=False)]
+    pairs = list(zip(whole[2:], later, strict=True))
+    require(
+        all(a["step"] == b["step"] and torch.equal(a["x"], b["x"]) for a, b in pairs),
+        "dataset.order",
+        "the batches of a run that starts at step 2 to be those of one that came there",
+        "they differ",
+    )
+    if data.batch_size % 2:
+        return
+    halves = [batch["x"] for batch, _ in zip(_batches(data, 0, 2), range(2), strict=False)]
+    require(
+        torch.equal(torch.cat(halves), whole[0]["x"]),
+        "dataset.shares",
+        "a step's batch to be the same however it is divided into micro-batches",
+        "two halves are not the whole",
+    )

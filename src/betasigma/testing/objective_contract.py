@@ -1,0 +1,223 @@
+"""The contract of an objective: a function of (seed, step, index), least at the exact denoiser.
+
+The last is what makes it an objective of this framework: whatever it weighs and however it draws
+its times, no denoiser may score better in expectation than E[x_0 | x_t]. It is tested on a mixture
+of Gaussians, where that is known: the gradient of the expected loss there is zero to Monte Carlo
+error along three directions, and going along any of them costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from betasigma.denoiser import Denoiser
+from betasigma.networks.mlp import MLP
+from betasigma.objectives import LossTerms
+from betasigma.oracles import GaussianMixture
+from betasigma.preconditioning import Preconditioning
+from betasigma.randomness import Stream
+from betasigma.schedules import NoiseSchedule
+from betasigma.testing.contract import TOLERANCE, difference, require, shape
+from betasigma.testing.probes import SCHEDULES, BesideTheTruth, mixture, told
+
+ROUNDS, BATCH = 48, 64
+"""Batches of the Monte Carlo estimate and their size."""
+ERRORS = 5.0
+"""Standard errors that an estimate may be off: once in a million by chance."""
+STEP = 0.3
+"""How far to go from the exact denoiser, in units of ε."""
+
+
+class Loss(Protocol):
+    """What is asked of an objective."""
+
+    def loss(self, denoiser: Denoiser, x0: Tensor, y: Tensor | None, rng: Stream) -> LossTerms: ...
+
+
+def check_objective(
+    objective: Loss | Callable[[GaussianMixture], Loss],
+    *,
+    schedules: Sequence[NoiseSchedule] = SCHEDULES,
+    num_classes: int = 0,
+    minimised_by_the_truth: bool = True,
+) -> None:
+    """Assert the contract of an objective, on points in the plane.
+
+    Args:
+        objective: one, or a function that makes one from the ground truth, for an objective that
+            needs the true score.
+        schedules: what it is tried on; by default one of each family.
+        num_classes: 2 for an objective that needs labels, else 0.
+        minimised_by_the_truth: False for an objective that has another minimiser on purpose.
+
+    Raises:
+        ContractError: at the first contract that does not hold.
+    """
+    for schedule in schedules:
+        truth = mixture(schedule, (2,), labelled=num_classes > 0)
+        chosen = objective if hasattr(objective, "loss") else objective(truth)
+        _check_terms(chosen, truth)
+        _check_counter(chosen, truth)
+        if minimised_by_the_truth:
+            _check_minimiser(chosen, truth)
+
+
+def _untrained(truth: GaussianMixture) -> Denoiser:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = MLP(2, 4, width=16, depth=1, num_classes=truth.num_classes)
+        torch.nn.init.normal_(network.leave.weight, std=0.1)
+    return _denoiser(network, truth, Preconditioning("epsilon", "log_sigma"))
+
+
+def _denoiser(
+    network: torch.nn.Module, truth: GaussianMixture, preconditioning: Preconditioning
+) -> Denoiser:
+    classes = truth.num_classes
+    return Denoiser(
+        network, truth.schedule, preconditioning, (2,), num_classes=classes, trained_on="continuous"
+    )
+
+
+def _data(truth: GaussianMixture, indices: range) -> tuple[Tensor, Tensor | None]:
+    y = torch.tensor([i % 2 for i in indices]) if truth.num_classes else None
+    return truth.draw(Stream("kit data", indices=indices), y=y), y
+
+
+def _check_terms(objective: Loss, truth: GaussianMixture) -> None:
+    denoiser, n = _untrained(truth), 32
+    x0, y = _data(truth, range(n))
+    terms = objective.loss(denoiser, x0.float(), y, Stream("train", 0, 0, indices=range(n)))
+    require(
+        terms.loss.ndim == 0 and terms.loss.requires_grad and bool(terms.loss.isfinite()),
+        "objective.loss",
+        "a finite scalar loss with a gradient",
+        f"it is {shape(terms.loss)}, value {told(terms.loss.detach().mean())}, "
+        f"requires_grad={terms.loss.requires_grad}",
+    )
+    require(
+        terms.per_sample.shape == (n,) and not terms.per_sample.requires_grad,
+        "objective.per_sample",
+        f"per_sample of shape ({n},), detached",
+        f"it is {shape(terms.per_sample)}, requires_grad={terms.per_sample.requires_grad}",
+    )
+    require(
+        difference(terms.per_sample.mean(), terms.loss) <= TOLERANCE,
+        "objective.mean",
+        "the loss to be the mean of per_sample",
+        f"they are {told(terms.loss.detach())} and {told(terms.per_sample.mean())}",
+    )
+    t, t_min = terms.t, truth.schedule.t_min
+    require(
+        t.shape == (n,) and t.dtype == torch.float64 and t.device.type == "cpu",
+        "objective.times",
+        f"times t in float64 on the CPU, of shape ({n},)",
+        f"they are {shape(t)} on {t.device}",
+    )
+    require(
+        bool((t >= t_min * (1 - EXACT)).all() and (t <= 1 + EXACT).all()),
+        "objective.times",
+        f"times in [t_min={t_min:g}, 1]",
+        f"they reach from {told(t.min())} to {told(t.max())}",
+    )
+    terms.loss.backward()
+    gradients = [p.grad for p in denoiser.parameters() if p.grad is not None]
+    reached = any(bool(g.any()) for g in gradients)
+    finite = all(bool(g.isfinite().all()) for g in gradients)
+    require(
+        reached and finite,
+        "objective.gradient",
+        "a finite gradient that reaches the network",
+        "there is none" if not reached else "it is not finite",
+    )
+
+
+EXACT = 1e-12
+
+
+def _check_counter(objective: Loss, truth: GaussianMixture) -> None:
+    denoiser, n = _untrained(truth), 24
+    x0, y = _data(truth, range(n))
+
+    def values(rows: list[int], step: int = 0) -> tuple[Tensor, Tensor]:
+        chosen = None if y is None else y[rows]
+        rng = Stream("train", 0, step, indices=rows)
+        terms = objective.loss(denoiser, x0[rows].float(), chosen, rng)
+        return terms.per_sample, terms.t
+
+    whole, t = values(list(range(n)))
+    torch.rand(3)
+    again, _ = values(list(range(n)))
+    require(
+        torch.equal(whole, again),
+        "objective.seeded",
+        "the same loss from the same rng: every number drawn from it, and none from elsewhere",
+        f"two calls differ by {difference(again, whole):.2g} of its size",
+    )
+    rows = [17, 3, *range(18, 24), 5]
+    some, t_some = values(rows)
+    require(
+        torch.equal(t_some, t[rows]) and difference(some, whole[rows]) <= TOLERANCE,
+        "objective.micro_batch",
+        "the loss of an example to be the same in any micro-batch",
+        f"in another it differs by {difference(some, whole[rows]):.2g} of its size, its time by "
+        f"{(t_some - t[rows]).abs().max():.2g}",
+    )
+    other, _ = values(list(range(n)), step=1)
+    require(
+        not torch.equal(other, whole),
+        "objective.step",
+        "other times and noise at another step",
+        "the losses are the same",
+    )
+
+
+def _check_minimiser(objective: Loss, truth: GaussianMixture) -> None:
+    network = BesideTheTruth(truth)
+    denoiser = _denoiser(network, truth, Preconditioning("x0", "log_sigma"))
+    gradients, costs = [], []
+    for k in range(ROUNDS):
+        x0, y = _data(truth, range(k * BATCH, (k + 1) * BATCH))
+
+        def loss(weights: Tensor, x0: Tensor = x0, y: Tensor | None = y, step: int = k) -> Tensor:
+            with torch.no_grad():
+                network.weights.copy_(weights)
+            rng = Stream("train", 1, step, indices=range(BATCH))
+            return objective.loss(denoiser, x0, y, rng).loss
+
+        here = loss(torch.zeros(3))
+        (gradient,) = torch.autograd.grad(here, network.weights)
+        gradients.append(gradient)
+        along = STEP * torch.eye(3, dtype=torch.float64)
+        away = [loss(sign * way).detach() for way in along for sign in (1, -1)]
+        costs.append(torch.stack(away) - here.detach())
+    slope, error = _estimate(gradients)
+    worst = (slope.abs() / error).argmax()
+    require(
+        bool((slope.abs() <= ERRORS * error).all()),
+        "objective.stationary",
+        "the expected loss to have no slope at the exact denoiser E[x_0 | x_t]",
+        f"along {DIRECTIONS[int(worst)]} it is {told(slope[worst])} ± {told(error[worst])}",
+    )
+    cost, error = _estimate(costs)
+    worst = cost.argmin()
+    require(
+        bool((cost > 0).all()),
+        "objective.minimum",
+        f"the expected loss to rise by going {STEP} in ε from the exact denoiser",
+        f"along {DIRECTIONS[int(worst) // 2]} it changes by {told(cost[worst])} ± "
+        f"{told(error[worst])}",
+    )
+
+
+DIRECTIONS = ("a constant", "ε̂ itself", "tanh of x_t")
+
+
+def _estimate(draws: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and its standard error."""
+    values = torch.stack(draws)
+    return values.mean(0), values.std(0) / len(draws) ** 0.5

@@ -1,0 +1,241 @@
+"""The contract of a sampler: noise to data with any denoiser, each sample by (seed, index) alone.
+
+A sampler speaks to a :class:`~betasigma.denoiser.DenoiserLike` and knows of its family nothing: the
+same numbers from a schedule of an unknown class must give the same samples. What it costs is
+counted, what it draws is addressed, and on data whose law is known it arrives there.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from betasigma.oracles import GaussianMixture
+from betasigma.randomness import Stream
+from betasigma.samplers import Sampler
+from betasigma.schedules import NoiseSchedule
+from betasigma.testing.contract import TOLERANCE, difference, require, shape
+from betasigma.testing.probes import SCHEDULES, BareDenoiser, mixture, points, told
+
+SHAPE = (1, 4, 4)
+N = 512
+"""Samples whose moments are compared."""
+ERRORS = 5.0
+"""Standard errors that a moment may be off by chance."""
+BIAS = {"deterministic": 0.03, "stochastic": 0.12}
+"""What a sampler's fine grid may leave of the standard deviation: integrators converge to the law
+itself, Langevin steps of a finite size to one a few per cent wider.
+"""
+
+
+def check_sampler(
+    sampler: Sampler,
+    *,
+    schedules: Sequence[NoiseSchedule] = SCHEDULES,
+    adaptive: bool = False,
+    fine: dict[str, Any] | None = None,
+    bias: float | None = None,
+) -> None:
+    """Assert the contract of a sampler.
+
+    Args:
+        sampler: with few steps; that makes the check quick.
+        schedules: what it is tried on; by default one of each family.
+        adaptive: whether steps are chosen for the whole batch, so that samples and their cost
+            agree between batches to a tolerance (of 1 %) only.
+        fine: attributes that make the sampler accurate; ``{"steps": 100}`` where it has steps.
+        bias: what may be off in mean and standard deviation, in units of the latter, when it is;
+            by default 0.03 for a deterministic sampler and 0.12 for a stochastic one.
+
+    Raises:
+        ContractError: at the first contract that does not hold.
+    """
+    for schedule in schedules:
+        truth = mixture(schedule, SHAPE)
+        _check_result(sampler, truth)
+        _check_seed_and_batch(sampler, truth, 0.01 if adaptive else TOLERANCE)
+        _check_cost(sampler, truth)
+        _check_family(sampler, truth)
+        settings = fine if fine is not None else {"steps": 100} if sampler.steps else {}
+        best = _with(sampler, **settings)
+        _check_labels(best, schedule)
+        _check_clip(best, schedule)
+        _check_law(sampler, best, truth, bias)
+
+
+def _with(sampler: Sampler, **settings: Any) -> Sampler:
+    """A copy with other settings."""
+    chosen = copy.copy(sampler)
+    for name, value in settings.items():
+        setattr(chosen, name, value)
+    return chosen
+
+
+def _check_result(sampler: Sampler, truth: GaussianMixture) -> None:
+    x = sampler.sample(truth, 5).x
+    require(
+        x.shape == (5, *SHAPE) and x.dtype == torch.float32 and x.device.type == "cpu",
+        "sampler.result",
+        f"five samples in float32 on the CPU, of shape {(5, *SHAPE)}",
+        f"they are {shape(x)} on {x.device}",
+    )
+    require(
+        bool(x.isfinite().all()) and not x.requires_grad,
+        "sampler.result",
+        "samples that are finite and carry no gradient",
+        f"the largest is {x.abs().max():g}, requires_grad={x.requires_grad}",
+    )
+    none = sampler.sample(truth, 0)
+    require(
+        none.x.shape == (0, *SHAPE) and none.nfe == 0,
+        "sampler.none",
+        f"no samples for n=0, of shape {(0, *SHAPE)}, at no cost",
+        f"they are {shape(none.x)} for nfe={none.nfe}",
+    )
+    shares: list[float] = []
+    sampler.sample(truth, 5, batch_size=2, progress=shares.append)
+    require(
+        abs(sum(shares) - 1) < 1e-6,
+        "sampler.progress",
+        "progress to be told of shares that sum to 1",
+        f"{len(shares)} of them sum to {sum(shares):g}",
+    )
+
+
+def _check_seed_and_batch(sampler: Sampler, truth: GaussianMixture, tolerance: float) -> None:
+    whole = sampler.sample(truth, 7, seed=3).x
+    torch.rand(3)
+    again = sampler.sample(truth, 7, seed=3).x
+    require(
+        torch.equal(whole, again),
+        "sampler.seeded",
+        "the same samples from the same seed: every number drawn from the sample's own stream",
+        f"two calls differ by {difference(again, whole):.2g} of their size",
+    )
+    other = sampler.sample(truth, 7, seed=4).x
+    require(
+        not torch.equal(other, whole),
+        "sampler.seed",
+        "other samples from another seed",
+        "they are the same",
+    )
+    for size in (1, 3):
+        parts = sampler.sample(truth, 7, seed=3, batch_size=size).x
+        require(
+            difference(parts, whole) <= tolerance,
+            "sampler.batch_size",
+            f"sample i to be the same in batches of {size} as in one of 7",
+            f"they differ by {difference(parts, whole):.2g} of their size",
+        )
+    wanted = [6, 0, 4]
+    some = sampler.sample(truth, indices=wanted, seed=3).x
+    require(
+        difference(some, whole[wanted]) <= tolerance,
+        "sampler.indices",
+        f"samples {wanted}, asked for by index, to be those of the whole",
+        f"they differ by {difference(some, whole[wanted]):.2g} of their size",
+    )
+
+
+def _check_cost(sampler: Sampler, truth: GaussianMixture) -> None:
+    for price in (1, 2):
+        watched = BareDenoiser(truth, evaluations_per_call=price)
+        samples = sampler.sample(watched, 3)
+        require(
+            samples.nfe == price * watched.calls,
+            "sampler.nfe",
+            f"nfe to count {watched.calls} call(s) of {price} network evaluation(s) each",
+            f"it is {samples.nfe}",
+        )
+
+
+def _check_family(sampler: Sampler, truth: GaussianMixture) -> None:
+    """Besides: whatever is not in the protocol raises an AttributeError, with its traceback."""
+    plain = sampler.sample(truth, 4).x
+    disguised = sampler.sample(BareDenoiser(truth, disguised=True), 4).x
+    require(
+        difference(disguised, plain) <= TOLERANCE,
+        "sampler.family",
+        "the same samples whatever the class of the denoiser and of its schedule",
+        f"for an unknown class they differ by {difference(disguised, plain):.2g} of their size",
+    )
+
+
+def _check_labels(sampler: Sampler, schedule: NoiseSchedule) -> None:
+    truth = points(schedule, (-0.8, 0.8), SHAPE)
+    y = torch.tensor([0, 1, 1, 0, 1])
+    x = sampler.sample(truth, 5, y=y, batch_size=3).x
+    wanted = truth.means[y].float().reshape(x.shape)
+    room = 0.1 + 10 * schedule.ratio(schedule.t_min).item()
+    off = (x - wanted).abs().max().item()
+    require(
+        off < room,
+        "sampler.labels",
+        f"samples of data that are one point a label to end there (within {room:.2g}), each at "
+        f"its own label's",
+        f"one is {told(off)} away",
+    )
+
+
+def _check_clip(sampler: Sampler, schedule: NoiseSchedule) -> None:
+    truth = points(schedule, (3.0,), SHAPE)
+    room = 10 * schedule.ratio(schedule.t_min).item()
+    for clip in (True, False):
+        x = _with(sampler, clip=clip).sample(truth, 4).x
+        inside = bool((x <= 1 + room).all())
+        require(
+            inside == clip,
+            "sampler.clip",
+            f"samples of data at 3, outside [−1, 1], to {'stay inside' if clip else 'get there'} "
+            f"with clip={clip}",
+            f"the largest number is {told(x.max())}",
+        )
+
+
+def _check_law(sampler: Sampler, best: Sampler, truth: GaussianMixture, bias: float | None) -> None:
+    kind = "stochastic" if _draws(sampler, truth) else "deterministic"
+    allowed = BIAS[kind] if bias is None else bias
+    off, error = _distance(best, truth)
+    bound = allowed + ERRORS * error
+    require(
+        off <= bound,
+        "sampler.law",
+        f"a {kind} sampler on a fine grid to reach the mean and standard deviation of the data "
+        f"within {told(bound)} of the latter ({allowed:g}, and the rest Monte Carlo)",
+        f"it is {told(off)} off",
+    )
+    coarse, _ = _distance(sampler, truth)
+    require(
+        off <= coarse + ERRORS * error,
+        "sampler.converges",
+        f"no less accurate samples on a fine grid than on a coarse one ({told(coarse)} off)",
+        f"they are {told(off)} off",
+    )
+
+
+def _draws(sampler: Sampler, truth: GaussianMixture) -> bool:
+    """Whether it draws noise on the way."""
+    start = torch.zeros(2, *SHAPE, dtype=sampler.dtype)
+    one, two = (
+        [*sampler.states(truth, start, Stream("kit", k, indices=range(2)))][-1] for k in (0, 1)
+    )
+    return not torch.equal(one, two)
+
+
+def _distance(sampler: Sampler, truth: GaussianMixture) -> tuple[float, float]:
+    """How far mean and standard deviation are off, in units of the latter, and the larger one's
+    standard error.
+
+    All dimensions have one law, so each sample gives their means.
+    """
+    x = sampler.sample(truth, N, batch_size=N).x.double().flatten(1)
+    mean, variance = (m.mean().item() for m in (truth.moments.mean, truth.moments.variance))
+    std = variance**0.5
+    first = (x - mean).mean(1) / std
+    second = ((x - mean) ** 2).mean(1) / variance
+    errors = [first.std() / N**0.5, second.std() / 2 / N**0.5]
+    off = [first.mean().abs(), (second.mean().sqrt() - 1).abs()]
+    return float(max(off)), float(max(errors))
