@@ -34,7 +34,10 @@ ORDER = (
 """
 
 FRAMEWORKS = {"pytorch_lightning", "lightning", "lightning_fabric", "hydra", "wandb"}
-WITH_FRAMEWORKS = {"data", "modules", "training", "commands", "launch", "", "__main__", "cli"}
+WITH_FRAMEWORKS = {
+    *("data", "modules", "training", "commands", "launch"),
+    *("", "__main__", "cli", "testing"),
+}
 """Rooms that may import Lightning, Hydra or Weights & Biases; the others are plain PyTorch."""
 
 TORCH_FREE = ("options", "errors", "runs.files", "runs.directory", "runs.header", "runs.status")

@@ -94,13 +94,13 @@ def _check_length(data: Examples, most: int) -> list[int]:
 
 
 def _example(data: Examples, i: int) -> tuple[Tensor, Any]:
-    item: Any = data[i]  # type: ignore[index]
+    item: Any = data[i]
     x, label = item if isinstance(item, tuple | list) else (item, None)
     require(
         isinstance(x, Tensor | np.ndarray),
         "dataset.type",
         "examples that are tensors or arrays, or pairs of one and a label",
-        f"example {i} is a {type(x).__name__}",
+        f"example {i} is of class {type(x).__name__}",
     )
     return torch.as_tensor(x), label
 
@@ -239,7 +239,7 @@ def _check_order(data: ImageDataModule) -> None:
         require(
             x.dtype == torch.float32 and tuple(x.shape[1:]) == tuple(data.sample_shape),
             "dataset.batch",
-            f"x in float32 of shape (b, *{tuple(data.sample_shape)})",
+            f"x in float32 of shape (b, {', '.join(map(str, data.sample_shape))})",
             f"it is {shape(x)}",
         )
         slack = 0.01 * (high - low) if data.has_pixels else np.inf

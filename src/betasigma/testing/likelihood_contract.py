@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,8 @@ from betasigma.schedules import NoiseSchedule, geometric, linear
 from betasigma.testing.contract import require, shape
 from betasigma.testing.probes import BareDenoiser
 
-N, TRAIN = 4096, 512
+SHAPE, D = (1, 2, 4), 8
+N, TRAIN = 512, 512
 ERRORS = 5.0
 """Standard errors that the mean may be off by chance."""
 SCHEDULES = (linear(), geometric(100, 20.0, 0.01))
@@ -57,9 +57,9 @@ def check_likelihood(
         ContractError: at the first contract that does not hold.
     """
     for schedule in schedules:
-        oracle = GaussianMixture(
-            [1.0], np.array([[0.1, -0.2]]), np.diag([0.06, 0.04])[None], schedule
-        )
+        means = torch.linspace(-0.2, 0.2, D).reshape(1, *SHAPE)
+        covariances = torch.linspace(0.03, 0.06, D).diag()[None]
+        oracle = GaussianMixture(torch.ones(1), means, covariances, schedule)
         prior = GaussianPrior.matched(schedule, oracle.moments)
         fitted = likelihood.fitted_to(oracle, [_examples(oracle, N, N + TRAIN)[0]])
         _check_terms(fitted, oracle, prior)
@@ -71,10 +71,10 @@ def _examples(oracle: GaussianMixture, first: int, last: int) -> tuple[Examples,
     low, high = oracle.value_range
     rng = Stream("kit data", indices=range(first, last))
     grey = ((oracle.draw(rng) - low) / (high - low) * 255).round().clamp(0, 255)
-    spread = grey + rng.uniform((2,)) - 0.5
+    spread = grey + rng.uniform(SHAPE) - 0.5
     x0, dequantized = (low + (high - low) * value / 255 for value in (grey, spread))
     unit = dequantized_bits(oracle.value_range)
-    exact = unit - oracle.log_density(dequantized) / 2 / math.log(2)
+    exact = unit - oracle.log_density(dequantized) / D / math.log(2)
     return Examples(x0, dequantized, unit, torch.arange(first, last)), exact
 
 

@@ -43,7 +43,7 @@ def check_module(build: Callable[[], DiffusionModule]) -> None:
         isinstance(module, DiffusionModule),
         "module.type",
         "a betasigma.modules.DiffusionModule",
-        f"it is a {type(module).__name__}",
+        f"it is of class {type(module).__name__}",
     )
     require(
         isinstance(type(module).family, str) and bool(type(module).family),
@@ -170,8 +170,8 @@ def _check_step(build: Callable[[], DiffusionModule]) -> None:
 
 def _check_resume(build: Callable[[], DiffusionModule], folder: Path) -> None:
     whole = _trained(build, STEPS)
-    _trained(build, STEPS // 2, save=folder / "half.ckpt")
-    resumed = _trained(build, STEPS, resume=folder / "half.ckpt")
+    _trained(build, STEPS // 2, save=folder / "half_way")
+    resumed = _trained(build, STEPS, resume=folder / "half_way")
     for name in ("denoiser", "average"):
         a, b = _weights(getattr(resumed, name)), _weights(getattr(whole, name))
         require(

@@ -60,11 +60,12 @@ def check_network(
         torch.manual_seed(0)
         network, inputs = _stirred(build()).eval(), _draw(tuple(sample_shape), num_classes)
         with torch.no_grad():
-            output = _check_shape_and_dtype(network, inputs, learns_variance)
+            output = _check_output(network, inputs, learns_variance)
             _check_what_it_depends_on(network, inputs, output, num_classes, conditional)
             _check_other_batches(network, inputs, output)
             _check_layout(network, inputs, output)
             _check_copies(network, build, inputs, output)
+            _check_precision(network, inputs, output)
         _check_training(network, inputs, without_gradient)
 
 
@@ -73,7 +74,7 @@ def _stirred(network: nn.Module) -> nn.Module:
     with torch.no_grad():
         for weight in network.parameters():
             fan_in = weight[0].numel() if weight.ndim > 1 else 100
-            weight += torch.randn_like(weight) / (2 * fan_in**0.5)
+            weight.add_(torch.randn_like(weight) / (2 * fan_in**0.5))
     return network
 
 
@@ -83,7 +84,7 @@ def _draw(sample_shape: tuple[int, ...], num_classes: int) -> _Inputs:
     return _Inputs(torch.randn(BATCH, *sample_shape), c_noise, labels)
 
 
-def _check_shape_and_dtype(network: nn.Module, inputs: _Inputs, doubled: bool) -> Tensor:
+def _check_output(network: nn.Module, inputs: _Inputs, doubled: bool) -> Tensor:
     before = inputs.x.clone()
     output = network(*inputs)
     wanted = list(inputs.x.shape)
@@ -99,23 +100,6 @@ def _check_shape_and_dtype(network: nn.Module, inputs: _Inputs, doubled: bool) -
         "network.inputs",
         "the network to leave its input as it is",
         "forward changed x in place",
-    )
-    double = copy.deepcopy(network).double()
-    for dtype, net in ((torch.float32, network), (torch.float64, double)):
-        found = net(inputs.x.to(dtype), inputs.c_noise.to(dtype), inputs.y)
-        require(
-            found.dtype == dtype and bool(found.isfinite().all()),
-            "network.dtype",
-            f"finite {dtype} for weights and input of {dtype}",
-            f"the output is {shape(found)}, its largest value {found.abs().max().item():g}",
-        )
-    with torch.autocast("cpu", torch.bfloat16):
-        found = network(*inputs)
-    require(
-        bool(found.isfinite().all()) and found.shape == output.shape,
-        "network.autocast",
-        "finite output of the same shape under autocast to bfloat16",
-        f"it is {shape(found)}, its largest value {found.abs().max().item():g}",
     )
     return output
 
@@ -221,6 +205,26 @@ def _check_copies(
         "another network that loads this one's state_dict to give its output",
         f"it differs by {difference(found, output):.2g} of its size: something that the output "
         f"depends on is neither a parameter nor a buffer",
+    )
+
+
+def _check_precision(network: nn.Module, inputs: _Inputs, output: Tensor) -> None:
+    double = copy.deepcopy(network).double()
+    for dtype, net in ((torch.float32, network), (torch.float64, double)):
+        found = net(inputs.x.to(dtype), inputs.c_noise.to(dtype), inputs.y)
+        require(
+            found.dtype == dtype and bool(found.isfinite().all()),
+            "network.dtype",
+            f"finite {dtype} for weights and input of {dtype}",
+            f"the output is {shape(found)}, its largest value {found.abs().max().item():g}",
+        )
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(*inputs)
+    require(
+        bool(found.isfinite().all()) and found.shape == output.shape,
+        "network.autocast",
+        "finite output of the same shape under autocast to bfloat16",
+        f"it is {shape(found)}, its largest value {found.abs().max().item():g}",
     )
 
 

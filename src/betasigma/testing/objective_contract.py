@@ -200,7 +200,7 @@ def _check_minimiser(objective: Loss, truth: GaussianMixture) -> None:
     require(
         bool((slope.abs() <= ERRORS * error).all()),
         "objective.stationary",
-        "the expected loss to have no slope at the exact denoiser E[x_0 | x_t]",
+        "no slope of the mean loss at the exact denoiser E[x_0 | x_t]",
         f"along {DIRECTIONS[int(worst)]} it is {told(slope[worst])} ± {told(error[worst])}",
     )
     cost, error = _estimate(costs)
@@ -208,7 +208,7 @@ def _check_minimiser(objective: Loss, truth: GaussianMixture) -> None:
     require(
         bool((cost > 0).all()),
         "objective.minimum",
-        f"the expected loss to rise by going {STEP} in ε from the exact denoiser",
+        f"the mean loss to rise {STEP} in ε away from the exact denoiser",
         f"along {DIRECTIONS[int(worst) // 2]} it changes by {told(cost[worst])} ± "
         f"{told(error[worst])}",
     )

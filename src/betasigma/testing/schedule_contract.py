@@ -31,7 +31,7 @@ def check_schedule(schedule: NoiseSchedule | Callable[[], NoiseSchedule]) -> Non
         isinstance(made, NoiseSchedule),
         "schedule.type",
         "a betasigma.schedules.NoiseSchedule",
-        f"it is a {type(made).__name__}",
+        f"it is of class {type(made).__name__}",
     )
     _check_levels(made)
     t = _times_between(made)
@@ -116,7 +116,7 @@ def _check_ends(schedule: NoiseSchedule) -> None:
         (alpha, sigma) == (1.0, 0.0),
         "schedule.clean",
         "α=1 and σ=0 at t=0, the clean end point",
-        f"they are {alpha:g} and {sigma:g}",
+        f"they are {alpha!r} and {sigma!r}",
     )
     require(
         0 < schedule.prior_std < float("inf"),
