@@ -15,6 +15,8 @@ import torch
 from betasigma import samplers
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
+from betasigma.evaluation import metrics
+from betasigma.evaluation.features import FeatureExtractor
 from betasigma.likelihood import ContinuousBound, DiscreteBound, FlowLikelihood
 from betasigma.modules import DDPM, NCSN, Oracle
 from betasigma.networks.energy import energy_mlp
@@ -27,6 +29,7 @@ from betasigma.objectives import (
     ImplicitScoreMatching,
     SlicedScoreMatching,
 )
+from betasigma.options.evaluation import METRICS as NAMED_METRICS
 from betasigma.oracles import GaussianMixture
 from betasigma.preconditioning import Preconditioning
 from betasigma.samplers import (
@@ -44,6 +47,7 @@ from betasigma.schedules import cosine, geometric, linear, sigmoid
 from betasigma.testing import (
     check_dataset,
     check_likelihood,
+    check_metric,
     check_module,
     check_network,
     check_objective,
@@ -182,6 +186,40 @@ def test_likelihoods(name: str) -> None:
     check_likelihood(likelihood, **options)
 
 
+class Blocks(FeatureExtractor):
+    """Mean values of a quarter of an image."""
+
+    name, dim, classes, fingerprint = "blocks", 12, 12, "blocks-1"
+
+    def features_and_logits(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        means = torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1) / 64
+        return means, means
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (metrics.FrechetDistance, {"best": 0.0}),
+        (metrics.KernelDistance, {}),
+        (metrics.InceptionScore, {"ordered": True}),
+        (metrics.Precision, {"best": 1.0}),
+        (metrics.Recall, {"best": 1.0}),
+    ],
+)
+def test_metrics(kind: Any, options: dict[str, Any]) -> None:
+    check_metric(kind(Blocks()), (3, 8, 8), **options)
+
+
+def test_neighbours() -> None:
+    generator = torch.Generator().manual_seed(1)
+    train, held_out = (
+        torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=generator)
+        for _ in range(2)
+    )
+    ratio = metrics.NeighbourRatio(lambda: train.split(16), lambda: [held_out])
+    check_metric(ratio, (1, 8, 8))
+
+
 def test_digits() -> None:
     check_dataset(ImageDataModule("digits", batch_size=16, flip=True, dequantize=True))
 
@@ -248,6 +286,12 @@ def targets(group: str) -> set[Any]:
 def test_nothing_that_a_config_names_is_left_out(group: str, checked: set[Any]) -> None:
     assert targets(group)
     assert targets(group) <= checked
+
+
+def test_no_metric_is_left_out() -> None:
+    checked = {"FrechetDistance", "KernelDistance", "InceptionScore"}
+    checked |= {"Precision", "Recall", "NeighbourRatio"}
+    assert {known.target.rpartition(".")[2] for known in NAMED_METRICS.values()} == checked
 
 
 def test_no_sampler_is_left_out() -> None:

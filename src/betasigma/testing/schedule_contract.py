@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from betasigma.errors import UserError
 from betasigma.schedules import NoiseSchedule, posterior, transition
 from betasigma.testing.contract import require, shape
 
@@ -127,12 +128,12 @@ def _check_ends(schedule: NoiseSchedule) -> None:
     for outside in (1.01, -0.1):
         try:
             value = schedule.log_snr(outside).item()
-        except ValueError:
+        except (ValueError, UserError):
             continue
         require(
             False,
             "schedule.range",
-            f"a ValueError at t={outside}, which is off the curve",
+            f"a ValueError or UserError at t={outside}, which is off the curve",
             f"log_snr is {value:g} there",
         )
 
