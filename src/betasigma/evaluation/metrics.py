@@ -378,8 +378,8 @@ class NeighbourRatio(SampleMetric):
             )
         if self._of_held_out is None:
             held_out = torch.cat(list(self.held_out_images()))[: self.most]
-            self._of_held_out = nearest(held_out, self.train_images(), 1, self.device).distances
-        found = nearest(self.rows(), self.train_images(), 1, self.device).distances
+            self._of_held_out = nearest(held_out, self.train_images(), self.device)
+        found = nearest(self.rows(), self.train_images(), self.device)
         return self._number(distance_ratio(found, self._of_held_out))
 
     def refer_to(self, real: RealData) -> int:
