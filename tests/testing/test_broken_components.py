@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchmetrics import Metric
+from torchvision.transforms.functional import to_pil_image
 
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
@@ -450,7 +451,8 @@ for contract, data, options in (
     ("dataset.length", Images(picture, 0), {}),
     ("dataset.type", Images(lambda i: "a picture"), {}),
     ("dataset.shape", Images(lambda i: picture(i)[:, : 4 + i % 2]), {}),
-    ("dataset.shape", np.zeros((10, 8, 8, 3), np.uint8), {}),
+    ("dataset.shape", np.zeros((10, 1, 3, 8, 8), np.uint8), {}),
+    ("dataset.shape", np.zeros((10, 8), np.uint8), {}),
     ("dataset.shape", GOOD, {"test": Images(lambda i: picture(100 + i)[:1])}),
     ("dataset.values", Images(lambda i: picture(i) / 255), {}),
     ("dataset.values", Images(lambda i: picture(i) / 255), {"value_range": (-1.0, 0.9)}),
@@ -502,6 +504,19 @@ def test_good_data_pass() -> None:
     check_dataset(points_and_labels(lambda i: torch.tensor(i % 3)), num_classes=3)
     check_dataset(lambda: np.stack([picture(i).numpy() for i in range(9)]))
     check_dataset(torch.rand(9, 2), value_range=(0.0, 1.0))
+    check_dataset((np.zeros((9, 8, 8, 3), np.uint8), np.arange(9) % 2), num_classes=2)
+    check_dataset(Images(lambda i: {"image": picture(i), "label": i % 3}), num_classes=3)
+    check_dataset(Images(lambda i: to_pil_image(picture(i))))
+
+
+def in_halves(split: str) -> Images:
+    return Images(lambda i: picture(i + 100 * (split == "test")))
+
+
+def test_a_function_of_the_split_gives_both() -> None:
+    check_dataset(in_halves)
+    with pytest.raises(ContractError, match="no example of the test split"):
+        check_dataset(lambda split: GOOD)
 
 
 # ---------------------------------------------------------------------------- metrics

@@ -8,7 +8,9 @@ datamodule's, which addresses them by (seed, step, index).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +23,9 @@ from torch.utils.data import Dataset
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.testing.contract import require, shape
 
+KINDS = (Dataset, np.ndarray, Tensor, tuple)
 Examples = Dataset | np.ndarray | Tensor
-Data = Examples | Callable[[], Examples]
+Data = Examples | tuple[Any, Any] | Callable[..., Any]
 
 
 def check_dataset(
@@ -36,11 +39,14 @@ def check_dataset(
     """Assert the contract of a data set.
 
     Args:
-        data: examples ``x`` or ``(x, label)`` by number: a ``torch.utils.data.Dataset``, an array
-            or tensor of all of them, or a function that returns either; or a datamodule, which has
-            both splits. ``x`` is an image ``(C, H, W)`` or a point ``(d,)``.
+        data: a ``torch.utils.data.Dataset`` whose items are ``x``, ``(x, label)`` or a dictionary
+            of ``image`` and ``label``; an array or tensor of all of them, or a pair of one and all
+            labels; or a function that returns one of these, of both splits where it has a parameter
+            ``split``. ``x`` is a picture, an image ``(C, H, W)``, ``(H, W, C)`` or ``(H, W)``, or a
+            point ``(d,)``. Or a datamodule, which has both splits.
         test: the other split.
-        value_range: least and greatest value of clean data, where they are no bytes.
+        value_range: least and greatest value of clean data, where they are no bytes; by default
+            what ``data.value_range`` says.
         num_classes: of labels.
         most: examples of each split that are read, evenly spaced.
 
@@ -50,6 +56,9 @@ def check_dataset(
     if isinstance(data, ImageDataModule):
         _check_datamodule(data, most)
         return
+    value_range = getattr(data, "value_range", None) if value_range is None else value_range
+    if not isinstance(data, KINDS) and "split" in inspect.signature(data).parameters:
+        data, test = partial(data, split="train"), partial(data, split="test")
     splits = [data] if test is None else [data, test]
     digests, shapes = [], []
     for split in splits:
@@ -58,7 +67,7 @@ def check_dataset(
         first = _check_examples(opened, chosen, value_range, num_classes)
         shapes.append(tuple(first.shape))
         digests.append(_check_repeats(opened, chosen))
-        if not isinstance(split, Dataset | np.ndarray | Tensor):
+        if not isinstance(split, KINDS):
             again = [_digest(_opened(split), i) for i in chosen]
             require(
                 again == digests[-1],
@@ -77,8 +86,22 @@ def check_dataset(
         _check_disjoint(*digests)
 
 
-def _opened(data: Data) -> Examples:
-    return data if isinstance(data, Dataset | np.ndarray | Tensor) else data()
+class _Paired(Dataset):
+    """Images and labels as a data set of pairs."""
+
+    def __init__(self, images: Any, labels: Any) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return min(len(self.images), len(self.labels))
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.images[i], self.labels[i]
+
+
+def _opened(data: Data) -> Any:
+    found = data if isinstance(data, KINDS) else data()
+    return _Paired(*found) if isinstance(found, tuple) else found
 
 
 def _check_length(data: Examples, most: int) -> list[int]:
@@ -93,28 +116,30 @@ def _check_length(data: Examples, most: int) -> list[int]:
     return np.unique(np.linspace(0, length - 1, min(most, length)).round()).astype(int).tolist()
 
 
-def _example(data: Examples, i: int) -> tuple[Tensor, Any]:
+def _example(data: Any, i: int) -> tuple[Tensor, Any]:
     item: Any = data[i]
+    if isinstance(item, Mapping):
+        item = item.get("image"), item.get("label")
     x, label = item if isinstance(item, tuple | list) else (item, None)
+    pixels = x if isinstance(x, Tensor) else np.array(x)
     require(
-        isinstance(x, Tensor | np.ndarray),
+        isinstance(pixels, Tensor) or pixels.dtype.kind in "uif",
         "dataset.type",
-        "examples that are tensors or arrays, or pairs of one and a label",
+        "examples that are pictures, tensors or arrays, alone or with a label",
         f"example {i} is of class {type(x).__name__}",
     )
-    return torch.as_tensor(x), label
+    return torch.as_tensor(pixels), label
 
 
 def _check_examples(
     data: Examples, chosen: list[int], value_range: tuple[float, float] | None, num_classes: int
 ) -> Tensor:
     first, _ = _example(data, chosen[0])
-    image = first.ndim == 3 and (first.shape[0] in (1, 3) or first.shape[2] not in (1, 3))
     require(
-        image or first.ndim == 1,
+        first.ndim in (2, 3) or (first.ndim == 1 and first.is_floating_point()),
         "dataset.shape",
-        "images (C, H, W) or points (d,)",
-        f"example {chosen[0]} has the shape {tuple(first.shape)}",
+        "images (C, H, W), (H, W, C) or (H, W), or floating-point points (d,)",
+        f"example {chosen[0]} is {shape(first)}",
     )
     for i in chosen:
         x, label = _example(data, i)
