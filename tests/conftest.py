@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -16,10 +17,13 @@ from launching import TINY, Finished, Launch, Outcome, launch
 
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No account, no caches and no data of whoever runs the tests."""
+    """No account, no caches and no data of whoever runs the tests; one thread for each worker."""
     home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            torch.set_num_threads(1)
+            patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("BETASIGMA_CACHE", str(home / "betasigma"))
         patch.setenv("TORCH_HOME", str(home / "torch"))
         patch.setenv("NETRC", str(home / "netrc"))

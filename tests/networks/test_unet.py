@@ -14,7 +14,15 @@ from torch.nn import functional as F
 
 from betasigma.errors import UserError
 from betasigma.networks.layers import Fourier, Positional
-from betasigma.networks.unet import Attention, Block, Downsample, Dropout, GroupNorm, UNet, Upsample
+from betasigma.networks.unet import (
+    Attention,
+    Downsample,
+    Dropout,
+    GroupNorm,
+    ResidualBlock,
+    UNet,
+    Upsample,
+)
 
 HO_CIFAR10 = {"in_channels": 3, "image_size": 32}
 SMALL = {
@@ -239,7 +247,7 @@ def test_heads() -> None:
 def test_attention_stands_where_it_is_configured() -> None:
     def attends(net: UNet) -> list[bool]:
         layers = [*net.down, *net.middle, *net.up]
-        return [layer.attention is not None for layer in layers if isinstance(layer, Block)]
+        return [layer.attention is not None for layer in layers if isinstance(layer, ResidualBlock)]
 
     #                                          down          middle        up
     assert attends(small()) == [False, True, True, False, True, True, False, False]
@@ -270,7 +278,9 @@ def test_channels_last_is_kept_from_end_to_end(given_by: str, in_channels: int) 
 
     seen = []
     for module in net.modules():
-        if isinstance(module, Block | Attention | GroupNorm | Dropout | nn.Conv2d | Upsample):
+        if isinstance(
+            module, ResidualBlock | Attention | GroupNorm | Dropout | nn.Conv2d | Upsample
+        ):
             module.register_forward_hook(lambda module, args, out: seen.append(out))
     out = net.train()(x, c_noise)
     assert len(seen) > 50
