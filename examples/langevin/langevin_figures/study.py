@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -30,8 +29,8 @@ from betasigma.denoiser import DenoiserLike
 from betasigma.display import Display
 from betasigma.hardware import move_to_device, precision_of
 from betasigma.oracles import EmpiricalDenoiser
-from betasigma.runs.directory import short
 from betasigma.runs.files import write_json
+from betasigma.runs.start import Start
 from betasigma.samplers import Ancestral, AnnealedLangevin
 from betasigma.schedules import geometric, linear
 from langevin_figures import drawing as draw
@@ -81,14 +80,14 @@ class Plane(NamedTuple):
     networks: list[Source]
 
 
-def draw_figures(config: DictConfig) -> None:
+def draw_figures(config: DictConfig, start: Start) -> None:
     """Draw the figures asked for into a directory of their own, and write their numbers down.
 
     Raises:
         UserError: for bad input.
     """
     content = validate(config, FiguresOptions)
-    out = short(Path(HydraConfig.get().runtime.output_dir))
+    out = start.directory
     display = Display()
     loaded = {run: load_run(run, precision_of(content["hardware"])) for run in content["runs"]}
     for model in loaded.values():

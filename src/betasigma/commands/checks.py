@@ -55,6 +55,7 @@ CHANGEABLE = (
     "evaluation",
     "likelihood",
     "sampler",
+    "objective_metric",
     "training.log_every",
     "training.validate_every",
     "training.sample_every",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from betasigma.commands.schema import Compare, validate
@@ -13,16 +10,16 @@ from betasigma.report.measurements import error_curve, last_values
 from betasigma.report.plots import draw_curves, draw_error_curves
 from betasigma.report.runs import read_runs
 from betasigma.report.tables import Table, report_runs, write_csv
-from betasigma.runs.directory import short
+from betasigma.runs.start import Start
 
 WIDEST = 6
 """Runs that fit side by side on a terminal."""
 
 
-def compare(config: DictConfig) -> None:
+def compare(config: DictConfig, start: Start) -> None:
     """Print the runs' results and last values, and draw both and their curves."""
     content = validate(config, Compare)
-    out = short(Path(HydraConfig.get().runtime.output_dir))
+    out = start.directory
     runs = read_runs(content["runs"])
     table = Table("last values", ["metric", *(run.label for run in runs)], last_values(runs))
     display = Display()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
@@ -18,19 +17,19 @@ from betasigma.commands.measure_likelihood import measure_error_curve, measure_l
 from betasigma.commands.schema import Evaluate, validate
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import move_to_device, precision_of
-from betasigma.runs.directory import short
 from betasigma.runs.record import Record
+from betasigma.runs.start import Start
 from betasigma.training.loggers import RecordLogger
 
 
-def evaluate(config: DictConfig) -> None:
+def evaluate(config: DictConfig, start: Start) -> None:
     """Measure a run or a checkpoint; rows go to ``metrics.csv`` of the run and of this evaluation.
 
     Raises:
         UserError: for bad input.
     """
     content = validate(config, Evaluate)
-    out = short(Path(HydraConfig.get().runtime.output_dir))
+    out = start.directory
     plain_warnings()
     display = Display()
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])

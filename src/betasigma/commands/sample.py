@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -18,19 +15,19 @@ from betasigma.denoiser import DenoiserLike, guided
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import move_to_device, precision_of
 from betasigma.pictures import picture, save
-from betasigma.runs.directory import short
 from betasigma.runs.files import write_json
+from betasigma.runs.start import Start
 from betasigma.samplers import labels_in_turn
 
 
-def sample(config: DictConfig) -> None:
+def sample(config: DictConfig, start: Start) -> None:
     """Draw samples from a run or a checkpoint into a directory of their own.
 
     Raises:
         UserError: for bad input.
     """
     content = validate(config, Sample)
-    out = short(Path(HydraConfig.get().runtime.output_dir))
+    out = start.directory
     plain_warnings()
     display = Display()
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])

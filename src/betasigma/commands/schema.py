@@ -448,6 +448,7 @@ class Train(Node):
     seed: Seed
     steps: Index
     batch_size: Count
+    objective_metric: Annotated[str, Field(pattern=r"^(train|val)/.+")] = "val/denoising_error"
     resume: str | None
     network: Annotated[UNet | MLP, Field(discriminator="target")]
     sigma: Sigma | None = None

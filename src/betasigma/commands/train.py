@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -28,6 +28,7 @@ from betasigma.commands.build import (
     make_sampler,
 )
 from betasigma.commands.checks import check_content
+from betasigma.commands.finished import FinishedRun
 from betasigma.commands.measure import Meter
 from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.commands.schema import trains
@@ -37,10 +38,11 @@ from betasigma.display import Display, plain_warnings
 from betasigma.hardware import precision_of, prepare_model
 from betasigma.modules import MeasuredModule
 from betasigma.oracles import ExactDenoiser
-from betasigma.runs.directory import describe_environment, short
+from betasigma.runs.directory import describe_environment
 from betasigma.runs.files import write_json
 from betasigma.runs.header import FORMAT, read_header
 from betasigma.runs.record import Record
+from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from betasigma.training.interrupts import Interrupts, Terminated, catch_sigterm
@@ -52,15 +54,18 @@ from betasigma.training.steps import Stopwatch
 from betasigma.version import VERSION
 
 
-def train(config: DictConfig) -> None:
+def train(config: DictConfig, start: Start) -> FinishedRun:
     """Train a model, or continue one, and leave a complete run directory.
+
+    Args:
+        config: composed and checked.
+        start: how the run was started, and where.
 
     Raises:
         UserError: for bad input.
     """
-    hydra_config = HydraConfig.get()
     content: Config = check_content(config)
-    run = short(Path(hydra_config.runtime.output_dir))
+    run = start.directory
     quiet_libraries()
     display = Display(quiet=_rank() != 0)
     data = make_data(content)
@@ -72,28 +77,29 @@ def train(config: DictConfig) -> None:
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
     resumed = Path(content["resume"]) if content["resume"] else None
-    loggers = _open_run(run, content, list(hydra_config.overrides.task), resumed)
+    loggers = _open_run(run, content, start.overrides, resumed)
     meter = Meter(content, data, sampler, loggers, display)
     callbacks = make_callbacks(content, run, data, sampler, display, meter)
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, run, content, data, denoiser, resumed)
     _explain_ladder(display, run, reasons, ladder)
     try:
-        with launched_processes(trainer, run, content["resume"]):
+        with launched_processes(trainer, start, content["resume"]):
             if trains(content):
                 trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
             else:
                 trainer.validate(module, data, verbose=False)
                 trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
             with catch_sigterm():
-                finish(trainer, module.average, run, content, display, meter, callbacks)
+                finish(trainer, module.average, start, content, display, meter, callbacks)
     except BaseException as stop:  # of which Ctrl-C is one
-        _say_how_to_continue(display, run)
+        _say_how_to_continue(display, start)
         if isinstance(stop, SIGTERMException):  # Lightning's, of several processes: status 0
             raise Terminated from None
         raise
     finally:
         close_loggers(loggers)
+    return FinishedRun(run)
 
 
 def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenoiser:
@@ -193,14 +199,14 @@ def make_trainer(
 def finish(
     trainer: Trainer,
     average: Denoiser | ExactDenoiser,
-    run: Path,
+    start: Start,
     content: Config,
     display: Display,
     meter: Meter,
     callbacks: list[Callback],
 ) -> None:
     """The last samples, the evaluation, the summary and the commands that come next."""
-    step = trainer.global_step
+    step, run = trainer.global_step, start.directory
     grids = next(c for c in callbacks if isinstance(c, SampleGrids))
     average.to(trainer.strategy.root_device)
     module: MeasuredModule = trainer.lightning_module  # type: ignore[assignment]
@@ -234,17 +240,19 @@ def finish(
     display.line(f"metrics    {run}/metrics.csv")
     display.line(f"checkpoint {run}/checkpoints/last.ckpt")
     display.line("next:")
-    display.line(f"  python scripts/sample.py run={run} n=64 sampler=ddim sampler.steps=50")
-    display.line(f"  python scripts/evaluate.py run={run} sampler=ddim,annealed_langevin -m")
+    named = f"run={run}"
+    sampled = start.command("sample", named, "n=64", "sampler=ddim", "sampler.steps=50")
+    display.line(f"  {sampled}")
+    display.line(f"  {start.command('evaluate', named, 'sampler=ddim,annealed_langevin', '-m')}")
     if step:
-        display.line(f"  python train.py resume={run} steps={2 * step}")
+        display.line(f"  {start.command('train', f'resume={run}', f'steps={2 * step}')}")
 
 
-def _say_how_to_continue(display: Display, run: Path) -> None:
-    last = run / "checkpoints" / "last.ckpt"
+def _say_how_to_continue(display: Display, start: Start) -> None:
+    last = start.directory / "checkpoints" / "last.ckpt"
     if last.is_file():
         display.line(f"stopped; the last checkpoint is of step {read_header(last)['step']}")
-        display.line(f"to continue: python train.py resume={run}")
+        display.line(f"to continue: {start.command('train', f'resume={start.directory}')}")
     else:
         display.line("stopped before the first checkpoint")
 
@@ -329,4 +337,6 @@ def _announce(
     if kind == "wandb" and os.path.isdir(run / "wandb"):
         offline = next((run / "wandb").glob("offline-run-*"), None)
         if offline is not None:
-            display.line(f"Weights & Biases offline; to upload: wandb sync {offline}")
+            display.line(
+                f"Weights & Biases offline; to upload: wandb sync {shlex.quote(str(offline))}"
+            )

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from functools import wraps
 from io import StringIO
 from pathlib import Path
@@ -18,17 +19,23 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
 from betasigma.launch import search_path
+from betasigma.launch.command_line import PATHS, CommandLine, quoted, read_command_line
+from betasigma.launch.configs import Configs
+from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
-from betasigma.runs.directory import new_directory
+from betasigma.runs.directory import new_directory, short
+from betasigma.runs.start import Start
 from betasigma.runs.status import recorded, summary
 
 TRACEBACK = "HYDRA_FULL_ERROR"
@@ -38,6 +45,9 @@ ASKED = "BETASIGMA_TRACEBACKS"
 """Environment variable that tells a run's other processes whether the user asked for them."""
 
 HELP = {"-h", "--help"}
+
+PLACES = ("--config-path", "--config-name", "--config-dir")
+"""Options that say where configs are."""
 
 _wanted = os.environ.get(ASKED, os.environ.get(TRACEBACK)) == "1"
 
@@ -50,10 +60,14 @@ def tracebacks_wanted() -> bool:
     return _wanted
 
 
+Task = Callable[[DictConfig, Start], Any]
+"""What an app does: a function of its config and of how it was started."""
+
+
 def app(
     config_name: str, folder: Path | None = None, checks: AppChecks | None = None
-) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
-    """Make a function of a config an app of its own.
+) -> Callable[[Task], Callable[[], None]]:
+    """Make a function of a config and a start an app of its own.
 
     Args:
         config_name: the primary config, e.g. ``train``.
@@ -63,7 +77,7 @@ def app(
     if checks is not None:
         CHECKS[config_name] = checks
 
-    def decorate(task: Callable[[DictConfig], Any]) -> Callable[[], None]:
+    def decorate(task: Task) -> Callable[[], None]:
         search_path.register()
         tree = folder or conf_directory()
         start = hydra.main(version_base="1.3", config_path=str(tree), config_name=config_name)
@@ -72,16 +86,14 @@ def app(
         @wraps(task)
         def main() -> None:
             register_resolvers()
-            helping = bool(HELP & set(sys.argv[1:]))
-            if helping:
-                sys.argv[1:] = [*overrides_of(sys.argv[1:]), "--cfg", "job"]
-            sys.argv[1:] = [as_name(word, tree) for word in sys.argv[1:]]
-            if {"-m", "--multirun"} & set(sys.argv):
-                sys.argv[1:] = [as_choice(word) for word in sys.argv[1:]]
             os.environ[ASKED] = "1" if tracebacks_wanted() else "0"
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
+            configs = Configs(tree, config_name, CommandLine({}, []))
             try:
-                with explained(tree, config_name) if helping else nullcontext():
+                line = read_command_line(sys.argv[1:])
+                configs = replace(configs, line=line)
+                sys.argv[1:] = as_hydra_takes_it(line, configs).words()
+                with explained(configs) if line.asks_for_help else nullcontext():
                     run()
                 if _sweeps:
                     fail_sweep()
@@ -93,7 +105,7 @@ def app(
                 fail_sweep(error)
                 if not is_refusal(error):
                     raise
-                fail(error, tree, config_name)
+                fail(error, configs)
             except KeyboardInterrupt:
                 note = left_behind(_sweeps[-1]) if _sweeps else None
                 if note:
@@ -110,47 +122,97 @@ def app(
     return decorate
 
 
-@contextmanager
-def explained(folder: Path, config_name: str) -> Iterator[None]:
-    """Print what helps to read a config around the config that is printed inside.
+def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
+    """The command line in words that Hydra reads as they are meant here."""
+    overrides = [as_name(word, configs) for word in line.overrides]
+    if line.asks_for_help:  # Hydra composes and prints the config; the rest of the help is ours
+        kept = {name: line.options[name] for name in PLACES if name in line.options}
+        return CommandLine({**kept, "--cfg": "job"}, overrides)
+    return line._replace(overrides=[as_choice(word) if line.sweeps else word for word in overrides])
 
-    Args:
-        folder: the config tree.
-        config_name: the app's primary config.
-    """
+
+@contextmanager
+def explained(configs: Configs) -> Iterator[None]:
+    """Print what helps to read a config around the config that is printed inside."""
     from betasigma.launch.help import FOOTER, opening
 
     with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
         yield
-    print(opening(folder, config_name), config.getvalue(), FOOTER, sep="\n", end="")
+    print(opening(configs), config.getvalue(), FOOTER, sep="\n", end="")
 
 
-def overrides_of(words: list[str]) -> list[str]:
-    """The overrides of a command line, without its options and their values."""
-    valued = {"--cfg", "-c", "--package", "-p", "--info", "-i"}
-    kept: list[str] = []
-    for before, word in zip(["", *words], words, strict=False):
-        value = before in valued and "=" not in word
-        if not (word.startswith("-") or value):
-            kept.append(word)
-    return kept
-
-
-def in_directory(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+def in_directory(task: Task) -> Callable[[DictConfig], Any]:
     """``task`` with its fate recorded in the directory that Hydra has made for it."""
 
     @wraps(task)
     def run(config: DictConfig) -> Any:
-        hydra_config = HydraConfig.get()
+        start = this_start()
         try:
-            with recorded(Path(hydra_config.runtime.output_dir)):
-                return task(config)
+            with recorded(start.directory, start.job):
+                if HydraConfig.get().job.chdir:
+                    make_absolute(config, start.here)
+                if start.job is not None:  # its sweeper may have chosen values that nobody checked
+                    CHECKS[HydraConfig.get().callbacks.preflight.app].check(config, start.overrides)
+                return task(config, start)
         except Exception as error:
-            if hydra_config.mode == RunMode.MULTIRUN:
+            if start.job is not None:
                 raise JobFailed(summary(error)) from None
             raise
 
     return run
+
+
+def this_start() -> Start:
+    """How the run that Hydra has just started was started."""
+    hydra_config = HydraConfig.get()
+    overrides = list(hydra_config.overrides.task)
+    here, directory = Path(hydra_config.runtime.cwd), Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode != RunMode.MULTIRUN:
+        return Start(_shown(directory, here), overrides, sys.argv[1:], here)
+    options = {k: v for k, v in _line().options.items() if k in PLACES}
+    where = [w for w in hydra_config.overrides.hydra if w.startswith("hydra.searchpath=")]
+    return Start(
+        _shown(directory, here),
+        overrides,
+        CommandLine(options, [*where, *overrides]).words(),
+        here,
+        searched=not is_basic(hydra_config.sweeper),
+        job=int(hydra_config.job.num),
+    )
+
+
+def _line() -> CommandLine:
+    """The command line of this process; of a cluster's worker there is none of ours."""
+    try:
+        return read_command_line(sys.argv[1:])
+    except UserError:
+        return CommandLine({}, [])
+
+
+def _shown(directory: Path, here: Path) -> Path:
+    """``directory`` as it is printed, so that it can be pasted where the user stands."""
+    return short(directory) if here.resolve() == Path.cwd() else directory
+
+
+def make_absolute(config: DictConfig, here: Path) -> None:
+    """Make the user's paths in a config mean the same in any directory.
+
+    Args:
+        config: of the run.
+        here: what they are relative to.
+    """
+
+    def absolute(path: Any) -> Any:
+        if not isinstance(path, str) or (not path or path == "auto"):
+            return path
+        return str(here / Path(path).expanduser())
+
+    for key in PATHS:
+        value = OmegaConf.select(config, key)
+        if isinstance(value, ListConfig):
+            OmegaConf.update(config, key, [absolute(path) for path in value])
+        elif value is not None:
+            OmegaConf.update(config, key, absolute(value))
 
 
 def begin_sweep(sweep: Sweep) -> None:
@@ -167,18 +229,27 @@ def fail_sweep(error: Exception | None = None) -> None:
         sys.exit(1)
 
 
-def as_name(word: str, folder: Path) -> str:
-    """``group=0,1`` with its numbers as the names of files, which Hydra wants for a group.
+def as_name(word: str, configs: Configs) -> str:
+    """``group=0,1`` with its numbers as the names of files, which Hydra wants for a group;
+    ``group=glob(*)`` as the names that fit; the number of ``name=2024`` as a string.
 
-    Args:
-        word: of the command line.
-        folder: the config tree.
+    Raises:
+        UserError: for a ``glob`` that fits no name.
     """
     key, _, value = word.partition("=")
-    group = key and any((tree / key).is_dir() for tree in search_path.trees(folder))
-    if not (group and re.fullmatch(r"\d+(,\d+)*", value)):
+    a_number = r"\d[\w.+-]*" if key == "name" else r"\d+"
+    if re.fullmatch(rf"{a_number}(,{a_number})*", value):
+        named = key == "name" or configs.is_group(key)
+        return f"{key}={','.join(map(quoted, value.split(',')))}" if named else word
+    sweeps = configs.line.sweeps
+    if not (sweeps and value.startswith("glob(") and configs.is_group(key)):
         return word
-    return f"{key}=" + ",".join(f"'{number}'" for number in value.split(","))
+    typed: Any = OverridesParser.create().parse_override(word).value()
+    include, exclude = ([str(name) for name in names] for names in (typed.include, typed.exclude))
+    names = Glob(include, exclude).filter(configs.choices(key))
+    if not names:
+        raise UserError(f"{word} fits none of {', '.join(configs.choices(key))}")
+    return f"{key}={','.join(map(quoted, names))}"
 
 
 def as_choice(word: str) -> str:
@@ -194,6 +265,13 @@ def as_choice(word: str) -> str:
     return f"{key}=choice({value})" if equals and plain and not swept else word
 
 
+def as_typed(word: str) -> str:
+    """The word of which :func:`as_choice` has made a choice of one value."""
+    key, _, value = word.partition("=")
+    found = re.fullmatch(r"choice\((.*)\)", value)
+    return f"{key}={found[1]}" if found and as_choice(f"{key}={found[1]}") == word else word
+
+
 def is_refusal(error: Exception) -> bool:
     """Whether an error says that the input was bad, rather than that the program is."""
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
@@ -201,16 +279,20 @@ def is_refusal(error: Exception) -> bool:
     return isinstance(error, ValueError) and str(error).startswith("Config group override")
 
 
-def fail(error: Exception, folder: Path, config_name: str) -> None:
+def fail(error: Exception, configs: Configs) -> None:
     """Print what is wrong in one sentence and end with status 1."""
+    print(f"error: {sentence(error, configs)}", file=sys.stderr)
+    sys.exit(1)
+
+
+def sentence(error: Exception, configs: Configs) -> str:
+    """What is wrong, in one sentence."""
     from betasigma.launch.explain import explain
 
     cause = error
     while not isinstance(cause, UserError) and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
-    text = str(cause) if isinstance(cause, UserError) else explain(error, folder, config_name)
-    print(f"error: {text}", file=sys.stderr)
-    sys.exit(1)
+    return str(cause) if isinstance(cause, UserError) else explain(error, configs)
 
 
 def register_resolvers() -> None:

@@ -8,38 +8,40 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from betasigma.launch.app import app
+from betasigma.runs.start import Start
 
 
 @app("train")
-def train(config: DictConfig) -> None:
+def train(config: DictConfig, start: Start) -> float | None:
     """Train a diffusion model: betasigma train model=ncsn sigma.levels=10"""
     from betasigma.commands.train import train as run
 
-    run(config)
+    finished = run(config, start)
+    return finished.value(config.objective_metric) if start.searched else None
 
 
 @app("sample")
-def sample(config: DictConfig) -> None:
+def sample(config: DictConfig, start: Start) -> None:
     """Draw samples from a trained model: betasigma sample run=outputs/… n=64 sampler=ddim"""
     from betasigma.commands.sample import sample as run
 
-    run(config)
+    run(config, start)
 
 
 @app("evaluate")
-def evaluate(config: DictConfig) -> None:
+def evaluate(config: DictConfig, start: Start) -> None:
     """Measure a trained model: betasigma evaluate run=outputs/… sampler=ddim"""
     from betasigma.commands.evaluate import evaluate as run
 
-    run(config)
+    run(config, start)
 
 
 @app("compare")
-def compare(config: DictConfig) -> None:
+def compare(config: DictConfig, start: Start) -> None:
     """Compare runs from their directories: betasigma compare runs=[outputs/a,outputs/b]"""
     from betasigma.commands.compare import compare as run
 
-    run(config)
+    run(config, start)
 
 
 APPS = {"train": train, "sample": sample, "evaluate": evaluate, "compare": compare}

@@ -4,119 +4,145 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
-import yaml
+from hydra.core.default_element import GroupDefault
 
-from betasigma.launch.help import choices
-from betasigma.launch.search_path import trees
+from betasigma.launch.configs import ConfigFile, Configs
+
+HYDRA_PLUGINS = {
+    "hydra/launcher": {
+        "joblib": "hydra-joblib-launcher",
+        "submitit_slurm": "hydra-submitit-launcher",
+        "submitit_local": "hydra-submitit-launcher",
+        "rq": "hydra-rq-launcher",
+        "ray": "hydra-ray-launcher",
+    },
+    "hydra/sweeper": {
+        "optuna": "hydra-optuna-sweeper",
+        "ax": "hydra-ax-sweeper",
+        "nevergrad": "hydra-nevergrad-sweeper",
+    },
+}
+"""Packages that bring launchers and sweepers."""
+
+OTHER_WORDS = {
+    "epochs": "training counts optimizer steps: steps={value}",
+    "max_epochs": "training counts optimizer steps: steps={value}",
+    "max_steps": "write steps={value}",
+    "learning_rate": "write optimizer.lr={value}",
+    "device": "write hardware=cpu or hardware=gpu",
+    "gpus": "write hardware=gpu, or hardware=ddp hardware.devices={value}",
+    "dataset": "write data={value}",
+}
+"""What other programs call things, and what they are here."""
 
 
-def explain(error: Exception, folder: Path, config_name: str) -> str:
+def explain(error: BaseException, configs: Configs) -> str:
     """One sentence for an error of composition.
 
     Args:
         error: what Hydra or OmegaConf raised.
-        folder: the config tree.
-        config_name: the app's primary config.
+        configs: of the app.
     """
     text = "\n".join(str(link) for link in _chain(error))
+    typed = configs.line.overrides
     if found := re.search(r"Could not (?:override|append to config\.[^']*)\s?'([^']+)'", text):
-        return unknown_key(_with_value(found[1]), folder, config_name)
+        return unknown_key(_with_value(found[1], typed), configs)
     if found := re.search(r"Could not find '([^']+)/([^']*)'", text):
-        return unknown_choice(found[1], found[2], folder)
-    if found := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        return unknown_key(_with_value(found[1]), folder, config_name)
+        return unknown_choice(found[1], found[2], configs)
     if found := re.search(r"(?:missing value|Missing mandatory value): (\S+)", text):
         return f"{found[1]} has no value; give {found[1]}=…"
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return (
+            f"{found[1]} names several values: add -m for a run of each, or write [a,b] for a list"
+        )
+    if found := re.search(r"Sweep parameters '([^']+)' requires --multirun", text):
+        return f"{found[1]} names several values: add -m for a run of each"
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return f"{found[1]} is not an override; write key=value"
+    if found := re.search(r"(\w*Sweeper\w*) does not support sweep type : (\w+)", text):
+        return _unsupported_sweep(found[2].lower().removesuffix("_sweep"), typed)
     unreadable = r"(?:no viable alternative at input|mismatched input|Lexer\w+:) (.*)"
     if found := re.search(unreadable, text):
         return f"the command line cannot be read at {found[1].strip()}; quote or close it"
     if "Config group override must be" in text:
-        return _not_a_name(folder)
+        return _not_a_name(configs)
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
 
 
-def unknown_key(override: str, folder: Path, config_name: str) -> str:
+def unknown_key(override: str, configs: Configs) -> str:
     """Sentence for ``key=value`` where the config has no such key."""
-    key = override.partition("=")[0].lstrip("+~")
-    owners = _files_with(key, folder)
+    key, _, value = override.partition("=")
+    key = key.lstrip("+~")
+    owners = _files_with(key, configs)
     if owners:
-        group = owners[0].parent.name
-        names = [path.stem for path in owners if path.parent.name == group]
-        models = _models_with(names, folder) if group == "schedule" else ""
+        group = owners[0].group
+        names = [file.choice for file in owners if file.group == group]
+        models = _models_with(names, configs) if group == "schedule" else ""
         return (
             f"{override} does not fit the {group} that was chosen; {key} belongs to "
             f"{group}={' or '.join(names)}{models}"
         )
-    near = difflib.get_close_matches(key, known_keys(folder, config_name), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "--cfg job lists the keys"
-    return f"{override} is unknown: there is no key {key}; {hint}"
+    return f"{override} is unknown: there is no key {key}; {_instead(key, value, configs)}"
 
 
-def unknown_choice(group: str, choice: str, folder: Path) -> str:
+def _instead(key: str, value: str, configs: Configs) -> str:
+    """What someone who typed an unknown key may have meant."""
+    last = key.rpartition(".")[2]
+    if "schedule" in last and key.startswith("optimizer") and configs.is_group("lr_schedule"):
+        return f"write lr_schedule={value}, of {', '.join(configs.choices('lr_schedule'))}"
+    if key in OTHER_WORDS:
+        return OTHER_WORDS[key].format(value=value or "…")
+    known = known_keys(configs)
+    near = [name for name in known if name.endswith(f".{key}")][:3]
+    near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else "--cfg job lists the keys"
+
+
+def unknown_choice(group: str, choice: str, configs: Configs) -> str:
     """Sentence for ``group=choice`` where the group has no such file."""
-    known = choices(folder, group)
+    known = configs.choices(group)
+    listed = f"choose from {', '.join(known)}"
+    if package := HYDRA_PLUGINS.get(group, {}).get(choice):
+        return f"{group}={choice} is not installed: pip install {package}; or {listed}"
     near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
     hint = f"did you mean {group}={near[0]}? " if near else ""
-    return f"{group}={choice} is unknown; {hint}choose from {', '.join(known)}"
+    return f"{group}={choice} is unknown; {hint}{listed}"
 
 
-def known_keys(folder: Path, config_name: str) -> list[str]:
+def known_keys(configs: Configs) -> list[str]:
     """Every key that the app's config can have, with dots."""
-    keys = _keys_of(folder / f"{config_name}.yaml", folder)
-    for path in _group_files(folder):
-        keys |= _keys_of(path, folder) | {path.parent.name}
+    keys = set(configs.load(configs.primary).keys)
+    for file in _group_files(configs):
+        keys |= file.keys | {file.group}
     return sorted(keys)
 
 
-def _group_files(folder: Path) -> list[Path]:
+def _group_files(configs: Configs) -> list[ConfigFile]:
     """Files of the config groups that define keys."""
-    overlays = ("hydra", "experiment", "bridge")
-    files = [path for tree in trees(folder) for path in sorted(tree.glob("*/*.yaml"))]
-    return [path for path in files if path.parent.name not in overlays]
+    overlays = ("experiment", "bridge", "search")
+    return [file for file in configs.files() if file.group not in overlays]
 
 
-def _files_with(key: str, folder: Path) -> list[Path]:
+def _files_with(key: str, configs: Configs) -> list[ConfigFile]:
     """Group files that define ``key``."""
-    files = _group_files(folder)
+    files = _group_files(configs)
     if not key.startswith("model."):
-        files = [
-            path for path in files if path.parent.name != "model"
-        ]  # they only set others' keys
-    return [path for path in files if key in _keys_of(path, folder)]
+        files = [file for file in files if file.group != "model"]  # they only set others' keys
+    return [file for file in files if key in file.keys]
 
 
-def _keys_of(path: Path, folder: Path) -> set[str]:
-    text = path.read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
-    if not isinstance(content, dict):
-        return set()
-    top = path.parent == folder or "@package _global_" in text
-    return _flat(content, "" if top else f"{path.parent.name}.")
-
-
-def _flat(node: dict[str, object], prefix: str) -> set[str]:
-    keys: set[str] = set()
-    for name, value in node.items():
-        if name in ("defaults", "_target_", "hydra"):
-            continue
-        keys.add(prefix + name)
-        if isinstance(value, dict):
-            keys |= _flat(value, f"{prefix}{name}.")
-    return keys
-
-
-def _models_with(schedules: list[str], folder: Path) -> str:
+def _models_with(schedules: list[str], configs: Configs) -> str:
     """``" (model=…)"`` with the models that choose one of these schedules."""
-    pattern = rf"override /schedule: ({'|'.join(schedules)})\s*$"
-    files = [path for tree in trees(folder) for path in sorted((tree / "model").glob("*.yaml"))]
-    names = [f.stem for f in files if re.search(pattern, f.read_text("utf-8"), re.MULTILINE)]
-    return f" ({' or '.join(f'model={name}' for name in names)})" if names else ""
+    names = []
+    for choice in configs.choices("model"):
+        defaults = configs.load(f"model/{choice}").defaults
+        groups = [default for default in defaults if isinstance(default, GroupDefault)]
+        chosen = {str(d.value) for d in groups if str(d.group).lstrip("/") == "schedule"}
+        if chosen & set(schedules):
+            names.append(f"model={choice}")
+    return f" ({' or '.join(names)})" if names else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -126,18 +152,26 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
-def _with_value(key: str) -> str:
+def _with_value(key: str, typed: list[str]) -> str:
     """``key=value`` as typed on the command line, or the key alone."""
-    for word in sys.argv[1:]:
+    for word in typed:
         if word.lstrip("+~").partition("=")[0] == key:
             return re.sub(r"=choice\((.*)\)$", r"=\1", word)
     return key
 
 
-def _not_a_name(folder: Path) -> str:
+def _unsupported_sweep(kind: str, typed: list[str]) -> str:
+    """Sentence for a range that the chosen sweeper cannot search."""
+    words = [word for word in typed if f"{kind}(" in word] or [kind]
+    return (
+        f"{words[0]} is for a sweeper that searches: add hydra/sweeper=optuna, or list the values"
+    )
+
+
+def _not_a_name(configs: Configs) -> str:
     """Sentence for a group that was given a number or a truth value."""
-    for word in sys.argv[1:]:
+    for word in configs.line.overrides:
         group, _, choice = word.lstrip("+").partition("=")
-        if (known := choices(folder, group)) and choice not in known:
-            return unknown_choice(group, choice, folder)
+        if configs.is_group(group) and choice not in configs.choices(group):
+            return unknown_choice(group, choice, configs)
     return "a config group needs the name of one of its files"

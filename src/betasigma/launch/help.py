@@ -1,16 +1,13 @@
 """What ``--help`` prints around the config: the groups to choose from and commands to start with.
 
 Hydra's own ``--help`` composes the config tree once for each of its groups, which takes twice as
-long as everything else; here the config is composed once and the groups are read off the folders.
+long as everything else; here the config is composed once and the groups are read off the search
+path.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import yaml
-
-from betasigma.launch.search_path import trees
+from betasigma.launch.configs import Configs
 
 HEADER = "betasigma: DDPM and NCSN on one footing."
 
@@ -27,20 +24,11 @@ Any key above can be set as key=value, any group by name, several values with -m
 """
 
 
-def opening(folder: Path, config_name: str) -> str:
+def opening(configs: Configs) -> str:
     """What stands before the config.
 
     Args:
-        folder: the config tree.
-        config_name: the app's primary config, whose groups are listed.
+        configs: of the app, whose groups are listed.
     """
-    primary = yaml.safe_load((folder / f"{config_name}.yaml").read_text(encoding="utf-8"))
-    names = (next(iter(entry)) for entry in primary["defaults"] if isinstance(entry, dict))
-    groups = sorted(name for name in names if not name.startswith("override "))
-    listed = [f"{name}: {', '.join(choices(folder, name))}" for name in groups]
+    listed = [f"{name}: {', '.join(configs.choices(name))}" for name in configs.groups()]
     return "\n".join([HEADER, "", "== Groups ==", *listed, "", "== Config =="])
-
-
-def choices(folder: Path, group: str) -> list[str]:
-    """Names of a group's files."""
-    return sorted({path.stem for tree in trees(folder) for path in (tree / group).glob("*.yaml")})

@@ -17,18 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from betasigma.commands.checks import CHECKS, Decision
+from betasigma.commands.checks import CHECKS, AppChecks, Decision
 from betasigma.errors import UserError
 from betasigma.launch import cluster
-from betasigma.launch.app import begin_sweep, fail, is_refusal, tracebacks_wanted
+from betasigma.launch.app import as_typed, begin_sweep, fail, is_refusal, tracebacks_wanted
+from betasigma.launch.configs import dotted_keys, typed_configs
+from betasigma.launch.job_names import repeats, short_keys, subdirectory
 from betasigma.launch.studies import check_studies
+from betasigma.launch.sweepers import Expansion, expand
 from betasigma.launch.sweeps import Sweep
 from betasigma.runs.status import process_rank
 
@@ -46,16 +47,8 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             cluster.refuse_single(config)
-            overrides = list(config.hydra.overrides.task)
-            check_studies(overrides, _loader().repository)
-            directory = self._app.check(config, overrides)
-            decision = self._app.decide(config)
-            for key, value in decision.values.items():
-                OmegaConf.update(config, key, value)
-            _tell(decision)
-            # plain, so that whoever reads it again reads the same
-            _set(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
-            _make(config.hydra.run.dir)
+            refuse_search(config)
+            prepare_run(config, self._app, _loader())
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End here where the run has failed: Hydra would print a line of its own before ours."""
@@ -67,9 +60,11 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             loader = _loader()
-            task = list(config.hydra.overrides.task)
-            jobs, expanded = [], _jobs(task)
-            for overrides in expanded:
+            # the common config is composed: what had to wait for its group can be plain again
+            task = [as_typed(word) for word in config.hydra.overrides.task]
+            sweep = expand(config.hydra.sweeper, task, loader)
+            jobs = []
+            for overrides in sweep.jobs:
                 job = loader.load_sweep_config(config, overrides)
                 if OmegaConf.select(job, "resume") is not None:
                     raise UserError(
@@ -82,8 +77,10 @@ class Preflight(Callback):
             decided = self._decide_once(jobs, given) + _request(config, jobs, given)
             _set(config, "hydra.overrides.task", [*task, *decided])
             _fix_directory(config)
+            _name_jobs(config, jobs, sweep)
             _make(config.hydra.sweep.dir)
-            begin_sweep(Sweep(Path(config.hydra.sweep.dir), expanded, self._name))
+            known = sweep.jobs if sweep.complete else []
+            begin_sweep(Sweep(Path(config.hydra.sweep.dir), known, self._name))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write what went wrong into the directory's log, also that of one job of a sweep."""
@@ -116,6 +113,35 @@ def _loader() -> ConfigLoaderImpl:
     return loader
 
 
+def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) -> None:
+    """Check a run's config, choose what it leaves open and make its directory.
+
+    Raises:
+        UserError: for the first thing that cannot work.
+    """
+    overrides = list(config.hydra.overrides.task)
+    check_studies(overrides, loader.repository)
+    directory = app.check(config, overrides)
+    decision = app.decide(config)
+    for key, value in decision.values.items():
+        OmegaConf.update(config, key, value)
+    _tell(decision)
+    # plain, so that whoever reads it again reads the same
+    _set(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
+    _make(config.hydra.run.dir)
+
+
+def refuse_search(config: DictConfig) -> None:
+    """Refuse to search with a single run.
+
+    Raises:
+        UserError: where ``config`` names a search.
+    """
+    chosen = config.hydra.runtime.choices.get("search")
+    if chosen is not None:
+        raise UserError(f"search={chosen} is a sweep of many runs: add -m")
+
+
 def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> list[str]:
     """Tell the launcher what to ask the cluster for; returns overrides for all jobs.
 
@@ -146,11 +172,16 @@ def _fix_directory(config: DictConfig) -> None:
         _set(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.dir='{directory}'"])
 
 
-def _jobs(task: list[str]) -> list[list[str]]:
-    """Overrides of each job of a sweep, as Hydra's own sweeper will make them."""
-    parsed = OverridesParser.create().parse_overrides(task)
-    batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-    return [list(job) for batch in batches for job in batch]
+def _name_jobs(config: DictConfig, jobs: list[DictConfig], sweep: Expansion) -> None:
+    """Name the jobs' directories by what is swept, unless the user has a name for them."""
+    own = list(config.hydra.overrides.hydra)
+    if sweep.swept and not any(word.startswith("hydra.sweep.subdir=") for word in own):
+        plain: list[Any] = [OmegaConf.to_container(job) for job in jobs]
+        known = {key for job in plain for key in dotted_keys(job)}
+        written = short_keys(sweep.swept, known, config.hydra.runtime.choices)
+        numbered = not sweep.complete or repeats(sweep.jobs, written)
+        name = subdirectory(written, numbered)
+        _set(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.subdir='{name}'"])
 
 
 def _set(config: DictConfig, key: str, value: Any) -> None:
@@ -186,4 +217,4 @@ def _ending(config: DictConfig) -> Iterator[None]:
             traceback.print_exc()
             raise SystemExit(1) from None
         sources = [s.path for s in config.hydra.runtime.config_sources if s.provider == "main"]
-        fail(error, Path(sources[0]), config.hydra.job.config_name)
+        fail(error, typed_configs(Path(sources[0]), config.hydra.job.config_name, sys.argv[1:]))

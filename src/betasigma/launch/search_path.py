@@ -5,8 +5,6 @@ So a study outside this package writes the groups it adds and composes all other
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -26,12 +24,3 @@ class OwnTree(SearchPathPlugin):
 def register() -> None:
     """Make Hydra look there."""
     Plugins.instance().register(OwnTree)
-
-
-def trees(folder: Path) -> list[Path]:
-    """Folders whose subfolders are config groups.
-
-    Args:
-        folder: the app's own, which comes first.
-    """
-    return list(dict.fromkeys((folder, conf_directory())))

@@ -7,8 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from betasigma.errors import UserError
-from betasigma.runs.directory import job_number, short
-from betasigma.runs.status import FAILED, FINISHED, INTERRUPTED, STATUS, read_status
+from betasigma.runs.directory import short
+from betasigma.runs.status import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    STATUS,
+    job_number,
+    read_status,
+)
 
 LOGS = "slurm"
 """Folder of the sweep directory with SLURM's logs, by job."""
@@ -19,7 +26,7 @@ class Sweep(NamedTuple):
 
     directory: Path
     jobs: list[list[str]]
-    """Overrides of each job, by number."""
+    """Overrides of each job, by number; none where the sweeper chooses them as it goes."""
     app: str = "train"
     """What each job does."""
 
@@ -53,10 +60,11 @@ def report(sweep: Sweep, error: Exception | None) -> str | None:
         reasons[name] = "; ".join([*filter(None, [reasons.get(name)]), reason])
     if not reasons:
         return _refused(error) if error else None
-    text = f"{len(reasons)} of {len(sweep.jobs)} jobs failed (tracebacks in their error.txt):"
+    number = max(len(sweep.jobs), len(runs))
+    text = f"{len(reasons)} of {number} jobs failed (tracebacks in their error.txt):"
     text = "\n  ".join([text, *(f"{name}: {reason}" for name, reason in reasons.items())])
     finished = sum(status.get("status") == FINISHED for status in runs.values())
-    going_on = len(sweep.jobs) - finished - len(reasons)
+    going_on = number - finished - len(reasons)
     if going_on > 0:
         text += f"\n{_count(going_on)} not ended yet: squeue --me"
     return text
@@ -64,7 +72,10 @@ def report(sweep: Sweep, error: Exception | None) -> str | None:
 
 def closing(sweep: Sweep) -> str:
     """What to print when all jobs of a sweep have done their work."""
-    return f"{_count(len(sweep.jobs))} finished, in {short(sweep.directory)}"
+    number = max(len(sweep.jobs), len(_statuses(sweep)))
+    text = f"{_count(number)} finished, in {short(sweep.directory)}"
+    found = sweep.directory / "optimization_results.yaml"
+    return f"{text}; the best of them: {short(found)}" if found.is_file() else text
 
 
 def conclude(sweep: Sweep) -> None:
@@ -109,7 +120,8 @@ def _lost(
         return None
     job, number, state = found[1], int(found[2] or 0), found[3]
     own = [str(short(run)) for run, status in runs.items() if status.get("slurm_job") == job]
-    name = own[0] if own else f"job {number} ({' '.join(sweep.jobs[number])})"
+    words = f" ({' '.join(sweep.jobs[number])})" if sweep.jobs else ""
+    name = own[0] if own else f"job {number}{words}"
     log = short(sweep.directory) / LOGS / job
     return name, f"ended without a result, SLURM says {state}; its log is in {log}"
 

@@ -11,9 +11,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.runs.directory import job_number
 from betasigma.runs.record import Record
-from betasigma.runs.status import FINISHED, read_status
+from betasigma.runs.status import FINISHED, job_number, read_status
 
 METRICS = "metrics.csv"
 

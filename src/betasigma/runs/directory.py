@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import secrets
 import subprocess
 import sys
@@ -46,12 +45,6 @@ def short(path: Path) -> Path:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
         return path
-
-
-def job_number(run: Path) -> tuple[int, str]:
-    """Sort key of a sweep's run directories: the number that the name begins with."""
-    digits = re.match(r"\d+", run.name)
-    return (int(digits[0]) if digits else sys.maxsize, run.name)
 
 
 def newest_run(matches: Any) -> Path | None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Iterator
@@ -24,8 +26,12 @@ RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "inter
 
 
 @contextmanager
-def recorded(run: Path) -> Iterator[None]:
+def recorded(run: Path, job: int | None = None) -> Iterator[None]:
     """Record in ``status.json`` of ``run`` whether the block runs, finishes, fails or is stopped.
+
+    Args:
+        run: its directory.
+        job: its number among the jobs of a sweep.
 
     Rank 0 records that the run has started and finished. A rank that fails records that and writes
     its traceback to a file of its own. The first failure is kept.
@@ -34,7 +40,7 @@ def recorded(run: Path) -> Iterator[None]:
     if first:
         for stale in run.glob("error*.txt"):
             stale.unlink()
-        _write(run, {"status": RUNNING, "started": _now(), **_machine()})
+        _write(run, {"status": RUNNING, "started": _now(), "job": job, **_machine()})
     try:
         yield
     except Exception as error:
@@ -56,6 +62,17 @@ def read_status(run: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def job_number(run: Path) -> tuple[int, str]:
+    """What the run directories of a sweep are sorted by: the job's number. Directories of earlier
+    versions have it at the beginning of their names only.
+    """
+    number = read_status(run).get("job")
+    if isinstance(number, int):
+        return number, run.name
+    digits = re.match(r"\d+", run.name)
+    return (int(digits[0]) if digits else sys.maxsize), run.name
 
 
 def error_file(run: Path) -> Path:

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch.distributed
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import read_write
 from pytorch_lightning import Trainer
 
 from betasigma.runs.command import subcommand
+from betasigma.runs.start import Start
 
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 """Environment variables that tell Lightning's processes their rank and world size."""
@@ -32,17 +32,17 @@ EXIT_TIMEOUT = 60.0
 
 
 @contextmanager
-def launched_processes(trainer: Trainer, run: Path, resume: str | None) -> Iterator[None]:
+def launched_processes(trainer: Trainer, start: Start, resume: str | None) -> Iterator[None]:
     """Inside the block ``trainer`` may start the run's other processes; at its end they end.
 
     Args:
         trainer: of this process.
-        run: the run directory.
+        start: how the run was started.
         resume: the checkpoint that is continued.
     """
     arguments, variables = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
-    sys.argv = [arguments[0], *subcommand(), *_overrides_of_this_run(resume)]
-    _set_run_directory(run)
+    sys.argv = [arguments[0], *subcommand(), *_words_of_this_run(start.words, resume)]
+    _set_run_directory(start.directory)
     try:
         yield
         trainer.strategy.barrier()
@@ -61,22 +61,19 @@ def launched_processes(trainer: Trainer, run: Path, resume: str | None) -> Itera
                 os.environ[name] = value
 
 
-def _overrides_of_this_run(resume: str | None) -> list[str]:
-    """The overrides that start this run and no other."""
-    overrides = sys.argv[1:]
-    if HydraConfig.get().mode == RunMode.MULTIRUN:
-        overrides = list(HydraConfig.get().overrides.task)
-    if resume is not None:
-        others = [override for override in overrides if not override.startswith("resume=")]
-        overrides = [*others, f"resume='{resume}'"]
-    return overrides
+def _words_of_this_run(words: list[str], resume: str | None) -> list[str]:
+    """The words that start this run and no other."""
+    if resume is None:
+        return words
+    return [*(word for word in words if not word.startswith("resume=")), f"resume={resume}"]
 
 
 def _set_run_directory(run: Path) -> None:
     """Set the run directory in Hydra's config, where Lightning reads it."""
-    config: Any = HydraConfig.instance().cfg
-    with read_write(config.hydra):
-        config.hydra.run.dir = str(run)
+    if HydraConfig.initialized():
+        config: Any = HydraConfig.instance().cfg
+        with read_write(config.hydra):
+            config.hydra.run.dir = str(run)
 
 
 def _end_processes(trainer: Trainer, terminate: bool = False) -> None:

@@ -1,0 +1,76 @@
+"""A run that has ended, as a notebook or a sweeper wants it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from betasigma.errors import UserError
+from betasigma.runs.record import Record
+
+if TYPE_CHECKING:
+    from betasigma.commands.load import Loaded
+    from betasigma.denoiser import Denoiser
+    from betasigma.oracles import ExactDenoiser
+    from betasigma.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that has ended.
+
+    Args:
+        directory: of the run.
+    """
+
+    directory: Path
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The last value of every metric, by name."""
+        rows = Record(self.directory / "metrics.csv").rows()
+        return {row["metric"]: float(row["value"]) for row in rows}
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says: ``step`` and ``table``, rows of metric, value, n, NFE."""
+        content: dict[str, Any] = json.loads((self.directory / "summary.json").read_text("utf-8"))
+        return content
+
+    @property
+    def denoiser(self) -> Denoiser | ExactDenoiser:
+        """The model with its averaged weights, on the CPU."""
+        return self._loaded.denoiser
+
+    @property
+    def sampler(self) -> Sampler:
+        """The sampler that the run was configured with."""
+        return self._loaded.sampler
+
+    def value(self, metric: str) -> float:
+        """The last value of ``objective_metric``.
+
+        Raises:
+            UserError: where the run has no such metric, or its value is not finite.
+        """
+        if metric not in self.metrics:
+            near = difflib.get_close_matches(metric, self.metrics, n=3, cutoff=0.5)
+            hint = " or ".join(near) or ", ".join(sorted(self.metrics)) or "none"
+            raise UserError(
+                f"objective_metric={metric} was not measured in this run, which has {hint}"
+            )
+        value = self.metrics[metric]
+        if not math.isfinite(value):
+            raise UserError(f"objective_metric={metric} is {value} at the end of this run")
+        return value
+
+    @cached_property
+    def _loaded(self) -> Loaded:
+        from betasigma.commands.load import load_run
+
+        return load_run(self.directory)

@@ -1,0 +1,143 @@
+"""The words of a command line, in the order and form that Hydra takes.
+
+Hydra's parser wants its options before the overrides, and overrides without hyphens. People and
+``wandb agent`` type them as they come: ``model=ncsn -m seed=1,2``, ``--optimizer.lr=0.001``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra._internal.utils import get_args_parser
+
+from betasigma.errors import UserError
+
+MULTIRUN = "hydra.mode=MULTIRUN"
+"""The override that means ``-m``."""
+
+EXCLUSIVE = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")
+"""Options of which a command line has at most one."""
+
+PATHS = ("run", "runs", "resume", "data.root", "evaluation.inception_weights", "evaluation.cache")
+"""Keys whose values are paths of the user's, relative to where they stand."""
+
+
+class CommandLine(NamedTuple):
+    """What was typed."""
+
+    options: dict[str, str | None]
+    """Hydra's options by their long name (``--multirun``), with their values."""
+    overrides: list[str]
+    """Of the config."""
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it asks for several runs."""
+        return "--multirun" in self.options or MULTIRUN in self.overrides
+
+    @property
+    def asks_for_help(self) -> bool:
+        """Whether it asks for the app's help."""
+        return "--help" in self.options
+
+    def words(self) -> list[str]:
+        """The words as Hydra takes them: options first."""
+        options = [
+            name if value is None else f"{name}={value}" for name, value in self.options.items()
+        ]
+        return [*options, *self.overrides]
+
+
+def read_command_line(words: list[str]) -> CommandLine:
+    """Tell options from overrides, whatever their order.
+
+    Args:
+        words: what was typed after the program's name.
+
+    Raises:
+        UserError: for an option that there is not, or that lacks its value.
+    """
+    known = _options()
+    options: dict[str, str | None] = {}
+    overrides: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if not name.startswith("-"):
+            overrides.append(as_path(word))
+        elif name in known and not (equals and known[name].nargs == 0):
+            action = known[name]
+            options[action.option_strings[0]] = _value(
+                action, word, value if equals else None, rest
+            )
+        elif name.startswith("--") and equals:  # --run=outputs/… too, beside Hydra's --run
+            overrides.append(as_path(word.removeprefix("--")))
+        else:
+            raise UserError(_unknown(word, rest))
+    asked = [name for name in EXCLUSIVE if name in options]
+    if len(asked) > 1 and "--help" not in options:
+        raise UserError(f"{' and '.join(asked)} ask for different things: leave one out")
+    return CommandLine(options, overrides)
+
+
+def as_path(word: str) -> str:
+    """``key=path`` with the path quoted where Hydra would read it as something else: the directory
+    of a sweep's job has ``=`` and commas in its name.
+    """
+    key, _, value = word.partition("=")
+    if key not in PATHS or not re.search(r"[^\w./~-]", value) or value[:1] in "'\"[":
+        return word
+    return f"{key}={quoted(value)}" if Path(value).expanduser().exists() else word
+
+
+def quoted(value: str) -> str:
+    """A value that Hydra takes as one string, whatever is in it."""
+    return "'" + re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value) + "'"
+
+
+def _options() -> dict[str, argparse.Action]:
+    """Hydra's options by each of their names; the first name of an action is the long one."""
+    actions = [action for action in get_args_parser()._actions if action.option_strings]
+    return {name: action for action in actions for name in action.option_strings}
+
+
+def _value(action: argparse.Action, word: str, value: str | None, rest: list[str]) -> str | None:
+    """The value of an option, taken from the following words where it is not in its own."""
+    if action.nargs == 0:
+        return None
+    if value is None and rest and not _is_override(rest[0], action):
+        value = rest.pop(0)
+    if value is None and action.nargs == "?":
+        value = str(action.const)
+    allowed = action.choices
+    if value is None or (allowed is not None and value not in allowed):
+        wanted = f"one of {', '.join(map(str, allowed))}" if allowed else "a value"
+        raise UserError(
+            f"{word} needs {wanted}, for example {word.partition('=')[0]}={_some(action)}"
+        )
+    return value
+
+
+def _is_override(word: str, action: argparse.Action) -> bool:
+    """Whether a word after an option is something of its own rather than the option's value."""
+    if action.choices is not None:
+        return word.startswith("-") or "=" in word
+    return word.startswith("-")
+
+
+def _some(action: argparse.Action) -> str:
+    return str(next(iter(action.choices))) if action.choices else "…"
+
+
+def _unknown(word: str, rest: list[str]) -> str:
+    """Sentence for an option that there is not."""
+    key = word.lstrip("-")
+    if word.startswith("--") and rest and not rest[0].startswith("-") and "=" not in rest[0]:
+        return f"{word} {rest[0]} is two words: write --{key}={rest[0]} or {key}={rest[0]}"
+    if word.startswith("--"):
+        return f"{word} has no value: write --{key}=… or {key}=… (--help lists the keys)"
+    return f"{word} is unknown: options are -m, --cfg job, --help and others of --hydra-help"

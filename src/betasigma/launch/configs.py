@@ -1,0 +1,155 @@
+"""The configs that an app can choose from: ours, and what ``--config-dir``, ``hydra.searchpath``
+and plugins add.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from betasigma.launch.command_line import CommandLine, read_command_line
+
+
+class ConfigFile(NamedTuple):
+    """One file of a config group, or a primary config."""
+
+    name: str
+    """As it is chosen: ``sampler/ddim``, ``train``."""
+    content: dict[str, Any]
+    package: str
+    """Where its keys go, ``""`` for the top."""
+    defaults: list[InputDefault]
+
+    @property
+    def group(self) -> str:
+        """``sampler`` of ``sampler/ddim``."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def choice(self) -> str:
+        """``ddim`` of ``sampler/ddim``."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def keys(self) -> set[str]:
+        """Its keys, with dots."""
+        return dotted_keys(self.content, f"{self.package}." if self.package else "")
+
+
+@dataclass(frozen=True)
+class Configs:
+    """Configs over the whole search path of an app.
+
+    Args:
+        folder: the app's own config tree.
+        config_name: its primary config where the command line names no other.
+        line: the command line, which may add to the search path.
+    """
+
+    folder: Path
+    config_name: str
+    line: CommandLine
+    _files: dict[str, ConfigFile] = field(default_factory=dict)
+
+    @property
+    def primary(self) -> str:
+        """Name of the primary config."""
+        return self.line.options.get("--config-name") or self.config_name
+
+    def is_group(self, name: str) -> bool:
+        """Whether there is a config group ``name``."""
+        return bool(name) and self._repository.group_exists(name)
+
+    def choices(self, group: str) -> list[str]:
+        """What can be chosen of a group, sorted."""
+        return self._repository.get_group_options(group)
+
+    def groups(self) -> list[str]:
+        """The groups of the primary config, sorted."""
+        return sorted(set(self._groups_of(self.primary)))
+
+    def files(self) -> list[ConfigFile]:
+        """Every file of every group except Hydra's own."""
+        found = self._repository.get_group_options("", ObjectType.GROUP)
+        names = [f"{group}/{choice}" for group in found for choice in self.choices(group)]
+        return [self.load(name) for name in names if not name.startswith("hydra/")]
+
+    def load(self, name: str) -> ConfigFile:
+        """Read ``train`` or ``sampler/ddim``."""
+        if name not in self._files:
+            self._files[name] = _load(self._repository, name)
+        return self._files[name]
+
+    def _groups_of(self, name: str) -> Iterator[str]:
+        for default in self.load(name).defaults:
+            if isinstance(default, GroupDefault) and not default.override:
+                yield str(default.group)
+            elif isinstance(default, ConfigDefault) and default.path not in ("_self_", name):
+                yield from self._groups_of(str(default.path))
+
+    @cached_property
+    def _repository(self) -> ConfigRepository:
+        options = self.line.options
+        path = create_config_search_path(options.get("--config-path") or str(self.folder))
+        if extra := options.get("--config-dir"):
+            where = f"file://{os.path.abspath(extra)}"
+            path.prepend("command-line", where, anchor=SearchPathQuery(provider="schema"))
+        more = _search_path(self.line.overrides)
+        if more is None:
+            main = _load(ConfigRepository(path), self.primary).content
+            more = OmegaConf.select(OmegaConf.create(main), "hydra.searchpath") or []
+        for where in more:
+            path.prepend("hydra.searchpath", where, anchor=SearchPathQuery(provider="schema"))
+        return ConfigRepository(path)
+
+
+def typed_configs(folder: Path, config_name: str, words: list[str]) -> Configs:
+    """Configs for the words of a command line that has been read before."""
+    return Configs(folder, config_name, read_command_line(words))
+
+
+def _load(repository: ConfigRepository, name: str) -> ConfigFile:
+    found = repository.load_config(name)
+    if found is None or not OmegaConf.is_dict(found.config):
+        return ConfigFile(name, {}, "", [])
+    group = name.rpartition("/")[0].replace("/", ".")
+    package = found.header.get("package") or group
+    content: Any = OmegaConf.to_container(found.config)
+    defaults = list(found.defaults_list or [])
+    return ConfigFile(name, content, "" if package == "_global_" else package, defaults)
+
+
+def _search_path(overrides: Sequence[str]) -> list[str] | None:
+    """What the last ``hydra.searchpath=[…]`` among overrides says, if there is one."""
+    for word in reversed(overrides):
+        if word.partition("=")[0].lstrip("+") == "hydra.searchpath":
+            try:
+                value = OverridesParser.create().parse_override(word).value()
+            except HydraException:  # which Hydra says itself
+                return []
+            return [str(where) for where in value] if isinstance(value, list) else []
+    return None
+
+
+def dotted_keys(node: dict[Any, Any], prefix: str = "") -> set[str]:
+    """Keys of a config in plain containers, with dots; without Hydra's."""
+    keys: set[str] = set()
+    for name, value in node.items():
+        if name not in ("defaults", "_target_", "hydra"):
+            keys.add(f"{prefix}{name}")
+            if isinstance(value, dict):
+                keys |= dotted_keys(value, f"{prefix}{name}.")
+    return keys

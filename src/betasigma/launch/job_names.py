@@ -1,0 +1,81 @@
+"""A sweep's jobs are named by what is swept: ``lr=0.001,ema.decay=0.9``. Directory, run on the
+dashboard and row of a table have this name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from omegaconf import OmegaConf
+
+LONGEST = 100
+"""Characters of a name."""
+
+
+def short_keys(swept: Sequence[str], known: Iterable[str], groups: Iterable[str]) -> dict[str, str]:
+    """How each swept key is written: a key of a config group without the group where no other key
+    of the config ends like it.
+
+    Args:
+        swept: keys, as typed.
+        known: every key of the config, with dots.
+        groups: names of the config groups.
+    """
+    ends = Counter(key.rpartition(".")[2] for key in known)
+    written = {}
+    for key in swept:
+        plain = key.lstrip("+~")
+        node, _, last = plain.partition(".")
+        alone = node in set(groups) and "." not in last and ends[last] <= 1
+        written[key] = last if last and alone else plain
+    return written
+
+
+def repeats(jobs: Sequence[Sequence[str]], written: Mapping[str, str]) -> bool:
+    """Whether several jobs would have one name."""
+    names = [job_name(written, job) for job in jobs]
+    return len(set(names)) < len(names)
+
+
+def job_name(
+    written: Mapping[str, str], overrides: Sequence[str], number: int | None = None
+) -> str:
+    """Name of a job, safe as the name of a directory.
+
+    Args:
+        written: how each swept key is written.
+        overrides: of the job.
+        number: of the job, where what is swept does not tell jobs apart.
+    """
+    values = dict(override.split("=", 1) for override in overrides if "=" in override)
+    parts = [f"{short}={_safe(values[key])}" for key, short in written.items() if key in values]
+    if number is not None:
+        parts.append(f"job={number}")
+    name = re.sub(r"[^\w.,=+-]+", "-", ",".join(parts))
+    if len(name) <= LONGEST:
+        return name
+    mark = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{name[: LONGEST - 9]}-{mark}"
+
+
+def subdirectory(written: Mapping[str, str], numbered: bool) -> str:
+    """Interpolation for ``hydra.sweep.subdir`` that gives every job its name."""
+    keys = ",".join(f"{key}:{short}" for key, short in written.items())
+    number = "${hydra.job.num}" if numbered else "null"
+    return f"${{job_name:{{{keys}}},${{hydra.overrides.task}},{number}}}"
+
+
+def _safe(value: str) -> str:
+    """A value without what a name does not need: quotes, brackets, the tail of a long number."""
+    plain = re.sub(r"[\s'\"\[\]{}()]", "", value).replace(",", "-")
+    if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", plain):
+        return f"{float(plain):.4g}"
+    return plain
+
+
+# when this module is imported: a job in another process composes its config as soon as its
+# callbacks are read, which imports launch.preflight and so this
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)

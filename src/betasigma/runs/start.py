@@ -1,0 +1,54 @@
+"""How a run was started: what launching hands to the command that runs. No heavy imports."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from betasigma.runs.command import subcommand
+
+CLONE = Path(__file__).resolve().parents[3]
+"""Top of the clone, where this is one."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run was started.
+
+    Attributes:
+        directory: of the run; relative to ``here`` where the process is there too.
+        overrides: of the config that were typed for this run.
+        words: the command line of this run alone, with which its other processes are started.
+        here: directory in which the user stands.
+        searched: whether a sweeper waits for the value of ``objective_metric``.
+        job: number among the jobs of a sweep.
+    """
+
+    directory: Path
+    overrides: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    here: Path = field(default_factory=Path.cwd)
+    searched: bool = False
+    job: int | None = None
+
+    def command(self, app: str, *words: str) -> str:
+        """A command line that can be pasted where the user stands.
+
+        Args:
+            app: ``train``, ``sample``, ….
+            words: its overrides and options.
+        """
+        return shlex.join([*program(app, self.here), *words])
+
+
+def program(app: str, here: Path) -> list[str]:
+    """What starts an app: ``betasigma train`` where that was typed or there is no clone, otherwise
+    ``python train.py``, by its path from ``here``.
+    """
+    script = CLONE / ("train.py" if app == "train" else f"scripts/{app}.py")
+    if subcommand() or not script.is_file():
+        return ["betasigma", app]
+    inside = here.resolve() == CLONE
+    return ["python", os.path.relpath(script, CLONE) if inside else str(script)]
