@@ -91,7 +91,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Done:
 @pytest.fixture(scope="module")
 def two(sweep: Done) -> tuple[Path, str]:
     """The whole run in two processes: continued where the sweep left it."""
-    run = next(path for path in jobs(sweep.folder) if path.name.endswith("seed0"))
+    run = next(path for path in jobs(sweep.folder) if path.name.endswith("seed=0"))
     return run, train(sweep.folder, f"resume={run}", f"steps={STEPS}").out
 
 
@@ -100,8 +100,8 @@ def test_a_sweep_of_two_processes_each_is_one_directory_per_job(sweep: Done) -> 
     sweep's.
     """
     assert [path.name for path in jobs(sweep.folder)] == [
-        "0_ddpm_digits_seed1",
-        "1_ddpm_digits_seed0",
+        "seed=0",
+        "seed=1",
     ]
     assert len(list((sweep.folder / "outputs").iterdir())) == 1
     for run in jobs(sweep.folder):

@@ -19,6 +19,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from betasigma.launch.sweeps import Sweep, left_behind, report
+from betasigma.runs.status import job_number
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "slurm"
@@ -48,7 +49,8 @@ class Done(NamedTuple):
     @property
     def jobs(self) -> list[Path]:
         """Run directories of the sweep, by job number."""
-        return sorted(self.folder.glob("outputs/*/[0-9]_*"))
+        runs = [path.parent for path in self.folder.glob("outputs/*/*/status.json")]
+        return sorted(runs, key=job_number)
 
 
 def train(folder: Path, *words: str, environment: dict[str, str] | None = None) -> Done:
@@ -208,10 +210,10 @@ def test_a_sweep_is_four_complete_runs(slurm: dict[str, str], tmp_path: Path) ->
     assert done.status == 0, done.err
     assert "4 jobs finished" in done.err
     assert [path.name for path in done.jobs] == [
-        "0_ddpm_digits_seed1",
-        "1_ddpm_digits_seed2",
-        "2_ncsn_digits_seed1",
-        "3_ncsn_digits_seed2",
+        "model=ddpm,seed=1",
+        "model=ddpm,seed=2",
+        "model=ncsn,seed=1",
+        "model=ncsn,seed=2",
     ]
     assert len(list((tmp_path / "outputs").iterdir())) == 1, "the sweep has one directory"
     extractors = set()

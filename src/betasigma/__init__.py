@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.evaluation.metrics import Precision as Precision
     from betasigma.evaluation.metrics import Recall as Recall
     from betasigma.evaluation.metrics import SampleMetric as SampleMetric
+    from betasigma.launch.session import train as train
     from betasigma.networks.mlp import MLP as MLP
     from betasigma.networks.unet import UNet as UNet
     from betasigma.oracles import EmpiricalDenoiser as EmpiricalDenoiser
@@ -81,6 +82,7 @@ _HOMES = {
     "Heun": "samplers",
     "PredictorCorrector": "samplers",
     "Sampler": "samplers",
+    "train": "launch.session",
     "NoiseSchedule": "schedules",
     "cosine": "schedules",
     "geometric": "schedules",

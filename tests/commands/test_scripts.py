@@ -19,6 +19,7 @@ from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
 from betasigma.runs.checkpoint import save
 from betasigma.runs.record import Record
+from betasigma.runs.status import job_number
 from betasigma.samplers import DDIM
 
 
@@ -153,7 +154,7 @@ def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
     )
     out = newest("*_evaluate_*")
     kept = rows_of(run)
-    assert rows_of(out / "0") + rows_of(out / "1") == kept
+    assert rows_of(out / "sampler=ddim") + rows_of(out / "sampler=ancestral") == kept
     of_fd = [row for row in kept if row["metric"] == "eval/fd_identity" and row["nfe"]]
     assert [row["sampler"] for row in of_fd] == ["ddim", "ancestral"]
     for row in of_fd:
@@ -196,8 +197,9 @@ def test_a_sweep_of_evaluations_ends_with_one_table(
         "continuous_bound prior": "bits_per_dim/continuous_bound/prior_test",
     }
     asked = [(run, steps) for run in (ddpm_run, ncsn_run) for steps in (2, 3)]
-    for number, ((run, steps), row) in enumerate(zip(asked, rows, strict=True)):
-        own = {r["metric"]: float(r["value"]) for r in Record(out / f"{number}/metrics.csv").rows()}
+    jobs = sorted((path.parent for path in out.glob("*/metrics.csv")), key=job_number)
+    for job, (run, steps), row in zip(jobs, asked, rows, strict=True):
+        own = {r["metric"]: float(r["value"]) for r in Record(job / "metrics.csv").rows()}
         assert {column: float(row[column]) for column in names} == {
             column: own[f"eval/{metric}"] for column, metric in names.items()
         }

@@ -69,8 +69,11 @@ def subdirectory(written: Mapping[str, str], numbered: bool) -> str:
 
 
 def _safe(value: str) -> str:
-    """A value without what a name does not need: quotes, brackets, the tail of a long number."""
-    plain = re.sub(r"[\s'\"\[\]{}()]", "", value).replace(",", "-")
+    """A value without what a name does not need: quotes, brackets, the folders of a path, the tail
+    of a long number.
+    """
+    plain = re.sub(r"[\s'\"\[\]{}()]", "", value.rstrip("/")).rpartition("/")[2]
+    plain = plain.replace(",", "-")
     if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", plain):
         return f"{float(plain):.4g}"
     return plain

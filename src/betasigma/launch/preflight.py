@@ -48,7 +48,7 @@ class Preflight(Callback):
         with _ending(config):
             cluster.refuse_single(config)
             refuse_search(config)
-            prepare_run(config, self._app, _loader())
+            prepare_run(config, self._app, loader_of_hydra())
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End here where the run has failed: Hydra would print a line of its own before ours."""
@@ -59,7 +59,7 @@ class Preflight(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
-            loader = _loader()
+            loader = loader_of_hydra()
             # the common config is composed: what had to wait for its group can be plain again
             task = [as_typed(word) for word in config.hydra.overrides.task]
             sweep = expand(config.hydra.sweeper, task, loader)
@@ -106,7 +106,7 @@ class Preflight(Callback):
         return [f"{key}={value}" for key, value in values[0].items()]
 
 
-def _loader() -> ConfigLoaderImpl:
+def loader_of_hydra() -> ConfigLoaderImpl:
     """What composes the configs of this process."""
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)

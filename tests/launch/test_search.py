@@ -1,0 +1,212 @@
+"""Sweepers that search, launchers of several jobs at once, and what Weights & Biases types."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import ROOT, TINY, launch
+from omegaconf import OmegaConf
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+from betasigma.runs.record import Record
+
+SEARCH = ("-m", *TINY, "search=optuna_lr", "hydra.sweeper.n_trials=2")
+
+
+def jobs(here: Path) -> dict[str, Path]:
+    """Directories of the jobs of the one sweep, by name."""
+    return {path.parent.name: path.parent for path in here.glob("outputs/*_sweep_*/*/status.json")}
+
+
+def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
+    pytest.importorskip("optuna")
+    outcome = launch("train", *SEARCH, "steps=2", "objective_metric=val/loss")
+    assert outcome.status == 0, outcome.err
+    (results,) = here.glob("outputs/*/optimization_results.yaml")
+    found: Any = OmegaConf.load(results)
+    assert set(found.best_params) == {"optimizer.lr", "ema.decay"}
+    assert str(results.relative_to(here)) in outcome.err
+    runs = jobs(here)
+    assert len(runs) == 2
+    for name, run in runs.items():
+        assert re.fullmatch(r"lr=[\d.e-]+,ema\.decay=0\.9+,job=[01]", name)
+        config: Any = OmegaConf.load(run / "config.yaml")
+        assert 1e-5 <= config.optimizer.lr <= 1e-2
+    losses = [Record(run / "metrics.csv").curve("val/loss")[1][-1] for run in runs.values()]
+    assert found.best_value == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_a_trial_without_the_objective_says_what_it_has(here: Path) -> None:
+    pytest.importorskip("optuna")
+    outcome = launch("train", *SEARCH, "steps=1", "objective_metric=val/denoising_eror")
+    assert outcome.status == 1
+    assert "2 of 2 jobs failed" in outcome.err
+    for run in jobs(here).values():
+        status = json.loads((run / "status.json").read_text())
+        assert status["error"].startswith(
+            "UserError: objective_metric=val/denoising_eror was not measured in this run, which "
+            "has val/denoising_error"
+        )
+
+
+def test_a_value_that_only_the_sweeper_knows_is_refused_in_its_job(here: Path) -> None:
+    """The ends of the interval are possible, what lies between them is not."""
+    pytest.importorskip("optuna")
+    own = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=1", "hydra.sweeper.max_failure_rate=1")
+    batch = ("training.accumulate=4", "batch_size=interval(16,64)", "hydra.sweeper.sampler.seed=1")
+    outcome = launch("train", "-m", *TINY, *own, *batch)
+    assert outcome.status == 1
+    ((name, run),) = jobs(here).items()
+    size = re.match(r"batch_size=(\d+)", name)
+    assert size
+    assert int(size[1]) % 4
+    error = json.loads((run / "status.json").read_text())["error"]
+    assert error.startswith(f"UserError: batch_size={size[1]} cannot be divided")
+    assert error in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("optimizer.lr=interval(-1,1)", r"optimizer\.lr=-1\.0 must be greater than 0"),
+        ("model=choice(ddpm,ncsm)", r"model=ncsm is unknown; did you mean model=ncsn"),
+        ("hydra.sweeper.params.steps='choice(1,0)'", r"steps=0 must be"),
+    ],
+)
+def test_what_a_search_cannot_try_is_refused_before_it_starts(
+    here: Path, words: str, sentence: str
+) -> None:
+    pytest.importorskip("optuna")
+    word = f"+{words}" if words.startswith("hydra.sweeper.params") else words
+    outcome = launch("train", "-m", "hydra/sweeper=optuna", word)
+    assert outcome.status == 1
+    assert re.match(f"error: {sentence}", outcome.err)
+    assert outcome.err.count("\n") == 1
+    assert not (here / "outputs").exists()
+
+
+def test_jobs_of_joblib_s_processes_have_their_names(here: Path) -> None:
+    pytest.importorskip("joblib")
+    own = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "steps=1")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY, *own, "-m"],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(jobs(here)) == ["seed=1", "seed=2"]
+    numbers = [json.loads((run / "status.json").read_text())["job"] for run in jobs(here).values()]
+    assert sorted(numbers) == [0, 1]
+
+
+def test_every_file_of_a_glob_is_a_job(here: Path) -> None:
+    """Also where names are numbers, as those of a study's points are."""
+    conf = here / "mine"
+    (conf / "network").mkdir(parents=True)
+    for name in ("1", "2", "old"):
+        text = "defaults: [unet, _self_]\nchannels: 8\nblocks: 1\nmultipliers: [1]\nattention: []\n"
+        (conf / "network" / f"{name}.yaml").write_text(text)
+    own = [word for word in TINY if not word.startswith("network.")]
+    words = ("network=glob(*,exclude=[old,u*,mlp*])", "steps=1", "--config-dir", str(conf), "-m")
+    outcome = launch("train", *own, *words)
+    assert outcome.status == 0, outcome.err
+    assert sorted(jobs(here)) == ["network=1", "network=2"]
+
+
+def test_what_wandb_agent_types_is_a_run(here: Path) -> None:
+    """The words are made by wandb's own function from the sweep file that ships."""
+    sweep: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "wandb_sweep.yaml"))
+    chosen = {
+        key: {"value": spec["values"][-1] if "values" in spec else spec["min"]}
+        for key, spec in sweep["parameters"].items()
+    }
+    typed = create_sweep_command_args({"args": chosen})["args"]
+    assert all(word.startswith("--") for word in typed)
+    assert (ROOT / sweep["program"]).is_file()
+    outcome = launch("train", *typed, *TINY, "steps=1")
+    assert outcome.status == 0, outcome.err
+    config: Any = OmegaConf.load(outcome.run / "config.yaml")
+    for key, spec in chosen.items():
+        node = "model.name" if key == "model" else key
+        assert OmegaConf.select(config, node) == spec["value"]
+    assert sweep["metric"]["name"] == config.objective_metric
+
+
+# ---------------------------------------------------------------- where the user stands
+
+
+def printed_commands(out: str) -> list[str]:
+    return [line.strip() for line in out.splitlines() if re.match(r" +(python|betasigma) ", line)]
+
+
+def pasted(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A printed command in a shell, with this interpreter for ``python``."""
+    line = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
+    return subprocess.run(
+        line, shell=True, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize("chdir", ["true", "false"])
+def test_commands_that_are_printed_can_be_pasted(here: Path, chdir: str) -> None:
+    """From another directory than the clone, of a job whose name has commas."""
+    folder = here / "it's here"
+    folder.mkdir()
+    own = ("ema.decay=0.5,0.6", "seed=1,2", f"hydra.job.chdir={chdir}", "steps=1")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *own],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    sample, *_, resume = printed_commands(done.stdout)[:3]
+    continued = pasted(resume, folder)
+    assert continued.returncode == 0, continued.stderr
+    assert "continuing ddpm" in continued.stdout
+    drawn = pasted(sample.replace("n=64", "n=2"), folder)
+    assert drawn.returncode == 0, drawn.stderr
+    assert len(list(folder.glob("outputs/*_sample_*/samples.png"))) == 1
+
+
+def test_paths_mean_the_same_in_a_directory_of_the_run_s_own(here: Path) -> None:
+    from PIL import Image
+
+    images = here / "images"
+    images.mkdir()
+    for number in range(40):
+        Image.new("L", (8, 8), 6 * number).save(images / f"{number}.png")
+    own = ("data=image_folder", "data.root=images", "data.image_size=8", "data.channels=1")
+    network = ("network=unet_8", "data.val_size=4", "evaluation.cache=cache", "steps=2")
+    outcome = launch("train", *TINY, *own, *network, "hydra.job.chdir=true")
+    assert outcome.status == 0, outcome.err
+    (run,) = here.glob("outputs/*")
+    assert outcome.run == run
+    again = launch("train", f"resume={run.relative_to(here)}", "steps=3", "hydra.job.chdir=true")
+    assert again.status == 0, again.err
+    measured = launch(
+        "evaluate",
+        f"run={run.relative_to(here)}",
+        "n=4",
+        "evaluation.extractor=identity",
+        "evaluation.metrics=[fd]",
+        "evaluation.cache=cache",
+        "hydra.job.chdir=true",
+        "error_curve=0",
+    )
+    assert measured.status == 0, measured.err
+    shutil.rmtree(run)
+    assert {path.name for path in here.iterdir()} == {"images", "cache", "outputs"}
