@@ -152,7 +152,8 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
                 if HydraConfig.get().job.chdir:
                     make_absolute(config, start.here)
                 if start.job is not None:  # its sweeper may have chosen values that nobody checked
-                    CHECKS[HydraConfig.get().callbacks.preflight.app].check(config, start.overrides)
+                    name = HydraConfig.get().callbacks["preflight"].app
+                    CHECKS[name].check(config, start.overrides)
                 return task(config, start)
         except Exception as error:
             if start.job is not None:
