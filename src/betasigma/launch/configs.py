@@ -8,10 +8,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
@@ -32,6 +34,8 @@ class ConfigFile(NamedTuple):
     package: str
     """Where its keys go, ``""`` for the top."""
     defaults: list[InputDefault]
+    comment: str = ""
+    """The one it begins with, on one line."""
 
     @property
     def group(self) -> str:
@@ -47,6 +51,17 @@ class ConfigFile(NamedTuple):
     def keys(self) -> set[str]:
         """Its keys, with dots."""
         return dotted_keys(self.content, f"{self.package}." if self.package else "")
+
+    @property
+    def chooses(self) -> dict[str, str]:
+        """What it chooses of other groups."""
+        groups = [one for one in self.defaults if isinstance(one, GroupDefault) and one.override]
+        return {str(one.group).lstrip("/"): str(one.value) for one in groups}
+
+    @property
+    def is_point(self) -> bool:
+        """Whether it is a point of a study."""
+        return "study" in self.content
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ class Configs:
     def load(self, name: str) -> ConfigFile:
         """Read ``train`` or ``sampler/ddim``."""
         if name not in self._files:
-            self._files[name] = _load(self._repository, name)
+            self._files[name] = load_file(self._repository, name)
         return self._files[name]
 
     def _groups_of(self, name: str) -> Iterator[str]:
@@ -109,7 +124,7 @@ class Configs:
             path.prepend("command-line", where, anchor=SearchPathQuery(provider="schema"))
         more = _search_path(self.line.overrides)
         if more is None:
-            main = _load(ConfigRepository(path), self.primary).content
+            main = load_file(ConfigRepository(path), self.primary).content
             more = OmegaConf.select(OmegaConf.create(main), "hydra.searchpath") or []
         for where in more:
             path.prepend("hydra.searchpath", where, anchor=SearchPathQuery(provider="schema"))
@@ -121,7 +136,8 @@ def typed_configs(folder: Path, config_name: str, words: list[str]) -> Configs:
     return Configs(folder, config_name, read_command_line(words))
 
 
-def _load(repository: ConfigRepository, name: str) -> ConfigFile:
+def load_file(repository: IConfigRepository, name: str) -> ConfigFile:
+    """Read ``train`` or ``sampler/ddim`` from a search path; one that is not there is empty."""
     found = repository.load_config(name)
     if found is None or not OmegaConf.is_dict(found.config):
         return ConfigFile(name, {}, "", [])
@@ -129,7 +145,24 @@ def _load(repository: ConfigRepository, name: str) -> ConfigFile:
     package = found.header.get("package") or group
     content: Any = OmegaConf.to_container(found.config)
     defaults = list(found.defaults_list or [])
-    return ConfigFile(name, content, "" if package == "_global_" else package, defaults)
+    comment = _comment(found.path, name)
+    return ConfigFile(name, content, "" if package == "_global_" else package, defaults, comment)
+
+
+def _comment(source: str, name: str) -> str:
+    """The comment that a file begins with, without the line ``# @package …``.
+
+    Args:
+        source: where on the search path the file is.
+        name: of the file.
+    """
+    scheme, _, place = source.partition("://")
+    if scheme not in ("file", "pkg"):
+        return ""
+    folder = Path(place) if scheme == "file" else resources.files(place.replace("/", "."))
+    lines = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    head = takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.lstrip("# ") for line in head if not line.startswith("# @"))
 
 
 def _search_path(overrides: Sequence[str]) -> list[str] | None:

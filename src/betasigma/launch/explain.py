@@ -6,8 +6,6 @@ import difflib
 import re
 from collections.abc import Iterator
 
-from hydra.core.default_element import GroupDefault
-
 from betasigma.launch.configs import ConfigFile, Configs
 
 HYDRA_PLUGINS = {
@@ -114,33 +112,32 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
 def known_keys(configs: Configs) -> list[str]:
     """Every key that the app's config can have, with dots."""
     keys = set(configs.load(configs.primary).keys)
-    for file in _group_files(configs):
-        keys |= file.keys | {file.group}
+    for file, own in _own_keys(configs):
+        keys |= own | {file.group}
     return sorted(keys)
 
 
-def _group_files(configs: Configs) -> list[ConfigFile]:
-    """Files of the config groups that define keys."""
-    overlays = ("experiment", "bridge", "search")
-    return [file for file in configs.files() if file.group not in overlays]
+def _own_keys(configs: Configs) -> Iterator[tuple[ConfigFile, set[str]]]:
+    """Files of config groups with the keys they define. What chooses for other groups (a model, an
+    experiment, a point of a study) sets their keys too, and defines only those below its own name.
+    """
+    files = configs.files()
+    overlays = {file.group for file in files if file.chooses and not file.package}
+    for file in files:
+        below = {key for key in file.keys if f"{key}.".startswith(f"{file.group}.")}
+        yield file, below if file.group in overlays else file.keys
 
 
 def _files_with(key: str, configs: Configs) -> list[ConfigFile]:
     """Group files that define ``key``."""
-    files = _group_files(configs)
-    if not key.startswith("model."):
-        files = [file for file in files if file.group != "model"]  # they only set others' keys
-    return [file for file in files if key in file.keys]
+    return [file for file, own in _own_keys(configs) if key in own]
 
 
 def _models_with(schedules: list[str], configs: Configs) -> str:
     """``" (model=…)"`` with the models that choose one of these schedules."""
     names = []
     for choice in configs.choices("model"):
-        defaults = configs.load(f"model/{choice}").defaults
-        groups = [default for default in defaults if isinstance(default, GroupDefault)]
-        chosen = {str(d.value) for d in groups if str(d.group).lstrip("/") == "schedule"}
-        if chosen & set(schedules):
+        if configs.load(f"model/{choice}").chooses.get("schedule") in schedules:
             names.append(f"model={choice}")
     return f" ({' or '.join(names)})" if names else ""
 

@@ -7,7 +7,12 @@ path.
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 from betasigma.launch.configs import Configs
+
+COLUMN, WIDTH = 32, 100
+"""Of a choice, and of what it is."""
 
 HEADER = "betasigma: DDPM and NCSN on one footing."
 
@@ -17,9 +22,6 @@ Any key above can be set as key=value, any group by name, several values with -m
   python train.py model=ncsn sigma.levels=10             the other family
   python train.py -m model=ddpm,ncsn seed=1,2,3          a sweep
   python train.py resume=outputs/…                       continue a run
-  python train.py -m bridge=0,1,2,3,4,5,6                from NCSN to DDPM, one knob at a time:
-    0 NCSN   1 data range   2 input scaling   3 noise conditioning   4 schedule   5 loss
-    6 sampler, DDPM
 --cfg job prints the config that would be run, --info defaults where it comes from.
 """
 
@@ -30,5 +32,19 @@ def opening(configs: Configs) -> str:
     Args:
         configs: of the app, whose groups are listed.
     """
-    listed = [f"{name}: {', '.join(configs.choices(name))}" for name in configs.groups()]
-    return "\n".join([HEADER, "", "== Groups ==", *listed, "", "== Config =="])
+    groups = configs.groups()
+    listed = [f"{name}: {', '.join(configs.choices(name))}" for name in groups]
+    described = [line for name in groups for line in _described(name, configs)]
+    sections = ("", "== Groups ==", *listed, "", "== Choices ==", *described, "", "== Config ==")
+    return "\n".join([HEADER, *sections])
+
+
+def _described(group: str, configs: Configs) -> list[str]:
+    """What each choice of a group is, in the words of its file; of a study also how to run it."""
+    files = [configs.load(f"{group}/{choice}") for choice in configs.choices(group)]
+    words = {f"{group}={file.choice}": file.comment for file in files if file.comment}
+    if any(file.is_point for file in files):
+        words[f"-m {group}={','.join(file.choice for file in files)}"] = "the study, point by point"
+    return [
+        f"{word:{COLUMN}}  {shorten(what, WIDTH, placeholder='…')}" for word, what in words.items()
+    ]

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hydra._internal.config_repository import IConfigRepository
-from hydra.core.default_element import ConfigDefault, GroupDefault
+from hydra.core.default_element import ConfigDefault
 
 from betasigma.errors import UserError
+from betasigma.launch.configs import load_file
 
 
 class ChosenFile(NamedTuple):
@@ -72,16 +73,11 @@ def _read(repository: IConfigRepository, path: str) -> tuple[dict[str, str], boo
     """What a file, with those it is made from, chooses of other groups, and whether it sets
     ``study``.
     """
-    found = repository.load_config(path)
-    if found is None:
-        return {}, False
-    chooses: dict[str, str] = {}
-    is_point = "study" in found.config
-    for default in found.defaults_list or []:
+    file = load_file(repository, path)
+    chooses, is_point = file.chooses, file.is_point
+    for default in file.defaults:
         if isinstance(default, ConfigDefault) and default.path != "_self_":
-            below, below_is_point = _read(repository, f"{path.rpartition('/')[0]}/{default.path}")
-            chooses |= below
-            is_point |= below_is_point
-        elif isinstance(default, GroupDefault) and default.override:
-            chooses[str(default.group).lstrip("/")] = str(default.value)
+            below, below_is_point = _read(repository, f"{file.group}/{default.path}")
+            chooses = below | chooses
+            is_point = is_point or below_is_point
     return chooses, is_point
