@@ -44,3 +44,11 @@ def test_a_primary_config_of_one_s_own(mine: Path) -> None:
     assert "sampler: " in helped.out, helped.err
     refused = launch("train", *words, "stepps=3")
     assert "did you mean steps" in refused.err
+
+
+def test_a_schedule_of_the_learning_rate_is_a_group_of_its_own(mine: Path) -> None:
+    (mine / "lr_schedule").mkdir()
+    (mine / "lr_schedule" / "cosine.yaml").write_text("steps: 3\n")
+    refused = launch("train", "optimizer.schedule=cosine", f"--config-dir={mine}")
+    assert "write lr_schedule=cosine, of " in refused.err
+    assert refused.err.count("\n") == 1

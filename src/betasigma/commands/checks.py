@@ -44,6 +44,7 @@ from betasigma.options.evaluation import check_metrics, check_n
 from betasigma.report.runs import check_curves, read_runs
 from betasigma.runs.directory import newest_run
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
+from betasigma.runs.status import process_rank
 
 CHANGEABLE = (
     "steps",
@@ -288,6 +289,12 @@ def _resume(config: DictConfig, overrides: list[str]) -> Path | None:
             config.resume = None
             return None
         checkpoint = checkpoint_path(run, "resume")
+        if process_rank() == 0:
+            print(
+                f"resume=auto: the newest run with this config is {run}, at step "
+                f"{read_header(checkpoint)['step']}",
+                flush=True,
+            )
     else:
         checkpoint = checkpoint_path(config.resume, "resume")
     saved: DictConfig = OmegaConf.create(saved_header(checkpoint, "resume")["config"])

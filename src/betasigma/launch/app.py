@@ -32,6 +32,7 @@ from betasigma.errors import UserError
 from betasigma.launch import search_path
 from betasigma.launch.command_line import PATHS, CommandLine, quoted, read_command_line
 from betasigma.launch.configs import Configs
+from betasigma.launch.image_network import fitting_network
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
 from betasigma.runs.directory import new_directory, short
@@ -125,6 +126,15 @@ def app(
 def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
     """The command line in words that Hydra reads as they are meant here."""
     overrides = [as_name(word, configs) for word in line.overrides]
+    network = fitting_network(overrides) if configs.config_name == "train" else None
+    if network is not None:
+        overrides.append(f"network={network}")
+        if not line.options.keys() & {"--help", "--cfg", "--info"}:
+            print(
+                f"network={network} is taken, for images of the given data.image_size; "
+                f"network=… takes another",
+                flush=True,
+            )
     if line.asks_for_help:  # Hydra composes and prints the config; the rest of the help is ours
         kept = {name: line.options[name] for name in PLACES if name in line.options}
         return CommandLine({**kept, "--cfg": "job"}, overrides)

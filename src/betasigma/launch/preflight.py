@@ -28,6 +28,7 @@ from betasigma.launch import cluster
 from betasigma.launch.app import as_typed, begin_sweep, fail, is_refusal, tracebacks_wanted
 from betasigma.launch.configs import dotted_keys, typed_configs
 from betasigma.launch.job_names import repeats, short_keys, subdirectory
+from betasigma.launch.machine import check_machine
 from betasigma.launch.studies import check_studies
 from betasigma.launch.sweepers import Expansion, expand
 from betasigma.launch.sweeps import Sweep
@@ -71,6 +72,7 @@ class Preflight(Callback):
                         f"resume={job.resume} continues one run; leave out -m (--multirun)"
                     )
                 check_studies(overrides, loader.repository)
+                check_machine(job)
                 self._app.check(job, overrides)
                 jobs.append(job)
             given = {override.partition("=")[0] for override in task}
@@ -121,6 +123,7 @@ def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) ->
     """
     overrides = list(config.hydra.overrides.task)
     check_studies(overrides, loader.repository)
+    check_machine(config)
     directory = app.check(config, overrides)
     decision = app.decide(config)
     for key, value in decision.values.items():

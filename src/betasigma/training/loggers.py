@@ -6,7 +6,6 @@ without work.
 
 from __future__ import annotations
 
-import netrc
 import os
 import secrets
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from betasigma.display import warn
 from betasigma.errors import UserError
 from betasigma.runs.record import Record
+from betasigma.training.account import sweep_run_id, wandb_mode
 
 
 class RecordLogger(Logger):
@@ -42,30 +42,6 @@ class RecordLogger(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run directory has config.yaml."""
-
-
-def wandb_mode(mode: str) -> str:
-    """``online`` or ``offline``; ``auto`` is online exactly where an account is set up.
-
-    Nothing is asked and nothing is sent to find out.
-    """
-    if mode in ("online", "offline"):
-        return mode
-    chosen = os.environ.get("WANDB_MODE", "")
-    if chosen in ("online", "offline", "disabled"):
-        return chosen
-    return "online" if _logged_in() else "offline"
-
-
-def _logged_in() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    path = os.environ.get("NETRC", os.path.expanduser("~/.netrc"))
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
 
 
 def make_loggers(
@@ -112,7 +88,7 @@ def _wandb_logger(
     import wandb
 
     mode = wandb_mode(settings["mode"])
-    identity = run_id or secrets.token_hex(4)
+    identity = run_id or sweep_run_id() or secrets.token_hex(4)
 
     def start(mode: str) -> WandbLogger:
         # made here rather than by Lightning, which would pass on an option that wandb warns of

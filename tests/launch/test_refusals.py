@@ -1,0 +1,77 @@
+"""What a user may type by mistake, or on the wrong machine, is one sentence before a run exists."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from launching import Launch, launch
+from omegaconf import OmegaConf
+from PIL import Image
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("model=ddpm,ncsn", r"model=ddpm,ncsn names several values: add -m"),
+        ("lr=1e-4", r"lr=1e-4 is unknown: there is no key lr; did you mean optimizer\.lr\?"),
+        ("epochs=10", r"epochs=10 is unknown.*training counts optimizer steps: steps=10"),
+        ("evaluation.metrics=[fid]", r"evaluation\.metrics.*fid"),
+        ("hydra/launcher=rq -m", r"hydra/launcher=rq is not installed: pip install hydra-rq-laun"),
+        ("logger.mode=online", r"logger\.mode=online needs an account: type wandb login"),
+        ("search=optuna_lr", r"search=optuna_lr is a sweep of many runs: add -m"),
+        ("-m optimizer.lr=interval(1,2)", r"optimizer\.lr=interval\(1,2\) is for a sweeper that"),
+        ("-m network=glob(x*)", r"network=glob\(x\*\) fits none of mlp"),
+        ("objective_metric=fid", r"objective_metric=fid must match"),
+        ("--steps 100", r"--steps 100 is two words: write --steps=100 or steps=100"),
+        ("--config-name=nothing", r"Cannot find primary config 'nothing'"),
+        ("--config-dir=nothing", r"Additional config directory '.*nothing' not found"),
+    ],
+)
+def test_one_sentence(here: Path, typed: str, sentence: str) -> None:
+    outcome = launch("train", *typed.split())
+    assert outcome.status == 1
+    assert re.match(f"error: .*{sentence}", outcome.err), outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not list(here.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("words", [["hardware=gpu"], ["-m", "hardware=gpu", "seed=1,2"]])
+def test_a_gpu_that_is_not_there(here: Path, words: list[str]) -> None:
+    outcome = launch("train", *words)
+    assert outcome.status == 1
+    assert outcome.err.startswith("error: hardware.accelerator=gpu finds no GPU")
+    assert outcome.err.count("\n") == 1
+    assert not list(here.iterdir())
+
+
+def test_a_name_may_be_a_number(train: Launch) -> None:
+    run = train("name=2024", "steps=1").run
+    assert re.search(r"_2024_\w+$", run.name)
+
+
+@pytest.mark.parametrize(
+    ("words", "network"),
+    [
+        (["data.image_size=32"], "[1, 2, 2]"),
+        (["data.image_size=32", "network=unet_64", "data.image_size=32"], "[1, 2, 2, 2]"),
+        (["data.image_size=64"], "[1, 2, 2, 2]"),
+    ],
+)
+def test_the_network_follows_the_size_of_photographs(
+    here: Path, words: list[str], network: str
+) -> None:
+    Image.new("RGB", (64, 64)).save(here / "image.png")
+    shown = launch("train", "--cfg", "job", "data=image_folder", f"data.root={here}", *words)
+    assert shown.status == 0, shown.err
+    assert str(list(OmegaConf.create(shown.out).network.multipliers)) == network
+
+
+def test_resume_auto_says_which_run_and_step(train: Launch) -> None:
+    first = train("steps=2")
+    again = train("resume=auto", "steps=3")
+    told = rf"resume=auto: the newest run with this config is \S*{first.run.name}, at step 2"
+    assert re.search(told, again.out)
