@@ -144,11 +144,11 @@ def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
 @contextmanager
 def explained(configs: Configs) -> Iterator[None]:
     """Print what helps to read a config around the config that is printed inside."""
-    from betasigma.launch.help import FOOTER, opening
+    from betasigma.launch.help import footer, opening
 
     with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
         yield
-    print(opening(configs), config.getvalue(), FOOTER, sep="\n", end="")
+    print(opening(configs), config.getvalue(), footer(), sep="\n")
 
 
 def in_directory(task: Task) -> Callable[[DictConfig], Any]:

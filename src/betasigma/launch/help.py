@@ -7,23 +7,39 @@ path.
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from textwrap import shorten
 
 from betasigma.launch.configs import Configs
+from betasigma.runs.start import program
 
 COLUMN, WIDTH = 32, 100
 """Of a choice, and of what it is."""
 
 HEADER = "betasigma: DDPM and NCSN on one footing."
 
-FOOTER = """\
-Any key above can be set as key=value, any group by name, several values with -m:
-  python train.py                                        DDPM on the embedded digits
-  python train.py model=ncsn sigma.levels=10             the other family
-  python train.py -m model=ddpm,ncsn seed=1,2,3          a sweep
-  python train.py resume=outputs/…                       continue a run
---cfg job prints the config that would be run, --info defaults where it comes from.
-"""
+EXAMPLES = {
+    "": "DDPM on the embedded digits",
+    "model=ncsn sigma.levels=10": "the other family",
+    "-m model=ddpm,ncsn seed=1,2,3": "a sweep",
+    "-m search=optuna_lr": "a search",
+    "resume=outputs/…": "continue a run",
+}
+"""What ``train`` may be given, and what comes of it."""
+
+
+def footer() -> str:
+    """What stands behind the config: commands as they can be pasted where the user stands."""
+    train = shlex.join(program("train", Path.cwd()))
+    width = max(map(len, EXAMPLES))
+    return "\n".join(
+        [
+            "Any key above can be set as key=value, any group by name, several values with -m:",
+            *(f"  {train} {words:{width}}  {what}" for words, what in EXAMPLES.items()),
+            "--cfg job prints the config that would be run, --info defaults where it comes from.",
+        ]
+    )
 
 
 def opening(configs: Configs) -> str:
