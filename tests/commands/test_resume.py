@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -209,8 +210,10 @@ def test_a_signal_ends_the_step_saves_it_and_says_how_to_continue(
     assert "Traceback" not in outcome.err
     assert weights(outcome.run)["global_step"] == last
     assert f"the last checkpoint is of step {last}" in outcome.out
-    command = outcome.out.split("to continue: python train.py resume=")[1].split()
-    resume(*command)
+    (told,) = re.findall(
+        r"^to continue: python \S*train\.py resume=(\S+)$", outcome.out, re.MULTILINE
+    )
+    resume(told)
     assert_same_run(whole(*ACCUMULATED), outcome.run)
 
 
