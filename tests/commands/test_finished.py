@@ -19,5 +19,5 @@ def test_the_last_value_of_a_metric_that_is_finite(tmp_path: Path) -> None:
     assert run.value("val/loss") == 2
     with pytest.raises(UserError, match="objective_metric=val/fd_identity is nan at the end"):
         run.value("val/fd_identity")
-    with pytest.raises(UserError, match="objective_metric=val/los was not .* has val/loss"):
+    with pytest.raises(UserError, match=r"objective_metric=val/los was not .* has val/loss"):
         run.value("val/los")
