@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from betasigma.commands.build import Config, make_data, make_sampler
+from betasigma.commands.assemble import Config, make_data, make_sampler
 from betasigma.commands.load import load_run, with_place
 from betasigma.errors import UserError
 from betasigma.hardware import move_to_device, precision_of

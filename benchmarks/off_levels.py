@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from betasigma.commands.build import make_data
+from betasigma.commands.assemble import make_data
 from betasigma.commands.load import load_run
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, OffLevels, perturb

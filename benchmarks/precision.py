@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from betasigma.commands.build import make_sampler
+from betasigma.commands.assemble import make_sampler
 from betasigma.runs.record import Record
 from harness import ours
 from harness.quality import Judge, mnist_or_stand_in

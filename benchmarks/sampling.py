@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from betasigma.commands.build import make_sampler
+from betasigma.commands.assemble import make_sampler
 from betasigma.denoiser import Denoiser
 from harness import ours, peers
 from harness.images import png_folder

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from betasigma.commands.build import make, make_sampler
+from betasigma.build import make
+from betasigma.commands.assemble import make_sampler
 from betasigma.runs.record import Record
 from harness import ours
 from harness.images import png_folder
@@ -253,7 +254,9 @@ def cost_of(run: Run) -> Cost:
     # only the network's settings are read: nothing is downloaded
     node = ours.composed(["experiment=ddpm_cifar10", "data.download=true"])["network"]
     with FakeTensorMode():
-        network = make({**node, **run.network}, in_channels=run.channels, image_size=run.size)
+        network = make(
+            {**node, **run.network}, "network", in_channels=run.channels, image_size=run.size
+        )
         one, two = (_counted(network, run, batch) for batch in (1, 2))
     parameters = sum(p.numel() for p in network.parameters())
     return Cost(parameters, *(b - a for a, b in zip(one, two, strict=True)))

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from betasigma.commands.build import make_sampler
+from betasigma.commands.assemble import make_sampler
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
 from harness import machine, ours, peers

@@ -119,7 +119,7 @@ def test_input_scaling(schedule: NoiseSchedule) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prediction": "noise"}, r"preconditioning\.prediction=noise is unknown; choose from eps"),
+        ({"prediction": "noise"}, r"preconditioning\.prediction=noise must be 'epsilon', 'score'"),
         ({"conditioning": "sigma"}, r"preconditioning\.conditioning=sigma"),
         ({"input_scaling": "half"}, r"preconditioning\.input_scaling=half"),
         ({"sigma_data": 0.0}, r"preconditioning\.sigma_data=0"),

@@ -353,8 +353,8 @@ def test_posterior_at_clean_data(schedule: NoiseSchedule) -> None:
         (lambda: cosine(offset=0.0), r"beta\.offset=0"),
         (lambda: cosine(max_beta=1.0), r"beta\.max=1"),
         (lambda: geometric(levels=0), r"sigma\.levels=0"),
-        (lambda: geometric(max=0.5, min=1.0), r"sigma\.min=1\.0 and sigma\.max=0\.5"),
-        (lambda: geometric(min=0.0), r"0 < sigma\.min"),
+        (lambda: geometric(max=0.5, min=1.0), r"sigma\.min=1 must be below sigma\.max=0\.5"),
+        (lambda: geometric(min=0.0), r"sigma\.min=0\.0 must be above 0"),
         (lambda: geometric(levels=1, max=-1.0), r"sigma\.max=-1"),
     ],
 )

@@ -103,7 +103,7 @@ def train(folder: Path, *words: str, environment: dict[str, str] | None = None) 
         ),
         (
             ["-m", "cluster=slurm", "model=ncsn", "sigma.levels=10,0"],
-            "sigma.levels=0 must be greater than or equal to 1",
+            "sigma.levels=0 must be at least 1",
         ),
         (
             ["-m", "cluster=slurm"],

@@ -12,7 +12,7 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from betasigma.commands.build import Config, make_data, make_module, make_sampler
+from betasigma.commands.assemble import Config, make_data, make_module, make_sampler
 from betasigma.commands.checks import check_content
 from betasigma.commands.measure import Meter
 from betasigma.commands.train import make_callbacks, make_model, make_trainer, quiet_libraries

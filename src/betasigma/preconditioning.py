@@ -28,16 +28,17 @@ How the network is told the noise level (``conditioning``) and whether its input
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from betasigma.errors import UserError
-
-PredictionType = Literal["epsilon", "score", "raw_score", "x0", "v", "edm"]
-Conditioning = Literal["timestep", "log_sigma", "none"]
-InputScaling = Literal["none", "unit_variance"]
+from betasigma.options.preconditioning import (
+    Conditioning,
+    InputScaling,
+    PreconditioningOptions,
+    Prediction,
+)
 
 
 class Coefficients(NamedTuple):
@@ -65,24 +66,19 @@ class Preconditioning:
         levels: L of the schedule, needed by ``timestep``.
     """
 
-    prediction: PredictionType = "epsilon"
+    prediction: Prediction = "epsilon"
     conditioning: Conditioning = "timestep"
     input_scaling: InputScaling = "none"
     sigma_data: float = 0.5
     levels: int = 1000
 
     def __post_init__(self) -> None:
-        for key, value, known in (
-            ("prediction", self.prediction, PredictionType.__args__),  # type: ignore[attr-defined]
-            ("conditioning", self.conditioning, Conditioning.__args__),  # type: ignore[attr-defined]
-            ("input_scaling", self.input_scaling, InputScaling.__args__),  # type: ignore[attr-defined]
-        ):
-            if value not in known:
-                raise UserError(
-                    f"preconditioning.{key}={value} is unknown; choose from {', '.join(known)}"
-                )
-        if self.sigma_data <= 0:
-            raise UserError(f"preconditioning.sigma_data={self.sigma_data} must be positive")
+        PreconditioningOptions.check(
+            prediction=self.prediction,
+            conditioning=self.conditioning,
+            input_scaling=self.input_scaling,
+            sigma_data=self.sigma_data,
+        )
 
     def __call__(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Coefficients:
         """Coefficients at times ``t`` where the kernel is (``alpha``, ``sigma``); all float64 of

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
+from betasigma.options.schedules import CosineOptions, GeometricOptions, LinearOptions
 from betasigma.randomness import Stream
 
 Times = Tensor | float
@@ -228,13 +229,13 @@ def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> Varianc
     """β rising linearly from ``start`` to ``end`` in ``steps`` steps (Ho et al. 2020, section
     4).
     """
-    _check_beta(start, end, steps)
+    LinearOptions.check(start=start, end=end, steps=steps)
     return _from_betas(np.linspace(start, end, steps, dtype=np.float64))
 
 
 def sigmoid(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> VariancePreserving:
     """β rising from ``start`` to ``end`` along a sigmoid over [−6, 6] (Xu et al. 2022, GeoDiff)."""
-    _check_beta(start, end, steps)
+    LinearOptions.check(start=start, end=end, steps=steps)
     ramp = _sigmoid(np.linspace(-6, 6, steps, dtype=np.float64))
     return _from_betas(start + (end - start) * ramp)
 
@@ -244,11 +245,7 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
 
     Nichol & Dhariwal 2021, equation 17; ``offset`` is their s.
     """
-    _check_steps(steps)
-    if not 0 < offset < 1:
-        raise UserError(f"beta.offset={offset} must lie between 0 and 1 (exclusive)")
-    if not 0 < max_beta < 1:
-        raise UserError(f"beta.max={max_beta} must lie between 0 and 1 (exclusive)")
+    CosineOptions.check(steps=steps, offset=offset, max_beta=max_beta)
     t = np.arange(steps + 1) / steps
     f = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
     return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
@@ -261,12 +258,7 @@ def geometric(levels: int = 10, max: float = 1.0, min: float = 0.01) -> Variance
     Between the levels log σ is linear in t, so the ladder *is* the continuous schedule
     σ(t) = σ_min·(σ_max/σ_min)^((t·L − 1)/(L − 1)).
     """
-    if levels < 1:
-        raise UserError(f"sigma.levels={levels} must be at least 1")
-    if min <= 0 or (levels > 1 and min >= max) or max <= 0:
-        raise UserError(
-            f"sigma.min={min} and sigma.max={max} must satisfy 0 < sigma.min < sigma.max"
-        )
+    GeometricOptions.check(levels=levels, max=max, min=min)
     log_sigma = np.linspace(math.log(min), math.log(max), levels) if levels > 1 else [math.log(max)]
     return VarianceExploding(-2 * np.asarray(log_sigma))
 
@@ -355,19 +347,6 @@ def reverse_log_variances(schedule: NoiseSchedule, t: Times, s: Times) -> tuple[
 def _from_betas(betas: np.ndarray) -> VariancePreserving:
     log_alpha_bar = np.cumsum(np.log1p(-betas))
     return VariancePreserving(log_alpha_bar - np.log(-np.expm1(log_alpha_bar)))
-
-
-def _check_beta(start: float, end: float, steps: int) -> None:
-    _check_steps(steps)
-    if not 0 < start < 1:
-        raise UserError(f"beta.start={start} must lie between 0 and 1 (exclusive)")
-    if not start <= end < 1:
-        raise UserError(f"beta.end={end} must be at least beta.start={start} and below 1")
-
-
-def _check_steps(steps: int) -> None:
-    if steps < 1:
-        raise UserError(f"beta.steps={steps} must be at least 1")
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

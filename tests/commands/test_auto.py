@@ -19,8 +19,8 @@ from scipy.spatial.distance import pdist
 from sklearn.datasets import load_digits
 
 import betasigma
+from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import resolve_auto
-from betasigma.commands.build import make_data
 from betasigma.commands.checks import check_content
 from betasigma.data import catalog
 from betasigma.display import Display

@@ -47,17 +47,17 @@ BAD = {
     "train model=ncsn beta.end=0.1": r"beta\.end=0\.1 .*schedule=linear or sigmoid \(model=ddpm\)",
     "train sampler.eta=0.5": r"sampler\.eta=0\.5 .*sampler=ddim",
     "train sampler=heun sampler.corrector_steps=1": r"=1 .*belongs to sampler=predictor_corrector$",
-    "train sampler=predictor_corrector sampler.snr=0": r"sampler\.snr=0 must be greater than 0",
+    "train sampler=predictor_corrector sampler.snr=0": r"sampler\.snr=0 must be above 0",
     # points of the bridge
     "train bridge=7": r"bridge=7 is unknown; choose from 0, 1, 2, 3, 4, 5, 6",
     "train bridge=2 model=ddpm": r"bridge=2 and model=ddpm both choose the model; leave one out",
     "train -m bridge=0,6 experiment=mnist_ddpm": r"bridge=0 and experiment=mnist_ddpm both choose",
     "train bridge=6 sigma.levels=5": r"sigma\.levels=5 does not fit the schedule",
     # values out of range
-    "train model=ncsn sigma.levels=0": r"sigma\.levels=0 must be greater than or equal to 1",
+    "train model=ncsn sigma.levels=0": r"sigma\.levels=0 must be at least 1",
     "train model=ncsn sigma.min=1 sigma.max=0.5": r"sigma\.min=1 must be below sigma\.max=0\.5",
-    "train model=ncsn schedule=geometric_auto sigma.overlap=1": r"=1 must be less than 0\.9",
-    "train model=ncsn schedule=geometric_auto sigma.overlap=0": r"overlap=0 must be greater than 0",
+    "train model=ncsn schedule=geometric_auto sigma.overlap=1": r"=1 must be below 0\.9",
+    "train model=ncsn schedule=geometric_auto sigma.overlap=0": r"overlap=0 must be above 0",
     "train model=ncsn schedule=geometric_auto sigma.max=0.001": r"sigma\.min=0\.01 must be below",
     "train model=ncsn schedule=geometric_auto sigma.examples=1": r"examples=1 must be greater",
     "train model=ncsn sigma.levels=auto": r"sigma\.levels=auto is found by schedule=geometric_auto",
@@ -65,20 +65,20 @@ BAD = {
     "train sampler=annealed_langevin sampler.step=auto": r"ratio of a geometric ladder.*linear has",
     "train model=ncsn schedule=geometric_auto data=mixture network=mlp": r"at least 5 dimensions",
     "sample run={run} sampler=annealed_langevin sampler.step=auto": r"linear has none",
-    "train beta.end=2": r"beta\.end=2 must be less than 1",
+    "train beta.end=2": r"beta\.end=2 must be below 1",
     "train beta.end=1e-5": r"beta\.end=1e-05 must be at least beta\.start",
     "train batch_size=0": r"batch_size=0 must be",
     "train batch_size=1.5": r"batch_size=1\.5 must be a valid integer",
     "train seed=-1": r"seed=-1 must be",
-    "train seed=99999999999999999999": r"seed=9+ must be less than",
+    "train seed=99999999999999999999": r"seed=9+ must be below",
     "train optimizer.lr=nan": r"optimizer\.lr=nan must be",
-    "train optimizer.betas=[0.9,2]": r"optimizer\.betas\[1\]=2 must be less than 1",
-    "train optimizer=sgd optimizer.momentum=1": r"optimizer\.momentum=1 must be less than 1",
+    "train optimizer.betas=[0.9,2]": r"optimizer\.betas\[1\]=2 must be below 1",
+    "train optimizer=sgd optimizer.momentum=1": r"optimizer\.momentum=1 must be below 1",
     "train optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true": r"nesterov=true needs",
     "train optimizer=sgd optimizer.betas=[0.9,0.9]": r"optimizer\.betas",
     "train model=oracle optimizer=sgd": r"optimizer=sgd does not fit model=oracle",
     "train +optimizer.momentum=0.9": r"optimizer\.momentum=0\.9 is unknown",
-    "train ema.decay=1": r"ema\.decay=1 must be less than 1",
+    "train ema.decay=1": r"ema\.decay=1 must be below 1",
     "train name=a/b": r"name=a/b must match",
     "train training.accumulate=3": r"batch_size=\d+ cannot be divided.*accumulate=3",
     # what does not fit together
@@ -104,13 +104,13 @@ BAD = {
     "train objective=hybrid beta.steps=1": r"beta\.steps=1 leaves objective=hybrid no step",
     "train objective=hybrid network=mlp_energy data=mixture": r"mlp_energy .*needs network=mlp",
     "sample run={run} sampler=ancestral sampler.variance=learned": r"objective=hybrid",
-    "train objective.gamma=0": r"objective\.gamma=0 must be greater than 0",
+    "train objective.gamma=0": r"objective\.gamma=0 must be above 0",
     "train objective=sliced hardware.compile=true": r"compile=true cannot differentiate twice",
     "train hardware.compile=cuda_graphs training.accumulate=2": r"accumulate=2 does not go with",
     "train objective=sliced hardware.compile=cuda_graphs": r"compile=cuda_graphs cannot diff",
     "train hardware.compile=maybe": r"hardware\.compile=maybe .*cuda_graphs",
     "train network=mlp_energy": r"network=.*energy_mlp does not fit data=digits",
-    "train model=ncsn sigma.levels=1 sigma.max=0": r"sigma\.max=0 must be greater than 0",
+    "train model=ncsn sigma.levels=1 sigma.max=0": r"sigma\.max=0 must be above 0",
     # ground truth has nothing to train
     "train model=oracle steps=5": r"steps=5 does not fit model=oracle, which trains nothing",
     "train model=oracle network.channels=8": r"network\.channels=8 does not fit model=oracle",
@@ -259,7 +259,7 @@ def typed(*words: str, cwd: Path, app: str = "train.py", **environment: str) -> 
 def test_as_typed(tmp_path: Path) -> None:
     done = typed("model=ncsn", "sigma.levels=0", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr == "error: sigma.levels=0 must be greater than or equal to 1 or be 'auto'"
+    assert done.stderr == "error: sigma.levels=0 must be at least 1 or be 'auto'"
     assert done.stdout == ""
     assert not done.modules & set(launching.HEAVY)
     assert list(tmp_path.iterdir()) == []

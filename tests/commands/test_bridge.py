@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from launching import ROOT, TINY, launch
 from torch import Tensor, nn
 
-from betasigma.commands.build import make, make_sampler
+from betasigma.build import make
+from betasigma.commands.assemble import make_sampler
 from betasigma.commands.checks import check_content
 from betasigma.denoiser import Denoiser, perturb
 from betasigma.launch.app import register_resolvers
@@ -116,7 +117,7 @@ class Seen(nn.Module):
 
 
 def schedule_of(number: int) -> NoiseSchedule:
-    return make(point(number)["schedule"])
+    return make(point(number)["schedule"], "schedule")
 
 
 def shown(number: int, x0: Tensor, eps: Tensor, t: Tensor) -> Seen:

@@ -16,8 +16,9 @@ from launching import ROOT
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
+from betasigma.build import make
+from betasigma.commands.assemble import make_data, make_denoiser, make_module, make_sampler
 from betasigma.commands.auto import resolve_auto
-from betasigma.commands.build import make, make_data, make_denoiser, make_module, make_sampler
 from betasigma.commands.checks import check_content
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
@@ -208,7 +209,7 @@ def test_the_papers_numbers(name: str) -> None:
 def test_ddpm_s_network_has_the_published_size() -> None:
     content = config("experiment=ddpm_cifar10")
     with torch.device("meta"):
-        network = make(content["network"], in_channels=3, image_size=32)
+        network = make(content["network"], "network", in_channels=3, image_size=32)
     assert sum(p.numel() for p in network.parameters()) == 35_746_307
 
 

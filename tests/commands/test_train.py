@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import betasigma
-from betasigma.commands.build import make_denoiser
+from betasigma.commands.assemble import make_denoiser
 from betasigma.evaluation.choice import INCEPTION_FILES, checkpoint_dir
 from betasigma.modules import DDPM, NCSN
 from betasigma.modules.averaging import ramped_decay

@@ -103,7 +103,7 @@ BAD = {
     "image=360": r"image=360 is not among the 360 test images of data=digits",
     "sampler=ddim": r"sampler\._target_=betasigma\.samplers\.DDIM must be",
     "sigmas=[0.5,0.1]": r"sigmas=\[0\.5, 0\.1\] must rise",
-    "frames=2": r"frames=2 must be greater than or equal to 3",
+    "frames=2": r"frames=2 must be at least 3",
 }
 """Words that are refused, and what is said."""
 

@@ -126,9 +126,9 @@ def test_learns_the_score_of_a_mixture_at_all_noise_levels() -> None:
         ({"dim": 0}, r"network\.dim=0 .*at least 1"),
         ({"out_dim": 0}, r"network\.out_dim=0 .*at least 1"),
         ({"depth": 0}, r"network\.depth=0 .*at least 1"),
-        ({"width": 7}, r"network\.width=7 .*even number"),
+        ({"width": 7}, r"network\.width=7 must be a multiple of 2"),
         ({"num_classes": -1}, r"network\.num_classes=-1 .*at least 0"),
-        ({"embedding": "none"}, r"network\.embedding=none .*positional, fourier"),
+        ({"embedding": "none"}, r"network\.embedding=none must be 'positional' or 'fourier'"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(changes: dict[str, Any], message: str) -> None:

@@ -278,9 +278,8 @@ def test_channels_last_is_kept_from_end_to_end(given_by: str, in_channels: int) 
 
     seen = []
     for module in net.modules():
-        if isinstance(
-            module, ResidualBlock | Attention | GroupNorm | Dropout | nn.Conv2d | Upsample
-        ):
+        kinds = ResidualBlock | Attention | GroupNorm | Dropout | nn.Conv2d | Upsample
+        if isinstance(module, kinds):
             module.register_forward_hook(lambda module, args, out: seen.append(out))
     out = net.train()(x, c_noise)
     assert len(seen) > 50
@@ -426,20 +425,23 @@ def test_fourier_frequencies_are_fixed_saved_and_scaled() -> None:
     [
         ({"image_size": 28, "multipliers": (1, 2, 2, 2)}, r"network\.multipliers has 4 levels.*"
          r"28x28 images allow at most 3 levels \(28, 14, 7\).*divisible by 8"),
-        ({"multipliers": ()}, r"network\.multipliers=\[\] .*\[1,2,2\]"),
-        ({"multipliers": (1, 0)}, r"network\.multipliers=\[1, 0\]"),
+        ({"multipliers": ()}, r"network\.multipliers=\[\] .*at least 1 item"),
+        ({"multipliers": (1, 0)}, r"network\.multipliers\[1\]=0 must be at least 1"),
         ({"attention": (4, 16)}, r"network\.attention=\[4, 16\].*16, which never occurs.*8, 4"),
         ({"heads": 3}, r"network\.heads=3 .*32 channels.*1, 2, 4, 8, 16, 32"),
         ({"head_channels": 5}, r"network\.head_channels=5 .*1, 2, 4, 8, 16, 32"),
         ({"heads": 2, "head_channels": 8}, r"network\.heads=2 and network\.head_channels=8"),
         ({"heads": 0}, r"network\.heads=0 .*at least 1"),
         ({"head_channels": 0}, r"network\.head_channels=0 .*at least 1"),
-        ({"channels": 15}, r"network\.channels=15 .*even number of at least 4"),
+        ({"channels": 15}, r"network\.channels=15 must be a multiple of 2"),
         ({"blocks": 0}, r"network\.blocks=0 .*at least 1"),
-        ({"dropout": 1.0}, r"network\.dropout=1\.0 .*\[0, 1\)"),
+        ({"dropout": 1.0}, r"network\.dropout=1\.0 must be below 1"),
         ({"num_classes": -1}, r"network\.num_classes=-1 .*at least 0"),
-        ({"embedding": "learned"}, r"network\.embedding=learned .*positional, fourier"),
-        ({"embedding": "fourier", "fourier_scale": 0.0}, r"network\.fourier_scale=0\.0 .*positive"),
+        ({"embedding": "learned"}, r"network\.embedding=learned must be 'positional' or 'fourier'"),
+        (
+            {"embedding": "fourier", "fourier_scale": 0.0},
+            r"network\.fourier_scale=0\.0 must be above 0",
+        ),
         ({"norm_groups": 0}, r"network\.norm_groups=0 .*at least 1"),
         ({"in_channels": 0}, r"network\.in_channels=0 .*at least 1"),
         ({"out_channels": 0}, r"network\.out_channels=0 .*at least 1"),
@@ -450,7 +452,6 @@ def test_bad_input_is_one_clear_sentence(changes: dict[str, Any], message: str) 
     with pytest.raises(UserError, match=message) as error:
         UNet(**{**SMALL, **changes})
     assert "\n" not in str(error.value)
-    assert str(error.value).endswith(".")
 
 
 def test_heads_need_to_divide_only_where_there_is_attention() -> None:
@@ -459,5 +460,5 @@ def test_heads_need_to_divide_only_where_there_is_attention() -> None:
 
 
 def test_limits_are_checked_without_torch() -> None:
-    code = "import sys, betasigma.networks.limits; sys.exit('torch' in sys.modules)"
+    code = "import sys, betasigma.options.networks; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,19 +8,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from betasigma.commands.build import make_sampler
-from betasigma.commands.schema import AnySampler, Node, validate_plain
+from betasigma.commands.assemble import make_sampler
 from betasigma.errors import UserError
+from betasigma.options.base import parse_component
 from betasigma.samplers import Sampler
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml"))
-
-
-class Holder(Node):
-    """A config that has a sampler and nothing else."""
-
-    sampler: AnySampler
 
 
 def composed(name: str, *changes: str) -> dict:
@@ -34,7 +28,7 @@ def composed(name: str, *changes: str) -> dict:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_makes_its_sampler_and_draws(make_model, name: str) -> None:
     config = composed(name)
-    validate_plain(config, Holder)
+    parse_component("sampler", config["sampler"])
     sampler = make_sampler(config["sampler"])
     assert isinstance(sampler, Sampler)
     assert name.startswith(sampler.name)
@@ -55,10 +49,10 @@ def test_there_is_a_file_for_every_sampler() -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("predictor_corrector", "sampler.snr=0.0", r"sampler\.snr=0\.0 must be greater than 0"),
+        ("predictor_corrector", "sampler.snr=0.0", r"sampler\.snr=0\.0 must be above 0"),
         ("predictor_corrector", "sampler.corrector_steps=-1", r"sampler\.corrector_steps=-1"),
         ("predictor_corrector", "sampler.predictor=heun", r"sampler\.predictor=heun must be"),
-        ("euler", "sampler.steps=0", r"sampler\.steps=0 must be greater than or equal to 1"),
+        ("euler", "sampler.steps=0", r"sampler\.steps=0 must be at least 1"),
         ("euler", "+sampler.corrector_steps=1", "there is no key sampler.corrector_steps"),
         ("dpm_solver", "+sampler.snr=0.1", "there is no key sampler.snr"),
         ("dpm_solver", "sampler.eta=2.0", r"sampler\.eta=2\.0"),
@@ -71,17 +65,17 @@ def test_there_is_a_file_for_every_sampler() -> None:
 )
 def test_bad_values_are_one_sentence(name: str, change: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as refused:
-        validate_plain(composed(name, change), Holder)
+        parse_component("sampler", composed(name, change)["sampler"])
     assert "\n" not in str(refused.value)
 
 
 def test_churn_between_crossed_bounds() -> None:
     config = composed("heun", "sampler.s_min=2.0", "sampler.s_max=1.0")
     with pytest.raises(UserError, match=r"sampler\.s_min=2 must be at most sampler\.s_max=1"):
-        validate_plain(config, Holder)
+        parse_component("sampler", config["sampler"])
 
 
 def test_a_config_from_before_rho_still_fits() -> None:
     config = composed("ddim")
     del config["sampler"]["rho"]
-    validate_plain(config, Holder)
+    parse_component("sampler", config["sampler"])

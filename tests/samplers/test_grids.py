@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from diffusers import EDMEulerScheduler
 
 from betasigma.errors import UserError
-from betasigma.samplers.base import GRIDS, time_grid
+from betasigma.options.samplers import Grid
+from betasigma.samplers.base import time_grid
 from betasigma.schedules import NoiseSchedule, cosine, geometric, linear
 
+GRIDS = get_args(Grid)
 SCHEDULES = {"linear": linear(), "cosine": cosine(), "geometric": geometric(10, 3.0, 0.01)}
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
@@ -77,7 +81,7 @@ def test_one_level_has_one_time(grid) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"sampler\.grid=even is unknown; choose from levels"):
+    with pytest.raises(UserError, match=r"sampler\.grid=even must be 'levels', 'uniform_t'"):
         time_grid(linear(), 5, "even")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"sampler\.steps=0 must be at least 1"):
         time_grid(linear(), 0, "levels")

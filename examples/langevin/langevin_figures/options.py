@@ -8,27 +8,21 @@ from typing import Annotated, Literal
 from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
-from betasigma.commands.checks import AppChecks, saved_header
-from betasigma.commands.schema import (
-    AnnealedLangevin,
-    DataPlace,
-    Geometric,
-    Hardware,
-    Index,
-    Node,
-    Positive,
-    Seed,
-    Sigma,
-    validate,
-)
+from betasigma.commands.checks import AppChecks
+from betasigma.commands.config import saved_header, validate
 from betasigma.data import catalog
 from betasigma.errors import UserError
+from betasigma.options.apps import DataPlace
+from betasigma.options.base import Index, Options, Positive, Seed, component
+from betasigma.options.hardware import HardwareOptions
+from betasigma.options.samplers import AnnealedLangevinOptions
+from betasigma.options.schedules import GeometricOptions, SigmaOptions
 
 PLANE = "two"
 """The toy distribution (``data.mixture``) that the figures of the plane show."""
 
 
-class FiguresOptions(Node):
+class FiguresOptions(Options):
     """The config of ``figures.py``."""
 
     runs: list[str]
@@ -43,11 +37,11 @@ class FiguresOptions(Node):
     grid: Annotated[int, Field(ge=5)]
     learned_from: Annotated[int, Field(ge=2)]
     sigmas: Annotated[list[Positive], Field(min_length=1)]
-    sigma: Sigma
-    schedule: Geometric
-    sampler: AnnealedLangevin
+    sigma: SigmaOptions
+    schedule: Annotated[GeometricOptions, component("schedule")]
+    sampler: Annotated[AnnealedLangevinOptions, component("sampler")]
     data: DataPlace
-    hardware: Hardware
+    hardware: HardwareOptions
 
     @model_validator(mode="after")
     def _rising(self) -> FiguresOptions:

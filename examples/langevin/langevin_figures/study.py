@@ -19,9 +19,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from betasigma.commands.build import make_data
+from betasigma.commands.assemble import make_data
+from betasigma.commands.config import validate
 from betasigma.commands.load import Loaded, load_run
-from betasigma.commands.schema import validate
 from betasigma.data import sources as data_sets
 from betasigma.data import toy
 from betasigma.data.pixels import from_uint8

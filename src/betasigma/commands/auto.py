@@ -12,13 +12,14 @@ import math
 from typing import Any, NamedTuple
 
 from betasigma import ladder
-from betasigma.commands.build import Config, make_sampler
-from betasigma.commands.checks import AUTO, unresolved_keys
+from betasigma.commands.assemble import Config, make_sampler
 from betasigma.commands.load import Loaded
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.distance import Distance, measure
 from betasigma.display import Display
 from betasigma.errors import UserError
+from betasigma.options import AUTO
+from betasigma.options.apps import ModelConfig
 from betasigma.samplers import Sampler
 
 
@@ -44,7 +45,8 @@ def resolve_auto(config: Config, data: ImageDataModule, display: Display) -> Res
     Raises:
         UserError: where the data allow no ladder.
     """
-    if not unresolved_keys(config):
+    known = {key: value for key, value in config.items() if key in ModelConfig.model_fields}
+    if not ModelConfig.parse(known).unresolved:
         return Resolved(config, [], {})
     sigma = dict(config["sigma"])
     schedule, reasons = dict(config["schedule"]), []

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from betasigma.commands.schema import Compare, validate
+from betasigma.commands.config import validate
 from betasigma.display import Display
+from betasigma.options.apps import Compare
 from betasigma.report.measurements import error_curve, last_values
 from betasigma.report.plots import draw_curves, draw_error_curves
 from betasigma.report.runs import read_runs

@@ -9,14 +9,15 @@ from pathlib import Path
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
+from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
-from betasigma.commands.build import make_data
+from betasigma.commands.config import validate
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import Meter
 from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
-from betasigma.commands.schema import Evaluate, validate
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import move_to_device, precision_of
+from betasigma.options.apps import Evaluate
 from betasigma.runs.record import Record
 from betasigma.runs.start import Start
 from betasigma.training.loggers import RecordLogger

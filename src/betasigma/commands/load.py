@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from betasigma.commands.build import make_data, make_denoiser, make_oracle, make_sampler
-from betasigma.commands.checks import saved_header
-from betasigma.commands.schema import trains
-from betasigma.data import catalog
+from betasigma.commands.assemble import make_data, make_denoiser, make_oracle, make_sampler
+from betasigma.commands.checks import saved_facts
+from betasigma.commands.config import saved_header, trains
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.oracles import ExactDenoiser
@@ -57,7 +56,8 @@ def load_run(
     config = with_place(config, place or {})
     denoiser: Denoiser | ExactDenoiser
     if trains(config):
-        denoiser = _untrained(config, header["value_range"], precision)
+        shape = saved_facts(header).shape
+        denoiser = _untrained(config, shape, header["value_range"], precision)
         denoiser.moments = _moments(contents, denoiser.sample_shape, path)
     else:
         data = make_data(config)
@@ -87,10 +87,11 @@ def with_place(config: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
 
 
 def _untrained(
-    config: dict[str, Any], value_range: list[float], precision: torch.dtype | None
+    config: dict[str, Any],
+    shape: tuple[int, ...],
+    value_range: list[float],
+    precision: torch.dtype | None,
 ) -> Denoiser:
-    data = config["data"]
-    shape = catalog.sample_shape(data["name"], data["image_size"], data["channels"])
     low, high = value_range
     return make_denoiser(config, shape, (low, high), precision)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning.loggers import Logger
 
-from betasigma.commands.build import Config
+from betasigma.commands.assemble import Config
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.display import Display

@@ -6,19 +6,17 @@ from pathlib import Path
 
 from pytorch_lightning.loggers import Logger
 
-from betasigma.commands.build import Config, make
+from betasigma.build import Config, make
 from betasigma.commands.measure import label, log_measurements, rank_and_world_size
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.display import Display
 from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
+from betasigma.options.likelihoods import MEASURED
 from betasigma.oracles import ExactDenoiser
 from betasigma.report.plots import draw_error_curves, draw_levels
 from betasigma.runs.record import format_settings
 from betasigma.training.loggers import log_values
-
-OF_METER = ("prior", "n", "split", "batch_size")
-"""Keys of a ``likelihood`` node that are not the estimator's own."""
 
 
 def measure_likelihood(
@@ -43,9 +41,11 @@ def measure_likelihood(
     """
     if node is None:
         return []
-    own = {key: value for key, value in node.items() if key not in OF_METER}
-    settings = {key: node[key] for key in OF_METER}
-    meter = LikelihoodMeter(make({**own, "seed": seed}), data, **settings, seed=seed)
+    own = {key: value for key, value in node.items() if key not in MEASURED}
+    settings = {key: node[key] for key in MEASURED}
+    meter = LikelihoodMeter(
+        make(own, "likelihood", offered={"seed": seed}), data, **settings, seed=seed
+    )
     with display.share(f"likelihood of {node['n']} examples") as progress:
         found = meter.measure(denoiser, *rank_and_world_size(), progress=progress)
     options = {k: v for k, v in node.items() if k not in ("_target_", "n", "split", "batch_size")}

@@ -8,12 +8,13 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from betasigma.commands.auto import choose_sampler
+from betasigma.commands.config import validate
 from betasigma.commands.load import load_run
-from betasigma.commands.schema import Sample, validate
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import move_to_device, precision_of
+from betasigma.options.apps import Sample
 from betasigma.pictures import picture, save
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start

@@ -18,8 +18,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from betasigma.commands.auto import resolve_auto
-from betasigma.commands.build import (
+from betasigma.commands.assemble import (
     Config,
     make_data,
     make_denoiser,
@@ -27,16 +26,18 @@ from betasigma.commands.build import (
     make_oracle,
     make_sampler,
 )
+from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_content
+from betasigma.commands.config import trains
 from betasigma.commands.finished import FinishedRun
 from betasigma.commands.measure import Meter
 from betasigma.commands.measure_likelihood import measure_likelihood
-from betasigma.commands.schema import trains
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.display import Display, plain_warnings
 from betasigma.hardware import precision_of, prepare_model
 from betasigma.modules import MeasuredModule
+from betasigma.options import plugins
 from betasigma.oracles import ExactDenoiser
 from betasigma.runs.directory import describe_environment
 from betasigma.runs.files import write_json
@@ -139,6 +140,9 @@ def make_callbacks(
         "version": VERSION,
         "seed": content["seed"],
         "value_range": list(data.value_range),
+        "sample_shape": list(data.sample_shape),
+        "num_classes": data.num_classes,
+        "plugins": plugins.versions(),
         "config": {**content, "resume": None},
     }
     watch = Stopwatch()

@@ -9,7 +9,7 @@ Bytes travel to the device and become float32 there (:mod:`betasigma.data.pixels
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from betasigma.data import catalog, pixels, sources
-from betasigma.data.files import OnCorrupt
+from betasigma.data.custom import open_examples
 from betasigma.data.loading import Batch, Batches, SizedBatches
 from betasigma.data.order import (
     DataOrder,
@@ -31,13 +31,14 @@ from betasigma.data.order import (
     subset,
     training_order,
 )
-from betasigma.data.sources import InMemory, Source, Split
+from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
+from betasigma.options import DataFacts
+from betasigma.options.data import OnCorrupt, Split
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 
 _STAY_ON_CPU = ("index", "step", "augment")
-_MIXTURE_RANGE = (-1.0, 1.0)
 
 MOMENT_EXAMPLES = 4096
 """Training examples from which moments are taken: enough for a Gaussian, quick to decode."""
@@ -58,7 +59,7 @@ class ImageDataModule(LightningDataModule):
     - ``augment``: whether this is a training batch.
 
     Args:
-        name: data set, one of ``catalog.NAMES``.
+        name: data set, one of ``catalog.NAMES``; with ``source``, whatever tells the set apart.
         root: folder of its files; ``None`` for those that need none.
         batch_size: examples per optimizer step, over all devices and micro-batches.
         image_size: height and width to resize to; ``None`` for the native size.
@@ -78,9 +79,12 @@ class ImageDataModule(LightningDataModule):
         in_memory: of ``celeba`` and ``image_folder``: ``None`` holds what is small.
         mixture: toy distribution of ``mixture``: ``ring``, ``two`` or ``grid``.
         one_batch: train on the first batch only, again and again (``debug=overfit_one_batch``).
+        source: a data set of one's own, as a config names it: ``{"_target_": …, argument: …}``
+            (:mod:`betasigma.data.custom`).
 
     Attributes:
         data_name: name of the data set.
+        facts: what others ask of the data.
         sample_shape: ``(C, H, W)``, or ``(2,)``.
         value_range: least and greatest value of clean data.
 
@@ -109,10 +113,24 @@ class ImageDataModule(LightningDataModule):
         in_memory: bool | None = None,
         mixture: str = "ring",
         one_batch: bool = False,
+        source: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.data_name = name
-        self.sample_shape = catalog.sample_shape(name, image_size, channels)
+        self._custom = None if source is None else open_examples(source, _text(root), seed)
+        self._given = {
+            "image_size": image_size,
+            "channels": channels,
+            "crop": crop,
+            "in_memory": in_memory,
+        }
+        node = {"name": name, "root": root, "image_size": image_size, "channels": channels}
+        self.facts: DataFacts = (
+            catalog.described_facts({**node, "mixture": mixture})
+            if self._custom is None
+            else self._custom.facts(name)
+        )
+        self.sample_shape = self.facts.shape
         self.value_range = self._checked_range(value_range)
         self.root = root
         self.batch_size = batch_size
@@ -143,14 +161,15 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def has_pixels(self) -> bool:
-        """Whether examples are images; the points of a ``mixture`` are not."""
-        return self.data_name != "mixture"
+        """Whether examples are images; points have none."""
+        return not self.facts.points
 
     @property
     def num_classes(self) -> int:
         """Number of class labels, 0 for none."""
-        known = catalog.describe(self.data_name).classes
-        return self.source("train").num_classes if known is None else known
+        if self._custom is None and catalog.describe(self.data_name).classes is None:
+            return self.source("train").num_classes
+        return self.facts.num_classes
 
     def source(self, split: Split) -> Source:
         """Examples of ``split``; opened when first asked for.
@@ -159,7 +178,8 @@ class ImageDataModule(LightningDataModule):
             UserError: where files are missing or unreadable.
         """
         if split not in self._sources:
-            self._sources[split] = self._open(split)
+            custom = self._custom
+            self._sources[split] = self._open(split) if custom is None else custom[split]
         return self._sources[split]
 
     def size(self, split: Split) -> int:
@@ -266,6 +286,8 @@ class ImageDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """See that the data is there; fetch it where that was asked for."""
+        if self._custom is not None:
+            return
         catalog.check(self.data_name, self.root, self.download)
         if self.download and self.root is not None and catalog.describe(self.data_name).files:
             sources.download(self.data_name, self.root)
@@ -338,13 +360,26 @@ class ImageDataModule(LightningDataModule):
         low, high = (float(end) for end in value_range)
         if not low < high:
             raise UserError(f"value_range=[{low}, {high}] must have its lesser end first")
-        return (low, high) if self.has_pixels else _MIXTURE_RANGE
+        return self.facts.value_range or (low, high)
 
     def _refuse_what_does_not_apply(self) -> None:
         Division(self.batch_size)
+        if self._custom is not None:
+            for key in ("image_size", "channels", "crop", "in_memory"):
+                if self._given[key] is not None:
+                    raise UserError(
+                        f"data.{key}={self._given[key]} does not apply to a data set of one's own "
+                        f"(data.source): leave it at null"
+                    )
         if self.workers < 0:
             raise UserError(f"data.workers={self.workers} must be at least 0")
         if self.val_size < 1:
             raise UserError(f"data.val_size={self.val_size} must be at least 1")
         if not self.has_pixels and (self.flip or self.dequantize or self.val_dequantize):
-            raise UserError("data=mixture has no pixels: data.flip and data.dequantize must be off")
+            raise UserError(
+                f"data={self.data_name} has no pixels: data.flip and data.dequantize must be off"
+            )
+
+
+def _text(root: str | Path | None) -> str | None:
+    return None if root is None else str(root)

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from betasigma.data import listing
 from betasigma.errors import UserError
-
-OnCorrupt = Literal["warn", "error"]
+from betasigma.options.data import OnCorrupt, Split
 
 _READERS = 8
 _SUBSTITUTES = 16
@@ -147,14 +145,14 @@ class Listed:
         return replace(self, names=tuple(self.names[i] for i in keep), labels=labels)
 
 
-def folder(root: Path, split: Literal["train", "test"]) -> Listed:
+def folder(root: Path, split: Split) -> Listed:
     """Images below ``root`` (:mod:`betasigma.data.listing`)."""
     found = listing.list_folder(root)
     part = found.train if split == "train" else found.test
     return Listed(part.base, part.names, part.labels, len(found.classes))
 
 
-def celeba(root: Path, split: Literal["train", "test"]) -> Listed:
+def celeba(root: Path, split: Split) -> Listed:
     """Aligned CelebA faces: ``root/celeba/img_align_celeba`` by ``list_eval_partition.txt``."""
     partition = root / "celeba" / "list_eval_partition.txt"
     try:

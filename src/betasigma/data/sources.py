@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,9 +25,8 @@ from torchvision.transforms.v2 import functional
 
 from betasigma.data import catalog, files, toy
 from betasigma.errors import UserError
+from betasigma.options.data import OnCorrupt, Split
 from betasigma.randomness import philox
-
-Split = Literal["train", "test"]
 
 IN_MEMORY_BYTES = 2**28
 """An image folder of at most this many bytes, decoded, is held in memory unless told otherwise."""
@@ -109,7 +108,7 @@ def load(
     *,
     channels: int | None = None,
     crop: str | None = None,
-    on_corrupt: files.OnCorrupt = "warn",
+    on_corrupt: OnCorrupt = "warn",
     in_memory: bool | None = None,
     mixture: str = "ring",
     seed: int = 0,

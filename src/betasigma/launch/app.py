@@ -32,9 +32,11 @@ from betasigma.errors import UserError
 from betasigma.launch import search_path
 from betasigma.launch.command_line import PATHS, CommandLine, quoted, read_command_line
 from betasigma.launch.configs import Configs
+from betasigma.launch.consent import allow_typed
 from betasigma.launch.image_network import fitting_network
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
+from betasigma.options import plugins
 from betasigma.runs.directory import new_directory, short
 from betasigma.runs.start import Start
 from betasigma.runs.status import recorded, summary
@@ -92,6 +94,7 @@ def app(
             configs = Configs(tree, config_name, CommandLine({}, []))
             try:
                 line = read_command_line(sys.argv[1:])
+                allow_typed(sys.argv[1:])
                 configs = replace(configs, line=line)
                 sys.argv[1:] = as_hydra_takes_it(line, configs).words()
                 with explained(configs) if line.asks_for_help else nullcontext():
@@ -157,6 +160,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
     @wraps(task)
     def run(config: DictConfig) -> Any:
         start = this_start()
+        plugins.allow(config.get("plugins") or [])  # Preflight has seen that the user names them
         try:
             with recorded(start.directory, start.job):
                 if HydraConfig.get().job.chdir:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from betasigma.commands.checks import check_division
-from betasigma.commands.schema import Count, Index, Node, validate_plain
 from betasigma.errors import UserError
+from betasigma.options.cluster import SlurmOptions
 
 SETUP = (
     # srun stopped inheriting the number of CPUs per task in SLURM 22.05
@@ -27,25 +27,6 @@ SETUP = (
     "export OMP_NUM_THREADS=$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))",
 )
 """Shell lines before every job's own ``cluster.setup``."""
-
-
-class Slurm(Node):
-    name: Literal["slurm"]
-    partition: str | None
-    account: str | None
-    qos: str | None
-    minutes: Count
-    nodes: Count
-    tasks: Count | None
-    gpus: Index
-    cpus: Count | None
-    memory_gb: Count | None
-    parallel: Count
-    setup: list[str]
-
-
-class Cluster(Node):
-    cluster: Slurm
 
 
 def is_cluster(config: DictConfig) -> bool:
@@ -127,7 +108,7 @@ def check_commands() -> str | None:
 def _of_job(job: DictConfig) -> dict[str, Any]:
     """What one job asks for."""
     wanted: Any = OmegaConf.to_container(job.cluster, resolve=True)
-    validate_plain({"cluster": wanted}, Cluster)
+    SlurmOptions.parse(wanted)
     hardware = job.hardware
     gpus, tasks, devices = wanted["gpus"], wanted["tasks"], hardware.devices
     if devices == "auto":

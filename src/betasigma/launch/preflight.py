@@ -27,6 +27,7 @@ from betasigma.errors import UserError
 from betasigma.launch import cluster
 from betasigma.launch.app import as_typed, begin_sweep, fail, is_refusal, tracebacks_wanted
 from betasigma.launch.configs import dotted_keys, typed_configs
+from betasigma.launch.consent import check_named
 from betasigma.launch.job_names import repeats, short_keys, subdirectory
 from betasigma.launch.machine import check_machine
 from betasigma.launch.studies import check_studies
@@ -47,6 +48,7 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
+            check_named(config.get("plugins") or [])
             cluster.refuse_single(config)
             refuse_search(config)
             prepare_run(config, self._app, loader_of_hydra())
@@ -60,6 +62,7 @@ class Preflight(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
+            check_named(config.get("plugins") or [])
             loader = loader_of_hydra()
             # the common config is composed: what had to wait for its group can be plain again
             task = [as_typed(word) for word in config.hydra.overrides.task]

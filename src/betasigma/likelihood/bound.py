@@ -47,7 +47,7 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike, Prediction, perturb
 from betasigma.gaussian import discretized_gaussian_bits, divergence
 from betasigma.likelihood.terms import Examples, Terms
-from betasigma.limits import check_levels
+from betasigma.options.likelihoods import check_levels
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, posterior, reverse_log_variances

@@ -29,7 +29,7 @@ from torchdiffeq import odeint
 from betasigma.denoiser import DenoiserLike
 from betasigma.derivatives import jacobian_trace
 from betasigma.likelihood.terms import Examples, Terms
-from betasigma.limits import check_exact_trace, check_levels
+from betasigma.options.likelihoods import check_exact_trace, check_levels
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 

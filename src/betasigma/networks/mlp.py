@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from betasigma.networks.layers import Conditioning, initialised
-from betasigma.networks.limits import check_mlp
+from betasigma.options.networks import MLPOptions, PointShape
 
 
 class MLP(nn.Module):
@@ -34,7 +34,7 @@ class MLP(nn.Module):
         conditional: False for a network that does not see the noise level.
 
     Raises:
-        UserError: if a value is out of range (see :func:`~.limits.check_mlp`).
+        UserError: for a value out of range (:class:`~betasigma.options.networks.MLPOptions`).
     """
 
     def __init__(
@@ -49,14 +49,14 @@ class MLP(nn.Module):
         conditional: bool = True,
     ) -> None:
         super().__init__()
-        check_mlp(
-            dim=dim,
-            out_dim=out_dim,
+        PointShape.check(dim=dim, out_dim=out_dim)
+        MLPOptions.check(
             width=width,
             depth=depth,
             num_classes=num_classes,
             embedding=embedding,
             fourier_scale=fourier_scale,
+            conditional=conditional,
         )
         self.num_classes = num_classes
         emb_width = width if conditional or num_classes else 0

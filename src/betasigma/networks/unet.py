@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
 from betasigma.networks.layers import Conditioning, initialised
-from betasigma.networks.limits import check_unet, resolutions
+from betasigma.options.networks import ImageShape, UNetOptions, resolutions
 
 
 class UNet(nn.Module):
@@ -54,7 +54,8 @@ class UNet(nn.Module):
         checkpoint: recompute activations in the backward pass instead of keeping them.
 
     Raises:
-        UserError: if the values do not fit together (see :func:`~.limits.check_unet`).
+        UserError: for a value out of range, or one that does not fit the images
+            (:class:`~betasigma.options.networks.UNetOptions`).
     """
 
     def __init__(
@@ -77,10 +78,8 @@ class UNet(nn.Module):
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        check_unet(
-            in_channels=in_channels,
-            image_size=image_size,
-            out_channels=out_channels,
+        ImageShape.check(in_channels=in_channels, image_size=image_size, out_channels=out_channels)
+        UNetOptions.check(
             channels=channels,
             multipliers=multipliers,
             blocks=blocks,
@@ -91,8 +90,10 @@ class UNet(nn.Module):
             num_classes=num_classes,
             embedding=embedding,
             fourier_scale=fourier_scale,
+            conditional=conditional,
             norm_groups=norm_groups,
-        )
+            checkpoint=checkpoint,
+        ).check_image_size(image_size)
         self.num_classes = num_classes
         emb_channels = 4 * channels if conditional or num_classes else 0
         self.conditioning = Conditioning(

@@ -33,19 +33,21 @@ min(SNR, γ)/(SNR + 1) on that of v, which is the same loss thrice. Its SNR is t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import Denoiser, Prediction, expand, perturb
-from betasigma.limits import check_label_dropout, check_weighting
+from betasigma.options.objectives import (
+    DenoisingOptions,
+    Reduction,
+    Times,
+    WeightedOptions,
+    Weighting,
+)
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
-
-TimeSampling = Literal["levels", "continuous"]
-Reduction = Literal["mean", "half_sum"]
-Weighting = Literal["sigma_power", "vlb", "min_snr"]
 
 
 class LossTerms(NamedTuple):
@@ -59,7 +61,7 @@ class LossTerms(NamedTuple):
     """Time of each example, float64 on the CPU, shape ``(B,)``."""
 
 
-def draw_times(schedule: NoiseSchedule, sampling: TimeSampling, rng: Stream) -> Tensor:
+def draw_times(schedule: NoiseSchedule, sampling: Times, rng: Stream) -> Tensor:
     """Times uniform on the discrete levels, or uniform on the whole curve [t_min, 1]; float64,
     ``(B,)``.
     """
@@ -117,7 +119,9 @@ class Objective:
         UserError: where the knobs contradict each other.
     """
 
-    times: TimeSampling = "levels"
+    options: ClassVar[type[WeightedOptions]] = DenoisingOptions
+
+    times: Times = "levels"
     weighting: Weighting = "sigma_power"
     sigma_power: float = 2.0
     gamma: float = 5.0
@@ -125,8 +129,8 @@ class Objective:
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        check_label_dropout(self.label_dropout)
-        check_weighting(self.weighting, self.sigma_power, self.times)
+        keys = type(self).options.model_fields.keys() - {"target"}
+        type(self).options.check(**{key: getattr(self, key) for key in keys})
 
     def loss(self, denoiser: Denoiser, x0: Tensor, y: Tensor | None, rng: Stream) -> LossTerms:
         """Loss of clean data.

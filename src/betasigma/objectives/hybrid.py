@@ -26,8 +26,8 @@ from torch import Tensor
 
 from betasigma.denoiser import Denoiser, Prediction, expand
 from betasigma.gaussian import density_bits, discretized_gaussian_bits, divergence
-from betasigma.limits import check_hybrid
 from betasigma.objectives.denoising import Denoising, Noised
+from betasigma.options.objectives import HybridOptions
 from betasigma.randomness import Stream
 from betasigma.schedules import posterior, reverse_log_variances
 
@@ -43,11 +43,9 @@ class Hybrid(Denoising):
         UserError: for times off the levels, or the bound's weight on the simple part too.
     """
 
-    vlb_weight: float = 0.001
+    options = HybridOptions
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_hybrid(self.weighting, self.times)
+    vlb_weight: float = 0.001
 
     def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         predicted = denoiser(noised.x_t, noised.t, noised.y)

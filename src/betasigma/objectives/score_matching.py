@@ -36,8 +36,14 @@ from torch import Tensor
 from betasigma.denoiser import Denoiser, expand
 from betasigma.derivatives import differentiable, jacobian_trace
 from betasigma.errors import UserError
-from betasigma.limits import check_trace
-from betasigma.objectives.denoising import Noised, Objective, Reduction
+from betasigma.objectives.denoising import Noised, Objective
+from betasigma.options.objectives import (
+    ExplicitOptions,
+    ImplicitOptions,
+    Reduction,
+    SlicedOptions,
+    check_trace,
+)
 from betasigma.randomness import Stream
 
 
@@ -68,6 +74,8 @@ class ExplicitScoreMatching(ScoreMatching):
         true_score: ``true_score(x_t, t)`` → ∇ log q_t(x_t), the shape of ``x_t``.
     """
 
+    options = ExplicitOptions
+
     true_score: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
@@ -81,6 +89,8 @@ class ExplicitScoreMatching(ScoreMatching):
 @dataclass(frozen=True)
 class ImplicitScoreMatching(ScoreMatching):
     """½·‖s‖² + tr ∇s (2.15; Hyvärinen 2005), with the exact trace; for at most 256 dimensions."""
+
+    options = ImplicitOptions
 
     def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         check_trace(noised.x0[0].numel())
@@ -99,6 +109,8 @@ class SlicedScoreMatching(ScoreMatching):
         projections: Rademacher vectors per example.
         variance_reduced: take ½·‖s‖² (equation 8) instead of ½·(vᵀs)².
     """
+
+    options = SlicedOptions
 
     projections: int = 1
     variance_reduced: bool = True

@@ -1,0 +1,52 @@
+"""What a config may hold, one file a group: types, ranges, meanings, and what groups ask of each
+other. An outside package gives its own in the same way, in a module ``options``.
+"""
+
+from betasigma.options.base import (
+    AUTO,
+    ComponentOptions,
+    Count,
+    Index,
+    NonNegative,
+    OpenUnit,
+    Options,
+    Positive,
+    Probability,
+    UnitInterval,
+    option,
+)
+from betasigma.options.composition import Composition, DataFacts
+from betasigma.options.data import DataOptions
+from betasigma.options.likelihoods import LikelihoodOptions
+from betasigma.options.models import ModelOptions
+from betasigma.options.networks import NetworkOptions
+from betasigma.options.objectives import ObjectiveOptions
+from betasigma.options.optimizers import OptimizerOptions
+from betasigma.options.preconditioning import PreconditioningOptions
+from betasigma.options.samplers import SamplerOptions
+from betasigma.options.schedules import ScheduleOptions
+
+__all__ = [
+    "AUTO",
+    "ComponentOptions",
+    "Composition",
+    "Count",
+    "DataFacts",
+    "DataOptions",
+    "Index",
+    "LikelihoodOptions",
+    "ModelOptions",
+    "NetworkOptions",
+    "NonNegative",
+    "ObjectiveOptions",
+    "OpenUnit",
+    "OptimizerOptions",
+    "Options",
+    "Positive",
+    "PreconditioningOptions",
+    "Probability",
+    "SamplerOptions",
+    "ScheduleOptions",
+    "UnitInterval",
+    "option",
+]

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from betasigma.errors import UserError
+from betasigma.options.base import Count, Index, Options, option
 
 Needs = Literal["images", "features", "logits"]
 """What a metric is computed on."""
@@ -65,6 +68,38 @@ EXTRACTORS = {
     "efficientnet_lite0": KnownExtractor(images=True, logits=True),
     "identity": KnownExtractor(images=False, logits=False),
 }
+
+
+class EvaluationOptions(Options):
+    node = "evaluation"
+
+    extractor: str | dict[str, Any] = option("auto", "features that images are compared by")
+    inception_weights: str | None = option(
+        None, "path of torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
+    )
+    download: bool = option(False, "fetch those weights")
+    metrics: list[str | dict[str, Any]] = option(
+        ["fd", "kid", "precision", "recall", "neighbours"], "what is measured"
+    )
+    every: Count | None = option(
+        None, "steps between evaluations during training; null: at the end only"
+    )
+    n: Index = option(500, "samples at the end")
+    n_during: Annotated[int, Field(ge=2)] = option(200, "samples of an evaluation during training")
+    n_reference: Annotated[int, Field(ge=2)] | None = option(
+        None, "images of the data set to compare with, a fixed random choice; null: all"
+    )
+    batch_size: Count = option(256, "drawn at once; halved where the memory of a GPU ends")
+    cache: str = option("~/.cache/betasigma", "folder of the data set's statistics")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.n == 1:
+            raise ValueError(
+                "evaluation.n=1 is too few: the covariance of a Fréchet distance needs at least 2 "
+                "samples, and a steady value thousands (0 turns the evaluation off)"
+            )
+        return self
 
 
 def node_of(entry: Entry) -> dict[str, Any]:

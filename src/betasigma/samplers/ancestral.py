@@ -21,12 +21,12 @@ both run on any subset of them, and on a σ-ladder as on a β-schedule.
 
 from __future__ import annotations
 
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from betasigma.errors import UserError
+from betasigma.options.samplers import AncestralOptions, DDIMOptions, Variance
 from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 from betasigma.schedules import posterior, reverse_log_variances, transition
 
@@ -43,16 +43,13 @@ class Ancestral(Sampler):
 
     def __init__(
         self,
-        variance: Literal["beta", "posterior", "learned"] = "beta",
+        variance: Variance = "beta",
         steps: int | None = None,
         clip: bool = True,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(steps, clip, **options)
-        if variance not in ("beta", "posterior", "learned"):
-            raise UserError(
-                f"sampler.variance={variance} is unknown; choose from beta, posterior, learned"
-            )
+        AncestralOptions.check(variance=variance)
         self.variance = variance
 
     def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
@@ -88,8 +85,7 @@ class DDIM(Sampler):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(steps, clip, **options)
-        if not 0 <= eta <= 1:
-            raise UserError(f"sampler.eta={eta} must lie between 0 and 1")
+        DDIMOptions.check(eta=eta)
         self.eta = eta
 
     def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:

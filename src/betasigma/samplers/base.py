@@ -19,22 +19,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.errors import UserError
+from betasigma.options.samplers import Dtype, Grid, GridOptions, Start
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
-
-Grid = Literal["levels", "uniform_t", "uniform_log_snr", "karras"]
-Start = Literal["prior", "uniform", "moments"]
-Dtype = Literal["float32", "float64"]
-GRIDS = ("levels", "uniform_t", "uniform_log_snr", "karras")
-STARTS = ("prior", "uniform", "moments")
 
 
 class Noise(Protocol):
@@ -75,12 +70,7 @@ def time_grid(
     Raises:
         UserError: where ``steps`` < 1, ``rho`` ≤ 0 or the grid is unknown.
     """
-    if grid not in GRIDS:
-        raise UserError(f"sampler.grid={grid} is unknown; choose from {', '.join(GRIDS)}")
-    if rho <= 0:
-        raise UserError(f"sampler.rho={rho} must be above 0")
-    if steps is not None and steps < 1:
-        raise UserError(f"sampler.steps={steps} must be at least 1")
+    GridOptions.check(steps=steps, grid=grid, rho=rho)
     count = schedule.levels if steps is None else steps
     if count == 1 or schedule.levels == 1:
         return [1.0]
@@ -140,16 +130,7 @@ class Sampler:
         start: Start = "prior",
         dtype: Dtype = "float32",
     ) -> None:
-        if steps is not None and steps < 1:
-            raise UserError(f"sampler.steps={steps} must be at least 1")
-        if grid not in GRIDS:
-            raise UserError(f"sampler.grid={grid} is unknown; choose from {', '.join(GRIDS)}")
-        if rho <= 0:
-            raise UserError(f"sampler.rho={rho} must be above 0")
-        if start not in STARTS:
-            raise UserError(f"sampler.start={start} is unknown; choose from {', '.join(STARTS)}")
-        if dtype not in ("float32", "float64"):
-            raise UserError(f"sampler.dtype={dtype} is unknown; choose from float32, float64")
+        GridOptions.check(steps=steps, clip=clip, grid=grid, rho=rho, start=start, dtype=dtype)
         self.steps, self.grid, self.rho, self.start, self.clip = steps, grid, rho, start, clip
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
 

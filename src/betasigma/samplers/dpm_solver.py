@@ -25,7 +25,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from betasigma.errors import UserError
+from betasigma.options.samplers import DPMSolverOptions
 from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 
 
@@ -47,8 +47,7 @@ class DPMSolver(Sampler):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(steps, clip, **options)
-        if not 0 <= eta <= 1:
-            raise UserError(f"sampler.eta={eta} must lie between 0 and 1")
+        DPMSolverOptions.check(eta=eta)
         self.eta = eta
 
     def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:

@@ -25,7 +25,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from betasigma.errors import UserError
+from betasigma.options.samplers import AnnealedLangevinOptions
 from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 
 
@@ -51,12 +51,7 @@ class AnnealedLangevin(Sampler):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(steps, clip, **options)
-        if inner_steps < 1:
-            raise UserError(f"sampler.inner_steps={inner_steps} must be at least 1")
-        if not 0 < step < 1:
-            raise UserError(
-                f"sampler.step={step} must lie between 0 and 1 (the papers use 0.2 and 0.062)"
-            )
+        AnnealedLangevinOptions.check(inner_steps=inner_steps, step=step, denoise=denoise)
         self.inner_steps, self.step_size, self.denoise = inner_steps, step, denoise
 
     def reached(self, times: list[float]) -> list[float]:

@@ -30,8 +30,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from betasigma.errors import UserError
-from betasigma.samplers.base import CountingDenoiser, Dtype, Noise, Options, Sampler, Start
+from betasigma.options.samplers import AdaptiveODEOptions, Dtype, HeunOptions, Start
+from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 from betasigma.schedules import NoiseSchedule
 
 
@@ -87,14 +87,7 @@ class Heun(Sampler):
     ) -> None:
         super().__init__(steps, clip, **options)
         upper = math.inf if s_max is None else s_max
-        if s_churn < 0:
-            raise UserError(f"sampler.s_churn={s_churn} must be at least 0")
-        if not 0 <= s_min <= upper:
-            raise UserError(
-                f"sampler.s_min={s_min} must be at least 0 and at most sampler.s_max={s_max}"
-            )
-        if s_noise <= 0:
-            raise UserError(f"sampler.s_noise={s_noise} must be above 0")
+        HeunOptions.check(s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
         self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, upper, s_noise
 
     def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
@@ -148,9 +141,7 @@ class AdaptiveODE(Sampler):
         dtype: Dtype = "float32",
     ) -> None:
         super().__init__(clip=clip, start=start, dtype=dtype)
-        for key, value in (("rtol", rtol), ("atol", atol)):
-            if value <= 0:
-                raise UserError(f"sampler.{key}={value} must be above 0")
+        AdaptiveODEOptions.check(rtol=rtol, atol=atol)
         self.rtol, self.atol = rtol, atol
 
     def times(self, schedule: NoiseSchedule) -> list[float]:

@@ -1,0 +1,60 @@
+"""From a node of the config to an object: ``_target_`` names the class, the other keys its
+arguments.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from betasigma.errors import UserError
+from betasigma.options import plugins
+
+Config = dict[str, Any]
+
+
+def make(
+    node: Mapping[str, Any],
+    group: str,
+    key: str | None = None,
+    offered: Mapping[str, Any] | None = None,
+    **always: Any,
+) -> Any:
+    """What ``_target_`` names, called with the node's other keys.
+
+    Args:
+        node: of the config.
+        group: that the node belongs to.
+        key: dotted place of the node in the config, where it is not the group's.
+        offered: arguments that are passed where the class has parameters of these names.
+        always: arguments that are passed in any case.
+
+    Raises:
+        UserError: where the class may not be imported, or does not take these arguments.
+    """
+    target, arguments = str(node["_target_"]), {k: v for k, v in node.items() if k != "_target_"}
+    made = plugins.locate(target, group, key)
+    more = {k: v for k, v in (offered or {}).items() if k not in arguments and _takes(made, k)}
+    arguments |= more | always
+    plugins.check_arguments(made, arguments, key or group)
+    return made(**arguments)
+
+
+def require(found: Any, kind: type, key: str, target: str) -> Any:
+    """``found``, which must be of this kind.
+
+    Raises:
+        UserError: where it is not.
+    """
+    if not isinstance(found, kind):
+        raise UserError(
+            f"{key}._target_={target} gives a {type(found).__name__}, and {key} takes a "
+            f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+        )
+    return found
+
+
+def _takes(made: Callable[..., Any], name: str) -> bool:
+    parameters = inspect.signature(made).parameters
+    return name in parameters

@@ -1,0 +1,138 @@
+"""From a config to the objects of a run: data, denoiser, sampler, objective, LightningModule."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from betasigma.build import Config, make, require
+from betasigma.commands.config import learns_variance, trains
+from betasigma.data import toy
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.denoiser import Denoiser
+from betasigma.modules import DiffusionModule, MeasuredModule
+from betasigma.objectives import Objective
+from betasigma.options.base import parse_component
+from betasigma.oracles import EmpiricalDenoiser, ExactDenoiser, GaussianMixture
+from betasigma.samplers import Sampler
+from betasigma.schedules import NoiseSchedule
+
+
+def make_data(config: Config) -> ImageDataModule:
+    """The datamodule, in the model's value range."""
+    return make(
+        config["data"],
+        "data",
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        value_range=config["model"]["value_range"],
+    )
+
+
+def make_oracle(config: Config, data: ImageDataModule) -> ExactDenoiser:
+    """The exact denoiser of a mixture, or the ideal one of the training images, mirrored ones
+    too where training would see them; its classes are those of ``network.num_classes``.
+
+    Raises:
+        UserError: where the images are not held in memory.
+    """
+    schedule = make_schedule(config["schedule"])
+    labelled = bool(config["network"]["num_classes"])
+    if data.facts.has_density:
+        truth = toy.mixture(config["data"]["mixture"])
+        parameters = (truth.weights, truth.means, truth.covariances)
+        return GaussianMixture(*parameters, schedule, data.value_range, labelled)
+    images = data.from_uint8(data.tensor("train"))
+    labels = data.labels("train") if labelled else None
+    if data.flip:
+        images = torch.cat([images, images.flip(-1)])
+        labels = None if labels is None else labels.repeat(2)
+    return EmpiricalDenoiser(images, schedule, labels, data.value_range)
+
+
+def make_denoiser(
+    config: Config,
+    sample_shape: tuple[int, ...],
+    value_range: tuple[float, float],
+    precision: torch.dtype | None = None,
+) -> Denoiser:
+    """An untrained denoiser; its weights are a function of ``seed``."""
+    schedule = make_schedule(config["schedule"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config["seed"])
+        network = _make_network(config["network"], sample_shape, learns_variance(config))
+    objective = parse_component("objective", config["objective"])
+    return Denoiser(
+        network,
+        schedule,
+        make(config["preconditioning"], "preconditioning", offered={"levels": schedule.levels}),
+        sample_shape=sample_shape,
+        value_range=value_range,
+        num_classes=parse_component("network", config["network"]).num_classes,
+        trained_on="levels" if objective.times == "levels" else "continuous",
+        off_levels=config["denoiser"]["off_levels"],
+        precision=precision,
+    )
+
+
+def make_schedule(node: Config) -> NoiseSchedule:
+    """The noise levels of a config's ``schedule`` node."""
+    return require(make(node, "schedule"), NoiseSchedule, "schedule", node["_target_"])
+
+
+def _make_network(node: Config, sample_shape: tuple[int, ...], doubled: bool) -> nn.Module:
+    options = parse_component("network", node)
+    offered = options.shape_arguments(sample_shape, doubled)
+    return require(make(node, "network", offered=offered), nn.Module, "network", node["_target_"])
+
+
+def make_sampler(node: Config) -> Sampler:
+    """The sampler of a config's ``sampler`` node."""
+    return require(make(node, "sampler"), Sampler, "sampler", node["_target_"])
+
+
+def make_objective(config: Config, schedule: NoiseSchedule) -> Objective:
+    """The training objective; one that asks for ``true_score`` is given that of the mixture."""
+    node, offered = config["objective"], {}
+    if config["data"]["name"] == "mixture":
+        truth = toy.mixture(config["data"]["mixture"])
+        oracle = GaussianMixture(truth.weights, truth.means, truth.covariances, schedule)
+
+        def true_score(x_t: Tensor, t: Tensor) -> Tensor:
+            return oracle.to(x_t.device)(x_t, t).score
+
+        offered["true_score"] = true_score
+    return require(
+        make(node, "objective", offered=offered), Objective, "objective", node["_target_"]
+    )
+
+
+def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredModule:
+    """The LightningModule that trains ``denoiser``, or holds it where there is nothing to train.
+
+    Raises:
+        UserError: where an outside class is no :class:`~betasigma.modules.DiffusionModule`.
+    """
+    target = config["model"]["_target_"]
+    if not trains(config):
+        return make({"_target_": target}, "model", denoiser=denoiser)
+    optimizer = config["optimizer"]
+    offered = {"fused": True} if optimizer["_target_"] in FUSED else {}
+    module = make(
+        {"_target_": target},
+        "model",
+        denoiser=denoiser,
+        objective=make_objective(config, denoiser.schedule),
+        optimizer=lambda parameters: make(
+            optimizer, "optimizer", offered=offered, params=list(parameters)
+        ),
+        seed=config["seed"],
+        warmup=config["training"]["warmup"],
+        decay=config["ema"]["decay"],
+        compile=config["hardware"]["compile"],
+    )
+    return require(module, DiffusionModule, "model", target)
+
+
+FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")
+"""Optimizers with a fused kernel on CPUs and GPUs alike."""

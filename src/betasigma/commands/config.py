@@ -1,0 +1,148 @@
+"""From a composed config to plain containers that are known to fit the options of a command."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from betasigma.errors import UserError
+from betasigma.options.apps import ModelConfig, Train
+from betasigma.options.base import Options, dump, parse_component, parse_leniently
+from betasigma.runs.header import check_plain, checkpoint_path, read_header
+
+STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config without Hydra's own node, as plain containers with interpolations resolved; one
+    name for ``runs`` or ``plugins`` is a list of it.
+
+    Raises:
+        UserError: where a key has no value, or an interpolation cannot be resolved.
+    """
+    config = own_keys(config)
+    for key in sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{key} has no value; give {key}=…")
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    assert isinstance(resolved, dict)
+    content = {str(key): value for key, value in resolved.items()}
+    for key in ("runs", "plugins"):
+        if isinstance(content.get(key), str):
+            content[key] = [content[key]]
+    return content
+
+
+def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
+    """The config as plain containers, known to fit ``schema``. A top node that others read from by
+    interpolation (the knobs of an outside schedule, say) may stand beside the schema's keys.
+
+    Raises:
+        UserError: for the first key that does not fit.
+    """
+    content = plain(config)
+    read = interpolated_nodes(config)
+    known = schema.model_fields
+    content = {k: v for k, v in content.items() if k in known or k not in read}
+    schema.parse(content)
+    return content
+
+
+def own_keys(config: DictConfig) -> DictConfig:
+    """The config without Hydra's own node."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def interpolated_nodes(config: DictConfig) -> set[str]:
+    """Top nodes that other nodes read from by interpolation."""
+    raw: Any = OmegaConf.to_container(own_keys(config), resolve=False)
+    return {
+        name
+        for key, value in raw.items()
+        for name in re.findall(r"\$\{(?:oc\.select:)?\s*(\w+)\.", _text(value))
+        if name != key
+    }
+
+
+def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
+    """Header of a run's or a checkpoint's weights, with a config that this version knows: what a
+    model needs is checked, new keys have their defaults, keys that are gone are left out.
+
+    Raises:
+        UserError: where there is none, or it names code that nobody has allowed.
+    """
+    path = checkpoint_path(run, key)
+    header = read_header(path, key)
+    try:
+        config = upgrade(header["config"])
+        if "${" in _text(config):
+            raise UserError("it has an interpolation, and nothing in a file is resolved")
+        model = {k: v for k, v in config.items() if k in ModelConfig.model_fields}
+        options, gone = parse_leniently(ModelConfig, model)
+        for name in options.unresolved:
+            raise UserError(f"{name}=auto is no number")
+    except UserError as error:
+        raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
+    if gone:
+        warnings.warn(
+            f"{key}={run} has keys that this version does not know, and leaves out: "
+            f"{', '.join(gone)}",
+            stacklevel=2,
+        )
+    check_plain(path, key)
+    return {**header, "config": {**config, **dump(options)}}
+
+
+def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of an earlier version in the words of this one."""
+    new = dict(config)
+    if isinstance(new.get("preconditioning"), dict):
+        new["preconditioning"] = {
+            "_target_": STANDARD_PRECONDITIONING,
+            **new["preconditioning"],
+        }
+    if isinstance(bridge := new.pop("bridge", None), dict):
+        new["study"] = {
+            "name": "bridge",
+            "point": bridge.get("point"),
+            "label": bridge.get("change"),
+        }
+    return new
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a training run that an earlier version began, with this version's defaults for
+    keys that it lacks.
+
+    Raises:
+        UserError: for a value that is not possible.
+    """
+    known = {key: value for key, value in config.items() if key in Train.model_fields}
+    options, _ = parse_leniently(Train, known)
+    return dump(options)
+
+
+def trains(content: Mapping[str, Any]) -> bool:
+    """Whether the model of a config is one that is trained: an oracle is not."""
+    return bool(parse_component("model", content["model"]).trains)
+
+
+def learns_variance(content: Mapping[str, Any]) -> bool:
+    """Whether the model of a config knows the variance of its reverse steps."""
+    return trains(content) and parse_component("objective", content["objective"]).learns_variance
+
+
+def _text(value: Any) -> str:
+    """All strings in plain containers."""
+    if isinstance(value, Mapping):
+        return " ".join(map(_text, value.values()))
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return value if isinstance(value, str) else ""

@@ -1,0 +1,159 @@
+"""Continuing a run: which one, what changes, whether any steps are left. No heavy imports."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from betasigma.commands.config import complete, plain, saved_header, trains, upgrade
+from betasigma.errors import UserError
+from betasigma.options import AUTO
+from betasigma.runs.directory import newest_run
+from betasigma.runs.header import checkpoint_path, read_header
+from betasigma.runs.status import process_rank
+
+CHANGEABLE = (
+    *("steps", "name", "tags", "plugins", "hardware", "cluster", "logger"),
+    *("evaluation", "likelihood", "sampler", "objective_metric"),
+    "training.log_every",
+    "training.validate_every",
+    "training.sample_every",
+    "training.checkpoint_every",
+    "training.num_samples",
+    "data.root",
+    "data.workers",
+    "data.download",
+)
+"""Keys that may differ between a run and its continuation: they do not enter the weights."""
+
+
+def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Replace ``config`` by that of the run it resumes, with what may change changed.
+
+    Args:
+        config: composed, with ``resume``.
+        overrides: as typed.
+
+    Returns:
+        The directory to run in; ``None`` for a new one.
+
+    Raises:
+        UserError: where there is nothing to continue, or an override would make another run.
+    """
+    if not isinstance(config.resume, str):
+        raise UserError(f"resume={config.resume} must be auto, a run directory or a checkpoint")
+    checkpoint = (
+        _found(config) if config.resume == "auto" else checkpoint_path(config.resume, "resume")
+    )
+    if checkpoint is None:
+        print("resume=auto: no run with this config has a checkpoint; starting one", flush=True)
+        config.resume = None
+        return None
+    saved = complete(saved_header(checkpoint, "resume")["config"])
+    refuse_oracle(saved)
+    continued: DictConfig = OmegaConf.create(saved)
+    for override in overrides:
+        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+        if key == "resume":
+            continue
+        if _changeable(key):
+            value = OmegaConf.select(config, key)
+            OmegaConf.update(continued, key, value, merge=False, force_add=True)
+        elif not _agree(config, saved, key):
+            raise UserError(
+                f"{override} would make another run: resume continues one as it was, and can "
+                f"change only {', '.join(CHANGEABLE)}"
+            )
+    continued.resume = str(checkpoint)
+    continued.plugins = config.get("plugins", [])  # a run names packages, and never allows them
+    with open_dict(config):
+        for name in [name for name in config if name != "hydra"]:
+            del config[name]
+        for name in continued:
+            config[name] = continued[name]
+    return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def refuse_oracle(content: dict[str, Any]) -> None:
+    """Refuse to continue what has no steps to take."""
+    if not trains(content):
+        raise UserError("resume continues training, and model=oracle trains nothing: start it anew")
+
+
+def check_steps_left(checkpoint: Path, steps: int) -> None:
+    """Refuse to continue a run that has ended; one that was cut off after its last step may."""
+    done = read_header(checkpoint, "resume")["step"]
+    ended = not _in_run(checkpoint) or (checkpoint.parents[1] / "summary.json").is_file()
+    if done > steps or (done == steps and ended):
+        raise UserError(
+            f"resume={checkpoint} has already taken {done} of {steps} steps; to train further "
+            f"give more, e.g. steps={2 * done}"
+        )
+
+
+def as_asked(saved: dict[str, Any]) -> dict[str, Any]:
+    """A run's config as it was before what was ``auto`` had been found."""
+    found = (saved.get("sigma") or {}).get("found")
+    if not found:
+        return saved
+    asked = copy.deepcopy(saved)
+    for key in found:
+        asked["sigma"][key] = asked["schedule"][key] = AUTO
+    asked["sigma"]["found"] = None
+    return asked
+
+
+def _found(config: DictConfig) -> Path | None:
+    """Checkpoint of the newest run with this config."""
+    wanted = _fixed(plain(config))
+
+    def matches(saved: DictConfig) -> bool:
+        content: Any = OmegaConf.to_container(saved)
+        try:
+            return _fixed(as_asked(complete(upgrade(content)))) == wanted
+        except UserError:  # a run that this version, or this user, knows nothing of
+            return False
+
+    run = newest_run(matches)
+    if run is None:
+        return None
+    checkpoint = checkpoint_path(run, "resume")
+    if process_rank() == 0:
+        print(
+            f"resume=auto: the newest run with this config is {run}, at step "
+            f"{read_header(checkpoint)['step']}",
+            flush=True,
+        )
+    return checkpoint
+
+
+def _agree(config: DictConfig, saved: dict[str, Any], key: str) -> bool:
+    """Whether both configs mean the same by ``key``; an experiment is all that it sets."""
+    asked = as_asked(saved)
+    if key == "experiment":
+        return _fixed(plain(config)) == _fixed(asked)
+    values = [OmegaConf.select(OmegaConf.create(known), key) for known in (asked, saved)]
+    return OmegaConf.select(config, key) in values
+
+
+def _fixed(content: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that makes a run what it is."""
+    fixed = complete(content)
+    for key in ("resume", "model.family", *CHANGEABLE):
+        node, _, leaf = key.rpartition(".")
+        parent = fixed.get(node) if node else fixed
+        if isinstance(parent, dict):
+            parent.pop(leaf, None)
+    return fixed
+
+
+def _in_run(checkpoint: Path) -> bool:
+    """Whether a checkpoint lies in a run directory."""
+    return checkpoint.parent.name == "checkpoints"
+
+
+def _changeable(key: str) -> bool:
+    return any(key == known or key.startswith(f"{known}.") for known in CHANGEABLE)

@@ -1,0 +1,277 @@
+"""Data sets of one's own: whatever a callable returns, as a source of examples by number.
+
+A callable named by ``data.source._target_`` (or given to the datamodule in a notebook) returns
+
+- a NumPy array or tensor of images, uint8 ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``, or
+  of points, floating ``(N, d)``,
+- the path of an ``.npy`` file with such an array, or of an ``.npz`` file with one under ``images``,
+  ``x`` or ``arr_0`` and labels under ``labels``, ``y`` or ``arr_1``,
+- a pair (images, labels), or
+- a map-style ``torch.utils.data.Dataset`` whose items are an image, a pair (image, label) or a
+  dictionary with ``image`` and ``label``; an image is a PIL picture, an array or a tensor.
+
+Floating images are bytes after all: they are rounded to the 256 levels of their range, which the
+data set or the callable states as ``value_range = (low, high)``. Nothing is guessed.
+
+A callable with a parameter ``split`` is called with ``"train"`` and ``"test"``. Otherwise an
+example is held out for testing where the digest of its content falls in the lowest tenth, so the
+split depends on nothing but the examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from betasigma.build import make
+from betasigma.data.listing import HELD_OUT
+from betasigma.data.sources import InMemory, Source
+from betasigma.errors import UserError
+from betasigma.options import DataFacts
+from betasigma.options.data import Split
+from betasigma.options.plugins import locate, takes
+
+KEY = "data.source"
+
+IMAGE_KEYS, LABEL_KEYS = ("images", "image", "x", "arr_0"), ("labels", "label", "y", "arr_1")
+"""Names of arrays in an ``.npz`` file, and of an item's parts."""
+
+
+class Examples:
+    """Both splits of a data set of one's own, held in memory.
+
+    Args:
+        train, test: the splits.
+        value_range: of points, which keep their coordinates; ``None`` for images, which are bytes.
+    """
+
+    def __init__(
+        self, train: InMemory, test: InMemory, value_range: tuple[float, float] | None
+    ) -> None:
+        if train.shape != test.shape:
+            raise UserError(
+                f"{KEY} has training examples of shape {train.shape} and test examples of shape "
+                f"{test.shape}; they must agree"
+            )
+        self._splits: dict[Split, InMemory] = {"train": train, "test": test}
+        self.value_range = value_range
+
+    def __getitem__(self, split: Split) -> Source:
+        return self._splits[split]
+
+    def facts(self, name: str) -> DataFacts:
+        """What others ask of the data."""
+        train = self._splits["train"]
+        return DataFacts(name, train.shape, lambda: train.num_classes, value_range=self.value_range)
+
+
+_opened: dict[str, Examples] = {}
+
+
+def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> Examples:
+    """The data set that the node ``data.source`` makes; once for each node and process.
+
+    Args:
+        node: with ``_target_`` and the callable's arguments.
+        root: ``data.root``, passed on where the callable asks for it.
+        seed: passed on where the callable asks for it.
+
+    Raises:
+        UserError: without consent to the package, or where what it returns is no data set.
+    """
+    key = repr((sorted(node.items(), key=str), root, seed))
+    if key not in _opened:
+        offered = {"root": root, "seed": seed}
+        target = str(node.get("_target_"))
+        made = locate(target, KEY, KEY)
+        declared = getattr(made, "value_range", None)
+        name = target.rpartition(".")[2]
+        if takes(made, "split"):
+            found = {
+                split: make(node, KEY, KEY, offered, split=split) for split in ("train", "test")
+            }
+            train, test = (as_examples(f, name, declared) for f in found.values())
+        else:
+            train, test = held_out(as_examples(make(node, KEY, KEY, offered), name, declared))
+        _opened[key] = Examples(train, test, _points_range([train, test], declared))
+    return _opened[key]
+
+
+def as_examples(found: Any, name: str, value_range: Sequence[float] | None = None) -> InMemory:
+    """What a callable returned, as examples in memory.
+
+    Args:
+        found: see the module's docstring.
+        name: of the callable, for messages.
+        value_range: of floating images, where the data set itself does not state it.
+
+    Raises:
+        UserError: where it is no data set, is empty, or its range is not stated.
+    """
+    value_range = getattr(found, "value_range", value_range)
+    if isinstance(found, str | Path):
+        found = _read(Path(found), name)
+    if isinstance(found, Dataset):
+        found = _collected(found, name)
+    images, labels = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not isinstance(images, np.ndarray | Tensor):
+        raise UserError(
+            f"{KEY}: {name} returned a {type(found).__name__}; a data set is a torch Dataset, an "
+            f"array of images or points, a pair (images, labels), or the path of an .npy or .npz "
+            f"file"
+        )
+    if not len(images):
+        raise UserError(f"{KEY}: {name} returned a data set without examples")
+    tensor = _bytes_or_points(torch.as_tensor(images), name, value_range)
+    if labels is None:
+        return InMemory(tensor)
+    numbers = torch.as_tensor(labels)
+    if len(numbers) != len(tensor) or numbers.ndim != 1:
+        raise UserError(
+            f"{KEY}: {name} returned {len(tensor)} examples and labels of shape "
+            f"{tuple(numbers.shape)}; there must be one label for each"
+        )
+    if numbers.is_floating_point() or int(numbers.min()) < 0:
+        raise UserError(f"{KEY}: {name} returned labels that are not integers from 0")
+    return InMemory(tensor, numbers.long(), int(numbers.max()) + 1)
+
+
+def held_out(whole: InMemory) -> tuple[InMemory, InMemory]:
+    """Train and test split by the content of the examples.
+
+    Raises:
+        UserError: where there are fewer than two.
+    """
+    if len(whole) < 2:
+        raise UserError(f"{KEY} has one example only; a training and a test split need two")
+    rows = np.ascontiguousarray(whole.images.numpy()).reshape(len(whole), -1)
+    ranks = [
+        int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows
+    ]
+    order = np.argsort(np.array(ranks, dtype=np.uint64), kind="stable")
+    count = sum(rank < HELD_OUT * 2**64 for rank in ranks)
+    tested = np.zeros(len(whole), dtype=bool)
+    tested[order[: min(max(count, 1), len(whole) - 1)]] = True
+    train, test = (_chosen(whole, torch.from_numpy(chosen)) for chosen in (~tested, tested))
+    return train, test
+
+
+def _chosen(whole: InMemory, chosen: Tensor) -> InMemory:
+    labels = None if whole.labels is None else whole.labels[chosen]
+    return InMemory(whole.images[chosen], labels, whole.num_classes)
+
+
+def _read(path: Path, name: str) -> Any:
+    """Arrays of a file; nothing in it is unpickled."""
+    try:
+        with np.load(path.expanduser(), allow_pickle=False) as found:
+            if isinstance(found, np.ndarray):
+                return found
+            arrays = dict(found)
+    except AttributeError:  # an .npy file is an array, and no context
+        return np.load(path.expanduser(), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{KEY}: {name} names {path}, which cannot be read as .npy or .npz ({error})"
+        ) from None
+    images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
+    if images is None:
+        raise UserError(
+            f"{KEY}: {name} names {path}, which has {', '.join(arrays)}; images must be under one "
+            f"of {', '.join(IMAGE_KEYS)}"
+        )
+    labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
+    return images if labels is None else (images, labels)
+
+
+def _collected(data: Any, name: str) -> Any:
+    """All items of a map-style data set."""
+    if not hasattr(data, "__len__"):
+        raise UserError(
+            f"{KEY}: {name} returned a data set without a length; training order needs numbered "
+            f"examples"
+        )
+    images, labels = [], []
+    for number in range(len(data)):
+        image, label = _parts(data[number])
+        images.append(_as_tensor(image))
+        labels.append(label)
+        if images[-1].shape != images[0].shape:
+            raise UserError(
+                f"{KEY}: {name} has examples of shapes {tuple(images[0].shape)} and "
+                f"{tuple(images[-1].shape)} (number {number}); all must have one"
+            )
+    stacked = torch.stack(images) if images else torch.empty(0)
+    if stacked.ndim == 4:  # one example's layout is known better than that of many
+        stacked = torch.stack([_channels_first(image) for image in stacked])
+    return stacked if any(label is None for label in labels) else (stacked, np.asarray(labels))
+
+
+def _parts(item: Any) -> tuple[Any, Any]:
+    if isinstance(item, Mapping):
+        image = next((item[key] for key in IMAGE_KEYS if key in item), None)
+        return image, next((item[key] for key in LABEL_KEYS if key in item), None)
+    return (item[0], item[1]) if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
+
+
+def _as_tensor(image: Any) -> Tensor:
+    if isinstance(image, Tensor):
+        return image
+    return torch.from_numpy(np.array(image))
+
+
+def _channels_first(image: Tensor) -> Tensor:
+    """An image ``(H, W, C)`` or ``(C, H, W)`` with its channels first: the short side."""
+    first = image.shape[0] <= image.shape[-1] and image.shape[0] in (1, 2, 3, 4)
+    return image if first or image.shape[-1] not in (1, 2, 3, 4) else image.permute(2, 0, 1)
+
+
+def _bytes_or_points(x: Tensor, name: str, value_range: Sequence[float] | None) -> Tensor:
+    if x.ndim == 2 and x.is_floating_point():
+        return x.float()
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4:
+        first = _channels_first(x[0])
+        x = x if first.shape == x.shape[1:] else x.permute(0, 3, 1, 2)
+    else:
+        raise UserError(
+            f"{KEY}: {name} has examples of shape {tuple(x.shape[1:])} and type {x.dtype}; images "
+            f"are (H, W), (H, W, C) or (C, H, W), points floating (d,)"
+        )
+    if x.dtype == torch.uint8:
+        return x
+    if value_range is None:
+        raise UserError(
+            f"{KEY}: {name} has images of {str(x.dtype).removeprefix('torch.')}; state the range "
+            f"of their values, e.g. {name}.value_range = (0, 1), or return uint8"
+        )
+    low, high = (float(end) for end in value_range)
+    least, most = float(x.min()), float(x.max())
+    if least < low or most > high:
+        raise UserError(
+            f"{KEY}: {name} states value_range=({low:g}, {high:g}), and has values from {least:g} "
+            f"to {most:g}"
+        )
+    return ((x.double() - low) * (255 / (high - low))).round().to(torch.uint8)
+
+
+def _points_range(
+    splits: Sequence[InMemory], declared: Sequence[float] | None
+) -> tuple[float, float] | None:
+    """Range of points: as stated, or as found."""
+    if len(splits[0].shape) != 1:
+        return None
+    if declared is not None:
+        return float(declared[0]), float(declared[1])
+    return (
+        min(float(split.images.min()) for split in splits),
+        max(float(split.images.max()) for split in splits),
+    )

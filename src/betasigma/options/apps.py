@@ -1,0 +1,188 @@
+"""The whole config of each command."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from betasigma.options.base import (
+    AUTO,
+    Count,
+    Index,
+    NonNegative,
+    Options,
+    Seed,
+    component,
+    dump,
+    option,
+)
+from betasigma.options.composition import Composition, DataFacts
+from betasigma.options.data import DataOptions
+from betasigma.options.evaluation import EvaluationOptions
+from betasigma.options.hardware import HardwareOptions
+from betasigma.options.likelihoods import LikelihoodOptions
+from betasigma.options.loggers import NoLoggerOptions, TensorboardOptions, WandbOptions
+from betasigma.options.models import ModelOptions
+from betasigma.options.networks import NetworkOptions
+from betasigma.options.objectives import ObjectiveOptions
+from betasigma.options.optimizers import OptimizerOptions
+from betasigma.options.preconditioning import PreconditioningOptions
+from betasigma.options.samplers import SamplerOptions
+from betasigma.options.schedules import BetaOptions, ScheduleOptions, SigmaOptions
+from betasigma.options.training import (
+    AveragingOptions,
+    DenoiserOptions,
+    StudyOptions,
+    TrainingOptions,
+)
+
+Network = Annotated[NetworkOptions, component("network")]
+Schedule = Annotated[ScheduleOptions, component("schedule")]
+Preconditioning = Annotated[PreconditioningOptions, component("preconditioning")]
+Objective = Annotated[ObjectiveOptions, component("objective")]
+Model = Annotated[ModelOptions, component("model")]
+Data = Annotated[DataOptions, component("data")]
+Optimizer = Annotated[OptimizerOptions, component("optimizer")]
+Sampler = Annotated[SamplerOptions, component("sampler")]
+OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional=True)]
+OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
+Logger = Annotated[WandbOptions | TensorboardOptions | NoLoggerOptions, Field(discriminator="kind")]
+
+
+class ModelConfig(Options):
+    """What a model is, of the config of a training run: all that a checkpoint must have."""
+
+    seed: Seed = option(0, "of weights, data order, noise and dropout")
+    network: Network
+    sigma: SigmaOptions | None = option(None, "knobs of schedule=geometric")
+    beta: BetaOptions | None = option(None, "knobs of the variance-preserving schedules")
+    schedule: Schedule
+    preconditioning: Preconditioning
+    objective: Objective
+    denoiser: DenoiserOptions = option(DenoiserOptions(), "the network with its schedule")
+    model: Model
+    data: Data
+    sampler: Sampler
+
+    def composition(self, facts: DataFacts, hardware: HardwareOptions | None = None) -> Composition:
+        """The view that checks of one group against another take."""
+        return Composition(
+            facts,
+            self.network,
+            self.schedule,
+            self.objective,
+            self.model,
+            hardware or HardwareOptions(),
+        )
+
+    @property
+    def unresolved(self) -> list[str]:
+        """Keys of the ladder and of the sampler that are still to be found."""
+        found = [f"schedule.{key}" for key in self.schedule.unresolved]
+        return [*found, "sampler.step"] if getattr(self.sampler, "step", None) == AUTO else found
+
+
+class Train(ModelConfig):
+    """The config of ``train.py``."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = option(
+        "run", "of the run, on the dashboard and in its directory"
+    )
+    tags: list[str] = option([], "of the run, on the dashboard")
+    plugins: list[str] = option([], "outside packages that the config may name")
+    steps: Index = option(2000, "optimizer steps")
+    batch_size: Count = option(128, "examples per optimizer step, over all devices")
+    hardware: HardwareOptions = option(HardwareOptions(), "what computes")
+    resume: str | None = option(None, "a run or checkpoint to continue; auto: the newest match")
+    evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
+    likelihood: OptionalLikelihood = option(None, "bits per dimension")
+    logger: Logger = option(NoLoggerOptions(), "where metrics go")
+    objective_metric: Annotated[str, Field(pattern=r"^(train|val)/.+")] = option(
+        "val/denoising_error", "whose last value a sweeper that searches is given"
+    )
+    study: StudyOptions | None = option(None, "which point of a study this is")
+    cluster: dict[str, Any] = option({"name": "none"}, "where the jobs of a sweep run")
+    optimizer: Optimizer
+    training: TrainingOptions = option(TrainingOptions(), "the training loop")
+    ema: AveragingOptions = option(AveragingOptions(), "the averaged weights")
+
+    @model_validator(mode="after")
+    def _some_steps(self) -> Self:
+        if self.steps == 0 and self.model.trains:
+            raise ValueError(
+                "steps=0 must be greater than or equal to 1; only model=oracle trains nothing"
+            )
+        return self
+
+
+class DataPlace(Options):
+    """Where data are, for commands that read a run's."""
+
+    node = "data"
+
+    root: str | None = option(None, "folder of the files; null: where the run found its data")
+    download: bool | None = option(None, "fetch them if they are missing")
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keys that say something."""
+        return {key: value for key, value in dump(self).items() if value is not None}
+
+
+class OfARun(Options):
+    """What the commands that read a run share."""
+
+    run: str = option("", "a run directory or a checkpoint")
+    plugins: list[str] = option([], "outside packages that the run may name")
+    seed: Seed = option(0, "sample i is a function of seed and i")
+    sampler: OptionalSampler = option(None, "null: the one the run was configured with")
+    guidance: NonNegative = option(1.0, "classifier-free guidance weight; 1: none")
+    data: DataPlace = option(DataPlace(), "where the data are")
+    hardware: HardwareOptions = option(HardwareOptions(), "what computes")
+
+
+class Sample(OfARun):
+    """The config of ``scripts/sample.py``."""
+
+    n: Count = option(64, "samples")
+    labels: list[Index] | Literal["all"] | None = option(
+        None, "class labels, taken in turn; all or null: every class in turn"
+    )
+    batch_size: Count = option(256, "drawn at once; halved where the memory of a GPU ends")
+    save: Literal["png", "npz", "both"] = option("both", "what is written")
+
+
+class Evaluate(OfARun):
+    """The config of ``scripts/evaluate.py``."""
+
+    n: int = option(2000, "samples")
+    error_curve: Index = option(
+        256, "test examples whose denoising error is measured at every log-SNR; 0: none"
+    )
+    evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
+    likelihood: OptionalLikelihood = option(None, "bits per dimension")
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.n < 2:
+            raise ValueError(
+                f"n={self.n} is too few: the covariance of a Fréchet distance needs at least 2 "
+                "samples, and a steady value thousands"
+            )
+        return self
+
+
+class Compare(Options):
+    """The config of ``scripts/compare.py``."""
+
+    runs: Annotated[list[str], Field(min_length=1)] = option(
+        [], "run directories, or a sweep's with all its runs"
+    )
+    metrics: Annotated[list[str], Field(min_length=1)] = option(
+        ["train/loss", "val/denoising_error"], "whose curves are drawn"
+    )
+
+
+TOP_LEVEL = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}
+"""Options of each command's whole config."""

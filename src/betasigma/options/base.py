@@ -1,0 +1,356 @@
+"""What every options model shares: types with ranges, the check, the sentence for what fails it.
+
+An options model says what may be asked of one component: the type, range, default and meaning of
+each key, and what the component asks of others (:meth:`ComponentOptions.check_with`). The config
+check, the constructor, ``--help`` and every error message read it. Nothing here imports PyTorch or
+Hydra, so a wrong command line is refused at once.
+
+A component's model is found by its ``_target_``: defining a subclass of a group's model with
+``targets`` registers it. An outside package does the same in its module ``options``.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import re
+import types
+from collections.abc import Mapping
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+)
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic.fields import FieldInfo
+
+from betasigma.errors import UserError
+
+if TYPE_CHECKING:
+    from betasigma.options.composition import Composition
+
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
+OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+Auto = Literal["auto"]
+
+AUTO = "auto"
+"""Value of what is found from the data or the machine."""
+
+
+def option(default: Any, meaning: str) -> Any:
+    """A key with its default and its meaning."""
+    return Field(default, description=meaning)
+
+
+class Options(BaseModel):
+    """A node of the config: no keys but these, no conversions of type, only finite numbers."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+    )
+
+    node: ClassVar[str] = ""
+    """Dotted place of the node in the config; ``""`` for the top."""
+
+    @classmethod
+    def check(cls, **values: Any) -> Self:
+        """Check what a constructor was given, by the keys of this model.
+
+        Args:
+            values: by key; tuples count as lists, NumPy's numbers as Python's.
+
+        Raises:
+            UserError: for the first value that is not possible, with the config's name for it.
+        """
+        return cls.parse({key: _plain(value) for key, value in values.items()})
+
+    @classmethod
+    def parse(cls, content: Mapping[str, Any]) -> Self:
+        """The options in a node of plain containers.
+
+        Raises:
+            UserError: for the first key that does not fit.
+        """
+        try:
+            return cls.model_validate(dict(content))
+        except ValidationError as error:
+            raise UserError(sentence(error, dict(content), cls.node, cls)) from None
+
+
+class ComponentOptions(Options):
+    """Options of what a ``_target_`` makes."""
+
+    group: ClassVar[str] = ""
+    """Group of the config, and the node that the options are in."""
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Classes and functions that take these options."""
+    knobs: ClassVar[str | None] = None
+    """Top node of the config that users turn, where this one only reads from it."""
+    turned: ClassVar[dict[str, str]] = {}
+    """Keys that have another name there."""
+    outside: ClassVar[bool] = False
+    """Whether the options stand for a class that has no options model."""
+
+    target: str = Field("", alias="_target_")
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.node = cls.knobs or cls.group  # a sentence names the key that users turn
+        for target in cls.__dict__.get("targets", ()):
+            REGISTRY.setdefault(cls.group, {})[target] = cls
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the class is called with."""
+        return {key: getattr(self, key) for key in type(self).model_fields if key != "target"}
+
+    def check_with(self, composition: Composition) -> None:
+        """Refuse what does not go with the rest of the config.
+
+        Raises:
+            UserError: naming the key, its value and what would be accepted.
+        """
+
+
+REGISTRY: dict[str, dict[str, type[ComponentOptions]]] = {}
+"""Options models by group and ``_target_``."""
+
+
+def component(group: str, optional: bool = False) -> Any:
+    """Type of a field that holds a component of this group, or nothing where ``optional``."""
+
+    def parse(node: Any, info: ValidationInfo) -> Any:
+        if node is None and optional:
+            return None
+        return parse_component(group, node, gone=info.context)
+
+    return BeforeValidator(parse)
+
+
+def parse_component(
+    group: str, content: Any, key: str | None = None, gone: list[str] | None = None
+) -> Any:
+    """The options of a component's node.
+
+    Args:
+        group: of the config.
+        content: the node, with ``_target_``; options that are parsed already pass.
+        key: dotted place of the node, where it is not the group's.
+        gone: takes the keys that are unknown, which are left out; ``None`` to refuse them.
+
+    Raises:
+        UserError: where it names nothing that may be built, or does not fit it.
+    """
+    from betasigma.options import plugins
+
+    if isinstance(content, ComponentOptions):
+        return content
+    if not isinstance(content, Mapping):
+        raise UserError(f"{key or group}={typed(content)} must be a node with a _target_")
+    target = content.get("_target_")
+    if not isinstance(target, str):
+        raise UserError(f"{key or group}._target_ has no value; give the path of a class")
+    known = REGISTRY.get(group, {})
+    if target not in known:
+        return plugins.outside_options(group, content, key or group)
+    if gone is None:
+        return known[target].parse(content)
+    options, unknown = parse_leniently(known[target], content)
+    gone += [name for name in unknown if name not in gone]
+    return options
+
+
+def parse_leniently(schema: type[Options], content: Mapping[str, Any]) -> tuple[Any, list[str]]:
+    """The options in a node that an earlier version wrote: keys that are gone are left out.
+
+    Returns:
+        The options, and the keys that were left out.
+
+    Raises:
+        UserError: for a value that is not possible.
+    """
+    kept, gone = copy.deepcopy(dict(content)), list[str]()
+    while True:
+        try:
+            return schema.model_validate(kept, context=gone), gone
+        except ValidationError as error:
+            extra = [e["loc"] for e in error.errors() if e["type"] == "extra_forbidden"]
+            if not extra:
+                raise UserError(sentence(error, kept, schema.node, schema)) from None
+            gone.append(_join(schema.node, _key(extra[0], kept)))
+            _at(extra[0][:-1], kept).pop(str(extra[0][-1]))
+
+
+def dump(options: Options) -> dict[str, Any]:
+    """Options as plain containers, by the names that a config has."""
+    return {
+        field.alias or name: _dumped(getattr(options, name))
+        for name, field in type(options).model_fields.items()
+    } | (options.model_extra or {})
+
+
+def _dumped(value: Any) -> Any:
+    return dump(value) if isinstance(value, Options) else copy.deepcopy(value)
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def sentence(
+    error: ValidationError, content: dict[str, Any], node: str, schema: type[BaseModel]
+) -> str:
+    """One sentence for the first thing that is wrong: the key, the value, what is accepted."""
+    first = error.errors()[0]
+    own = _key(first["loc"], content)
+    key = _join(node, getattr(schema, "turned", {}).get(own, own))
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    if first["type"] == "extra_forbidden":
+        return unknown_key(key, first["input"], known_keys(schema, first["loc"][:-1]))
+    if first["type"] == "missing":
+        return f"{key} has no value; give {key}=…"
+    if first["type"].startswith("union_tag"):
+        known = first["ctx"].get("expected_tags", "")
+        tag = "_target_" if "_target_" in _at(first["loc"], content) else "kind"
+        value = _at(first["loc"], content).get(tag)
+        return f"{key}.{tag}={value} is not one of {known}"
+    # a value that may be of several types fails once for each
+    same = [e["msg"] for e in error.errors() if _key(e["loc"], content) == own]
+    accepted = " or ".join(map(_accepted, same)).replace(" or must ", " or ")
+    return f"{key}={typed(first['input'])} {accepted}"
+
+
+def unknown_key(key: str, value: Any, known: list[str]) -> str:
+    """Sentence for a key that a node does not have."""
+    own = key.rpartition(".")[2]
+    near = difflib.get_close_matches(own, known, n=1)
+    hint = f"; did you mean {key.removesuffix(own)}{near[0]}?" if near else ""
+    return f"{key}={typed(value)} is unknown: there is no key {key}{hint}"
+
+
+def known_keys(schema: type[BaseModel], loc: tuple[int | str, ...] = ()) -> list[str]:
+    """Keys of the node at a location of a schema, as a config has them."""
+    for part in loc:
+        field = schema.model_fields.get(str(part))
+        inner = nested_model(field) if field else None
+        if inner is None:
+            return []
+        schema = inner
+    return [field.alias or name for name, field in schema.model_fields.items()]
+
+
+def nested_model(field: FieldInfo) -> type[BaseModel] | None:
+    """The model that a field holds, if it holds one."""
+    candidates = [field.annotation, *get_args(field.annotation)]
+    found = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return next(found, None)
+
+
+def accepted_values(field: FieldInfo) -> str:
+    """What a field accepts, in words: ``levels | continuous``, ``integer ≥ 1``."""
+    return _words(field.annotation, field.metadata)
+
+
+def typed(value: Any) -> Any:
+    """A value as it is typed in YAML and on the command line."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else value
+
+
+_TYPES = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "null"}
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+
+
+_BOUNDS_IN_WORDS = {
+    "greater than or equal to": "at least",
+    "greater than": "above",
+    "less than or equal to": "at most",
+    "less than": "below",
+}
+
+
+def _words(annotation: Any, metadata: list[Any]) -> str:
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        nested = [m for item in more for m in getattr(item, "metadata", [item])]
+        return _words(inner, [*nested, *metadata])
+    if get_origin(annotation) is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    if get_origin(annotation) in (Union, types.UnionType):
+        return " | ".join(_words(member, []) for member in get_args(annotation))
+    if get_origin(annotation) is list:
+        (inner,) = get_args(annotation)
+        return f"[{_words(inner, [])}, …]"
+    name = _TYPES.get(annotation, "node" if get_origin(annotation) or annotation is dict else "")
+    name = name or getattr(annotation, "__name__", str(annotation))
+    bounds = [
+        f"{sign} {limit:g}" if limit < 1e6 else ""
+        for constraint in metadata
+        for short, sign in _BOUNDS.items()
+        if (limit := getattr(constraint, short, None)) is not None
+    ]
+    return " ".join([name, ", ".join(filter(None, bounds))]).strip()
+
+
+def _accepted(text: str) -> str:
+    """What a value must be, from pydantic's message."""
+    message = re.sub(r"^(Input|String|List) should", "must", text)
+    message = message.replace(" after validation", "").replace("input", "value")
+    for theirs, plain in _BOUNDS_IN_WORDS.items():
+        message = message.replace(theirs, plain)
+    return message if "must" in message else f"is not possible: {message}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(member) for member in value]
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def _join(node: str, key: str) -> str:
+    return ".".join(filter(None, [node, key]))
+
+
+def _key(loc: tuple[int | str, ...], content: Any) -> str:
+    """Dotted key of a location; names of union members and types are left out."""
+    parts: list[str] = []
+    node: Any = content
+    for part in loc:
+        if isinstance(node, dict) and part in node:
+            parts.append(str(part))
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int):
+            parts[-1] += f"[{part}]"
+            node = node[part]
+        elif part == loc[-1] and isinstance(node, dict):
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _at(loc: tuple[int | str, ...], content: dict[str, Any]) -> dict[str, Any]:
+    node: Any = content
+    for part in loc:
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+    return node if isinstance(node, dict) else {}

@@ -1,0 +1,73 @@
+"""One view of a whole config, for checks of one group against another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from betasigma.options.hardware import HardwareOptions
+    from betasigma.options.models import ModelOptions
+    from betasigma.options.networks import NetworkOptions
+    from betasigma.options.objectives import ObjectiveOptions
+    from betasigma.options.schedules import ScheduleOptions
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What is asked of a data set once, and handed on.
+
+    Attributes:
+        name: of the data set.
+        shape: of one example: ``(C, H, W)``, or ``(d,)`` for points.
+        count_classes: gives the number of class labels, 0 for none; it may read many file names.
+        has_density: whether the density of the data is known in closed form.
+        value_range: least and greatest value of clean data where the data fix it; ``None`` where
+            the model chooses.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    count_classes: Callable[[], int] = lambda: 0
+    has_density: bool = False
+    value_range: tuple[float, float] | None = None
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Class labels; 0 for none."""
+        return self.count_classes()
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in one example."""
+        return math.prod(self.shape)
+
+    @property
+    def points(self) -> bool:
+        """Whether examples are points; else they are images."""
+        return len(self.shape) == 1
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The parts of a model's config that others ask about."""
+
+    data: DataFacts
+    network: NetworkOptions
+    schedule: ScheduleOptions
+    objective: ObjectiveOptions
+    model: ModelOptions
+    hardware: HardwareOptions
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to train: an oracle has no weights."""
+        return self.model.trains
+
+    @property
+    def learns_variance(self) -> bool:
+        """Whether the model knows the variance of its reverse steps."""
+        return self.trains and self.objective.learns_variance

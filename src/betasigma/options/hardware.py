@@ -1,0 +1,35 @@
+"""Options of the hardware: devices, processes, precision, compilation."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from betasigma.options.base import Count, Options, option
+
+
+class HardwareOptions(Options):
+    node = "hardware"
+
+    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "what computes")
+    devices: Count | Literal["auto"] = option("auto", "devices of a node, one process each")
+    nodes: Count = option(1, "machines")
+    strategy: Literal["auto", "ddp"] = option("auto", "how several devices share a step")
+    precision: Literal["auto", "bf16", "32"] | int = option("auto", "of the network's arithmetic")
+    channels_last: bool | Literal["auto"] = option(
+        "auto", "memory format of the network; auto: on GPUs"
+    )
+    compile: bool | Literal["cuda_graphs"] = option(
+        False, "torch.compile the network; where that fails, training goes on without"
+    )
+    deterministic: bool = option(False, "bit-for-bit repeatable on a GPU, slower")
+    threads: Count | None = option(None, "CPU threads; null: all")
+
+    @model_validator(mode="after")
+    def _known_precision(self) -> Self:
+        if isinstance(self.precision, int) and self.precision != 32:
+            raise ValueError(
+                f"hardware.precision={self.precision} is unknown; choose from auto, 32, bf16"
+            )
+        return self

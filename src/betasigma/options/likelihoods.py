@@ -1,0 +1,117 @@
+"""Options of likelihoods, and what they ask of the model."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from betasigma.errors import UserError
+from betasigma.options.base import ComponentOptions, Count, Positive, option
+from betasigma.options.composition import Composition
+from betasigma.options.objectives import TRACE_LIMIT
+from betasigma.options.samplers import Variance
+
+MEASURED = ("prior", "n", "split", "batch_size")
+"""Keys of the node that say what is measured; the others are the estimator's own."""
+
+
+class LikelihoodOptions(ComponentOptions):
+    """Options of a likelihood."""
+
+    group: ClassVar[str] = "likelihood"
+
+    prior: Literal["standard", "moments"] = option(
+        "moments", "N(0, prior_std^2), or the Gaussian with the moments of the noisiest data"
+    )
+    n: Annotated[int, Field(ge=2)] = option(64, "examples")
+    split: Literal["train", "test"] = option("test", "of the data")
+    batch_size: Count = option(64, "examples measured at once")
+
+    def check_with(self, composition: Composition) -> None:
+        levels = composition.schedule.level_count
+        if isinstance(levels, int):
+            check_levels(levels)
+
+
+class BoundOptions(LikelihoodOptions):
+    """Options of a variational bound, which is of bytes."""
+
+    def check_with(self, composition: Composition) -> None:
+        super().check_with(composition)
+        if composition.data.points:
+            raise UserError(
+                f"a variational bound is of bytes, its decoder integrates over 256 grey levels, "
+                f"and data={composition.data.name} has points: use likelihood=flow"
+            )
+        asked = (getattr(self, "variance", None), getattr(self, "decoder_std", None))
+        if "learned" in asked and not composition.learns_variance:
+            raise UserError(
+                "likelihood.variance=learned and likelihood.decoder_std=learned need a model that "
+                "has learned a variance: train it with objective=hybrid"
+            )
+
+
+class DiscreteBoundOptions(BoundOptions):
+    targets = ("betasigma.likelihood.DiscreteBound",)
+
+    variance: Variance = option("beta", "of the reverse steps")
+    decoder_std: Literal["kernel", "fitted", "learned"] = option(
+        "kernel",
+        "of the decoder: sigma/alpha at the smallest noise, the denoiser's error there on 256 "
+        "training images, or the network's own",
+    )
+
+
+class ContinuousBoundOptions(BoundOptions):
+    targets = ("betasigma.likelihood.ContinuousBound",)
+
+    draws: Count = option(
+        32, "noise levels of each image, one in each of as many equal parts of the range"
+    )
+    decoder_std: Literal["kernel", "fitted"] = option(
+        "fitted",
+        "of the decoder: sigma/alpha at the smallest noise, or the denoiser's error there on 256 "
+        "training images",
+    )
+
+
+class FlowOptions(LikelihoodOptions):
+    targets = ("betasigma.likelihood.FlowLikelihood",)
+
+    trace: Literal["hutchinson", "exact"] = option(
+        "hutchinson", "an unbiased estimate, or a backward pass per dimension"
+    )
+    tolerance: Positive = option(1e-5, "of the adaptive solver")
+
+    def check_with(self, composition: Composition) -> None:
+        super().check_with(composition)
+        if self.trace == "exact":
+            check_exact_trace(composition.data.dimensions)
+
+
+def check_exact_trace(dimensions: int) -> None:
+    """Refuse the exact trace of a flow in many dimensions, with what it would cost.
+
+    Raises:
+        UserError: for more than ``TRACE_LIMIT`` dimensions.
+    """
+    if dimensions > TRACE_LIMIT:
+        raise UserError(
+            f"likelihood.trace=exact would take {dimensions} backward passes at each of some "
+            f"hundred evaluations; it is meant for at most {TRACE_LIMIT} dimensions: use "
+            f"likelihood.trace=hutchinson"
+        )
+
+
+def check_levels(levels: int) -> None:
+    """Refuse the likelihood of a model without a path from noise to data.
+
+    Raises:
+        UserError: for a single noise level.
+    """
+    if levels < 2:
+        raise UserError(
+            "a likelihood needs at least 2 noise levels (sigma.levels or beta.steps); this model "
+            "has 1"
+        )

@@ -1,0 +1,202 @@
+"""Options of networks, and what they ask of the images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from betasigma.errors import UserError
+from betasigma.options.base import (
+    ComponentOptions,
+    Count,
+    Index,
+    Options,
+    Positive,
+    Probability,
+    option,
+)
+from betasigma.options.composition import Composition
+
+Embedding = Literal["positional", "fourier"]
+EvenWidth = Annotated[int, Field(ge=4, multiple_of=2)]
+"""Half of it carries the sines of the noise level, half the cosines."""
+
+
+class NetworkOptions(ComponentOptions):
+    """Options of a network; ``None`` for ``takes`` where only the class knows."""
+
+    group: ClassVar[str] = "network"
+    takes: ClassVar[Literal["images", "points"] | None] = None
+    differentiates: ClassVar[bool] = False
+    """Whether its output is a derivative, so that training differentiates twice."""
+    can_learn_variance: ClassVar[bool] = True
+
+    num_classes: Index = option(0, "class labels; 0: unconditional")
+
+    def shape_arguments(self, sample_shape: Sequence[int], doubled: bool) -> dict[str, Any]:
+        """What follows from the data: the arguments that a constructor may ask for by name.
+
+        Args:
+            sample_shape: of one example, ``(C, H, W)`` or ``(d,)``.
+            doubled: whether the network learns a variance too, with twice the outputs.
+        """
+        size = sample_shape[0]
+        outputs = 2 * size if doubled else size
+        if len(sample_shape) == 1:
+            return {"dim": size, "out_dim": outputs, "sample_shape": tuple(sample_shape)}
+        return {
+            "in_channels": size,
+            "out_channels": outputs,
+            "image_size": sample_shape[1],
+            "sample_shape": tuple(sample_shape),
+        }
+
+    def check_with(self, composition: Composition) -> None:
+        shape = composition.data.shape
+        kind = "points" if len(shape) == 1 else "images"
+        if self.takes not in (None, kind):
+            fits = (
+                "a U-Net (network=unet_28, …)" if kind == "images" else "network=mlp or mlp_energy"
+            )
+            raise UserError(
+                f"network={self.target} does not fit data={composition.data.name}: use {fits}"
+            )
+        if kind == "images":
+            self.check_image_size(shape[1])
+
+    def check_classes(self, composition: Composition) -> None:
+        """Refuse a number of class labels that the data do not have.
+
+        Raises:
+            UserError: naming the number that they have.
+        """
+        known = composition.data.num_classes if self.num_classes else 0
+        if self.num_classes != known:
+            raise UserError(
+                f"network.num_classes={self.num_classes} does not fit "
+                f"data={composition.data.name}, which has {known} classes; 0 trains without labels"
+            )
+
+    def check_image_size(self, image_size: int) -> None:
+        """Refuse images that the network cannot take.
+
+        Raises:
+            UserError: naming the key to change.
+        """
+
+
+class ImageShape(Options):
+    """What a network for images is told of them."""
+
+    node = "network"
+
+    in_channels: Count = option(3, "channels of the images")
+    image_size: Count = option(32, "their height and width")
+    out_channels: Count | None = option(None, "channels of the output; null: those of the images")
+
+
+class PointShape(Options):
+    """What a network for points is told of them."""
+
+    node = "network"
+
+    dim: Count = option(2, "coordinates of a point")
+    out_dim: Count | None = option(None, "coordinates of the output; null: those of the points")
+
+
+class UNetOptions(NetworkOptions):
+    targets = ("betasigma.networks.unet.UNet",)
+    takes = "images"
+
+    channels: EvenWidth = option(128, "width at full resolution")
+    multipliers: Annotated[list[Count], Field(min_length=1)] = option(
+        [1, 2, 2, 2], "width at each resolution, in units of channels; each halves the image"
+    )
+    blocks: Count = option(2, "residual blocks at each resolution")
+    attention: list[Count] = option([16], "resolutions with self-attention")
+    heads: Count = option(1, "attention heads")
+    head_channels: Count | None = option(None, "width of a head, instead of heads")
+    dropout: Probability = option(0.1, "dropout before the second convolution of a block")
+    embedding: Embedding = option("positional", "how the noise level enters")
+    fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
+    conditional: bool = option(True, "false: the network is not told the noise level (NCSNv2)")
+    norm_groups: Count = option(32, "most groups of a normalisation")
+    checkpoint: bool = option(False, "recompute activations in the backward pass to save memory")
+
+    @model_validator(mode="after")
+    def _heads(self) -> Self:
+        if self.head_channels is not None and self.heads != 1:
+            raise ValueError(
+                f"network.heads={self.heads} and network.head_channels={self.head_channels} "
+                "exclude each other: give the number of heads, or their width and leave "
+                "network.heads at 1."
+            )
+        return self
+
+    def check_image_size(self, image_size: int) -> None:
+        sizes = resolutions(image_size, len(self.multipliers))
+        for resolution in self.attention:
+            if resolution not in sizes:
+                raise UserError(
+                    f"network.attention={self.attention} asks for resolution {resolution}, which "
+                    f"never occurs: {image_size}x{image_size} images and {len(self.multipliers)} "
+                    f"multipliers give {_listed(sizes)}."
+                )
+        if self.attention:
+            pairs = zip(sizes, self.multipliers, strict=True)
+            attending = {m for size, m in pairs if size in self.attention}
+            for width in sorted({self.channels * m for m in attending | {self.multipliers[-1]}}):
+                self._check_heads(width)
+
+    def _check_heads(self, width: int) -> None:
+        key, value = ("heads", self.heads)
+        if self.head_channels is not None:
+            key, value = "head_channels", self.head_channels
+        if width % value:
+            divisors = [n for n in range(1, width + 1) if width % n == 0]
+            raise UserError(
+                f"network.{key}={value} does not divide the {width} channels of an attention "
+                f"layer: give one of {_listed(divisors)}."
+            )
+
+
+class MLPOptions(NetworkOptions):
+    targets = ("betasigma.networks.mlp.MLP",)
+    takes = "points"
+
+    width: EvenWidth = option(128, "width of the features")
+    depth: Count = option(4, "residual blocks")
+    embedding: Embedding = option("positional", "how the noise level enters")
+    fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
+    conditional: bool = option(True, "false: the network is not told the noise level")
+
+
+class EnergyMLPOptions(MLPOptions):
+    targets = ("betasigma.networks.energy.energy_mlp",)
+    differentiates = True
+    can_learn_variance = False
+
+
+def resolutions(image_size: int, levels: int) -> tuple[int, ...]:
+    """Sides of the square feature maps of a UNet, from fine to coarse.
+
+    Raises:
+        UserError: if ``image_size`` cannot be halved ``levels - 1`` times.
+    """
+    sizes = [image_size]
+    while len(sizes) < levels and sizes[-1] % 2 == 0:
+        sizes.append(sizes[-1] // 2)
+    if len(sizes) < levels:
+        raise UserError(
+            f"network.multipliers has {levels} levels, which halves the image {levels - 1} times, "
+            f"but {image_size}x{image_size} images allow at most {len(sizes)} levels "
+            f"({_listed(sizes)}): give at most {len(sizes)} multipliers or an image size divisible "
+            f"by {2 ** (levels - 1)}."
+        )
+    return tuple(sizes)
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))

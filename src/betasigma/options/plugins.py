@@ -1,0 +1,372 @@
+"""The door for outside code: who may come in, how it is found, how its arguments are checked.
+
+A config names classes by ``_target_``. Ours are known by their options models; a class of an
+outside package is imported only where the person who runs the command has named its package:
+
+- ``plugins=[mylab]`` on the command line, or ``betasigma.load(path, plugins=["mylab"])``,
+- the environment variable ``BETASIGMA_PLUGINS``, names separated by commas,
+- the entry point group ``betasigma.plugins`` of an installed package.
+
+A checkpoint, a run directory or a config found in one names packages but never allows them.
+PyTorch's own optimizers and learning-rate schedules and Lightning's own callbacks and loggers need
+no consent.
+
+Outside options models live in the module ``options`` of the package and are read before anything
+heavy is imported. A class without one is imported and asked for its signature and type hints.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import os
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from betasigma.errors import UserError
+from betasigma.options.base import REGISTRY, ComponentOptions, typed
+
+VARIABLE = "BETASIGMA_PLUGINS"
+"""Environment variable with the names of packages that may be imported."""
+
+ENTRY_POINTS = "betasigma.plugins"
+"""Entry point group of installed packages that may be imported."""
+
+NO_CONSENT_NEEDED = {
+    "optimizer": ("torch.optim",),
+    "lr_schedule": ("torch.optim",),
+    "callbacks": ("pytorch_lightning",),
+    "logger": ("pytorch_lightning",),
+}
+"""Packages whose classes of a group are part of the stack."""
+
+_allowed: dict[str, None] = {}
+
+
+def allow(packages: Iterable[str]) -> None:
+    """Let configs of this process name these packages, and read their options models.
+
+    Args:
+        packages: importable names, also from the current directory.
+
+    Raises:
+        UserError: where one is no package that can be found.
+    """
+    for name in packages:
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", str(name)):
+            raise UserError(f"plugins=[{name}] is not the name of a package: write plugins=[mylab]")
+        if name in _allowed:
+            continue
+        if not _find(name):
+            raise UserError(
+                f"plugins=[{name}] cannot be imported: there is no package {name} on Python's path "
+                f"or in {Path.cwd()}"
+            )
+        _allowed[name] = None
+        _read_options(name)
+
+
+def allow_named() -> None:
+    """Let in what the environment and installed packages name.
+
+    Raises:
+        UserError: where ``BETASIGMA_PLUGINS`` names what cannot be found.
+    """
+    named = os.environ.get(VARIABLE, "").replace(",", " ").split()
+    try:
+        allow(named)
+    except UserError as error:
+        raise UserError(f"{VARIABLE}={os.environ[VARIABLE]}: {error}") from None
+    allow(point.value.partition(":")[0] for point in metadata.entry_points(group=ENTRY_POINTS))
+
+
+def allowed() -> tuple[str, ...]:
+    """Packages that configs may name."""
+    return tuple(_allowed)
+
+
+def is_allowed(target: str, group: str = "") -> bool:
+    """Whether what ``target`` names may be imported."""
+    known = (*_allowed, *NO_CONSENT_NEEDED.get(group, ()))
+    return any(target.startswith(f"{name}.") for name in known)
+
+
+def config_folders() -> list[Path]:
+    """Folders ``conf`` of the packages, which join the search path of configs."""
+    folders = []
+    for name in _allowed:
+        spec = importlib.util.find_spec(name)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(place) / "conf").is_dir():
+                folders.append(Path(place).resolve() / "conf")
+    return folders
+
+
+def versions() -> dict[str, str | None]:
+    """Packages that were let in and their versions, for the record of a run."""
+    found: dict[str, str | None] = {}
+    for name in _allowed:
+        top = name.partition(".")[0]
+        distributions = metadata.packages_distributions().get(top, [])
+        version = metadata.version(distributions[0]) if distributions else None
+        found[name] = version or getattr(sys.modules.get(top), "__version__", None)
+    return found
+
+
+def outside_targets(content: Any) -> list[str]:
+    """Every ``_target_`` in a config's plain containers that is neither ours nor the stack's."""
+    found: list[str] = []
+    if isinstance(content, Mapping):
+        target = content.get("_target_")
+        own = ("betasigma.", "torch.optim.", "pytorch_lightning.")
+        if isinstance(target, str) and not target.startswith(own):
+            found.append(target)
+        content = list(content.values())
+    if isinstance(content, list):
+        for value in content:
+            found += outside_targets(value)
+    return found
+
+
+def refuse_without_consent(target: str, key: str) -> None:
+    """Refuse a class of a package that nobody has let in.
+
+    Raises:
+        UserError: which says how to allow it.
+    """
+    package = target.partition(".")[0]
+    raise UserError(
+        f"{key}._target_={target} is code of the package {package}, which is imported only where "
+        f"you allow it: add plugins=[{package}] (or set {VARIABLE}={package}) if you trust it"
+        if "." in target and re.fullmatch(r"[\w.]+", target) and package != "betasigma"
+        else f"{key}._target_={target} is not one of betasigma's own classes for {key}"
+    )
+
+
+def locate(target: str, group: str, key: str | None = None) -> Callable[..., Any]:
+    """The class or function that ``target`` names, imported where that is allowed.
+
+    Args:
+        target: ``package.module.name``.
+        group: of the config, for what needs no consent.
+        key: dotted place of the node, for messages.
+
+    Raises:
+        UserError: without consent, or where there is no such class or function of that package.
+    """
+    key = key or group
+    if target in REGISTRY.get(group, {}):
+        return _attribute(target, key)
+    if not is_allowed(target, group):
+        refuse_without_consent(target, key)
+    return _attribute(target, key)
+
+
+def outside_options(group: str, content: Mapping[str, Any], key: str) -> ComponentOptions:
+    """Options of a class that has no options model, checked against its signature.
+
+    Raises:
+        UserError: without consent, or for an argument that the class does not take.
+    """
+    target = str(content["_target_"])
+    if not is_allowed(target, group):
+        known = REGISTRY.get(group, {})
+        near = difflib.get_close_matches(target, known, n=1, cutoff=0.75)
+        if target.startswith("betasigma.") or near:
+            hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
+            raise UserError(f"{key}._target_={target} is not one of betasigma's{hint}")
+        refuse_without_consent(target, key)
+    made = _attribute(target, key)
+    base = _base_of(group)
+    arguments = {k: v for k, v in content.items() if k not in ("_target_", *_not_arguments(group))}
+    check_arguments(made, arguments, key, partial=True)
+    traits = {
+        name: getattr(made, name)
+        for name in vars(base)
+        if not name.startswith("_")
+        and name not in _INNER
+        and hasattr(made, name)
+        and not callable(getattr(base, name, None))
+        and isinstance(getattr(made, name), _PLAIN)
+    }
+    model = type(
+        f"{base.__name__}Of{target.rpartition('.')[2]}",
+        (base,),
+        {
+            "outside": True,
+            "__module__": base.__module__,
+            **_annotated(traits, base),
+            "model_config": ConfigDict(extra="allow"),
+        },
+    )
+    return model.parse(content)  # type: ignore[attr-defined]
+
+
+def check_arguments(
+    made: Callable[..., Any], arguments: Mapping[str, Any], key: str, partial: bool = False
+) -> None:
+    """Compare arguments with a signature and its type hints.
+
+    Args:
+        made: class or function.
+        arguments: by name.
+        key: dotted place of the node.
+        partial: whether more arguments are given later by name, so that none is missing yet.
+
+    Raises:
+        UserError: for an argument that is unknown, missing or of another type.
+    """
+    name = getattr(made, "__name__", str(made))
+    try:
+        parameters = inspect.signature(made).parameters
+    except (TypeError, ValueError):
+        return
+    named = {
+        n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    shown = [n for n in named if n not in OFFERED] or list(named)
+    for argument, value in arguments.items():
+        if argument not in named and not takes_any:
+            near = difflib.get_close_matches(argument, shown, n=1)
+            hint = f" (did you mean {key}.{near[0]}?)" if near else ""
+            takes = ", ".join(shown) or "nothing"
+            raise UserError(
+                f"{key}.{argument}={typed(value)} is unknown: {name} takes {takes}{hint}"
+            )
+    for argument, parameter in named.items():
+        required = parameter.default is parameter.empty
+        if required and argument not in arguments and not (partial and argument in OFFERED):
+            raise UserError(
+                f"{key}.{argument} has no value, and {name} needs one: give +{key}.{argument}=…"
+            )
+    hints = _hints(made)
+    for argument, value in arguments.items():
+        if argument in hints:
+            _check_type(hints[argument], value, f"{key}.{argument}")
+
+
+OFFERED = frozenset(
+    {
+        *("sample_shape", "in_channels", "out_channels", "image_size", "dim", "out_dim"),
+        *("true_score", "seed", "split", "root", "params", "optimizer", "fused", "levels"),
+        *("denoiser", "objective", "warmup", "decay", "compile", "lr_schedule", "extractor"),
+    }
+)
+"""Arguments that the framework gives by name to whoever asks for them."""
+
+
+def takes(made: Callable[..., Any], name: str) -> bool:
+    """Whether a class or function has a parameter of this name."""
+    return name in _parameters(made)
+
+
+_PLAIN = (bool, int, float, str, type(None))
+_INNER = {"group", "node", "targets", "knobs", "outside"}
+
+
+def _not_arguments(group: str) -> tuple[str, ...]:
+    from betasigma.options.likelihoods import MEASURED
+    from betasigma.options.models import ModelOptions
+
+    if group == "likelihood":
+        return MEASURED
+    return tuple(ModelOptions.model_fields) if group == "model" else ()
+
+
+def _annotated(traits: dict[str, Any], base: type) -> dict[str, Any]:
+    """Class variables of the base with the values that the outside class has."""
+    hints = {name: typing.ClassVar[Any] for name in traits}
+    return {**traits, "__annotations__": hints}
+
+
+def _base_of(group: str) -> type[ComponentOptions]:
+    """The options model that all of a group share."""
+    known = next(iter(REGISTRY.get(group, {}).values()), ComponentOptions)
+    for candidate in reversed(known.__mro__):
+        if issubclass(candidate, ComponentOptions) and candidate.__dict__.get("group") == group:
+            return candidate
+    return ComponentOptions
+
+
+def _parameters(made: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(made).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def _hints(made: Callable[..., Any]) -> dict[str, Any]:
+    function = made.__init__ if inspect.isclass(made) else made
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:  # a hint that cannot be read checks nothing
+        return {}
+
+
+def _check_type(hint: Any, value: Any, key: str) -> None:
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except Exception:  # neither does one that pydantic has no check for
+        return
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        message = error.errors()[0]["msg"].replace("Input should", "must").replace("input", "value")
+        raise UserError(f"{key}={typed(value)} {message}") from None
+
+
+def _attribute(target: str, key: str) -> Callable[..., Any]:
+    """Class or function ``package.module.name``, defined in the package that it is named in."""
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{key}._target_={target} is not there: there is no module {error.name}"
+            ) from None
+        raise
+    found = getattr(module, name, None)
+    owner = str(getattr(found, "__module__", ""))
+    same = owner.partition(".")[0] == target.partition(".")[0]
+    if not same or not (inspect.isclass(found) or inspect.isfunction(found)):
+        known = [n for n, v in vars(module).items() if inspect.isclass(v) or inspect.isfunction(v)]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {module_name}.{near[0]}?" if near else ""
+        raise UserError(
+            f"{key}._target_={target} is not a class or function of {module_name}{hint}"
+        )
+    return typing.cast(Callable[..., Any], found)
+
+
+def _find(name: str) -> bool:
+    """Whether a package can be imported, from the current directory too."""
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+        importlib.invalidate_caches()
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _read_options(name: str) -> None:
+    """Import the package's module ``options``, which registers its options models."""
+    module = f"{name}.options"
+    try:
+        there = importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # a single module, no package
+        there = False
+    if there:
+        importlib.import_module(module)

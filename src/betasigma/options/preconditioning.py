@@ -1,0 +1,23 @@
+"""Options of preconditioning: what the network is shown and what its output means."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from betasigma.options.base import ComponentOptions, Positive, option
+
+Prediction = Literal["epsilon", "score", "raw_score", "x0", "v", "edm"]
+Conditioning = Literal["timestep", "log_sigma", "none"]
+InputScaling = Literal["none", "unit_variance"]
+
+
+class PreconditioningOptions(ComponentOptions):
+    group: ClassVar[str] = "preconditioning"
+    targets = ("betasigma.preconditioning.Preconditioning",)
+
+    prediction: Prediction = option("epsilon", "what the network's output means")
+    conditioning: Conditioning = option("timestep", "what the network is told of the noise level")
+    input_scaling: InputScaling = option("none", "whether its input is scaled to unit variance")
+    sigma_data: Positive = option(
+        0.5, "standard deviation of the data, of prediction=edm and input_scaling=unit_variance"
+    )

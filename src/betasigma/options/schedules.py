@@ -1,0 +1,127 @@
+"""Options of noise schedules, and of the nodes ``sigma`` and ``beta`` that users turn."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from betasigma.options.base import (
+    AUTO,
+    Auto,
+    ComponentOptions,
+    Count,
+    OpenUnit,
+    Options,
+    Positive,
+    option,
+)
+
+Overlap = Annotated[float, Field(gt=0, lt=0.997)]
+"""C of NCSNv2's Technique 2; two equal levels overlap by 0.9973."""
+
+FEWEST_DIMENSIONS = 5
+"""Least dimension for which NCSNv2's Technique 2 finds a number of levels (betasigma.ladder)."""
+
+
+class ScheduleOptions(ComponentOptions):
+    """Options of a noise schedule."""
+
+    group: ClassVar[str] = "schedule"
+    model: ClassVar[str] = ""
+    """Family that takes this schedule by default, for messages."""
+    geometric: ClassVar[bool] = False
+    """Whether the levels have one common ratio, from which NCSNv2's rules follow."""
+
+    @property
+    def level_count(self) -> int | Auto | None:
+        """Number of levels; ``None`` where only the class knows."""
+        return getattr(self, "levels", getattr(self, "steps", None))
+
+    @property
+    def unresolved(self) -> list[str]:
+        """Keys that are to be found from the data."""
+        return [key for key, value in self.arguments.items() if value == AUTO]
+
+
+class LadderKeys(BaseModel):
+    """Keys of a geometric ladder, where users turn them and where the schedule takes them."""
+
+    levels: Count | Auto = option(10, "number of noise levels; auto: Technique 2 of NCSNv2")
+    max: Positive | Auto = option(
+        1.0, "largest sigma, in the units of model.value_range; auto: Technique 1 of NCSNv2"
+    )
+    min: Positive = option(0.01, "smallest sigma, in the same units")
+
+
+class GeometricOptions(LadderKeys, ScheduleOptions):
+    targets = ("betasigma.schedules.geometric",)
+    knobs = "sigma"
+    model = "ncsn"
+    geometric = True
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        only = self.levels == 1  # which is sigma.max
+        if not isinstance(self.max, str) and self.min >= self.max and not only:
+            raise ValueError(
+                f"sigma.min={self.min:g} must be below sigma.max={self.max:g} and above 0"
+            )
+        return self
+
+
+class LinearOptions(ScheduleOptions):
+    targets = ("betasigma.schedules.linear", "betasigma.schedules.sigmoid")
+    knobs = "beta"
+    model = "ddpm"
+
+    start: OpenUnit = option(1e-4, "beta of the first step")
+    end: OpenUnit = option(0.02, "beta of the last step")
+    steps: Count = option(1000, "number of steps T")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.start > self.end:
+            raise ValueError(
+                f"beta.end={self.end:g} must be at least beta.start={self.start:g} and below 1"
+            )
+        return self
+
+
+class CosineOptions(ScheduleOptions):
+    targets = ("betasigma.schedules.cosine",)
+    knobs = "beta"
+    model = "ddpm"
+
+    steps: Count = option(1000, "number of steps T")
+    offset: OpenUnit = option(0.008, "s, which keeps beta away from 0 at the first steps")
+    max_beta: OpenUnit = option(0.999, "largest beta of a step")
+
+    turned: ClassVar[dict[str, str]] = {"max_beta": "max"}
+
+
+class SigmaOptions(LadderKeys, Options):
+    """The node ``sigma``, from which ``schedule=geometric`` and annealed Langevin read."""
+
+    node = "sigma"
+
+    overlap: Overlap | None = option(None, "C of Technique 2: how much neighbouring levels overlap")
+    examples: Annotated[int, Field(ge=2)] | None = option(
+        None, "examples compared with one another for sigma.max=auto; null: all"
+    )
+    step: OpenUnit | Auto | None = option(
+        None, "of annealed Langevin, relative to sigma^2; auto: Technique 4"
+    )
+    found: list[Literal["levels", "max"]] | None = option(None, "keys that were auto")
+
+
+class BetaOptions(Options):
+    """The node ``beta``, from which the variance-preserving schedules read."""
+
+    node = "beta"
+
+    steps: Count = option(1000, "number of steps T")
+    start: OpenUnit | None = option(None, "beta of the first step")
+    end: OpenUnit | None = option(None, "beta of the last step")
+    offset: OpenUnit | None = option(None, "s of schedule=cosine")
+    max: OpenUnit | None = option(None, "largest beta of a step of schedule=cosine")

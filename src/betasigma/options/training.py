@@ -1,0 +1,53 @@
+"""Options of the training loop, the averaged weights and the denoiser around the network."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from betasigma.options.base import Count, Index, NonNegative, Options, Positive, Probability, option
+
+
+class DenoiserOptions(Options):
+    node = "denoiser"
+
+    off_levels: Literal["snap", "interpolate", "refuse"] = option(
+        "interpolate", "what a network trained on levels is told between them"
+    )
+
+
+class TrainingOptions(Options):
+    node = "training"
+
+    warmup: Index = option(100, "steps over which the learning rate rises to optimizer.lr")
+    clip: Positive | None = option(1.0, "largest norm of the gradient; null: no clipping")
+    accumulate: Count = option(1, "micro-batches per optimizer step")
+    log_every: Count = option(50, "steps between two values of the loss")
+    validate_every: Count = option(1000, "steps between two validations")
+    sample_every: Count = option(1000, "steps between two sample grids")
+    checkpoint_every: Count = option(500, "steps between two checkpoints")
+    num_samples: Count = option(64, "samples in a grid")
+    guidance: NonNegative = option(1.0, "classifier-free guidance weight when sampling; 1: none")
+
+
+class AveragingOptions(Options):
+    node = "ema"
+
+    decay: Probability = option(0.9999, "of the averaged weights; 0: no averaging")
+
+
+class StudyOptions(Options):
+    """Which point of a study a run is, for tables and plots."""
+
+    node = "study"
+
+    name: str = option("", "of the study")
+    point: Index = option(0, "place in the study, from 0")
+    label: str = option("", "what the tables call it")
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if not self.name:
+            raise ValueError("study.name has no value; give study.name=…")
+        return self
