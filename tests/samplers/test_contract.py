@@ -285,7 +285,10 @@ def test_off_the_levels_the_model_s_policy_decides(make_model) -> None:
         (lambda: DPMSolver(-0.1), r"sampler\.eta=-0\.1 must be at least 0"),
         (lambda: AnnealedLangevin(0), r"sampler\.inner_steps=0 must be at least 1"),
         (lambda: AnnealedLangevin(step=1.0), r"sampler\.step=1\.0 must be below 1"),
-        (lambda: PredictorCorrector("heun"), r"sampler\.predictor=heun is unknown; choose from"),
+        (
+            lambda: PredictorCorrector("heun"),
+            r"sampler\.predictor=heun must be 'reverse_diffusion', 'euler_maruyama'",
+        ),
         (lambda: PredictorCorrector(snr=0.0), r"sampler\.snr=0\.0 must be above 0"),
         (lambda: PredictorCorrector(corrector_steps=-1), r"sampler\.corrector_steps=-1"),
         (lambda: Heun(-1.0), r"sampler\.s_churn=-1\.0 must be at least 0"),

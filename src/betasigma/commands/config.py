@@ -51,8 +51,20 @@ def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
     read = interpolated_nodes(config)
     known = schema.model_fields
     content = {k: v for k, v in content.items() if k in known or k not in read}
-    schema.parse(content)
-    return content
+    for key, field in known.items():
+        if key not in content and field.get_default(call_default_factory=True) is not None:
+            raise UserError(f"{key} has no value; give {key}=…")
+    return filled(content, dump(schema.parse(content)))
+
+
+def filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with the keys of ``defaults`` that it lacks, at every depth."""
+    return {
+        key: filled(content[key], value)
+        if isinstance(value, Mapping) and isinstance(content.get(key), Mapping)
+        else content.get(key, value)
+        for key, value in {**content, **defaults}.items()
+    }
 
 
 def own_keys(config: DictConfig) -> DictConfig:

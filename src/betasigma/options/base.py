@@ -204,11 +204,17 @@ def parse_leniently(schema: type[Options], content: Mapping[str, Any]) -> tuple[
 
 
 def dump(options: Options) -> dict[str, Any]:
-    """Options as plain containers, by the names that a config has."""
-    return {
-        field.alias or name: _dumped(getattr(options, name))
-        for name, field in type(options).model_fields.items()
-    } | (options.model_extra or {})
+    """Options as plain containers, by the names that a config has; of a class without an options
+    model, those that were given.
+    """
+    fields = type(options).model_fields
+    named = options.model_fields_set & fields.keys() if _is_outside(options) else fields
+    values = {fields[name].alias or name: _dumped(getattr(options, name)) for name in named}
+    return {**values, **(options.model_extra or {})}
+
+
+def _is_outside(options: Options) -> bool:
+    return isinstance(options, ComponentOptions) and options.outside
 
 
 def _dumped(value: Any) -> Any:

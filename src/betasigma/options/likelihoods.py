@@ -67,7 +67,7 @@ class ContinuousBoundOptions(BoundOptions):
     targets = ("betasigma.likelihood.ContinuousBound",)
 
     draws: Count = option(
-        32, "noise levels of each image, one in each of as many equal parts of the range"
+        64, "noise levels of each image, one in each of as many equal parts of the range"
     )
     decoder_std: Literal["kernel", "fitted"] = option(
         "fitted",

@@ -49,6 +49,14 @@ NO_CONSENT_NEEDED = {
 }
 """Packages whose classes of a group are part of the stack."""
 
+LIBRARIES = frozenset(
+    {
+        *("betasigma", "torch", "torchvision", "pytorch_lightning", "lightning_fabric"),
+        *("hydra", "omegaconf", "numpy", "scipy", "pydantic", "submitit", "wandb", "torchmetrics"),
+    }
+)
+"""Packages whose functions no config may call, whoever asks for it."""
+
 _allowed: dict[str, None] = {}
 
 
@@ -66,6 +74,11 @@ def allow(packages: Iterable[str]) -> None:
             raise UserError(f"plugins=[{name}] is not the name of a package: write plugins=[mylab]")
         if name in _allowed:
             continue
+        if _is_never_a_plugin(name):
+            raise UserError(
+                f"plugins=[{name}] is no package of your own: configs never name what belongs to "
+                f"Python or to the libraries that betasigma stands on"
+            )
         if not _find(name):
             raise UserError(
                 f"plugins=[{name}] cannot be imported: there is no package {name} on Python's path "
@@ -137,18 +150,24 @@ def outside_targets(content: Any) -> list[str]:
     return found
 
 
-def refuse_without_consent(target: str, key: str) -> None:
+def refuse_without_consent(target: str, group: str, key: str) -> None:
     """Refuse a class of a package that nobody has let in.
 
     Raises:
-        UserError: which says how to allow it.
+        UserError: which says how to allow it, where it may be allowed at all.
     """
     package = target.partition(".")[0]
+    if _is_never_a_plugin(package) or not re.fullmatch(r"\w+(\.\w+)+", target):
+        known = REGISTRY.get(group, {})
+        near = difflib.get_close_matches(target, known, n=1, cutoff=0.75)
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        raise UserError(
+            f"{key}._target_={target} is not one of betasigma's own classes for {key}; {hint}"
+            f"{'' if near else ', or one of your own (plugins=[mylab])'}"
+        )
     raise UserError(
         f"{key}._target_={target} is code of the package {package}, which is imported only where "
         f"you allow it: add plugins=[{package}] (or set {VARIABLE}={package}) if you trust it"
-        if "." in target and re.fullmatch(r"[\w.]+", target) and package != "betasigma"
-        else f"{key}._target_={target} is not one of betasigma's own classes for {key}"
     )
 
 
@@ -167,7 +186,7 @@ def locate(target: str, group: str, key: str | None = None) -> Callable[..., Any
     if target in REGISTRY.get(group, {}):
         return _attribute(target, key)
     if not is_allowed(target, group):
-        refuse_without_consent(target, key)
+        refuse_without_consent(target, group, key)
     return _attribute(target, key)
 
 
@@ -179,12 +198,7 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     """
     target = str(content["_target_"])
     if not is_allowed(target, group):
-        known = REGISTRY.get(group, {})
-        near = difflib.get_close_matches(target, known, n=1, cutoff=0.75)
-        if target.startswith("betasigma.") or near:
-            hint = f"; did you mean {near[0]}?" if near else f"; choose from {', '.join(known)}"
-            raise UserError(f"{key}._target_={target} is not one of betasigma's{hint}")
-        refuse_without_consent(target, key)
+        refuse_without_consent(target, group, key)
     made = _attribute(target, key)
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *_not_arguments(group))}
@@ -347,6 +361,11 @@ def _attribute(target: str, key: str) -> Callable[..., Any]:
             f"{key}._target_={target} is not a class or function of {module_name}{hint}"
         )
     return typing.cast(Callable[..., Any], found)
+
+
+def _is_never_a_plugin(name: str) -> bool:
+    top = name.partition(".")[0]
+    return top in sys.stdlib_module_names or top in LIBRARIES
 
 
 def _find(name: str) -> bool:

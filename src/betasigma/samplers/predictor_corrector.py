@@ -34,17 +34,15 @@ or below σ_t², where one step reaches E[α·x_0 | x_t] and above which it woul
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Unpack
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import Prediction
-from betasigma.errors import UserError
+from betasigma.options.samplers import Predictor, PredictorCorrectorOptions
 from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
 from betasigma.schedules import NoiseSchedule, posterior, transition
-
-Predictor = Literal["reverse_diffusion", "euler_maruyama", "ancestral"]
 
 
 def reverse_diffusion(
@@ -102,17 +100,9 @@ class PredictorCorrector(Sampler):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(steps, clip, **options)
-        if predictor not in PREDICTORS:
-            raise UserError(
-                f"sampler.predictor={predictor} is unknown; choose from {', '.join(PREDICTORS)}"
-            )
-        if snr <= 0:
-            raise UserError(
-                f"sampler.snr={snr} must be above 0 (sampler.corrector_steps=0 turns the "
-                f"corrector off)"
-            )
-        if corrector_steps < 0:
-            raise UserError(f"sampler.corrector_steps={corrector_steps} must be at least 0")
+        PredictorCorrectorOptions.check(
+            predictor=predictor, snr=snr, corrector_steps=corrector_steps
+        )
         self.predictor, self.snr, self.corrector_steps = predictor, snr, corrector_steps
 
     def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
