@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from betasigma.version import VERSION
 
 if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
+    from collections.abc import Sequence
     from pathlib import Path
 
     import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.launch.session import train as train
     from betasigma.networks.mlp import MLP as MLP
     from betasigma.networks.unet import UNet as UNet
+    from betasigma.options import plugins as plugins
     from betasigma.oracles import EmpiricalDenoiser as EmpiricalDenoiser
     from betasigma.oracles import ExactDenoiser as ExactDenoiser
     from betasigma.oracles import GaussianMixture as GaussianMixture
@@ -70,6 +72,7 @@ _HOMES = {
     "SampleMetric": "evaluation.metrics",
     "MLP": "networks.mlp",
     "UNet": "networks.unet",
+    "plugins": "options",
     "EmpiricalDenoiser": "oracles",
     "ExactDenoiser": "oracles",
     "GaussianMixture": "oracles",
@@ -99,6 +102,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     which: Literal["last", "best"] = "last",
+    plugins: Sequence[str] = (),
 ) -> tuple[Denoiser | ExactDenoiser, Sampler]:
     """Denoiser (averaged weights) and default sampler of a run directory or a checkpoint; of
     ``model=oracle`` the ground truth, whose data are read again.
@@ -114,14 +118,19 @@ def load(
         device: where the denoiser computes, ``"cuda"`` say.
         which: checkpoint of a run directory: its ``last``, or its ``best`` by the least
             ``val/denoising_error``.
+        plugins: outside packages that the run may name, which are imported. None without being
+            named here, in ``BETASIGMA_PLUGINS`` or by an entry point.
 
     Raises:
         betasigma.errors.UserError: where there is no such checkpoint, or it cannot be read.
     """
     from betasigma.commands.load import load_run
     from betasigma.errors import UserError
+    from betasigma.options.plugins import allow, allow_named
     from betasigma.runs.header import checkpoint_path
 
+    allow_named()
+    allow(plugins)
     checkpoint = checkpoint_path(path, "path", which)
     if which != "last" and checkpoint.name != f"{which}.ckpt":
         raise UserError(

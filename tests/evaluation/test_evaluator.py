@@ -1,5 +1,7 @@
 import multiprocessing
+import sys
 import warnings
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,9 +14,9 @@ from betasigma.evaluation.evaluator import Evaluator
 from betasigma.evaluation.features import FeatureExtractor, Identity
 from betasigma.evaluation.features import build as build_extractor
 from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
-from betasigma.evaluation.making import make_own
 from betasigma.evaluation.metrics import SampleMetric
 from betasigma.evaluation.sharding import shard
+from betasigma.options import plugins
 
 ALL = ("fd", "kid", "precision", "recall", "neighbours")
 
@@ -211,24 +213,27 @@ class MeanDifference(SampleMetric):
         return self.scale * (samples.mean() - real.mean()).abs()
 
 
-def build(node):
-    """Stands for the door, which imports what the user allows."""
-    arguments = dict(node)
-    if arguments["_target_"].startswith("betasigma."):
-        return make_own(node)
-    return globals()[arguments.pop("_target_").rpartition(".")[2]](**arguments)
+@pytest.fixture
+def mylab(monkeypatch):
+    """A package that the user lets in."""
+    package = ModuleType("mylab")
+    for own in (MeanDifference, Edges, Unnamed, Taken, Nameless, OfLogits):
+        monkeypatch.setattr(own, "__module__", "mylab")
+        monkeypatch.setattr(package, own.__name__, own, raising=False)
+    monkeypatch.setitem(sys.modules, "mylab", package)
+    monkeypatch.setitem(plugins._allowed, "mylab", None)
 
 
 @pytest.mark.parametrize(
     ("entry", "scale"),
     [
         (MeanDifference(), 1),
-        ("mylab.metrics.MeanDifference", 1),
-        ({"_target_": "mylab.metrics.MeanDifference", "scale": 3}, 3),
+        ("mylab.MeanDifference", 1),
+        ({"_target_": "mylab.MeanDifference", "scale": 3}, 3),
     ],
 )
-def test_a_metric_of_ones_own(data, entry, scale):
-    evaluator = Evaluator(Identity(48), data, [entry], make=build)
+def test_a_metric_of_ones_own(data, mylab, entry, scale):
+    evaluator = Evaluator(Identity(48), data, [entry])
     samples = data.splits["test"][:20]
     found = evaluator.evaluate_images(samples)
     for m, split in zip(found, ("train", "test"), strict=True):
@@ -254,9 +259,9 @@ class Taken(Edges):
     name = "inception"
 
 
-def test_features_of_ones_own(data):
-    choice = choose("mylab.features.Edges", sample_shape=(3, 4, 4))
-    extractor = build_extractor(choice, (3, 4, 4), build)
+def test_features_of_ones_own(data, mylab):
+    choice = choose("mylab.Edges", sample_shape=(3, 4, 4))
+    extractor = build_extractor(choice, (3, 4, 4))
     found = Evaluator(extractor, data, ["fd", "kid"]).evaluate_images(data.splits["test"])
     assert [m.name for m in found] == ["fd_edges", "fd_edges", "kid_edges"]
     assert found[1].value == pytest.approx(0, abs=1e-3)
@@ -272,9 +277,9 @@ def test_features_of_ones_own(data):
         ("mylab.Taken", "has name='inception'; it must be an identifier other than inception"),
     ],
 )
-def test_no_extractor(target, message):
+def test_no_extractor(mylab, target, message):
     with pytest.raises(UserError, match=f"evaluation.extractor={target} {message}"):
-        build_extractor(choose(target), (3, 4, 4), build)
+        build_extractor(choose(target), (3, 4, 4))
 
 
 class Nameless(SampleMetric):
@@ -296,11 +301,12 @@ class OfLogits(SampleMetric):
         (["my lab.metrics"], "choose from fd, kid, .* or name a class"),
     ],
 )
-def test_no_metric(data, metrics, message):
+def test_no_metric(data, mylab, metrics, message):
     with pytest.raises(UserError, match=message):
-        Evaluator(Identity(48), data, metrics, make=build)
+        Evaluator(Identity(48), data, metrics)
 
 
 def test_outside_code_is_not_imported_unasked(data):
-    with pytest.raises(UserError, match=r"os\.getcwd is not of betasigma"):
+    sentence = r"evaluation\.metrics\._target_=os\.getcwd is not one of betasigma's own"
+    with pytest.raises(UserError, match=sentence):
         Evaluator(Identity(48), data, ["os.getcwd"])

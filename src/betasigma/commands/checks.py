@@ -18,7 +18,7 @@ from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts
 from betasigma.options.apps import Compare, Evaluate, ModelConfig, Sample, Train
 from betasigma.options.base import REGISTRY
-from betasigma.options.evaluation import check_metrics, check_n
+from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.plugins import locate
 from betasigma.options.schedules import FEWEST_DIMENSIONS
 from betasigma.report.runs import check_curves, read_runs
@@ -218,6 +218,7 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
     node = config.evaluation
     choice = choose(node.extractor, node.inception_weights, node.download, facts.shape)
     check_metrics(node.metrics, choice.extractor)
+    check_own(node.metrics, choice.extractor)
     decided = {"evaluation.extractor": choice.extractor}
     if choice.weights:
         decided["evaluation.inception_weights"] = choice.weights

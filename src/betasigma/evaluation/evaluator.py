@@ -27,10 +27,10 @@ from typing import Any, NamedTuple, Protocol, get_args
 import torch
 from torch import Tensor
 
+from betasigma.build import make
 from betasigma.errors import UserError
 from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import frechet_distance
-from betasigma.evaluation.making import Make, make_own
 from betasigma.evaluation.metrics import FrechetDistance, RealData, SampleMetric, metric_name
 from betasigma.evaluation.reference import (
     DataSource,
@@ -110,7 +110,6 @@ class Evaluator:
         n_reference: number of images of a split, a fixed random choice, that statistics are taken
             of; ``None`` for all.
         work: shows the progress of reference statistics.
-        make: builds a metric from its node.
 
     Raises:
         UserError: where a metric is unknown, is none, is there twice or needs class logits that the
@@ -126,7 +125,6 @@ class Evaluator:
         batch_size: int = 256,
         n_reference: int | None = None,
         work: Work = unseen,
-        make: Make = make_own,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"evaluation.batch_size={batch_size} must be at least 1")
@@ -137,7 +135,7 @@ class Evaluator:
         self.batch_size = batch_size
         self.n_reference = n_reference
         self.statistics = ReferenceStatistics(extractor, datamodule, cache_dir, batch_size, work)
-        made = [make_metric(entry, extractor, make) for entry in metrics]
+        made = [make_metric(entry, extractor) for entry in metrics]
         for name in (metric.name for metric in made):
             if [metric.name for metric in made].count(name) > 1:
                 raise UserError(f"evaluation.metrics measures {name} twice; leave one out")
@@ -341,9 +339,7 @@ class Column(NamedTuple):
     split: Split | None
 
 
-def make_metric(
-    entry: Entry | SampleMetric, extractor: FeatureExtractor, make: Make
-) -> SampleMetric:
+def make_metric(entry: Entry | SampleMetric, extractor: FeatureExtractor) -> SampleMetric:
     """The metric that an entry of ``evaluation.metrics`` names.
 
     Raises:
@@ -353,7 +349,7 @@ def make_metric(
         metric = entry
     else:
         node = node_of(entry)
-        metric = make(node)
+        metric = make(node, "metric", "evaluation.metrics")
         if not isinstance(metric, SampleMetric):
             raise UserError(
                 f"evaluation.metrics holds {node['_target_']}, which is a "

@@ -43,9 +43,9 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from betasigma.build import make
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import INCEPTION_FILES, Choice, checkpoint_dir
-from betasigma.evaluation.making import Make, make_own
 from betasigma.options.evaluation import EXTRACTORS, class_node
 
 DOWNLOAD_TIMEOUT = 30.0
@@ -223,13 +223,12 @@ class EfficientNetLite0(FeatureExtractor):
         return features, self.network.get_classifier()(features)
 
 
-def build(choice: Choice, sample_shape: Sequence[int], make: Make = make_own) -> FeatureExtractor:
+def build(choice: Choice, sample_shape: Sequence[int]) -> FeatureExtractor:
     """The extractor that was chosen.
 
     Args:
         choice: what ``betasigma.evaluation.choice.choose`` decided.
         sample_shape: shape of one example.
-        make: builds a class of one's own from its node.
 
     Raises:
         UserError: where the weights cannot be fetched or are not what they should be, or the class
@@ -237,7 +236,9 @@ def build(choice: Choice, sample_shape: Sequence[int], make: Make = make_own) ->
     """
     node = class_node(choice.extractor)
     if node is not None:
-        return _checked(make(node), node["_target_"])
+        offered = {"sample_shape": tuple(sample_shape)}
+        made = make(node, "extractor", "evaluation.extractor", offered)
+        return _checked(made, node["_target_"])
     if choice.extractor == "identity":
         return Identity(torch.Size(sample_shape).numel())
     if choice.extractor == "efficientnet_lite0":

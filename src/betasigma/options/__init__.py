@@ -2,6 +2,7 @@
 other. An outside package gives its own in the same way, in a module ``options``.
 """
 
+from betasigma.options import plugins
 from betasigma.options.base import (
     AUTO,
     ComponentOptions,
@@ -49,4 +50,5 @@ __all__ = [
     "ScheduleOptions",
     "UnitInterval",
     "option",
+    "plugins",
 ]

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from betasigma.errors import UserError
-from betasigma.options.base import Count, Index, Options, option
+from betasigma.options.base import ComponentOptions, Count, Index, Options, option, parse_component
 
 Needs = Literal["images", "features", "logits"]
 """What a metric is computed on."""
@@ -68,6 +68,13 @@ EXTRACTORS = {
     "efficientnet_lite0": KnownExtractor(images=True, logits=True),
     "identity": KnownExtractor(images=False, logits=False),
 }
+
+
+class MetricOptions(ComponentOptions):
+    """A metric: its class and its arguments."""
+
+    group: ClassVar[str] = "metric"
+    targets = tuple(metric.target for metric in METRICS.values())
 
 
 class EvaluationOptions(Options):
@@ -140,6 +147,20 @@ def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
         facts = METRICS.get(metric) if isinstance(metric, str) else None
         if facts and known and facts.needs == "logits" and not known.logits:
             raise UserError(no_logits(str(metric), str(extractor)))
+
+
+def check_own(metrics: Iterable[Entry], extractor: Entry) -> None:
+    """Check the classes that are named for metrics and features, and their arguments.
+
+    Raises:
+        UserError: for one that nobody has allowed, or that does not take these arguments.
+    """
+    for metric in metrics:
+        if not (isinstance(metric, str) and metric in METRICS):
+            parse_component("metric", node_of(metric), "evaluation.metrics")
+    node = class_node(extractor)
+    if node is not None:
+        parse_component("extractor", node, "evaluation.extractor")
 
 
 def no_logits(metric: str, extractor: str) -> str:
