@@ -148,10 +148,12 @@ def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
 def explained(configs: Configs) -> Iterator[None]:
     """Print what helps to read a config around the config that is printed inside."""
     from betasigma.launch.help import footer, opening
+    from betasigma.launch.meanings import with_meanings
 
     with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
         yield
-    print(opening(configs), config.getvalue(), footer(), sep="\n")
+    described = with_meanings(config.getvalue(), configs.config_name)
+    print(opening(configs), described, footer(), sep="\n")
 
 
 def in_directory(task: Task) -> Callable[[DictConfig], Any]:

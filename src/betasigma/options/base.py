@@ -260,18 +260,17 @@ def known_keys(schema: type[BaseModel], loc: tuple[int | str, ...] = ()) -> list
     """Keys of the node at a location of a schema, as a config has them."""
     for part in loc:
         field = schema.model_fields.get(str(part))
-        inner = nested_model(field) if field else None
-        if inner is None:
+        inner = models_of(field) if field else []
+        if not inner:
             return []
-        schema = inner
+        schema = inner[0]
     return [field.alias or name for name, field in schema.model_fields.items()]
 
 
-def nested_model(field: FieldInfo) -> type[BaseModel] | None:
-    """The model that a field holds, if it holds one."""
+def models_of(field: FieldInfo) -> list[type[Options]]:
+    """The options models that a field may hold."""
     candidates = [field.annotation, *get_args(field.annotation)]
-    found = (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
-    return next(found, None)
+    return [c for c in candidates if isinstance(c, type) and issubclass(c, Options)]
 
 
 def accepted_values(field: FieldInfo) -> str:
@@ -285,7 +284,7 @@ def typed(value: Any) -> Any:
 
 
 _TYPES = {int: "integer", float: "number", str: "text", bool: "true | false", type(None): "null"}
-_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+_BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "multiple_of": "a multiple of"}
 
 
 _BOUNDS_IN_WORDS = {

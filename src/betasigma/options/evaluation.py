@@ -80,13 +80,16 @@ class MetricOptions(ComponentOptions):
 class EvaluationOptions(Options):
     node = "evaluation"
 
-    extractor: str | dict[str, Any] = option("auto", "features that images are compared by")
+    extractor: str | dict[str, Any] = option(
+        "auto", f"features that are compared: auto, {', '.join(EXTRACTORS)}, or a class"
+    )
     inception_weights: str | None = option(
         None, "path of torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
     )
     download: bool = option(False, "fetch those weights")
     metrics: list[str | dict[str, Any]] = option(
-        ["fd", "kid", "precision", "recall", "neighbours"], "what is measured"
+        ["fd", "kid", "precision", "recall", "neighbours"],
+        f"what is measured: {', '.join(METRICS)}, or classes",
     )
     every: Count | None = option(
         None, "steps between evaluations during training; null: at the end only"
