@@ -13,8 +13,8 @@ from tempfile import TemporaryDirectory
 
 from betasigma.commands.assemble import Config, make_data, make_sampler
 from betasigma.commands.load import load_run, with_place
+from betasigma.devices import move_to_device, precision_of
 from betasigma.errors import UserError
-from betasigma.hardware import move_to_device, precision_of
 from harness import ours
 from harness.quality import Judge, mnist_or_stand_in
 from harness.report import Report, options

@@ -1,6 +1,6 @@
 """Compare runs from their directories: python scripts/compare.py runs=[outputs/a,outputs/b]"""
 
-from betasigma.launch.apps import compare as main
+from betasigma.launch.scripts import compare as main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Measure a trained model: python scripts/evaluate.py run=outputs/… sampler=ddim"""
 
-from betasigma.launch.apps import evaluate as main
+from betasigma.launch.scripts import evaluate as main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 ORDER = (
     {"errors", "version"},
     {
-        *("options", "runs", "config_tree", "display", "hardware", "limits"),
+        *("options", "runs", "config_tree", "display", "devices", "limits"),
         *("randomness", "gaussian", "derivatives"),
     },
     {"build", "pictures", "ladder", "schedules", "preconditioning", "networks"},

@@ -18,12 +18,12 @@ from betasigma.commands.measure import Meter
 from betasigma.commands.train import make_callbacks, make_model, make_trainer, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
+from betasigma.devices import prepare_model
 from betasigma.display import Display
-from betasigma.hardware import prepare_model
 from betasigma.modules import DiffusionModule
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
 from betasigma.samplers import Sampler
-from betasigma.training.loggers import close_loggers, make_loggers
+from betasigma.training.tracking import close_loggers, make_loggers
 from harness.report import ROOT
 from harness.timing import Step, Timings, now, seconds_of
 

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from betasigma.options.preconditioning import (
+from betasigma.options.preconditionings import (
     Conditioning,
     InputScaling,
     PreconditioningOptions,

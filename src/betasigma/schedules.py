@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.options.schedules import CosineOptions, GeometricOptions, LinearOptions
+from betasigma.options.noise_schedules import CosineOptions, GeometricOptions, LinearOptions
 from betasigma.randomness import Stream
 
 Times = Tensor | float

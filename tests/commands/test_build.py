@@ -11,7 +11,7 @@ import pytest
 FAULTS = """
 import resource
 import torch
-from betasigma.hardware import keep_freed_memory
+from betasigma.devices import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -22,8 +22,8 @@ from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_content
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
+from betasigma.devices import precision_of
 from betasigma.display import Display
-from betasigma.hardware import precision_of
 from betasigma.launch.app import register_resolvers
 
 CONF = ROOT / "conf"

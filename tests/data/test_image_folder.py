@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from betasigma.data import files, listing, sources
-from betasigma.data.files import Decoder, ImageFiles
+from betasigma.data import image_files, listing, sources
+from betasigma.data.image_files import Decoder, ImageFiles
 from betasigma.errors import UserError
 
 
@@ -118,7 +118,7 @@ def test_crop_comes_first(tmp_path):
     pixels[10:20, 5:15] = 50
     Image.fromarray(pixels).save(path)
     assert (Decoder(4, 1, crop=10)(path) == 50).all()
-    with pytest.raises(files.Undecodable, match="20×30 is smaller than crop=center_25"):
+    with pytest.raises(image_files.Undecodable, match="20×30 is smaller than crop=center_25"):
         Decoder(4, 1, crop=25)(path)
 
 

@@ -32,7 +32,7 @@ from betasigma.samplers import (
     PredictorCorrector,
     Sampler,
 )
-from betasigma.samplers.base import CountingDenoiser
+from betasigma.samplers.sampler import CountingDenoiser
 from betasigma.schedules import (
     NoiseSchedule,
     VarianceExploding,

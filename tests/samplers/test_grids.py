@@ -11,7 +11,7 @@ from diffusers import EDMEulerScheduler
 
 from betasigma.errors import UserError
 from betasigma.options.samplers import Grid
-from betasigma.samplers.base import time_grid
+from betasigma.samplers.sampler import time_grid
 from betasigma.schedules import NoiseSchedule, cosine, geometric, linear
 
 GRIDS = get_args(Grid)

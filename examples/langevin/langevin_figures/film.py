@@ -16,7 +16,7 @@ from betasigma.denoiser import DenoiserLike
 from betasigma.objectives.error_curve import from_schedule_log_snr
 from betasigma.randomness import Stream
 from betasigma.samplers import Sampler
-from betasigma.samplers.base import time_grid
+from betasigma.samplers.sampler import time_grid
 from betasigma.schedules import NoiseSchedule, forward_path
 
 

@@ -15,8 +15,8 @@ from betasigma.errors import UserError
 from betasigma.options.apps import DataPlace
 from betasigma.options.base import Index, Options, Positive, Seed, component
 from betasigma.options.hardware import HardwareOptions
+from betasigma.options.noise_schedules import GeometricOptions, SigmaOptions
 from betasigma.options.samplers import AnnealedLangevinOptions
-from betasigma.options.schedules import GeometricOptions, SigmaOptions
 
 PLANE = "two"
 """The toy distribution (``data.mixture``) that the figures of the plane show."""

@@ -26,8 +26,8 @@ from betasigma.data import sources as data_sets
 from betasigma.data import toy
 from betasigma.data.pixels import from_uint8
 from betasigma.denoiser import DenoiserLike
+from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display
-from betasigma.hardware import move_to_device, precision_of
 from betasigma.oracles import EmpiricalDenoiser
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start

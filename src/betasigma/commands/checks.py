@@ -19,8 +19,8 @@ from betasigma.options import AUTO, DataFacts
 from betasigma.options.apps import Compare, Evaluate, ModelConfig, Sample, Train
 from betasigma.options.base import REGISTRY
 from betasigma.options.evaluation import check_metrics, check_n, check_own
+from betasigma.options.noise_schedules import FEWEST_DIMENSIONS
 from betasigma.options.plugins import locate
-from betasigma.options.schedules import FEWEST_DIMENSIONS
 from betasigma.report.runs import check_curves, read_runs
 from betasigma.runs.header import checkpoint_path, read_header
 

@@ -15,12 +15,12 @@ from betasigma.commands.config import validate
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import Meter
 from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
+from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
-from betasigma.hardware import move_to_device, precision_of
 from betasigma.options.apps import Evaluate
 from betasigma.runs.record import Record
 from betasigma.runs.start import Start
-from betasigma.training.loggers import RecordLogger
+from betasigma.training.tracking import RecordLogger
 
 
 def evaluate(config: DictConfig, start: Start) -> None:

@@ -17,7 +17,7 @@ from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, labels_in_turn
-from betasigma.training.loggers import log_values
+from betasigma.training.tracking import log_values
 
 
 class Meter:

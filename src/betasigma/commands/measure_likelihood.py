@@ -16,7 +16,7 @@ from betasigma.options.likelihoods import MEASURED
 from betasigma.oracles import ExactDenoiser
 from betasigma.report.plots import draw_error_curves, draw_levels
 from betasigma.runs.record import format_settings
-from betasigma.training.loggers import log_values
+from betasigma.training.tracking import log_values
 
 
 def measure_likelihood(

@@ -12,8 +12,8 @@ from betasigma.commands.config import validate
 from betasigma.commands.load import load_run
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
+from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
-from betasigma.hardware import move_to_device, precision_of
 from betasigma.options.apps import Sample
 from betasigma.pictures import picture, save
 from betasigma.runs.files import write_json

@@ -34,8 +34,8 @@ from betasigma.commands.measure import Meter
 from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
+from betasigma.devices import precision_of, prepare_model
 from betasigma.display import Display, plain_warnings
-from betasigma.hardware import precision_of, prepare_model
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.oracles import ExactDenoiser
@@ -47,11 +47,11 @@ from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import AtomicCheckpointIO, Checkpoints
 from betasigma.training.interrupts import Interrupts, Terminated, catch_sigterm
-from betasigma.training.loggers import close_loggers, make_loggers
 from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Metrics
 from betasigma.training.steps import Stopwatch
+from betasigma.training.tracking import close_loggers, make_loggers
 from betasigma.version import VERSION
 
 

@@ -44,7 +44,7 @@ IMAGE_KEYS, LABEL_KEYS = ("images", "image", "x", "arr_0"), ("labels", "label", 
 """Names of arrays in an ``.npz`` file, and of an item's parts."""
 
 
-class Examples:
+class OpenedSplits:
     """Both splits of a data set of one's own, held in memory.
 
     Args:
@@ -72,10 +72,10 @@ class Examples:
         return DataFacts(name, train.shape, lambda: train.num_classes, value_range=self.value_range)
 
 
-_opened: dict[str, Examples] = {}
+_opened: dict[str, OpenedSplits] = {}
 
 
-def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> Examples:
+def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> OpenedSplits:
     """The data set that the node ``data.source`` makes; once for each node and process.
 
     Args:
@@ -100,7 +100,7 @@ def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> Examp
             train, test = (as_examples(f, name, declared) for f in found.values())
         else:
             train, test = held_out(as_examples(make(node, KEY, KEY, offered), name, declared))
-        _opened[key] = Examples(train, test, _points_range([train, test], declared))
+        _opened[key] = OpenedSplits(train, test, _points_range([train, test], declared))
     return _opened[key]
 
 

@@ -1,7 +1,7 @@
 """Data sets as something that gives examples by number.
 
 A source is either one tensor (:class:`InMemory`: a batch is a copy of some of its rows) or a list
-of image files (:class:`~betasigma.data.files.ImageFiles`: a batch is decoded when asked for).
+of image files (:class:`~betasigma.data.image_files.ImageFiles`: a batch is decoded when asked for).
 Images are bytes, ``(C, H, W)``; the points of a ``mixture`` are float32 of shape ``(2,)``.
 """
 
@@ -23,7 +23,7 @@ from torchvision import datasets
 from torchvision.datasets.utils import extract_archive
 from torchvision.transforms.v2 import functional
 
-from betasigma.data import catalog, files, toy
+from betasigma.data import catalog, image_files, toy
 from betasigma.errors import UserError
 from betasigma.options.data import OnCorrupt, Split
 from betasigma.randomness import philox
@@ -143,12 +143,14 @@ def load(
     base = Path(root).expanduser()
     if name in _TORCHVISION:
         return _resized(_torchvision(name, base, split), shape)
-    decoder = files.Decoder(size=shape[1], channels=shape[0], crop=side)
-    listed = files.celeba(base, split) if name == "celeba" else files.folder(base, split)
+    decoder = image_files.Decoder(size=shape[1], channels=shape[0], crop=side)
+    listed = (
+        image_files.celeba(base, split) if name == "celeba" else image_files.folder(base, split)
+    )
     size = len(listed.names) * int(np.prod(shape))
     if size <= IN_MEMORY_BYTES if in_memory is None else in_memory:
-        return InMemory(*files.decode_all(listed, decoder, on_corrupt), listed.num_classes)
-    return files.ImageFiles(listed, decoder, on_corrupt, scan=name == "image_folder")
+        return InMemory(*image_files.decode_all(listed, decoder, on_corrupt), listed.num_classes)
+    return image_files.ImageFiles(listed, decoder, on_corrupt, scan=name == "image_folder")
 
 
 def download(name: str, root: str | Path) -> None:

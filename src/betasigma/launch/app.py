@@ -1,7 +1,7 @@
 """How an app starts: Hydra composes, bad input ends in one sentence, and nothing heavy is imported
 for either.
 
-The apps themselves are in :mod:`betasigma.launch.apps`.
+The apps themselves are in :mod:`betasigma.launch.scripts`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import re
 import sys
 
 from betasigma.launch.app import HELP
-from betasigma.launch.apps import APPS
+from betasigma.launch.scripts import APPS
 from betasigma.runs.command import within
 from betasigma.version import VERSION
 

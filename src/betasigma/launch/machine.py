@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.launch.cluster import is_cluster
+from betasigma.launch.slurm import is_cluster
 from betasigma.training.account import logged_in
 
 

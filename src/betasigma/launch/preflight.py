@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from betasigma.commands.checks import CHECKS, AppChecks, Decision
 from betasigma.errors import UserError
-from betasigma.launch import cluster
+from betasigma.launch import slurm
 from betasigma.launch.app import as_typed, begin_sweep, fail, is_refusal, tracebacks_wanted
 from betasigma.launch.configs import dotted_keys, typed_configs
 from betasigma.launch.consent import check_named
@@ -49,7 +49,7 @@ class Preflight(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             check_named(config.get("plugins") or [])
-            cluster.refuse_single(config)
+            slurm.refuse_single(config)
             refuse_search(config)
             prepare_run(config, self._app, loader_of_hydra())
 
@@ -156,15 +156,15 @@ def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> lis
     Raises:
         UserError: where the cluster cannot be asked for it.
     """
-    wanted = cluster.request(jobs)
+    wanted = slurm.request(jobs)
     if wanted is None:
         return []
-    warning = cluster.check_commands()
+    warning = slurm.check_commands()
     if warning:
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     with open_dict(config):
-        config.cluster = cluster.launcher(wanted)
-    return [o for o in cluster.overrides(wanted) if o.partition("=")[0] not in given]
+        config.cluster = slurm.launcher(wanted)
+    return [o for o in slurm.overrides(wanted) if o.partition("=")[0] not in given]
 
 
 def _fix_directory(config: DictConfig) -> None:

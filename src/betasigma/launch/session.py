@@ -19,7 +19,7 @@ from betasigma.commands.checks import CHECKS
 from betasigma.commands.finished import FinishedRun
 from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
-from betasigma.launch import cluster, search_path
+from betasigma.launch import search_path, slurm
 from betasigma.launch.app import (
     as_hydra_takes_it,
     in_directory,
@@ -70,7 +70,7 @@ def _run(words: list[str]) -> FinishedRun:
     config = hydra.compose_config(
         "train", [*words, "hydra.mode=RUN"], run_mode=RunMode.RUN, with_log_configuration=False
     )
-    cluster.refuse_single(config)
+    slurm.refuse_single(config)
     refuse_search(config)
     _use_one_device(config)
     loader = loader_of_hydra()

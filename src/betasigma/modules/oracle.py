@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from betasigma import oracles
-from betasigma.modules.base import MeasuredModule
+from betasigma.modules.diffusion import MeasuredModule
 from betasigma.randomness import Stream
 
 

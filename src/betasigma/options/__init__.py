@@ -21,11 +21,11 @@ from betasigma.options.data import DataOptions
 from betasigma.options.likelihoods import LikelihoodOptions
 from betasigma.options.models import ModelOptions
 from betasigma.options.networks import NetworkOptions
+from betasigma.options.noise_schedules import ScheduleOptions
 from betasigma.options.objectives import ObjectiveOptions
 from betasigma.options.optimizers import OptimizerOptions
-from betasigma.options.preconditioning import PreconditioningOptions
+from betasigma.options.preconditionings import PreconditioningOptions
 from betasigma.options.samplers import SamplerOptions
-from betasigma.options.schedules import ScheduleOptions
 
 __all__ = [
     "AUTO",

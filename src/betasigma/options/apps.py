@@ -25,11 +25,11 @@ from betasigma.options.likelihoods import LikelihoodOptions
 from betasigma.options.loggers import NoLoggerOptions, TensorboardOptions, WandbOptions
 from betasigma.options.models import ModelOptions
 from betasigma.options.networks import NetworkOptions
+from betasigma.options.noise_schedules import BetaOptions, ScheduleOptions, SigmaOptions
 from betasigma.options.objectives import ObjectiveOptions
 from betasigma.options.optimizers import OptimizerOptions
-from betasigma.options.preconditioning import PreconditioningOptions
+from betasigma.options.preconditionings import PreconditioningOptions
 from betasigma.options.samplers import SamplerOptions
-from betasigma.options.schedules import BetaOptions, ScheduleOptions, SigmaOptions
 from betasigma.options.training import (
     AveragingOptions,
     DenoiserOptions,

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from betasigma.options.hardware import HardwareOptions
     from betasigma.options.models import ModelOptions
     from betasigma.options.networks import NetworkOptions
+    from betasigma.options.noise_schedules import ScheduleOptions
     from betasigma.options.objectives import ObjectiveOptions
-    from betasigma.options.schedules import ScheduleOptions
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Samplers: from noise to data through a Denoiser."""
 
 from betasigma.samplers.ancestral import DDIM, Ancestral
-from betasigma.samplers.base import Sampler, Samples, labels_in_turn
 from betasigma.samplers.dpm_solver import DPMSolver
 from betasigma.samplers.langevin import AnnealedLangevin
 from betasigma.samplers.predictor_corrector import PredictorCorrector
 from betasigma.samplers.probability_flow import AdaptiveODE, Euler, Heun
+from betasigma.samplers.sampler import Sampler, Samples, labels_in_turn
 
 __all__ = [
     "DDIM",

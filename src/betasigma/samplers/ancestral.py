@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from betasigma.options.samplers import AncestralOptions, DDIMOptions, Variance
-from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
+from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 from betasigma.schedules import posterior, reverse_log_variances, transition
 
 
@@ -46,7 +46,7 @@ class Ancestral(Sampler):
         variance: Variance = "beta",
         steps: int | None = None,
         clip: bool = True,
-        **options: Unpack[Options],
+        **options: Unpack[GridArguments],
     ) -> None:
         super().__init__(steps, clip, **options)
         AncestralOptions.check(variance=variance)
@@ -82,7 +82,7 @@ class DDIM(Sampler):
         eta: float = 0.0,
         steps: int | None = 50,
         clip: bool = True,
-        **options: Unpack[Options],
+        **options: Unpack[GridArguments],
     ) -> None:
         super().__init__(steps, clip, **options)
         DDIMOptions.check(eta=eta)

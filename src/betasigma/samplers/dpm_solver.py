@@ -26,7 +26,7 @@ from typing import Unpack
 from torch import Tensor
 
 from betasigma.options.samplers import DPMSolverOptions
-from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
+from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 
 
 class DPMSolver(Sampler):
@@ -44,7 +44,7 @@ class DPMSolver(Sampler):
         eta: float = 0.0,
         steps: int | None = 20,
         clip: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[GridArguments],
     ) -> None:
         super().__init__(steps, clip, **options)
         DPMSolverOptions.check(eta=eta)

@@ -26,7 +26,7 @@ from typing import Unpack
 from torch import Tensor
 
 from betasigma.options.samplers import AnnealedLangevinOptions
-from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
+from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 
 
 class AnnealedLangevin(Sampler):
@@ -48,7 +48,7 @@ class AnnealedLangevin(Sampler):
         denoise: bool = False,
         steps: int | None = None,
         clip: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[GridArguments],
     ) -> None:
         super().__init__(steps, clip, **options)
         AnnealedLangevinOptions.check(inner_steps=inner_steps, step=step, denoise=denoise)

@@ -41,7 +41,7 @@ from torch import Tensor
 
 from betasigma.denoiser import Prediction
 from betasigma.options.samplers import Predictor, PredictorCorrectorOptions
-from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
+from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 from betasigma.schedules import NoiseSchedule, posterior, transition
 
 
@@ -97,7 +97,7 @@ class PredictorCorrector(Sampler):
         corrector_steps: int = 1,
         steps: int | None = None,
         clip: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[GridArguments],
     ) -> None:
         super().__init__(steps, clip, **options)
         PredictorCorrectorOptions.check(

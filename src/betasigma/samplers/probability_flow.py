@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from betasigma.options.samplers import AdaptiveODEOptions, Dtype, HeunOptions, Start
-from betasigma.samplers.base import CountingDenoiser, Noise, Options, Sampler
+from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 from betasigma.schedules import NoiseSchedule
 
 
@@ -48,7 +48,7 @@ class Euler(Sampler):
     name = "euler"
 
     def __init__(
-        self, steps: int | None = 100, clip: bool = False, **options: Unpack[Options]
+        self, steps: int | None = 100, clip: bool = False, **options: Unpack[GridArguments]
     ) -> None:
         super().__init__(steps, clip, **options)
 
@@ -83,7 +83,7 @@ class Heun(Sampler):
         s_noise: float = 1.0,
         steps: int | None = 18,
         clip: bool = False,
-        **options: Unpack[Options],
+        **options: Unpack[GridArguments],
     ) -> None:
         super().__init__(steps, clip, **options)
         upper = math.inf if s_max is None else s_max

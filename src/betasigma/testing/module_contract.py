@@ -57,7 +57,7 @@ def check_module(build: Callable[[], DiffusionModule]) -> None:
         _check_resume(build, Path(folder))
 
 
-class Noise(pl.LightningDataModule):
+class NoiseBatches(pl.LightningDataModule):
     """Batches of noise, a function of the step."""
 
     def __init__(self, module: DiffusionModule) -> None:
@@ -79,7 +79,7 @@ class Noise(pl.LightningDataModule):
 class _Steps:
     """An endless loader that starts at the trainer's step."""
 
-    def __init__(self, data: Noise, trainer: pl.Trainer) -> None:
+    def __init__(self, data: NoiseBatches, trainer: pl.Trainer) -> None:
         self.data, self.trainer = data, trainer
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -128,7 +128,7 @@ def _trained(
         use_distributed_sampler=False,
     )
     with torch.random.fork_rng(devices=[]):
-        trainer.fit(module, datamodule=Noise(module), ckpt_path=resume)
+        trainer.fit(module, datamodule=NoiseBatches(module), ckpt_path=resume)
     if save is not None:
         trainer.save_checkpoint(save)
     return module

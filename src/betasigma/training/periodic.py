@@ -12,8 +12,8 @@ from betasigma.denoiser import DenoiserLike
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.pictures import picture, save
 from betasigma.runs.record import Record
-from betasigma.training.loggers import log_picture
 from betasigma.training.steps import StepCallback, Stopwatch
+from betasigma.training.tracking import log_picture
 
 
 class Periodic(StepCallback):

@@ -9,8 +9,8 @@ from pytorch_lightning import LightningModule, Trainer
 
 from betasigma.display import Display
 from betasigma.modules import DiffusionModule
-from betasigma.training.loggers import log_values
 from betasigma.training.steps import StepCallback, Stopwatch
+from betasigma.training.tracking import log_values
 
 
 class Metrics(StepCallback):

@@ -94,7 +94,7 @@ def _even(first: float, last: float, count: int) -> Tensor:
     return torch.linspace(first, last, count, dtype=torch.float64)
 
 
-class Options(TypedDict, total=False):
+class GridArguments(TypedDict, total=False):
     """Arguments that every sampler on a time grid hands on to :class:`Sampler`."""
 
     grid: Grid
