@@ -38,8 +38,8 @@ class FiguresOptions(Options):
     learned_from: Annotated[int, Field(ge=2)]
     sigmas: Annotated[list[Positive], Field(min_length=1)]
     sigma: SigmaOptions
-    schedule: Annotated[GeometricOptions, component("schedule")]
-    sampler: Annotated[AnnealedLangevinOptions, component("sampler")]
+    schedule: Annotated[GeometricOptions, component("schedule", only=GeometricOptions)]
+    sampler: Annotated[AnnealedLangevinOptions, component("sampler", only=AnnealedLangevinOptions)]
     data: DataPlace
     hardware: HardwareOptions
 

@@ -58,13 +58,17 @@ def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
 
 
 def filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with the keys of ``defaults`` that it lacks, at every depth."""
-    return {
-        key: filled(content[key], value)
-        if isinstance(value, Mapping) and isinstance(content.get(key), Mapping)
-        else content.get(key, value)
-        for key, value in {**content, **defaults}.items()
-    }
+    """``content`` with the keys of ``defaults`` that it lacks and that say something, at every
+    depth.
+    """
+    whole = dict(content)
+    for key, value in defaults.items():
+        own = whole.get(key)
+        if isinstance(own, Mapping) and isinstance(value, Mapping):
+            whole[key] = filled(own, value)
+        elif key not in whole and value is not None:
+            whole[key] = value
+    return whole
 
 
 def own_keys(config: DictConfig) -> DictConfig:

@@ -131,12 +131,14 @@ def _found(config: DictConfig) -> Path | None:
 
 
 def _agree(config: DictConfig, saved: dict[str, Any], key: str) -> bool:
-    """Whether both configs mean the same by ``key``; an experiment is all that it sets."""
-    asked = as_asked(saved)
-    if key == "experiment":
-        return _fixed(plain(config)) == _fixed(asked)
-    values = [OmegaConf.select(OmegaConf.create(known), key) for known in (asked, saved)]
-    return OmegaConf.select(config, key) in values
+    """Whether both configs mean the same by ``key``; of a group that leaves no node of its own (an
+    experiment, a point of a study) whether they mean the same by all keys.
+    """
+    typed, asked = _fixed(plain(config)), _fixed(as_asked(saved))
+    if key.partition(".")[0] not in typed:
+        return typed == asked
+    values = [OmegaConf.select(OmegaConf.create(known), key) for known in (asked, _fixed(saved))]
+    return OmegaConf.select(OmegaConf.create(typed), key) in values
 
 
 def _fixed(content: dict[str, Any]) -> dict[str, Any]:

@@ -138,13 +138,25 @@ REGISTRY: dict[str, dict[str, type[ComponentOptions]]] = {}
 """Options models by group and ``_target_``."""
 
 
-def component(group: str, optional: bool = False) -> Any:
-    """Type of a field that holds a component of this group, or nothing where ``optional``."""
+def component(
+    group: str, optional: bool = False, only: type[ComponentOptions] | None = None
+) -> Any:
+    """Type of a field that holds a component of this group.
+
+    Args:
+        group: of the config.
+        optional: whether there may be none.
+        only: the options model of the one kind that is accepted.
+    """
 
     def parse(node: Any, info: ValidationInfo) -> Any:
         if node is None and optional:
             return None
-        return parse_component(group, node, gone=info.context)
+        options = parse_component(group, node, gone=info.context)
+        if only is not None and not isinstance(options, only):
+            accepted = " or ".join(only.targets)
+            raise UserError(f"{group}._target_={options.target} must be {accepted}")
+        return options
 
     return BeforeValidator(parse)
 
