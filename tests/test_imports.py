@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -142,6 +143,29 @@ def test_the_mathematics_is_plain_pytorch(module: str) -> None:
 @pytest.mark.parametrize("module", sorted(m for m in MODULES if m.startswith(TORCH_FREE)))
 def test_what_the_command_line_reads_is_light(module: str) -> None:
     assert not needs(module) & {"torch", "numpy", "hydra", *FRAMEWORKS}
+
+
+def test_the_diagram_shows_imports_that_there_are() -> None:
+    page = (SRC.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    arrows = {
+        (above, below)
+        for line in re.findall(r"^ +([\w &]+ --> [\w &]+)$", page, re.MULTILINE)
+        for above in line.partition(" --> ")[0].split(" & ")
+        for below in line.partition(" --> ")[2].split(" & ")
+    }
+    found = {(room(m), room(ours)) for m in MODULES for n in imports(m) if (ours := own(n))}
+    assert len(arrows) > 20
+    assert arrows - found == set()
+
+
+def test_pages_name_files_that_there_are() -> None:
+    for name in ("architecture.md", "glossary.md"):
+        page = (SRC.parent / "docs" / name).read_text(encoding="utf-8")
+        named = set(re.findall(r"`([\w/]+\.(?:py|md))`|\]\((\w+\.md)\)", page))
+        assert named
+        for file, link in named:
+            places = (SRC / "betasigma" / file, SRC.parent / file, SRC.parent / "docs" / link)
+            assert any(place.is_file() for place in places), file or link
 
 
 def test_the_check_sees_an_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

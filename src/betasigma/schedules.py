@@ -1,6 +1,7 @@
 r"""Noise schedules: how much signal and how much noise there is at every time.
 
-Both families perturb data by the same Gaussian kernel (DDPM text, equations 2.1–2.3 and 2.16–2.17)
+Both families perturb data by the same Gaussian kernel (equations 2.1–2.3 and 2.16–2.17; numbers
+like these, in this package, are those of docs/equations.md)
 
     x_t = α_t·x_0 + σ_t·ε,   ε ~ N(0, I),
 

@@ -1,6 +1,6 @@
 r"""Variational bounds on −log p(x_0) in bits per dimension, for any Gaussian schedule.
 
-Equation 2.4 splits the bound in three, which are always reported separately:
+Equation 2.4 of docs/equations.md splits the bound in three, which are always reported separately:
 
     −log p(x_0) ≤ KL(q(x_1 | x_0) ‖ p(x_1))  +  Σ_t KL(q(x_s | x_t, x_0) ‖ p(x_s | x_t))  +  E[−log
     p(x_0 | x_{t_min})]

@@ -1,7 +1,8 @@
 r"""Energy networks: a scalar f(x, c_noise) whose score needs no normalising constant.
 
-For p(x) = e^{−f(x)}/C (2.12) the score is −∇f(x) (2.13): C does not depend on x. Wrapped around a
-network whose outputs are summed to f, this is a network like any other, with output −∇f; use it
+For p(x) = e^{−f(x)}/C (2.12 of docs/equations.md) the score is −∇f(x) (2.13): C does not depend on
+x. Wrapped around a network whose outputs are summed to f, this is a network like any other, with
+output −∇f; use it
 with ``preconditioning.prediction=score`` (the output is σ·score, f the energy in units of 1/σ) or
 ``raw_score``. Its vector field is a gradient, which that of an ordinary network need not be.
 """

@@ -5,8 +5,8 @@ extremes that the variance of the reverse step can have (their equation 15),
 
     log v = w·log β_t + (1 − w)·log β̃_t,        w = (output + 1)/2.
 
-The simple loss (2.10) says nothing of v, the bound (2.4) does, but is noisy to train on. So they
-minimise (section 3.1, equation 16)
+The simple loss (2.10 of docs/equations.md) says nothing of v, the bound (2.4) does, but is noisy to
+train on. So they minimise (section 3.1, equation 16)
 
     L_hybrid = L_simple + 0.001·L_vlb,        L_vlb = Σ_t L_t,
 

@@ -1,7 +1,7 @@
 r"""Score matching: three ways to fit s(x, σ) to ∇ log q_σ(x) without ever normalising a density.
 
-All are taken on the *perturbed* density q_σ (2.16), with ½ throughout, and all are, up to constants
-that do not depend on the model, the explicit objective (2.14, 2.18)
+All are taken on the *perturbed* density q_σ (2.16 of docs/equations.md), with ½ throughout, and all
+are, up to constants that do not depend on the model, the explicit objective (2.14, 2.18)
 
     ½·E_{q_σ} ‖s(x̃) − ∇ log q_σ(x̃)‖²,
 

@@ -1,6 +1,6 @@
 r"""Ancestral sampling and DDIM: from x_t to x_s through the posterior q(x_s | x_t, x̂_0).
 
-Ancestral sampling (Ho et al. 2020, algorithm 2; table 2.2 and equation 2.11 here) draws
+Ancestral sampling (Ho et al. 2020, algorithm 2; 2.11 of docs/equations.md) draws
 
     x_s = c_x0·x̂_0 + c_xt·x_t + √v·z,    z ~ N(0, I), z = 0 on the last step,
 

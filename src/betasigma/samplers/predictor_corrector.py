@@ -16,8 +16,8 @@ with α_{t|s}, σ²_{t|s} of :func:`~betasigma.schedules.transition`, √(1 − 
 neighbouring levels of DDPM, 1 and σ_t² − σ_s² on a σ-ladder. Reverse diffusion mirrors the forward
 step itself, so it needs no derivative of the schedule; Euler–Maruyama takes f and g at t and needs
 steps that are small against 1/g² (on the cosine schedule, whose g² grows without bound, an even
-grid in log-SNR). The ancestral mean is the posterior's, equation 2.6, written with the score; its
-variance is β̃ of equation 2.7 on both families, as in equation 47 (their code takes β_t where the
+grid in log-SNR). The ancestral mean is the posterior's, 2.6 of docs/equations.md, written with the
+score; its variance is β̃ of 2.7 on both families, as in equation 47 (their code takes β_t where the
 schedule is variance preserving; ``Ancestral(variance="beta")`` is that).
 
 A *corrector* then moves within one noise level by Langevin dynamics. It runs before the predictor,
