@@ -280,7 +280,8 @@ def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Pat
     if resumed is not None and environment.exists():
         earlier = json.loads(environment.read_text(encoding="utf-8"))
         history = [*earlier.pop("resumed_after", []), earlier]
-    write_json(environment, {**describe_environment(overrides), "resumed_after": history})
+    described = {**describe_environment(overrides), "plugins": plugins.versions()}
+    write_json(environment, {**described, "resumed_after": history})
     if resumed is not None:
         Record(run / "metrics.csv").truncate(read_header(resumed, "resume")["step"])
 

@@ -184,5 +184,5 @@ class Compare(Options):
     )
 
 
-TOP_LEVEL = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}
+TOP_LEVEL: dict[str, type[Options]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}
 """Options of each command's whole config."""

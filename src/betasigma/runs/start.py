@@ -34,13 +34,15 @@ class Start:
     job: int | None = None
 
     def command(self, app: str, *words: str) -> str:
-        """A command line that can be pasted where the user stands.
+        """A command line that can be pasted where the user stands, with the outside packages that
+        this run was started with.
 
         Args:
             app: ``train``, ``sample``, ….
             words: its overrides and options.
         """
-        return shlex.join([*program(app, self.here), *words])
+        plugins = [word for word in self.overrides if word.startswith("plugins=")]
+        return shlex.join([*program(app, self.here), *plugins, *words])
 
 
 def program(app: str, here: Path) -> list[str]:
