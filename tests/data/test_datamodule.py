@@ -215,3 +215,13 @@ def test_images_are_as_numpy_sees_them():
     before = data.tensor("train").clone()
     next(iter(data.train_dataloader()))["image"].zero_()
     assert np.array_equal(data.tensor("train").numpy(), before.numpy())
+
+
+def test_training_on_one_batch_repeats_its_images_and_nothing_else():
+    data = ImageDataModule("digits", batch_size=16, one_batch=True)
+    first, second = steps(data, 2)
+    assert torch.equal(first["x"], second["x"])
+    assert torch.equal(first["label"], second["label"])
+    assert (first["step"], second["step"]) == (0, 1)  # by which noise and times are addressed
+    (ordinary,) = steps(ImageDataModule("digits", batch_size=16), 1)
+    assert torch.equal(first["x"], ordinary["x"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from betasigma.build import Config, make, require
 from betasigma.commands.config import learns_variance, trains
@@ -11,8 +13,10 @@ from betasigma.data import toy
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.modules import DiffusionModule, MeasuredModule
+from betasigma.modules.learning_rate import LearningRate, after_warmup
 from betasigma.objectives import Objective
 from betasigma.options.base import parse_component
+from betasigma.options.plugins import locate, takes
 from betasigma.oracles import EmpiricalDenoiser, ExactDenoiser, GaussianMixture
 from betasigma.samplers import Sampler
 from betasigma.schedules import NoiseSchedule
@@ -130,8 +134,26 @@ def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredM
         warmup=config["training"]["warmup"],
         decay=config["ema"]["decay"],
         compile=config["hardware"]["compile"],
+        offered={"lr_schedule": make_lr_schedule(config)},
     )
     return require(module, DiffusionModule, "model", target)
+
+
+def make_lr_schedule(config: Config) -> LearningRate:
+    """The schedule of the learning rate, its warm-up included."""
+    node, warmup = config["lr_schedule"], config["training"]["warmup"]
+    target = node["_target_"]
+    length = parse_component("lr_schedule", node).length_in(config["steps"], warmup)
+
+    def schedule(optimizer: Optimizer) -> LRScheduler:
+        made = make(
+            {**node, **length}, "lr_schedule", offered={"warmup": warmup}, optimizer=optimizer
+        )
+        return require(made, LRScheduler, "lr_schedule", target)
+
+    if takes(locate(target, "lr_schedule"), "warmup"):
+        return lambda optimizer, _: schedule(optimizer)
+    return after_warmup(schedule)
 
 
 FUSED = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.SGD")

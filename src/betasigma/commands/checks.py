@@ -26,7 +26,7 @@ from betasigma.runs.header import checkpoint_path, read_header
 
 OF_TRAINING = (
     *("steps", "network", "preconditioning", "objective", "denoiser"),
-    *("optimizer", "training", "ema"),
+    *("optimizer", "lr_schedule", "training", "ema", "callbacks", "debug"),
 )
 """Keys and nodes that say how a network is trained: not for an oracle, except these."""
 FOR_ALL = ("network.num_classes", "training.guidance", "training.num_samples")

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from betasigma.commands.config import complete, plain, saved_header, trains, upgrade
 from betasigma.errors import UserError
 from betasigma.options import AUTO
+from betasigma.options.base import parse_component
 from betasigma.runs.directory import newest_run
 from betasigma.runs.header import checkpoint_path, read_header
 from betasigma.runs.status import process_rank
@@ -23,6 +24,7 @@ CHANGEABLE = (
     "training.sample_every",
     "training.checkpoint_every",
     "training.num_samples",
+    *("trainer.max_time", "trainer.profiler", "trainer.detect_anomaly"),
     "data.root",
     "data.workers",
     "data.download",
@@ -59,6 +61,8 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
         key = override.partition("=")[0].lstrip("+~").partition("@")[0]
         if key == "resume":
             continue
+        if key == "debug":
+            raise UserError(f"{override} sets up a run of its own; resume continues one as it was")
         if _changeable(key):
             value = OmegaConf.select(config, key)
             OmegaConf.update(continued, key, value, merge=False, force_add=True)
@@ -67,6 +71,7 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
                 f"{override} would make another run: resume continues one as it was, and can "
                 f"change only {', '.join(CHANGEABLE)}"
             )
+    _check_length(saved, continued.steps)
     continued.resume = str(checkpoint)
     continued.plugins = config.get("plugins", [])  # a run names packages, and never allows them
     with open_dict(config):
@@ -75,6 +80,17 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
         for name in continued:
             config[name] = continued[name]
     return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def _check_length(saved: dict[str, Any], steps: int) -> None:
+    """Refuse another number of steps where the learning rate of every step depends on it."""
+    schedule = parse_component("lr_schedule", saved["lr_schedule"])
+    if schedule.ends_with_the_run and steps != saved["steps"]:
+        raise UserError(
+            f"steps={steps} would change the learning rate of steps that are taken: "
+            f"lr_schedule.{schedule.length} of this run is its length, steps={saved['steps']}; "
+            f"start another run"
+        )
 
 
 def refuse_oracle(content: dict[str, Any]) -> None:

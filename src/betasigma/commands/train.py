@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -38,6 +37,7 @@ from betasigma.devices import precision_of, prepare_model
 from betasigma.display import Display, plain_warnings
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
+from betasigma.options.base import parse_component
 from betasigma.oracles import ExactDenoiser
 from betasigma.runs.directory import describe_environment
 from betasigma.runs.files import write_json
@@ -45,13 +45,14 @@ from betasigma.runs.header import FORMAT, read_header
 from betasigma.runs.record import Record
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
-from betasigma.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.interrupts import Interrupts, Terminated, catch_sigterm
 from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Metrics
 from betasigma.training.steps import Stopwatch
 from betasigma.training.tracking import close_loggers, make_loggers
+from betasigma.training.trainer import make_callbacks, make_trainer, validation_interval
 from betasigma.version import VERSION
 
 
@@ -80,7 +81,10 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
     resumed = Path(content["resume"]) if content["resume"] else None
     loggers = _open_run(run, content, start.overrides, resumed)
     meter = Meter(content, data, sampler, loggers, display)
-    callbacks = make_callbacks(content, run, data, sampler, display, meter)
+    callbacks = [
+        *make_callbacks(content["callbacks"]),
+        *run_callbacks(content, run, data, sampler, display, meter),
+    ]
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, run, content, data, denoiser, resumed)
     _explain_ladder(display, run, reasons, ladder)
@@ -113,7 +117,7 @@ def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenois
     return denoiser
 
 
-def make_callbacks(
+def run_callbacks(
     content: Config,
     run: Path,
     data: ImageDataModule,
@@ -121,7 +125,7 @@ def make_callbacks(
     display: Display,
     meter: Meter,
 ) -> list[Callback]:
-    """What happens around the steps, in the order in which it happens."""
+    """Our own callbacks, in the order in which they act."""
     settings = content["training"]
 
     def samples(denoiser: DenoiserLike) -> Tensor:
@@ -161,43 +165,6 @@ def make_callbacks(
             watch,
         ),
     ]
-
-
-def validation_interval(content: Config) -> int:
-    """Steps between two validations; there is one in any case."""
-    return max(1, min(content["training"]["validate_every"], content["steps"]))
-
-
-def make_trainer(
-    content: Config, run: Path, callbacks: list[Callback], loggers: list[Any]
-) -> Trainer:
-    """A Trainer that counts optimizer steps and leaves everything else to the callbacks."""
-    settings, hardware = content["training"], content["hardware"]
-    plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))
-    return Trainer(
-        accelerator=hardware["accelerator"],
-        devices=hardware["devices"],
-        num_nodes=hardware["nodes"],
-        strategy=hardware["strategy"],
-        deterministic=hardware["deterministic"],
-        max_epochs=-1,
-        max_steps=content["steps"],
-        accumulate_grad_batches=settings["accumulate"],
-        gradient_clip_val=settings["clip"],
-        val_check_interval=validation_interval(content) * settings["accumulate"],
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        logger=loggers,
-        callbacks=callbacks,
-        plugins=plugins,
-        default_root_dir=run,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def finish(
@@ -248,7 +215,7 @@ def finish(
     sampled = start.command("sample", named, "n=64", "sampler=ddim", "sampler.steps=50")
     display.line(f"  {sampled}")
     display.line(f"  {start.command('evaluate', named, 'sampler=ddim,annealed_langevin', '-m')}")
-    if step:
+    if step and not parse_component("lr_schedule", content["lr_schedule"]).ends_with_the_run:
         display.line(f"  {start.command('train', f'resume={run}', f'steps={2 * step}')}")
 
 
@@ -312,7 +279,7 @@ def _open_run(run: Path, content: Config, overrides: list[str], resumed: Path | 
         return []
     loggers = make_loggers(content["logger"], run, content, known)
     version = loggers[-1].version
-    if content["logger"]["kind"] == "wandb" and version:
+    if content["logger"].get("kind") == "wandb" and version:
         identity.write_text(f"{version}\n", encoding="utf-8")
     return loggers
 
@@ -338,7 +305,7 @@ def _announce(
         f"seed {content['seed']}"
     )
     display.line(f"run directory {run}")
-    kind = content["logger"]["kind"]
+    kind = content["logger"].get("kind")
     if kind == "wandb" and os.path.isdir(run / "wandb"):
         offline = next((run / "wandb").glob("offline-run-*"), None)
         if offline is not None:

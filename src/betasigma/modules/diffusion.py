@@ -99,7 +99,7 @@ class DiffusionModule(MeasuredModule):
         optimizer: makes the optimizer from the parameters.
         seed: of noise, times and dropout.
         warmup: steps over which the learning rate rises linearly to the optimizer's.
-        learning_rate: makes the schedule of the learning rate, warm-up included, from the optimizer
+        lr_schedule: makes the schedule of the learning rate, warm-up included, from the optimizer
             and ``warmup``.
         decay: of the averaged weights; 0 for none.
         compile: run the network through torch.compile, ``"cuda_graphs"`` with CUDA graphs.
@@ -115,7 +115,7 @@ class DiffusionModule(MeasuredModule):
         optimizer: OptimizerFactory,
         seed: int = 0,
         warmup: int = 0,
-        learning_rate: LearningRate = constant,
+        lr_schedule: LearningRate = constant,
         decay: float = 0.9999,
         compile: bool | Literal["cuda_graphs"] = False,
     ) -> None:
@@ -125,7 +125,7 @@ class DiffusionModule(MeasuredModule):
         self.objective = objective
         self._make_optimizer = optimizer
         self._seed, self._warmup, self._decay = seed, warmup, decay
-        self._learning_rate = learning_rate
+        self._lr_schedule = lr_schedule
         if compile:
             for model in (denoiser, self.average):
                 compile_in_place(model.network, cuda_graphs=compile == "cuda_graphs")
@@ -133,7 +133,7 @@ class DiffusionModule(MeasuredModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.denoiser.parameters())
-        schedule = self._learning_rate(optimizer, self._warmup)
+        schedule = self._lr_schedule(optimizer, self._warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:

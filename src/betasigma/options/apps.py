@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from betasigma.options.base import (
     AUTO,
@@ -22,7 +22,8 @@ from betasigma.options.data import DataOptions
 from betasigma.options.evaluation import EvaluationOptions
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.likelihoods import LikelihoodOptions
-from betasigma.options.loggers import NoLoggerOptions, TensorboardOptions, WandbOptions
+from betasigma.options.loggers import AnyLogger, NoLoggerOptions
+from betasigma.options.lr_schedules import ConstantRateOptions, LearningRateOptions
 from betasigma.options.models import ModelOptions
 from betasigma.options.networks import NetworkOptions
 from betasigma.options.noise_schedules import BetaOptions, ScheduleOptions, SigmaOptions
@@ -30,6 +31,7 @@ from betasigma.options.objectives import ObjectiveOptions
 from betasigma.options.optimizers import OptimizerOptions
 from betasigma.options.preconditionings import PreconditioningOptions
 from betasigma.options.samplers import SamplerOptions
+from betasigma.options.trainer import TrainerOptions, check_callbacks
 from betasigma.options.training import (
     AveragingOptions,
     DenoiserOptions,
@@ -47,7 +49,8 @@ Optimizer = Annotated[OptimizerOptions, component("optimizer")]
 Sampler = Annotated[SamplerOptions, component("sampler")]
 OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional=True)]
 OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
-Logger = Annotated[WandbOptions | TensorboardOptions | NoLoggerOptions, Field(discriminator="kind")]
+LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
+Callbacks = Annotated[dict[str, dict[str, Any]], AfterValidator(check_callbacks)]
 
 
 class ModelConfig(Options):
@@ -97,7 +100,7 @@ class Train(ModelConfig):
     resume: str | None = option(None, "a run or checkpoint to continue; auto: the newest match")
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
-    logger: Logger = option(NoLoggerOptions(), "where metrics go")
+    logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")
     objective_metric: Annotated[str, Field(pattern=r"^(train|val)/.+")] = option(
         "val/denoising_error", "whose last value a sweeper that searches is given"
     )
@@ -106,13 +109,20 @@ class Train(ModelConfig):
     optimizer: Optimizer
     training: TrainingOptions = option(TrainingOptions(), "the training loop")
     ema: AveragingOptions = option(AveragingOptions(), "the averaged weights")
+    lr_schedule: LearningRate = option(
+        ConstantRateOptions.default(), "learning rate after the warm-up"
+    )
+    callbacks: Callbacks = option({}, "callbacks beside ours: a name and a _target_ each")
+    trainer: TrainerOptions = option(TrainerOptions(), "flags of Lightning's Trainer")
 
     @model_validator(mode="after")
-    def _some_steps(self) -> Self:
+    def _steps(self) -> Self:
         if self.steps == 0 and self.model.trains:
             raise ValueError(
                 "steps=0 must be greater than or equal to 1; only model=oracle trains nothing"
             )
+        if self.model.trains:
+            self.lr_schedule.check_run(self.steps, self.training.warmup)
         return self
 
 

@@ -33,4 +33,5 @@ class DataOptions(ComponentOptions):
         None, "decode all images at the start; null: where they are few"
     )
     on_corrupt: OnCorrupt = option("warn", "at images that cannot be decoded")
+    one_batch: bool = option(False, "train on the first batch only, again and again")
     mixture: Literal["ring", "two", "grid"] = option("ring", "toy distribution of data=mixture")

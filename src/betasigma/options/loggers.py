@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib.util
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from betasigma.options.base import Options, Positive, option
+from pydantic import BeforeValidator, ConfigDict, model_validator
+
+from betasigma.options.base import (
+    ComponentOptions,
+    Options,
+    Positive,
+    option,
+    parse_component,
+    typed,
+)
 
 
 class WandbOptions(Options):
@@ -23,8 +34,76 @@ class TensorboardOptions(Options):
 
     kind: Literal["tensorboard"] = option("tensorboard", "event files in the run directory")
 
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        require_package("tensorboard", "logger=tensorboard")
+        return self
+
 
 class NoLoggerOptions(Options):
     node = "logger"
 
     kind: Literal["none"] = option("none", "metrics.csv only")
+
+
+class LightningLoggerOptions(ComponentOptions):
+    """Options of any logger of Lightning's or of an outside package: the class's own arguments. One
+    that takes ``save_dir`` is given the run directory.
+    """
+
+    group: ClassVar[str] = "logger"
+    model_config = ConfigDict(extra="allow")
+
+
+class InstalledLoggerOptions(LightningLoggerOptions):
+    """Loggers of Lightning's whose packages are not among our requirements."""
+
+    targets = tuple(f"pytorch_lightning.loggers.{name}" for name in ("MLFlowLogger", "CometLogger"))
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        module, package = PACKAGES[self.target.rpartition(".")[2]]
+        require_package(package, f"logger._target_={self.target}", module)
+        return self
+
+
+PACKAGES = {"MLFlowLogger": ("mlflow", "mlflow"), "CometLogger": ("comet_ml", "comet-ml")}
+"""Module and package that a logger of Lightning's needs."""
+
+KINDS: dict[str, type[Options]] = {
+    "wandb": WandbOptions,
+    "tensorboard": TensorboardOptions,
+    "none": NoLoggerOptions,
+}
+
+
+def require_package(package: str, asked: str, module: str | None = None) -> None:
+    """Refuse what needs a package that is not installed.
+
+    Raises:
+        ValueError: naming the package.
+    """
+    if importlib.util.find_spec(module or package) is None:
+        raise ValueError(f"{asked} needs the {package} package: pip install {package}")
+
+
+def parse_logger(node: Any) -> Any:
+    """The options of a ``logger`` node: a ``kind`` of ours, or the ``_target_`` of a logger.
+
+    Raises:
+        ValueError: where it has neither.
+    """
+    if isinstance(node, Options):
+        return node
+    if isinstance(node, Mapping) and node.get("_target_") is not None:
+        return parse_component("logger", node)
+    kind = node.get("kind") if isinstance(node, Mapping) else node
+    if kind not in KINDS:
+        raise ValueError(f"logger.kind={typed(kind)} is unknown; choose from {', '.join(KINDS)}")
+    return KINDS[kind].parse(node)
+
+
+AnyLogger = Annotated[
+    WandbOptions | TensorboardOptions | NoLoggerOptions | LightningLoggerOptions,
+    BeforeValidator(parse_logger),
+]

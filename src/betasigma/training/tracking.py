@@ -1,4 +1,4 @@
-"""Where metrics go: always to metrics.csv, and to Weights & Biases or TensorBoard if wanted.
+"""Where metrics go: always to metrics.csv, and to a dashboard if the config names one.
 
 Metric names and config keys are the same for both families, so that a dashboard compares them
 without work.
@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from betasigma.build import make, require
 from betasigma.display import warn
-from betasigma.errors import UserError
 from betasigma.runs.record import Record
 from betasigma.training.account import sweep_run_id, wandb_mode
 
@@ -51,26 +51,26 @@ def make_loggers(
     run_id: str | None = None,
     job_type: str = "train",
 ) -> list[Logger]:
-    """Loggers of a run: the record first, then what ``settings["kind"]`` names.
+    """Loggers of a run: the record first, then the one that ``settings`` names.
 
     Args:
-        settings: the config's ``logger`` node.
+        settings: the config's ``logger`` node: a ``kind`` of ours, or the ``_target_`` of any
+            Lightning logger. One that takes ``save_dir`` is given the run directory.
         run: the run directory.
         config: the resolved config, sent to the dashboard.
         run_id: Weights & Biases' id of a run that is continued.
         job_type: ``train`` or ``evaluate``.
 
     Raises:
-        UserError: where a package is missing or the kind is unknown.
+        UserError: where the logger may not be imported or does not take its arguments.
     """
     loggers: list[Logger] = [RecordLogger(Record(run / "metrics.csv"))]
-    if settings["kind"] == "tensorboard":
-        try:
-            loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
-        except ModuleNotFoundError:
-            raise UserError(
-                "logger=tensorboard needs the tensorboard package: pip install tensorboard"
-            ) from None
+    if "_target_" in settings:
+        logger = make(settings, "logger", offered={"save_dir": str(run)})
+        loggers.append(require(logger, Logger, "logger", settings["_target_"]))
+        _careful(loggers[-1].log_hyperparams, config)
+    elif settings["kind"] == "tensorboard":
+        loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
     elif settings["kind"] == "wandb":
         loggers.append(_wandb_logger(settings, run, config, run_id, job_type))
     return loggers
@@ -123,12 +123,14 @@ def _wandb_logger(
 
 
 def close_loggers(loggers: list[Logger]) -> None:
-    """End what the loggers have open, so that a next run in this process starts its own."""
+    """Close the loggers, so that the next run in this process starts its own."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _careful(logger.experiment.finish)
         elif isinstance(logger, TensorBoardLogger):
             _careful(logger.experiment.close)
+        else:
+            _careful(logger.finalize, "success")
 
 
 def log_values(
@@ -137,7 +139,7 @@ def log_values(
     step: int,
     context: Mapping[str, Any] | None = None,
 ) -> None:
-    """Send values to every logger; the record keeps what they were measured with too."""
+    """Send values to every logger; metrics.csv also keeps what they were measured with."""
     for logger in loggers:
         if isinstance(logger, RecordLogger):
             logger.record.append(step, values, context)
@@ -146,19 +148,19 @@ def log_values(
 
 
 def log_picture(loggers: list[Logger], key: str, image: Image.Image, step: int) -> None:
-    """Show a picture on the dashboards that can."""
+    """Show a picture on the dashboards that have pictures."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            _careful(logger.log_image, key, [image], step)
-        elif isinstance(logger, TensorBoardLogger):
+        if isinstance(logger, TensorBoardLogger):
             import numpy as np
 
             _careful(logger.experiment.add_image, key, np.asarray(image), step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):
+            _careful(logger.log_image, key, [image], step)
 
 
-def _careful(log: Any, *args: Any, **kwargs: Any) -> None:
-    """A tracker that fails is a warning: the run directory has the record."""
+def _careful(log: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Call a logger. If it fails, warn and continue: the run directory has the values."""
     try:
         log(*args, **kwargs)
-    except Exception as error:  # whatever a tracking client raises, training goes on
+    except Exception as error:  # whatever a dashboard raises, training continues
         warn(f"logging failed ({type(error).__name__}: {error}); metrics.csv has the values")

@@ -1,0 +1,100 @@
+"""Lightning's Trainer as a run uses it: it counts optimizer steps and leaves the rest to callbacks.
+
+Flags, callbacks and loggers of the user's own come from the config's nodes ``trainer``,
+``callbacks`` and ``logger``; :mod:`betasigma.options.trainer` says which flags are refused and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import SLURMEnvironment
+from pytorch_lightning.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
+
+from betasigma.build import make, require
+from betasigma.training.checkpoints import AtomicCheckpointIO
+
+Config = dict[str, Any]
+
+PROFILERS: dict[str, type[Profiler]] = {
+    "simple": SimpleProfiler,
+    "advanced": AdvancedProfiler,
+    "pytorch": PyTorchProfiler,
+}
+
+
+def validation_interval(content: Config) -> int:
+    """Steps between two validations; a run has at least one."""
+    return max(1, min(content["training"]["validate_every"], content["steps"]))
+
+
+def make_trainer(
+    content: Config, run: Path, callbacks: list[Callback], loggers: list[Logger]
+) -> Trainer:
+    """The Trainer of a run.
+
+    Args:
+        content: the whole config.
+        run: the run directory.
+        callbacks: all of them, in the order in which they act.
+        loggers: of this process; none except on the first.
+    """
+    settings, hardware = content["training"], content["hardware"]
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return Trainer(
+        **_flags(content["trainer"], run),
+        accelerator=hardware["accelerator"],
+        devices=hardware["devices"],
+        num_nodes=hardware["nodes"],
+        strategy=hardware["strategy"],
+        deterministic=hardware["deterministic"],
+        max_epochs=-1,
+        max_steps=content["steps"],
+        accumulate_grad_batches=settings["accumulate"],
+        gradient_clip_val=settings["clip"],
+        val_check_interval=validation_interval(content) * settings["accumulate"],
+        check_val_every_n_epoch=None,
+        log_every_n_steps=settings["log_every"],
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=plugins,
+        default_root_dir=run,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def make_callbacks(nodes: Mapping[str, Config]) -> list[Callback]:
+    """Callbacks of the user's own, in the order of the config.
+
+    Raises:
+        UserError: where one names what is no callback, may not be imported, or does not take its
+            arguments.
+    """
+    made = []
+    for name, node in nodes.items():
+        key = f"callbacks.{name}"
+        callback = make(node, "callbacks", key)
+        made.append(require(callback, Callback, key, node["_target_"]))
+    return made
+
+
+def _flags(flags: Mapping[str, Any], run: Path) -> Config:
+    """Flags as the Trainer takes them: a profiler writes its report into the run directory."""
+    kind = flags.get("profiler")
+    profiler = PROFILERS[kind](dirpath=run, filename="profile") if kind else None
+    return {**flags, "profiler": profiler}

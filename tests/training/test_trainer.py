@@ -1,0 +1,63 @@
+"""What may be passed on to Lightning, and what is refused with which reason."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import pytorch_lightning.callbacks
+from pytorch_lightning import Trainer
+
+from betasigma.errors import UserError
+from betasigma.options import trainer as options
+from betasigma.options.trainer import TrainerOptions, check_callbacks
+
+CALLBACKS = "pytorch_lightning.callbacks"
+
+
+def test_every_flag_of_the_trainer_is_passed_on_or_refused() -> None:
+    flags = set(inspect.signature(Trainer).parameters)
+    passed_on, refused = set(TrainerOptions.model_fields), set(options.REFUSED_FLAGS)
+    assert passed_on | refused == flags
+    assert not passed_on & refused
+
+
+@pytest.mark.parametrize(
+    ("flag", "reason"),
+    [
+        ("max_steps", "it is set by steps"),
+        ("precision", "it is set by hardware.precision"),
+        ("accumulate_grad_batches", "it is set by training.accumulate"),
+        ("overfit_batches", "use debug=overfit_one_batch"),
+        ("fast_dev_run", "use debug=ten_steps"),
+    ],
+)
+def test_a_flag_that_breaks_a_promise_is_refused(flag: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"trainer\.{flag}=4 cannot be passed on: .*{reason}"):
+        TrainerOptions.parse({flag: 4})
+
+
+def test_an_unknown_flag_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(UserError, match=r"trainer\.max_tme=1 is unknown.*mean trainer\.max_time\?"):
+        TrainerOptions.parse({"max_tme": 1})
+
+
+def test_refused_callbacks_are_lightnings_own() -> None:
+    for name in options.REFUSED_CALLBACKS:
+        assert hasattr(pytorch_lightning.callbacks, name)
+
+
+@pytest.mark.parametrize(
+    ("node", "sentence"),
+    [
+        ({"_target_": f"{CALLBACKS}.ModelCheckpoint"}, "training.checkpoint_every"),
+        ({"_target_": f"{CALLBACKS}.EarlyStopping"}, r"callbacks\.mine\.monitor has no value"),
+        ({"_target_": f"{CALLBACKS}.Timer", "duratoin": "1"}, r"mine\.duratoin=1 is unknown.*dura"),
+        ({"_target_": "mylab.Callback"}, r"callbacks\.mine\._target_=.*plugins=\[mylab\]"),
+        ({"monitor": "val/loss"}, r"callbacks\.mine\._target_ has no value"),
+    ],
+)
+def test_callbacks_that_cannot_be_used(node: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check_callbacks({"mine": node})
