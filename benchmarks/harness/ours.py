@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from betasigma.commands.assemble import Config, make_data, make_module, make_sampler
 from betasigma.commands.checks import check_content
 from betasigma.commands.measure import Meter
-from betasigma.commands.train import make_callbacks, make_model, make_trainer, quiet_libraries
+from betasigma.commands.train import make_model, quiet_libraries, run_callbacks
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.devices import prepare_model
@@ -24,6 +24,7 @@ from betasigma.modules import DiffusionModule
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
 from betasigma.samplers import Sampler
 from betasigma.training.tracking import close_loggers, make_loggers
+from betasigma.training.trainer import make_trainer
 from harness.report import ROOT
 from harness.timing import Step, Timings, now, seconds_of
 
@@ -67,7 +68,7 @@ def fit(config: Config, made: Parts, run: Path, extra: Sequence[Callback] = ()) 
     display = Display()
     loggers = make_loggers(config["logger"], run, config)
     meter = Meter(config, made.data, made.sampler, loggers, display)
-    callbacks = make_callbacks(config, run, made.data, made.sampler, display, meter)
+    callbacks = run_callbacks(config, run, made.data, made.sampler, display, meter)
     trainer = make_trainer(config, run, [*callbacks, *extra], loggers)
     try:
         trainer.fit(made.module, made.data)
