@@ -141,6 +141,16 @@ def test_a_crashed_run_resumes_to_the_same_bits(
     assert_same_run(whole(*STEPS, override), crashed)
 
 
+def test_a_decaying_learning_rate_resumes_to_the_same_bits(
+    here: Path, whole: Callable[..., Path]
+) -> None:
+    """Stopped after the warm-up, in the middle of the decay; with a callback that has a state."""
+    words = ("lr_schedule=cosine", "training.warmup=3", "callbacks=early_stopping")
+    crashed = crash(*words)
+    assert resume(crashed, "trainer.detect_anomaly=true") == crashed
+    assert_same_run(whole(*STEPS, *words), crashed)
+
+
 def test_the_best_checkpoint_resumes_to_the_same_bits(
     here: Path, whole: Callable[..., Path]
 ) -> None:

@@ -53,6 +53,14 @@ def test_a_write_that_fails_leaves_the_old_one(
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
 
 
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    save(contents(), path)
+    with pytest.raises(UserError, match="more than plain tensors and containers"):
+        save({**contents(), "callbacks": {"mine": Path("x")}}, path)
+    assert read(path)[HEADER] == HEAD
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
 def test_cut_short(tmp_path: Path, share: float) -> None:
     path = tmp_path / "last.ckpt"

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from betasigma.errors import UserError
 from betasigma.runs.files import replace_file
-from betasigma.runs.header import append_header, not_plain, read_header
+from betasigma.runs.header import append_header, check_plain, not_plain, read_header
 
 HEADER = "betasigma"
 """Key of the header in the checkpoint's dict."""
@@ -27,10 +28,18 @@ def save(checkpoint: dict[str, Any], path: str | Path) -> None:
 
     Raises:
         OSError: if it cannot be written; a checkpoint already at ``path`` is then untouched.
+        UserError: if it is not plain, so that :func:`read` would refuse it.
     """
     with replace_file(path) as partial:
         torch.save(checkpoint, partial)
         append_header(partial, checkpoint[HEADER])
+        try:
+            check_plain(partial)
+        except UserError:
+            raise UserError(
+                f"{path} would hold more than plain tensors and containers, and could not be read "
+                f"again: give a callback of your own a state_dict of plain ones"
+            ) from None
 
 
 def read(path: str | Path, key: str = "run") -> dict[str, Any]:
