@@ -189,7 +189,7 @@ def finish(
         content["seed"],
         average,
         trainer.datamodule,  # type: ignore[attr-defined]
-        trainer.loggers,
+        trainer.loggers if trainer.is_global_zero else [],
         display,
         step,
         prefix="val",

@@ -12,6 +12,7 @@ from typing import Any
 
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 from pytorch_lightning.profilers import (
     AdvancedProfiler,
@@ -68,7 +69,7 @@ def make_trainer(
         log_every_n_steps=settings["log_every"],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-        logger=loggers,
+        logger=loggers or [DummyLogger()],  # callbacks that log insist on one, on every rank
         callbacks=callbacks,
         plugins=plugins,
         default_root_dir=run,
