@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from betasigma.launch.configs import ConfigFile, Configs
+from betasigma.options.trainer import REFUSED_FLAGS, refuse_flag
 
 HYDRA_PLUGINS = {
     "hydra/launcher": {
@@ -73,6 +74,9 @@ def unknown_key(override: str, configs: Configs) -> str:
     """Sentence for ``key=value`` where the config has no such key."""
     key, _, value = override.partition("=")
     key = key.lstrip("+~")
+    flag = key.removeprefix("trainer.")
+    if flag != key and flag in REFUSED_FLAGS:
+        return refuse_flag(flag, value)
     owners = _files_with(key, configs)
     if owners:
         group = owners[0].group

@@ -43,9 +43,9 @@ ENTRY_POINTS = "betasigma.plugins"
 
 NO_CONSENT_NEEDED = {
     "optimizer": ("torch.optim",),
-    "lr_schedule": ("torch.optim",),
-    "callbacks": ("pytorch_lightning",),
-    "logger": ("pytorch_lightning",),
+    "lr_schedule": ("torch.optim.lr_scheduler",),
+    "callbacks": ("pytorch_lightning.callbacks",),
+    "logger": ("pytorch_lightning.loggers",),
 }
 """Packages whose classes of a group are part of the stack."""
 
