@@ -77,6 +77,7 @@ def test_a_schedule_of_pytorchs_by_its_name(train: Launch) -> None:
         ),
         (["+trainer.max_steps=4"], "trainer.max_steps=4 cannot be passed on: it is set by steps"),
         (["trainer.max_steps=4"], "trainer.max_steps=4 cannot be passed on: it is set by steps"),
+        (["logger=comet", "+logger.api_key=secret"], "logger.api_key=secret is unknown"),
         (["logger.kind=mlflow"], "logger.kind=mlflow is unknown; choose from wandb"),
     ],
 )

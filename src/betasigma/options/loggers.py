@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from betasigma.options.base import (
     ComponentOptions,
+    Count,
     Options,
     Positive,
     option,
@@ -55,20 +56,51 @@ class LightningLoggerOptions(ComponentOptions):
     model_config = ConfigDict(extra="allow")
 
 
-class InstalledLoggerOptions(LightningLoggerOptions):
-    """Loggers of Lightning's whose packages are not among our requirements."""
+class CSVLoggerOptions(LightningLoggerOptions):
+    model_config = ConfigDict(extra="forbid")
+    targets = ("pytorch_lightning.loggers.CSVLogger",)
 
-    targets = tuple(f"pytorch_lightning.loggers.{name}" for name in ("MLFlowLogger", "CometLogger"))
+    name: str = option("csv", "folder in the run directory")
+    version: int | str | None = option(None, "folder in that; null: the next number")
+    prefix: str = option("", "of the metrics' names")
+    flush_logs_every_n_steps: Count = option(100, "steps between two writings")
+
+
+class MLFlowOptions(LightningLoggerOptions):
+    model_config = ConfigDict(extra="forbid")
+    targets = ("pytorch_lightning.loggers.MLFlowLogger",)
+
+    experiment_name: str = option("betasigma", "where runs appear")
+    run_name: str | None = option(None, "of the run; null: one of MLflow's own")
+    tracking_uri: str | None = option(None, "the server; null: files in the run directory")
+    tags: dict[str, Any] | None = option(None, "of the run")
+    prefix: str = option("", "of the metrics' names")
+    artifact_location: str | None = option(None, "where the server keeps files")
+    run_id: str | None = option(None, "a run to continue; null: a new one")
 
     @model_validator(mode="after")
     def _installed(self) -> Self:
-        module, package = PACKAGES[self.target.rpartition(".")[2]]
-        require_package(package, f"logger._target_={self.target}", module)
+        require_package("mlflow", "logger=mlflow")
         return self
 
 
-PACKAGES = {"MLFlowLogger": ("mlflow", "mlflow"), "CometLogger": ("comet_ml", "comet-ml")}
-"""Module and package that a logger of Lightning's needs."""
+class CometOptions(LightningLoggerOptions):
+    """The account's key is read from ``COMET_API_KEY``: a config is kept in every checkpoint."""
+
+    model_config = ConfigDict(extra="forbid")
+    targets = ("pytorch_lightning.loggers.CometLogger",)
+
+    project: str | None = option("betasigma", "where runs appear")
+    workspace: str | None = option(None, "team or user; null: the account's default")
+    online: bool | None = option(None, "false: files, to be uploaded later")
+    prefix: str | None = option(None, "of the metrics' names")
+    experiment_key: str | None = option(None, "an experiment to continue; null: a new one")
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        require_package("comet-ml", "logger=comet", module="comet_ml")
+        return self
+
 
 KINDS: dict[str, type[Options]] = {
     "wandb": WandbOptions,
