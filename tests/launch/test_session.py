@@ -36,7 +36,7 @@ def test_a_run_is_returned_and_equals_the_command_s(here: Path) -> None:
     ("words", "sentence"),
     [
         (["sigma.levels=3"], r"sigma\.levels=3 does not fit the schedule.*model=ncsn"),
-        (["optimizer.lr=-1"], r"optimizer\.lr=-1 must be greater than 0"),
+        (["optimizer.lr=-1"], r"optimizer\.lr=-1 must be above 0"),
         (["-m", "seed=1,2"], "--multirun is for the command line"),
         (["hardware=ddp"], r"hardware\.devices=2 needs processes of its own"),
         (["search=optuna_lr"], "search=optuna_lr is a sweep of many runs"),

@@ -10,8 +10,8 @@ import pytorch_lightning.callbacks
 from pytorch_lightning import Trainer
 
 from betasigma.errors import UserError
-from betasigma.options import trainer as options
-from betasigma.options.trainer import TrainerOptions, check_callbacks
+from betasigma.options import lightning as options
+from betasigma.options.lightning import TrainerOptions, check_callbacks
 
 CALLBACKS = "pytorch_lightning.callbacks"
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from betasigma.launch.configs import ConfigFile, Configs
-from betasigma.options.trainer import REFUSED_FLAGS, refuse_flag
+from betasigma.options.lightning import REFUSED_FLAGS, refuse_flag
 
 HYDRA_PLUGINS = {
     "hydra/launcher": {

@@ -68,10 +68,11 @@ def _inner_fields(field: FieldInfo | None, value: Mapping[str, Any]) -> Fields:
     models = models_of(field) if field else []
     if not models:
         return {}
-    if not issubclass(models[0], ComponentOptions):
+    components = [model for model in models if issubclass(model, ComponentOptions)]
+    if not components or (len(models) > len(components) and "_target_" not in value):
         kind = value.get("kind")
         return _fields_of(next((m for m in models if _kind(m) == kind), models[0]))
-    group, target = models[0].group, str(value.get("_target_"))
+    group, target = components[0].group, str(value.get("_target_"))
     known = REGISTRY.get(group, {}).get(target)
     return _fields_of(known) if known else _arguments(group, target)
 

@@ -21,6 +21,7 @@ from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.data import DataOptions
 from betasigma.options.evaluation import EvaluationOptions
 from betasigma.options.hardware import HardwareOptions
+from betasigma.options.lightning import TrainerOptions, check_callbacks
 from betasigma.options.likelihoods import LikelihoodOptions
 from betasigma.options.loggers import AnyLogger, NoLoggerOptions
 from betasigma.options.lr_schedules import ConstantRateOptions, LearningRateOptions
@@ -31,7 +32,6 @@ from betasigma.options.objectives import ObjectiveOptions
 from betasigma.options.optimizers import OptimizerOptions
 from betasigma.options.preconditionings import PreconditioningOptions
 from betasigma.options.samplers import SamplerOptions
-from betasigma.options.trainer import TrainerOptions, check_callbacks
 from betasigma.options.training import (
     AveragingOptions,
     DenoiserOptions,
@@ -194,5 +194,10 @@ class Compare(Options):
     )
 
 
-TOP_LEVEL: dict[str, type[Options]] = {"train": Train, "sample": Sample, "evaluate": Evaluate, "compare": Compare}
+TOP_LEVEL: dict[str, type[Options]] = {
+    "train": Train,
+    "sample": Sample,
+    "evaluate": Evaluate,
+    "compare": Compare,
+}
 """Options of each command's whole config."""

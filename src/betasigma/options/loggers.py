@@ -72,7 +72,9 @@ class MLFlowOptions(LightningLoggerOptions):
 
     experiment_name: str = option("betasigma", "where runs appear")
     run_name: str | None = option(None, "of the run; null: one of MLflow's own")
-    tracking_uri: str | None = option(None, "the server or database; null: files in the run directory")
+    tracking_uri: str | None = option(
+        None, "the server or database; null: files in the run directory"
+    )
     tags: dict[str, Any] | None = option(None, "of the run")
     prefix: str = option("", "of the metrics' names")
     artifact_location: str | None = option(None, "where the server keeps files")

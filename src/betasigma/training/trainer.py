@@ -1,7 +1,7 @@
 """Lightning's Trainer as a run uses it: it counts optimizer steps and leaves the rest to callbacks.
 
 Flags, callbacks and loggers of the user's own come from the config's nodes ``trainer``,
-``callbacks`` and ``logger``; :mod:`betasigma.options.trainer` says which flags are refused and why.
+``callbacks`` and ``logger``; :mod:`betasigma.options.lightning` says which flags are not.
 """
 
 from __future__ import annotations
