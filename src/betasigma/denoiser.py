@@ -46,7 +46,7 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
 
 
 def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """x_t = α_t·x_0 + σ_t·ε (docs/equations.md, 2.2 and 2.17); ``t`` float64 of shape ``()`` or ``(B,)``."""
+    """x_t = α_t·x_0 + σ_t·ε (2.2, 2.17 of docs/equations.md); ``t`` float64, ``()`` or ``(B,)``."""
     alpha, sigma, _ = schedule.at(t)
     return x0 * expand(alpha, x0) + eps * expand(sigma, x0)
 

@@ -17,9 +17,9 @@ and a family's parametrisation is a choice of the four coefficients as functions
 | edm        | at unit variance        | σ_d²/(α·P)    | σ̃·σ_d/√P        |
 
 The first three follow from x_t = α·x_0 + σ·ε and score = −ε/σ (2.21 of docs/equations.md); v from
-solving α·ε − σ·x_0 for x_0 (Salimans & Ho 2022). EDM writes x_t/α = x_0 + σ̃·ε with σ̃ = σ/α and keeps input and
-target at unit variance for data of standard deviation σ_d, with P = σ̃² + σ_d² (Karras et al. 2022,
-table 1).
+solving α·ε − σ·x_0 for x_0 (Salimans & Ho 2022). EDM writes x_t/α = x_0 + σ̃·ε with σ̃ = σ/α and
+keeps input and target at unit variance for data of standard deviation σ_d, with P = σ̃² + σ_d²
+(Karras et al. 2022, table 1).
 
 How the network is told the noise level (``conditioning``) and whether its input is scaled
 (``input_scaling``) are independent knobs: they are two of the steps between NCSN and DDPM.

@@ -2,8 +2,8 @@ r"""Learning to denoise: DDPM's simple loss and NCSN's multi-σ denoising score 
 objective.
 
 Vincent's identity (2.18–2.23 of docs/equations.md) turns the score of the perturbed density q_σ,
-which nobody knows, into the score of the kernel, −ε/σ. Song & Ermon (2019, equation 6) weigh the levels by λ(σ)
-and average:
+which nobody knows, into the score of the kernel, −ε/σ. Song & Ermon (2019, equation 6) weigh the
+levels by λ(σ) and average:
 
     ½·E λ(σ)·‖s(x̃, σ) + ε/σ‖²   =   ½·E λ(σ)/σ²·‖ε − ε̂‖²,        ε̂ = −σ·s,
 
