@@ -4,8 +4,7 @@ arguments.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from betasigma.errors import UserError
@@ -35,7 +34,9 @@ def make(
     """
     target, arguments = str(node["_target_"]), {k: v for k, v in node.items() if k != "_target_"}
     made = plugins.locate(target, group, key)
-    more = {k: v for k, v in (offered or {}).items() if k not in arguments and _takes(made, k)}
+    more = {
+        k: v for k, v in (offered or {}).items() if k not in arguments and plugins.takes(made, k)
+    }
     arguments |= more | always
     plugins.check_arguments(made, arguments, key or group)
     return made(**arguments)
@@ -53,8 +54,3 @@ def require(found: Any, kind: type, key: str, target: str) -> Any:
             f"{kind.__module__.partition('.')[0]} {kind.__name__}"
         )
     return found
-
-
-def _takes(made: Callable[..., Any], name: str) -> bool:
-    parameters = inspect.signature(made).parameters
-    return name in parameters

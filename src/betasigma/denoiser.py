@@ -16,18 +16,17 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from betasigma.errors import UserError
+from betasigma.options.objectives import Times as TrainedOn
+from betasigma.options.training import OffLevels
 from betasigma.preconditioning import Preconditioning
 from betasigma.prior import DataMoments
 from betasigma.schedules import NoiseSchedule, Times
-
-OffLevels = Literal["snap", "interpolate", "refuse"]
-
 
 DENSE = 100
 """With this many levels, what lies between them is not worth a warning."""
@@ -183,7 +182,7 @@ class Denoiser(nn.Module):
         sample_shape: tuple[int, ...],
         value_range: tuple[float, float] = (-1.0, 1.0),
         num_classes: int = 0,
-        trained_on: Literal["levels", "continuous"] = "levels",
+        trained_on: TrainedOn = "levels",
         off_levels: OffLevels = "interpolate",
         precision: torch.dtype | None = None,
     ) -> None:

@@ -42,8 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from betasigma.denoiser import OffLevels, Prediction
+from betasigma.denoiser import Prediction
 from betasigma.errors import UserError
+from betasigma.options.training import OffLevels
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, Times

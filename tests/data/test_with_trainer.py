@@ -124,7 +124,7 @@ def test_streaming_under_the_trainer(tmp_path, write_image):
 
 
 def test_batches_that_cannot_be_divided(tmp_path):
-    with pytest.raises(UserError, match=r"batch_size=200 .* 3 micro-batch"):
+    with pytest.raises(UserError, match=r"batch_size=200 .*accumulate=3 equal micro-batches"):
         fit(tmp_path, 1, digits(), accumulate=3)
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 import betasigma
 import betasigma.options.apps  # registers every group
+from betasigma.data import catalog, toy
+from betasigma.evaluation.features import EfficientNetLite0, Identity, InceptionV3
 from betasigma.options.base import REGISTRY, ComponentOptions, accepted_values
+from betasigma.options.data import MixtureName
+from betasigma.options.evaluation import EXTRACTORS, METRICS
 from betasigma.options.plugins import locate
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +80,39 @@ def test_no_module_above_states_ranges_or_names_targets() -> None:
         if any(re.search(suspect, line) for suspect in suspects)
     ]
     assert found == []
+
+
+def test_no_list_of_values_is_written_twice() -> None:
+    """``Literal["a", "b"]`` has a name in options, which constructors import."""
+    places: dict[frozenset[str], list[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"):
+                continue
+            strings = {n.value for n in ast.walk(node.slice) if isinstance(n, ast.Constant)}
+            values = frozenset(value for value in strings if isinstance(value, str))
+            if len(values) > 1:
+                places.setdefault(values, []).append(f"{path.relative_to(SOURCE)}:{node.lineno}")
+    assert len(places) > 10
+    assert [found for found in places.values() if len(found) > 1] == []
+
+
+def test_what_is_named_twice_for_the_sake_of_imports_agrees() -> None:
+    """``options`` and the catalog may import neither NumPy nor PyTorch."""
+    assert toy.BY_NAME.keys() == catalog.MIXTURES.keys() == set(get_args(MixtureName))
+    for name, count in catalog.MIXTURES.items():
+        assert len(toy.mixture(name).weights) == count
+    extractors = {cls.name: cls for cls in (Identity, InceptionV3, EfficientNetLite0)}
+    assert extractors.keys() == EXTRACTORS.keys()
+    for name, facts in EXTRACTORS.items():
+        assert facts.logits == bool(extractors[name].classes)
+    for name, metric in METRICS.items():
+        made = locate(metric.target, "metric")
+        assert (made.needs, made.least) == (metric.needs, metric.least), name
+
+
+def test_conf_has_a_file_for_each_data_set() -> None:
+    assert {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")} >= set(catalog.NAMES)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*/*.yaml")), ids=lambda p: str(p))

@@ -21,6 +21,7 @@ from betasigma.options.base import REGISTRY
 from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import FEWEST_DIMENSIONS
 from betasigma.options.plugins import locate
+from betasigma.options.training import check_division
 from betasigma.report.runs import check_curves, read_runs
 from betasigma.runs.header import checkpoint_path, read_header
 
@@ -118,16 +119,6 @@ def family(options: ModelConfig) -> str:
     """Family of the model, which follows from its class."""
     known = options.model.family_of_class
     return known or str(getattr(locate(options.model.target, "model"), "family", ""))
-
-
-def check_division(batch_size: int, accumulate: int, devices: int) -> None:
-    """Refuse a batch that cannot be divided evenly."""
-    if batch_size % (accumulate * devices):
-        among = f" on each of {devices} devices" if devices > 1 else ""
-        raise UserError(
-            f"batch_size={batch_size} cannot be divided into training.accumulate={accumulate} "
-            f"equal micro-batches{among}; make it a multiple of {accumulate * devices}"
-        )
 
 
 def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from betasigma.data import listing
 from betasigma.errors import UserError
-from betasigma.options import DataFacts
+from betasigma.options import DataFacts, DataOptions
 
 MIXTURES = {"ring": 8, "two": 2, "grid": 25}
 """Number of components of each toy distribution (:mod:`betasigma.data.toy`)."""
@@ -157,8 +157,7 @@ def sample_shape(
     size = facts.size if image_size is None else image_size
     if size is None:
         raise UserError(f"data.image_size must be given for data={name}, e.g. data.image_size=64")
-    if size < 1:
-        raise UserError(f"data.image_size={size} must be at least 1")
+    DataOptions.check(image_size=size)
     allowed = (1, 3) if facts.channels is None else (facts.channels,)
     chosen = allowed[-1] if channels is None else channels
     if chosen not in allowed:

@@ -34,7 +34,7 @@ from betasigma.data.order import (
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
-from betasigma.options.data import OnCorrupt, Split
+from betasigma.options.data import DataOptions, OnCorrupt, Split
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 
@@ -371,10 +371,7 @@ class ImageDataModule(LightningDataModule):
                         f"data.{key}={self._given[key]} does not apply to a data set of one's own "
                         f"(data.source): leave it at null"
                     )
-        if self.workers < 0:
-            raise UserError(f"data.workers={self.workers} must be at least 0")
-        if self.val_size < 1:
-            raise UserError(f"data.val_size={self.val_size} must be at least 1")
+        DataOptions.check(workers=self.workers, val_size=self.val_size)
         if not self.has_pixels and (self.flip or self.dequantize or self.val_dequantize):
             raise UserError(
                 f"data={self.data_name} has no pixels: data.flip and data.dequantize must be off"

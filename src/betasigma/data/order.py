@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from betasigma.errors import UserError
+from betasigma.options.training import check_division
 from betasigma.randomness import philox
 
 
@@ -93,12 +94,7 @@ class Division:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size} must be at least 1")
-        if self.batch_size % (self.accumulate * self.world_size):
-            raise UserError(
-                f"batch_size={self.batch_size} (examples per optimizer step) cannot be divided by "
-                f"{self.accumulate} micro-batch(es) × {self.world_size} device(s): make it a "
-                f"multiple of {self.accumulate * self.world_size}"
-            )
+        check_division(self.batch_size, self.accumulate, self.world_size)
 
     @property
     def micro_batch_size(self) -> int:

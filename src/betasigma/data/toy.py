@@ -52,7 +52,7 @@ def grid() -> Mixture:
     return _round(np.full(25, 1 / 25), means, 0.03)
 
 
-_BY_NAME: dict[str, Callable[[], Mixture]] = {"ring": ring, "two": two, "grid": grid}
+BY_NAME: dict[str, Callable[[], Mixture]] = {"ring": ring, "two": two, "grid": grid}
 
 
 def mixture(name: str) -> Mixture:
@@ -62,7 +62,7 @@ def mixture(name: str) -> Mixture:
         UserError: for another name.
     """
     catalog.components(name)
-    return _BY_NAME[name]()
+    return BY_NAME[name]()
 
 
 def sample(

@@ -24,7 +24,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, get_args
 
-import torch
 from torch import Tensor
 
 from betasigma.build import make
@@ -41,7 +40,14 @@ from betasigma.evaluation.reference import (
     unseen,
 )
 from betasigma.evaluation.sharding import broadcast, gather_rows, shard
-from betasigma.options.evaluation import Entry, Needs, check_least, no_logits, node_of
+from betasigma.options.evaluation import (
+    Entry,
+    EvaluationOptions,
+    Needs,
+    check_least,
+    no_logits,
+    node_of,
+)
 
 Progress = Callable[[float], None]
 
@@ -126,10 +132,7 @@ class Evaluator:
         n_reference: int | None = None,
         work: Work = unseen,
     ) -> None:
-        if batch_size < 1:
-            raise UserError(f"evaluation.batch_size={batch_size} must be at least 1")
-        if n_reference is not None and n_reference < 2:
-            raise UserError(f"evaluation.n_reference={n_reference} must be at least 2, or null")
+        EvaluationOptions.check(batch_size=batch_size, n_reference=n_reference)
         self.extractor = extractor
         self.datamodule = datamodule
         self.batch_size = batch_size
@@ -375,9 +378,3 @@ def make_metric(entry: Entry | SampleMetric, extractor: FeatureExtractor) -> Sam
 def _scaled(progress: Progress | None, share: float) -> Progress | None:
     """``progress`` of one part that is ``share`` of the whole."""
     return None if progress is None else lambda done: progress(done * share)
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    """Parts joined; an empty share has no shape of its own and drops out."""
-    parts = [part for part in parts if len(part)]
-    return torch.cat(parts) if parts else torch.empty(0)

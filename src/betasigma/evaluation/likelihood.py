@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -32,14 +31,11 @@ from betasigma.evaluation.evaluator import Measurement
 from betasigma.evaluation.sharding import broadcast, gather, shard
 from betasigma.likelihood import Examples, FlowLikelihood, GaussianPrior, Terms, VariationalBound
 from betasigma.objectives.error_curve import covered_grid, denoising_error
+from betasigma.options.likelihoods import FITTED, Prior
 from betasigma.oracles import ExactDenoiser
 from betasigma.randomness import Stream
 
 Progress = Callable[[float], None]
-PriorChoice = Literal["standard", "moments"]
-
-FITTED = 256
-"""Training images, a fixed random choice, that a bound's ``fitted`` decoder is fitted on."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class LikelihoodMeter:
 
     estimator: VariationalBound | FlowLikelihood
     data: ImageDataModule
-    prior: PriorChoice
+    prior: Prior
     n: int
     split: Split = "test"
     batch_size: int = 256

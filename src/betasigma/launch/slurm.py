@@ -14,9 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from betasigma.commands.checks import check_division
 from betasigma.errors import UserError
 from betasigma.options.cluster import SlurmOptions
+from betasigma.options.training import check_division
 
 SETUP = (
     # srun stopped inheriting the number of CPUs per task in SLURM 22.05

@@ -39,7 +39,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -47,12 +47,12 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike, Prediction, perturb
 from betasigma.gaussian import discretized_gaussian_bits, divergence
 from betasigma.likelihood.terms import Examples, Terms
-from betasigma.options.likelihoods import check_levels
+from betasigma.options.likelihoods import DecoderStd, check_levels
+from betasigma.options.samplers import Variance
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, posterior, reverse_log_variances
 
-DecoderStd = Literal["fitted", "kernel", "learned"]
 SMALLEST_STD = 1e-6
 """Of a fitted decoder: a denoiser that is exact would ask for none at all."""
 
@@ -161,7 +161,7 @@ class DiscreteBound(VariationalBound):
 
     name: ClassVar[str] = "discrete_bound"
 
-    variance: Literal["beta", "posterior", "learned"] = "beta"
+    variance: Variance = "beta"
     decoder_std: DecoderStd | float = "kernel"
 
     @property

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from torchdiffeq import odeint
 from betasigma.denoiser import DenoiserLike
 from betasigma.derivatives import jacobian_trace
 from betasigma.likelihood.terms import Examples, Terms
-from betasigma.options.likelihoods import check_exact_trace, check_levels
+from betasigma.options.likelihoods import Trace, check_exact_trace, check_levels
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 
@@ -47,7 +47,7 @@ class FlowLikelihood:
 
     name: ClassVar[str] = "flow"
 
-    trace: Literal["hutchinson", "exact"] = "hutchinson"
+    trace: Trace = "hutchinson"
     tolerance: float = 1e-5
     seed: int = 0
 

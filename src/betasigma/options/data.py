@@ -8,6 +8,7 @@ from betasigma.options.base import ComponentOptions, Count, Index, option
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
+MixtureName = Literal["ring", "two", "grid"]
 
 
 class DataOptions(ComponentOptions):
@@ -34,4 +35,4 @@ class DataOptions(ComponentOptions):
     )
     on_corrupt: OnCorrupt = option("warn", "at images that cannot be decoded")
     one_batch: bool = option(False, "train on the first batch only, again and again")
-    mixture: Literal["ring", "two", "grid"] = option("ring", "toy distribution of data=mixture")
+    mixture: MixtureName = option("ring", "toy distribution of data=mixture")

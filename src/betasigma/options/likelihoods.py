@@ -9,8 +9,16 @@ from pydantic import Field
 from betasigma.errors import UserError
 from betasigma.options.base import ComponentOptions, Count, Positive, option
 from betasigma.options.composition import Composition
+from betasigma.options.data import Split
 from betasigma.options.objectives import TRACE_LIMIT
 from betasigma.options.samplers import Variance
+
+Prior = Literal["standard", "moments"]
+DecoderStd = Literal["kernel", "fitted", "learned"]
+Trace = Literal["hutchinson", "exact"]
+
+FITTED = 256
+"""Training images, a fixed random choice, that a bound's ``fitted`` decoder is fitted on."""
 
 MEASURED = ("prior", "n", "split", "batch_size")
 """Keys of the node that say what is measured; the others are the estimator's own."""
@@ -21,11 +29,11 @@ class LikelihoodOptions(ComponentOptions):
 
     group: ClassVar[str] = "likelihood"
 
-    prior: Literal["standard", "moments"] = option(
+    prior: Prior = option(
         "moments", "N(0, prior_std^2), or the Gaussian with the moments of the noisiest data"
     )
     n: Annotated[int, Field(ge=2)] = option(64, "examples")
-    split: Literal["train", "test"] = option("test", "of the data")
+    split: Split = option("test", "of the data")
     batch_size: Count = option(64, "examples measured at once")
 
     def check_with(self, composition: Composition) -> None:
@@ -56,10 +64,10 @@ class DiscreteBoundOptions(BoundOptions):
     targets = ("betasigma.likelihood.DiscreteBound",)
 
     variance: Variance = option("beta", "of the reverse steps")
-    decoder_std: Literal["kernel", "fitted", "learned"] = option(
+    decoder_std: DecoderStd = option(
         "kernel",
-        "of the decoder: sigma/alpha at the smallest noise, the denoiser's error there on 256 "
-        "training images, or the network's own",
+        "of the decoder: sigma/alpha at the smallest noise, the denoiser's error there on "
+        f"{FITTED} training images, or the network's own",
     )
 
 
@@ -71,17 +79,15 @@ class ContinuousBoundOptions(BoundOptions):
     )
     decoder_std: Literal["kernel", "fitted"] = option(
         "fitted",
-        "of the decoder: sigma/alpha at the smallest noise, or the denoiser's error there on 256 "
-        "training images",
+        "of the decoder: sigma/alpha at the smallest noise, or the denoiser's error there on "
+        f"{FITTED} training images",
     )
 
 
 class FlowOptions(LikelihoodOptions):
     targets = ("betasigma.likelihood.FlowLikelihood",)
 
-    trace: Literal["hutchinson", "exact"] = option(
-        "hutchinson", "an unbiased estimate, or a backward pass per dimension"
-    )
+    trace: Trace = option("hutchinson", "an unbiased estimate, or a backward pass per dimension")
     tolerance: Positive = option(1e-5, "of the adaptive solver")
 
     def check_with(self, composition: Composition) -> None:

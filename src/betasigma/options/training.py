@@ -6,15 +6,37 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
+from betasigma.errors import UserError
 from betasigma.options.base import Count, Index, NonNegative, Options, Positive, Probability, option
+
+OffLevels = Literal["snap", "interpolate", "refuse"]
 
 
 class DenoiserOptions(Options):
     node = "denoiser"
 
-    off_levels: Literal["snap", "interpolate", "refuse"] = option(
+    off_levels: OffLevels = option(
         "interpolate", "what a network trained on levels is told between them"
     )
+
+
+def check_division(batch_size: int, accumulate: int, devices: int) -> None:
+    """Check that a batch can be divided evenly.
+
+    Args:
+        batch_size: examples per optimizer step.
+        accumulate: micro-batches per optimizer step.
+        devices: that share each micro-batch.
+
+    Raises:
+        UserError: where it cannot.
+    """
+    if batch_size % (accumulate * devices):
+        among = f" on each of {devices} devices" if devices > 1 else ""
+        raise UserError(
+            f"batch_size={batch_size} cannot be divided into training.accumulate={accumulate} "
+            f"equal micro-batches{among}; make it a multiple of {accumulate * devices}"
+        )
 
 
 class TrainingOptions(Options):
