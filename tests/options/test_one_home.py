@@ -111,6 +111,19 @@ def test_what_is_named_twice_for_the_sake_of_imports_agrees() -> None:
         assert (made.needs, made.least) == (metric.needs, metric.least), name
 
 
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "config.yaml", "summary.json", "last.ckpt", "status.json"]
+)
+def test_files_of_a_run_are_named_once(name: str) -> None:
+    homes = [
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value == name
+    ]
+    assert len(homes) == 1, homes
+
+
 def test_conf_has_a_file_for_each_data_set() -> None:
     assert {path.stem for path in (ROOT / "conf" / "data").glob("*.yaml")} >= set(catalog.NAMES)
 

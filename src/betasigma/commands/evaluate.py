@@ -39,10 +39,10 @@ def evaluate(config: DictConfig, start: Start) -> None:
     data.prepare_data()
     data.setup()
     sampler = choose_sampler(content.get("sampler"), loaded, display)
-    records = [Record(out / "metrics.csv")]
+    records = [Record.of(out)]
     run = Path(content["run"])
     if run.is_dir():
-        records.append(Record(run / "metrics.csv"))
+        records.append(Record.of(run))
     loggers: list[Logger] = [RecordLogger(record) for record in records]
     meter = Meter(
         {**content, "training": {"guidance": content["guidance"]}},

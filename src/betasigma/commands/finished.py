@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from betasigma.errors import UserError
+from betasigma.runs.directory import SUMMARY
 from betasigma.runs.record import Record
 
 if TYPE_CHECKING:
@@ -33,13 +34,13 @@ class FinishedRun:
     @cached_property
     def metrics(self) -> dict[str, float]:
         """The last value of every metric, by name."""
-        rows = Record(self.directory / "metrics.csv").rows()
+        rows = Record.of(self.directory).rows()
         return {row["metric"]: float(row["value"]) for row in rows}
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` says: ``step`` and ``table``, rows of metric, value, n, NFE."""
-        content: dict[str, Any] = json.loads((self.directory / "summary.json").read_text("utf-8"))
+        content: dict[str, Any] = json.loads((self.directory / SUMMARY).read_text("utf-8"))
         return content
 
     @property

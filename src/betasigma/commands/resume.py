@@ -12,8 +12,8 @@ from betasigma.commands.config import complete, plain, saved_header, trains, upg
 from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
-from betasigma.runs.directory import newest_run
-from betasigma.runs.header import checkpoint_path, read_header
+from betasigma.runs.directory import SUMMARY, newest_run
+from betasigma.runs.header import CHECKPOINTS, checkpoint_path, read_header
 from betasigma.runs.status import process_rank
 
 CHANGEABLE = (
@@ -102,7 +102,7 @@ def refuse_oracle(content: dict[str, Any]) -> None:
 def check_steps_left(checkpoint: Path, steps: int) -> None:
     """Refuse to continue a run that has ended; one that was cut off after its last step may."""
     done = read_header(checkpoint, "resume")["step"]
-    ended = not _in_run(checkpoint) or (checkpoint.parents[1] / "summary.json").is_file()
+    ended = not _in_run(checkpoint) or (checkpoint.parents[1] / SUMMARY).is_file()
     if done > steps or (done == steps and ended):
         raise UserError(
             f"resume={checkpoint} has already taken {done} of {steps} steps; to train further "
@@ -170,7 +170,7 @@ def _fixed(content: dict[str, Any]) -> dict[str, Any]:
 
 def _in_run(checkpoint: Path) -> bool:
     """Whether a checkpoint lies in a run directory."""
-    return checkpoint.parent.name == "checkpoints"
+    return checkpoint.parent.name == CHECKPOINTS
 
 
 def _changeable(key: str) -> bool:

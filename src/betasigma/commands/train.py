@@ -39,10 +39,10 @@ from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
 from betasigma.oracles import ExactDenoiser
-from betasigma.runs.directory import describe_environment
+from betasigma.runs.directory import CONFIG, SUMMARY, describe_environment
 from betasigma.runs.files import write_json
-from betasigma.runs.header import FORMAT, read_header
-from betasigma.runs.record import Record
+from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, read_header
+from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import Checkpoints
@@ -94,7 +94,7 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
                 trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
             else:
                 trainer.validate(module, data, verbose=False)
-                trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+                trainer.save_checkpoint(run / CHECKPOINTS / LAST)
             with catch_sigterm():
                 finish(trainer, module.average, start, content, display, meter, callbacks)
     except BaseException as stop:  # of which Ctrl-C is one
@@ -150,7 +150,7 @@ def run_callbacks(
         "config": {**content, "resume": None},
     }
     watch = Stopwatch()
-    checkpoints = Checkpoints(run / "checkpoints", header, settings["checkpoint_every"], watch)
+    checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], watch)
     return [
         Metrics(display, watch, settings["log_every"], content["batch_size"], content["steps"]),
         checkpoints,
@@ -160,7 +160,7 @@ def run_callbacks(
             lambda denoiser, step: meter.log(
                 meter.measure(denoiser, content["evaluation"]["n_during"]), step
             ),
-            Record(run / "metrics.csv"),
+            Record.of(run),
             content["evaluation"]["every"],
             watch,
         ),
@@ -197,7 +197,7 @@ def finish(
     )
     if not trainer.is_global_zero:
         return
-    curves = Record(run / "metrics.csv")
+    curves = Record.of(run)
     rows = []
     of_training = ("train/loss", "val/loss", module.monitor, "train/images_per_second")
     for metric in dict.fromkeys(of_training):
@@ -206,10 +206,10 @@ def finish(
             rows.append([metric, f"{values[-1]:.4g}", "", ""])
     rows += [*meter.rows(found), *likelihood]
     display.table(f"{content['name']} after {step} steps", ["metric", "value", "n", "NFE"], rows)
-    write_json(run / "summary.json", {"step": step, "table": rows})
+    write_json(run / SUMMARY, {"step": step, "table": rows})
     display.line(f"samples    {run}/samples/step_{step:07d}.png")
-    display.line(f"metrics    {run}/metrics.csv")
-    display.line(f"checkpoint {run}/checkpoints/last.ckpt")
+    display.line(f"metrics    {run / METRICS}")
+    display.line(f"checkpoint {run / CHECKPOINTS / LAST}")
     display.line("next:")
     named = f"run={run}"
     sampled = start.command("sample", named, "n=64", "sampler=ddim", "sampler.steps=50")
@@ -220,7 +220,7 @@ def finish(
 
 
 def _say_how_to_continue(display: Display, start: Start) -> None:
-    last = start.directory / "checkpoints" / "last.ckpt"
+    last = start.directory / CHECKPOINTS / LAST
     if last.is_file():
         display.line(f"stopped; the last checkpoint is of step {read_header(last)['step']}")
         display.line(f"to continue: {start.command('train', f'resume={start.directory}')}")
@@ -241,7 +241,7 @@ def quiet_libraries() -> None:
 def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> None:
     """Write what the run is: config, overrides, versions, git state."""
     run.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create({**content, "resume": None}), run / "config.yaml")
+    OmegaConf.save(OmegaConf.create({**content, "resume": None}), run / CONFIG)
     environment = run / "environment.json"
     history = []
     if resumed is not None and environment.exists():
@@ -250,7 +250,7 @@ def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Pat
     described = {**describe_environment(overrides), "plugins": plugins.versions()}
     write_json(environment, {**described, "resumed_after": history})
     if resumed is not None:
-        Record(run / "metrics.csv").truncate(read_header(resumed, "resume")["step"])
+        Record.of(run).truncate(read_header(resumed, "resume")["step"])
 
 
 def _explain_ladder(

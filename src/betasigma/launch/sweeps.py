@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from betasigma.errors import UserError
-from betasigma.runs.directory import short
+from betasigma.runs.directory import CONFIG, short
 from betasigma.runs.status import (
     FAILED,
     FINISHED,
@@ -82,14 +82,14 @@ def conclude(sweep: Sweep) -> None:
     """Put what the finished jobs of a sweep have measured in one table: an evaluation is a row,
     training runs that differ in their seed only are one.
     """
-    from betasigma.report.runs import COMPOSED, TRAINED, finished_jobs, read_run
+    from betasigma.report.runs import COMPOSED, finished_jobs, read_run
     from betasigma.report.tables import report_evaluations, report_runs
 
     if sweep.app == "evaluate":
         if jobs := finished_jobs(sweep.directory, COMPOSED):
             report_evaluations([read_run(job, COMPOSED) for job in jobs], sweep.directory)
     elif sweep.app == "train":
-        jobs = finished_jobs(sweep.directory, TRAINED)
+        jobs = finished_jobs(sweep.directory, CONFIG)
         if len(jobs) > 1:
             report_runs([read_run(job) for job in jobs], sweep.directory)
 

@@ -11,13 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.runs.record import Record
+from betasigma.runs.directory import CONFIG
+from betasigma.runs.record import METRICS, Record
 from betasigma.runs.status import FINISHED, job_number, read_status
-
-METRICS = "metrics.csv"
-
-TRAINED = "config.yaml"
-"""Resolved config of a training run."""
 
 COMPOSED = ".hydra/config.yaml"
 """Config of any other command's job, as Hydra composed it."""
@@ -40,7 +36,7 @@ class Run:
     asked: dict[str, str] = field(default_factory=dict)
 
 
-def read_run(path: Path, config: str = TRAINED) -> Run:
+def read_run(path: Path, config: str = CONFIG) -> Run:
     """Read a run directory.
 
     Args:
@@ -50,7 +46,7 @@ def read_run(path: Path, config: str = TRAINED) -> Run:
     Raises:
         UserError: where it is not one.
     """
-    record = Record(path / METRICS)
+    record = Record.of(path)
     if not record.path.is_file() or not (path / config).is_file():
         raise UserError(
             f"runs=[{path}] is not a run directory: it has no {METRICS} and {config} (nor has "
@@ -106,7 +102,7 @@ def check_curves(runs: Sequence[Run], metrics: Sequence[str]) -> None:
 
 def _runs_in(path: Path) -> list[Path]:
     """The runs of a sweep's directory; of any other, itself."""
-    return [path] if (path / TRAINED).is_file() else _jobs(path, TRAINED) or [path]
+    return [path] if (path / CONFIG).is_file() else _jobs(path, CONFIG) or [path]
 
 
 def _jobs(sweep: Path, config: str) -> list[Path]:

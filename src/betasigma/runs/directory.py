@@ -15,8 +15,15 @@ from typing import Any
 from yaml import YAMLError
 
 from betasigma.runs.command import subcommand
+from betasigma.runs.header import CHECKPOINTS, LAST
 
 OUTPUTS = Path("outputs")
+
+CONFIG = "config.yaml"
+"""Resolved config of a training run."""
+
+SUMMARY = "summary.json"
+"""Last table of a training run, which marks its end."""
 
 PACKAGES = (
     "betasigma",
@@ -52,11 +59,11 @@ def newest_run(matches: Any) -> Path | None:
     from omegaconf import DictConfig, OmegaConf
 
     checkpoints = sorted(
-        OUTPUTS.glob("**/checkpoints/last.ckpt"), key=lambda p: p.stat().st_mtime, reverse=True
+        OUTPUTS.glob(f"**/{CHECKPOINTS}/{LAST}"), key=lambda p: p.stat().st_mtime, reverse=True
     )
     for checkpoint in checkpoints:
         try:
-            config = OmegaConf.load(checkpoint.parents[1] / "config.yaml")
+            config = OmegaConf.load(checkpoint.parents[1] / CONFIG)
         except (OSError, ValueError, YAMLError):
             continue  # not a run of ours, or one that was cut off at its start
         if isinstance(config, DictConfig) and matches(config):

@@ -22,6 +22,9 @@ from betasigma.errors import UserError
 FORMAT = 1
 """Checkpoint format that this version writes. It reads this format and older ones."""
 
+CHECKPOINTS, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
+"""Folder of a run directory with its checkpoints, and their names."""
+
 RECORD = "betasigma.json"
 LARGEST_RECORD = 16 * 2**20
 """Largest size of the record in bytes; a config has a few thousand."""
@@ -44,13 +47,13 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
     path = Path(run)
     if path.is_file():
         return path
-    wanted = path / "checkpoints" / f"{which}.ckpt"
+    wanted = path / CHECKPOINTS / f"{which}.ckpt"
     if wanted.is_file():
         return wanted
     if not path.exists():
         raise UserError(f"{key}={run} does not exist; give a run directory or a checkpoint")
     raise UserError(
-        f"{key}={run} has no checkpoints/{which}.ckpt; give a run directory that has one, or a "
+        f"{key}={run} has no {CHECKPOINTS}/{which}.ckpt; give a run directory that has one, or a "
         f"checkpoint's own path"
     )
 

@@ -23,6 +23,9 @@ from typing import Any
 
 from betasigma.runs.files import replace_file
 
+METRICS = "metrics.csv"
+"""Name of the file in a run directory."""
+
 CONTEXT = (
     *("n", "nfe", "sampler", "seed", "split", "extractor"),
     *("std", "guidance", "n_reference", "settings"),
@@ -39,6 +42,11 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @classmethod
+    def of(cls, run: Path) -> Record:
+        """The record of a run directory."""
+        return cls(run / METRICS)
 
     def append(
         self, step: int, values: Mapping[str, float], context: Mapping[str, Any] | None = None

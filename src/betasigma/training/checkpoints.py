@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from betasigma.errors import UserError
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
+from betasigma.runs.header import BEST, LAST
 from betasigma.training.interrupts import Terminated
 from betasigma.training.steps import StepCallback, Stopwatch
 
@@ -93,9 +94,9 @@ class Checkpoints(StepCallback):
         if trainer.sanity_checking or value is None or not float(value) < self._best:
             return
         self._best = float(value)
-        self._write(trainer, "best.ckpt")
+        self._write(trainer, BEST)
         if trainer.global_step == self.saved:  # last.ckpt must know the new best value too
-            self._write(trainer, "last.ckpt")
+            self._write(trainer, LAST)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -111,7 +112,7 @@ class Checkpoints(StepCallback):
     def save(self, trainer: Trainer) -> None:
         """Write ``last.ckpt``, unless it is already of this step; all ranks call it together."""
         if trainer.global_step != self.saved:
-            self._write(trainer, "last.ckpt")
+            self._write(trainer, LAST)
             self.saved = trainer.global_step
 
     def _write(self, trainer: Trainer, name: str) -> None:

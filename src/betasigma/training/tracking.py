@@ -64,7 +64,7 @@ def make_loggers(
     Raises:
         UserError: where the logger may not be imported or does not take its arguments.
     """
-    loggers: list[Logger] = [RecordLogger(Record(run / "metrics.csv"))]
+    loggers: list[Logger] = [RecordLogger(Record.of(run))]
     if "_target_" in settings:
         logger = make(settings, "logger", offered={"save_dir": str(run)})
         loggers.append(require(logger, Logger, "logger", settings["_target_"]))
