@@ -21,6 +21,8 @@ from omegaconf import OmegaConf
 from betasigma.launch.sweeps import Sweep, left_behind, report
 from betasigma.runs.status import job_number
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT.parent / "shared" / "slurm"
 """``slurm_up.sh``, ``slurm_down.sh`` and a stand-in for sacct, which needs accounting."""

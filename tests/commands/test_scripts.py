@@ -231,7 +231,7 @@ def test_likelihoods_are_recorded_term_by_term(here: Path, ncsn_run: Path) -> No
     out = newest("*_evaluate_*")
     (drawn,) = out.glob("*/bits_per_level.png")
     assert drawn.parent.name == "likelihood=discrete_bound"
-    assert (out / "2" / "denoising_error.png").is_file()
+    assert (out / "likelihood=flow" / "denoising_error.png").is_file()
     # log-SNR of data in [-1, 1]: sigma from 1 to 0.01 on [0, 1] is from 2 to 0.02 there
     curve = [m.rpartition("_")[2] for m in values if m.startswith("eval/denoising_error/")]
     assert curve == [f"{at:+d}" for at in range(-1, 8)]

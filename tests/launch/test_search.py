@@ -169,6 +169,7 @@ def pasted(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chdir", ["true", "false"])
 def test_commands_that_are_printed_can_be_pasted(here: Path, chdir: str) -> None:
     """From another directory than the clone, of a job whose name has commas."""
