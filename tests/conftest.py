@@ -14,6 +14,8 @@ import pytest
 import torch
 from launching import TINY, Finished, Launch, Outcome, launch
 
+from betasigma.options import plugins
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -34,11 +36,17 @@ def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """A command may change its process: signals, warnings, threads, its arguments."""
+    """A command may change its process: signals, warnings, threads, its arguments, the packages
+    that were let in and where they are found.
+    """
     argv, shown, threads = sys.argv, warnings.formatwarning, torch.get_num_threads()
+    let_in, path = dict(plugins._allowed), list(sys.path)
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     sys.argv, warnings.formatwarning = argv, shown
+    sys.path[:] = path
+    plugins._allowed.clear()
+    plugins._allowed.update(let_in)
     torch.set_num_threads(threads)
     for number, handler in kept.items():
         signal.signal(number, handler)

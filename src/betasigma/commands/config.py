@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.errors import UserError
+from betasigma.options import plugins
 from betasigma.options.apps import ModelConfig, Train
 from betasigma.options.base import Options, dump, parse_component, parse_leniently
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
@@ -96,6 +97,8 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
     """
     path = checkpoint_path(run, key)
     header = read_header(path, key)
+    recorded = header.get("plugins")  # early checkpoints lack it
+    recorded = recorded if isinstance(recorded, dict) else {}
     try:
         config = upgrade(header["config"])
         if "${" in _text(config):
@@ -104,8 +107,13 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
         options, gone = parse_leniently(ModelConfig, model)
         for name in options.unresolved:
             raise UserError(f"{name}=auto is no number")
+    except plugins.NotAllowed as error:
+        version = recorded.get(error.package) or "(of an unknown version)"
+        raise UserError(f"{key}={run} was trained with {error.package} {version}: {error}") from None
     except UserError as error:
         raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
+    for change in plugins.changed_versions(recorded):
+        warnings.warn(f"{key}={run} was trained with {change}", stacklevel=2)
     if gone:
         warnings.warn(
             f"{key}={run} has keys that this version does not know, and leaves out: "

@@ -146,7 +146,7 @@ def run_callbacks(
         "value_range": list(data.value_range),
         "sample_shape": list(data.sample_shape),
         "num_classes": data.num_classes,
-        "plugins": plugins.versions(),
+        "plugins": plugins.versions(content),
         "config": {**content, "resume": None},
     }
     watch = Stopwatch()

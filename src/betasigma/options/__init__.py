@@ -19,13 +19,14 @@ from betasigma.options.base import (
 from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.data import DataOptions
 from betasigma.options.likelihoods import LikelihoodOptions
+from betasigma.options.lr_schedules import LearningRateOptions
 from betasigma.options.models import ModelOptions
 from betasigma.options.networks import NetworkOptions
 from betasigma.options.noise_schedules import ScheduleOptions
 from betasigma.options.objectives import ObjectiveOptions
 from betasigma.options.optimizers import OptimizerOptions
 from betasigma.options.preconditionings import PreconditioningOptions
-from betasigma.options.samplers import SamplerOptions
+from betasigma.options.samplers import GridOptions, SamplerOptions
 
 __all__ = [
     "AUTO",
@@ -34,7 +35,9 @@ __all__ = [
     "Count",
     "DataFacts",
     "DataOptions",
+    "GridOptions",
     "Index",
+    "LearningRateOptions",
     "LikelihoodOptions",
     "ModelOptions",
     "NetworkOptions",

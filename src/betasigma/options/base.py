@@ -184,12 +184,12 @@ def parse_component(
     target = content.get("_target_")
     if not isinstance(target, str):
         raise UserError(f"{key or group}._target_ has no value; give the path of a class")
-    known = REGISTRY.get(group, {})
-    if target not in known:
+    model = plugins.options_model(target, group)
+    if model is None:
         return plugins.outside_options(group, content, key or group)
     if gone is None:
-        return known[target].parse(content)
-    options, unknown = parse_leniently(known[target], content)
+        return model.parse(content)
+    options, unknown = parse_leniently(model, content)
     gone += [name for name in unknown if name not in gone]
     return options
 

@@ -60,6 +60,22 @@ LIBRARIES = frozenset(
 _allowed: dict[str, None] = {}
 
 
+class NotAllowed(UserError):
+    """A config names code of a package that nobody has let in.
+
+    Attributes:
+        package: its name.
+    """
+
+    def __init__(self, key: str, target: str) -> None:
+        self.package = package = target.partition(".")[0]
+        super().__init__(
+            f"{key}._target_={target} is code of the package {package}, which is imported only "
+            f"where you allow it: add plugins=[{package}] (or set {VARIABLE}={package}) if you "
+            f"trust it"
+        )
+
+
 def allow(packages: Iterable[str]) -> None:
     """Let configs of this process name these packages, and read their options models.
 
@@ -107,6 +123,13 @@ def allowed() -> tuple[str, ...]:
     return tuple(_allowed)
 
 
+def options_model(target: str, group: str) -> type[ComponentOptions] | None:
+    """Options model of a class of ours, of the stack, or of a package that was let in."""
+    model = REGISTRY.get(group, {}).get(target)
+    ours = model is not None and model.__module__.startswith("betasigma.")
+    return model if ours or is_allowed(target, group) else None
+
+
 def is_allowed(target: str, group: str = "") -> bool:
     """Whether what ``target`` names may be imported."""
     known = (*_allowed, *NO_CONSENT_NEEDED.get(group, ()))
@@ -124,15 +147,32 @@ def config_folders() -> list[Path]:
     return folders
 
 
-def versions() -> dict[str, str | None]:
-    """Packages that were let in and their versions, for the record of a run."""
-    found: dict[str, str | None] = {}
-    for name in _allowed:
-        top = name.partition(".")[0]
-        distributions = metadata.packages_distributions().get(top, [])
-        version = metadata.version(distributions[0]) if distributions else None
-        found[name] = version or getattr(sys.modules.get(top), "__version__", None)
-    return found
+def versions(content: Any) -> dict[str, str | None]:
+    """Outside packages that a config names and their versions, for the record of a run; ``None``
+    where a package does not say.
+
+    Args:
+        content: the config in plain containers.
+    """
+    packages = dict.fromkeys(target.partition(".")[0] for target in outside_targets(content))
+    return {name: _version(name) for name in packages}
+
+
+def changed_versions(recorded: Mapping[str, str | None]) -> list[str]:
+    """What has another version now than in the record of a run, in words.
+
+    Args:
+        recorded: what :func:`versions` found when the run began.
+    """
+    let_in = {name.partition(".")[0] for name in _allowed}
+    pairs = [(name, then, _version(name)) for name, then in recorded.items() if name in let_in]
+    return [f"{name} {then}, now {now}" for name, then, now in pairs if then != now]
+
+
+def _version(package: str) -> str | None:
+    distributions = metadata.packages_distributions().get(package, [])
+    version = metadata.version(distributions[0]) if distributions else None
+    return version or getattr(sys.modules.get(package), "__version__", None)
 
 
 def outside_targets(content: Any) -> list[str]:
@@ -140,8 +180,8 @@ def outside_targets(content: Any) -> list[str]:
     found: list[str] = []
     if isinstance(content, Mapping):
         target = content.get("_target_")
-        own = ("betasigma.", "torch.optim.", "pytorch_lightning.")
-        if isinstance(target, str) and not target.startswith(own):
+        stack = [f"{name}." for names in NO_CONSENT_NEEDED.values() for name in names]
+        if isinstance(target, str) and not target.startswith(("betasigma.", *stack)):
             found.append(target)
         content = list(content.values())
     if isinstance(content, list):
@@ -165,10 +205,7 @@ def refuse_without_consent(target: str, group: str, key: str) -> None:
             f"{key}._target_={target} is not one of betasigma's own classes for {key}; {hint}"
             f"{'' if near else ', or one of your own (plugins=[mylab])'}"
         )
-    raise UserError(
-        f"{key}._target_={target} is code of the package {package}, which is imported only where "
-        f"you allow it: add plugins=[{package}] (or set {VARIABLE}={package}) if you trust it"
-    )
+    raise NotAllowed(key, target)
 
 
 def locate(target: str, group: str, key: str | None = None) -> Callable[..., Any]:
@@ -183,9 +220,7 @@ def locate(target: str, group: str, key: str | None = None) -> Callable[..., Any
         UserError: without consent, or where there is no such class or function of that package.
     """
     key = key or group
-    if target in REGISTRY.get(group, {}):
-        return _attribute(target, key)
-    if not is_allowed(target, group):
+    if options_model(target, group) is None and not is_allowed(target, group):
         refuse_without_consent(target, group, key)
     return _attribute(target, key)
 
