@@ -7,8 +7,7 @@ from torch import Tensor
 
 from betasigma.denoiser import Denoiser
 from betasigma.modules import DiffusionModule
-from betasigma.objectives import Objective
-from betasigma.objectives.denoising import Noised
+from betasigma.objectives import Noised, Objective
 from betasigma.randomness import Stream
 from rectified_flow.options import FlowMatchingOptions
 

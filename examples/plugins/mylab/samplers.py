@@ -4,10 +4,10 @@ from itertools import pairwise
 from typing import Unpack
 
 import torch
+from betasigma.samplers.base import CountingDenoiser, Noise, Options
 from torch import Tensor
 
 from betasigma.samplers import Heun, Sampler
-from betasigma.samplers.base import CountingDenoiser, Noise, Options
 from betasigma.schedules import transition
 from mylab.options import RestartOptions
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from betasigma.commands.config import plain, saved_header, validate
+from betasigma.commands.config import leave_out_former_keys, plain, saved_header, validate
 from betasigma.commands.resume import check_steps_left, continue_run, refuse_oracle
 from betasigma.data import catalog
 from betasigma.errors import UserError
@@ -62,6 +62,7 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     Raises:
         UserError: for the first thing that cannot work.
     """
+    leave_out_former_keys(config, overrides)
     _refuse_training(config, overrides)
     directory = continue_run(config, overrides) if config.get("resume") is not None else None
     content = check_content(config)
@@ -123,6 +124,7 @@ def family(options: ModelConfig) -> str:
 
 def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/sample.py``."""
+    leave_out_former_keys(config, overrides)
     asked = Sample.parse(validate(config, Sample))
     saved, facts = saved_model(asked.run)
     _check_guidance("guidance", asked.guidance, saved)
@@ -140,6 +142,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
 
 def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/evaluate.py``."""
+    leave_out_former_keys(config, overrides)
     asked = Evaluate.parse(validate(config, Evaluate))
     saved, facts = saved_model(asked.run)
     composition = saved.composition(facts)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.errors import UserError
 from betasigma.options import plugins
 from betasigma.options.apps import ModelConfig, Train
-from betasigma.options.base import Options, dump, parse_component, parse_leniently
+from betasigma.options.base import REGISTRY, Options, dump, parse_component, parse_leniently
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
 
 STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
@@ -72,6 +72,45 @@ def filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     return whole
 
 
+def leave_out_former_keys(config: DictConfig, overrides: Sequence[str]) -> None:
+    """Where another class is typed (``network._target_=mylab.nets.DiT``), leave out what the chosen
+    file says of the former one: all that is not typed too, and no key that the classes share.
+
+    Raises:
+        UserError: without consent to the class.
+    """
+    typed = [word.partition("=")[0].lstrip("+~").partition("@")[0] for word in overrides]
+    for group in REGISTRY:
+        node = config.get(group)
+        if f"{group}._target_" not in typed or not isinstance(node, DictConfig):
+            continue
+        target = str(node["_target_"])
+        former = [
+            str(name)
+            for name in node
+            if name != "_target_"
+            and not _is_typed(f"{group}.{name}", typed)
+            and not plugins.is_shared_key(group, target, str(name))
+        ]
+        if group == "schedule":  # the node that users turned
+            own = REGISTRY[group].get(target)
+            knobs = {known.knobs for known in REGISTRY[group].values()} - {own and own.knobs, None}
+            for name in knobs:
+                if name in config and not _is_typed(str(name), typed):
+                    _delete(config, str(name))
+        for name in former:
+            _delete(node, name)
+
+
+def _is_typed(key: str, typed: Sequence[str]) -> bool:
+    return any(word == key or word.startswith(f"{key}.") for word in typed)
+
+
+def _delete(node: DictConfig, name: str) -> None:
+    with open_dict(node):
+        del node[name]
+
+
 def own_keys(config: DictConfig) -> DictConfig:
     """The config without Hydra's own node."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -109,7 +148,9 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
             raise UserError(f"{name}=auto is no number")
     except plugins.NotAllowed as error:
         version = recorded.get(error.package) or "(of an unknown version)"
-        raise UserError(f"{key}={run} was trained with {error.package} {version}: {error}") from None
+        raise UserError(
+            f"{key}={run} was trained with {error.package} {version}: {error}"
+        ) from None
     except UserError as error:
         raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
     for change in plugins.changed_versions(recorded):

@@ -247,7 +247,7 @@ def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Pat
     if resumed is not None and environment.exists():
         earlier = json.loads(environment.read_text(encoding="utf-8"))
         history = [*earlier.pop("resumed_after", []), earlier]
-    described = {**describe_environment(overrides), "plugins": plugins.versions()}
+    described = {**describe_environment(overrides), "plugins": plugins.versions(content)}
     write_json(environment, {**described, "resumed_after": history})
     if resumed is not None:
         Record.of(run).truncate(read_header(resumed, "resume")["step"])

@@ -121,7 +121,10 @@ def describe(name: str) -> DataSet:
         UserError: for an unknown name, with the nearest known one.
     """
     if name not in DATA_SETS:
-        raise UserError(f"data.name={name} is not a data set; {_instead(name, NAMES)}")
+        raise UserError(
+            f"data.name={name} is not a data set; {_instead(name, NAMES)}, or name one of your own "
+            f"(data.source)"
+        )
     return DATA_SETS[name]
 
 
@@ -180,6 +183,11 @@ def facts(node: Mapping[str, Any]) -> DataFacts:
     if node.get("source") is not None:
         from betasigma.data.custom import open_examples  # imports PyTorch
 
+        if name in NAMES:
+            raise UserError(
+                f"data.name={name} names a data set of betasigma, and data.source another: give "
+                f"data.name a name of its own"
+            )
         return open_examples(node["source"], root, seed).facts(name)
     described = described_facts(node)
     crop_size(name, node.get("crop"))

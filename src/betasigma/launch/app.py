@@ -30,13 +30,18 @@ from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
 from betasigma.launch import search_path
-from betasigma.launch.command_line import PATHS, CommandLine, quoted, read_command_line
+from betasigma.launch.command_line import (
+    PATHS,
+    PLACES,
+    CommandLine,
+    quoted,
+    read_command_line,
+)
 from betasigma.launch.configs import Configs
-from betasigma.launch.consent import allow_typed
+from betasigma.launch.consent import allow_typed, check_consent, refuse_foreign_hydra
 from betasigma.launch.image_network import fitting_network
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
-from betasigma.options import plugins
 from betasigma.runs.directory import new_directory, short
 from betasigma.runs.start import Start
 from betasigma.runs.status import recorded, summary
@@ -48,9 +53,6 @@ ASKED = "BETASIGMA_TRACEBACKS"
 """Environment variable that tells a run's other processes whether the user asked for them."""
 
 HELP = {"-h", "--help"}
-
-PLACES = ("--config-path", "--config-name", "--config-dir")
-"""Options that say where configs are."""
 
 _wanted = os.environ.get(ASKED, os.environ.get(TRACEBACK)) == "1"
 
@@ -96,8 +98,11 @@ def app(
                 line = read_command_line(sys.argv[1:])
                 allow_typed(sys.argv[1:])
                 configs = replace(configs, line=line)
-                sys.argv[1:] = as_hydra_takes_it(line, configs).words()
-                with explained(configs) if line.asks_for_help else nullcontext():
+                line = as_hydra_takes_it(line, configs)
+                if configs.extended:
+                    refuse_foreign_hydra(replace(configs, line=line).composed())
+                sys.argv[1:] = line.words()
+                with explained(configs) if configs.line.asks_for_help else nullcontext():
                     run()
                 if _sweeps:
                     fail_sweep()
@@ -162,9 +167,10 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
     @wraps(task)
     def run(config: DictConfig) -> Any:
         start = this_start()
-        plugins.allow(config.get("plugins") or [])  # Preflight has seen that the user names them
         try:
             with recorded(start.directory, start.job):
+                allow_typed(start.overrides)  # a cluster's worker has not seen the command line
+                check_consent(config)
                 if HydraConfig.get().job.chdir:
                     make_absolute(config, start.here)
                 if start.job is not None:  # its sweeper may have chosen values that nobody checked

@@ -21,6 +21,9 @@ MULTIRUN = "hydra.mode=MULTIRUN"
 EXCLUSIVE = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")
 """Options of which a command line has at most one."""
 
+PLACES = ("--config-path", "--config-name", "--config-dir")
+"""Options that say where configs are."""
+
 PATHS = ("run", "runs", "resume", "data.root", "evaluation.inception_weights", "evaluation.cache")
 """Keys whose values are paths of the user's, relative to where they stand."""
 

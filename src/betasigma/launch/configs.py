@@ -13,16 +13,19 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.default_element import ConfigDefault, GroupDefault, InputDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from betasigma.launch.command_line import CommandLine, read_command_line
+from betasigma.launch.command_line import PLACES, CommandLine, read_command_line
+from betasigma.launch.consent import check_search_path
 
 
 class ConfigFile(NamedTuple):
@@ -115,18 +118,47 @@ class Configs:
             elif isinstance(default, ConfigDefault) and default.path not in ("_self_", name):
                 yield from self._groups_of(str(default.path))
 
-    @cached_property
-    def _repository(self) -> ConfigRepository:
+    @property
+    def extended(self) -> bool:
+        """Whether configs from elsewhere take part."""
+        return bool(self.line.options.keys() & set(PLACES)) or bool(
+            _search_path(self.line.overrides)
+        )
+
+    def composed(self) -> DictConfig:
+        """The config as Hydra will compose it.
+
+        Raises:
+            UserError: where its primary config adds packages that nobody has let in.
+        """
+        self._more_places()
+        mode = RunMode.MULTIRUN if self.line.sweeps else RunMode.RUN
+        loader = ConfigLoaderImpl(self._own_path())
+        return loader.load_configuration(self.primary, list(self.line.overrides), mode)
+
+    def _own_path(self) -> ConfigSearchPath:
+        """Where configs are, without ``hydra.searchpath``."""
         options = self.line.options
         path = create_config_search_path(options.get("--config-path") or str(self.folder))
         if extra := options.get("--config-dir"):
             where = f"file://{os.path.abspath(extra)}"
             path.prepend("command-line", where, anchor=SearchPathQuery(provider="schema"))
-        more = _search_path(self.line.overrides)
-        if more is None:
-            main = load_file(ConfigRepository(path), self.primary).content
-            more = OmegaConf.select(OmegaConf.create(main), "hydra.searchpath") or []
-        for where in more:
+        return path
+
+    def _more_places(self) -> list[str]:
+        """``hydra.searchpath``, as typed or as the primary config has it."""
+        typed = _search_path(self.line.overrides)
+        if typed is not None:
+            return typed
+        main = load_file(ConfigRepository(self._own_path()), self.primary).content
+        found = OmegaConf.select(OmegaConf.create(main), "hydra.searchpath") or []
+        check_search_path(found)
+        return [str(place) for place in found]
+
+    @cached_property
+    def _repository(self) -> ConfigRepository:
+        path = self._own_path()
+        for where in self._more_places():
             path.prepend("hydra.searchpath", where, anchor=SearchPathQuery(provider="schema"))
         return ConfigRepository(path)
 

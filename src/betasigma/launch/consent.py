@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
 from betasigma.errors import UserError
 from betasigma.options import plugins
@@ -37,15 +39,70 @@ def typed_plugins(words: Sequence[str]) -> list[str]:
     return found
 
 
-def check_named(names: Iterable[str]) -> None:
-    """Refuse packages that a config names and the user does not.
+def check_consent(config: DictConfig) -> None:
+    """Refuse packages that a config lets in and the user does not, and foreign code for Hydra.
 
     Raises:
         UserError: which says how to allow them.
     """
-    for name in names:
+    named = config.get("plugins") or []
+    for name in [named] if isinstance(named, str) else named:
         if name not in plugins.allowed():
             raise UserError(
                 f"plugins=[{name}] stands in a config, and only the person who runs a command may "
                 f"let a package in: add plugins=[{name}] to the command line"
             )
+    if "hydra" in config:
+        refuse_foreign_hydra(config)
+
+
+def refuse_foreign_hydra(config: DictConfig) -> None:
+    """Refuse what a config has Hydra run: callbacks, launchers, handlers of logs. Hydra makes them
+    from any importable class, before anything else looks at the config.
+
+    Raises:
+        UserError: which says how to allow it.
+    """
+    node: Any = OmegaConf.to_container(config.hydra, resolve=False)
+    for key, target in _made_by(node, "hydra"):
+        package = target.partition(".")[0]
+        if not target.startswith(HYDRA_MAKES) and not plugins.is_allowed(f"{package}."):
+            raise UserError(
+                f"{key}={target} stands in a config and is code of the package {package}, which "
+                f"runs only where you allow it: add plugins=[{package}] if you trust it"
+            )
+    if plugins.VARIABLE in (node["job"].get("env_set") or {}):
+        raise UserError(
+            f"hydra.job.env_set.{plugins.VARIABLE} stands in a config, and only the person who "
+            f"runs a command may let a package in: add plugins=[…] to the command line"
+        )
+
+
+HYDRA_MAKES = ("hydra.", "hydra_plugins.", "betasigma.", "logging.", "colorlog.", "optuna.")
+"""What Hydra's own node may name: Hydra, its plugins, and what these are configured with."""
+
+
+def check_search_path(places: Iterable[str]) -> None:
+    """Refuse packages in which a config has Hydra look for more configs, which imports them.
+
+    Raises:
+        UserError: which says how to allow it.
+    """
+    for place in places:
+        package = str(place).removeprefix("pkg://").partition(".")[0].partition("/")[0]
+        if str(place).startswith("pkg://") and not plugins.is_allowed(f"{package}."):
+            raise UserError(
+                f"hydra.searchpath=[{place}] stands in a config, and imports the package "
+                f"{package}: add plugins=[{package}] to the command line if you trust it"
+            )
+
+
+def _made_by(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Every class or function that a node names, and where."""
+    entries = node.items() if isinstance(node, dict) else ()
+    for name, value in entries:
+        if name in ("_target_", "class", "()", "factory") and isinstance(value, str):
+            yield f"{key}.{name}", value
+        yield from _made_by(value, f"{key}.{name}")
+    for number, value in enumerate(node if isinstance(node, list) else ()):
+        yield from _made_by(value, f"{key}.{number}")

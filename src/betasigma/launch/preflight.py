@@ -27,7 +27,7 @@ from betasigma.errors import UserError
 from betasigma.launch import slurm
 from betasigma.launch.app import as_typed, begin_sweep, fail, is_refusal, tracebacks_wanted
 from betasigma.launch.configs import dotted_keys, typed_configs
-from betasigma.launch.consent import check_named
+from betasigma.launch.consent import check_consent
 from betasigma.launch.job_names import repeats, short_keys, subdirectory
 from betasigma.launch.machine import check_machine
 from betasigma.launch.studies import check_studies
@@ -48,7 +48,6 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
-            check_named(config.get("plugins") or [])
             slurm.refuse_single(config)
             refuse_search(config)
             prepare_run(config, self._app, loader_of_hydra())
@@ -62,7 +61,6 @@ class Preflight(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
-            check_named(config.get("plugins") or [])
             loader = loader_of_hydra()
             # the common config is composed: what had to wait for its group can be plain again
             task = [as_typed(word) for word in config.hydra.overrides.task]
@@ -70,6 +68,7 @@ class Preflight(Callback):
             jobs = []
             for overrides in sweep.jobs:
                 job = loader.load_sweep_config(config, overrides)
+                check_consent(job)
                 if OmegaConf.select(job, "resume") is not None:
                     raise UserError(
                         f"resume={job.resume} continues one run; leave out -m (--multirun)"
@@ -125,6 +124,7 @@ def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) ->
         UserError: for the first thing that cannot work.
     """
     overrides = list(config.hydra.overrides.task)
+    check_consent(config)
     check_studies(overrides, loader.repository)
     check_machine(config)
     directory = app.check(config, overrides)

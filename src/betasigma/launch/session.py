@@ -29,6 +29,7 @@ from betasigma.launch.app import (
 )
 from betasigma.launch.command_line import read_command_line
 from betasigma.launch.configs import Configs
+from betasigma.launch.consent import allow_typed
 from betasigma.launch.preflight import loader_of_hydra, prepare_run, refuse_search
 from betasigma.runs.start import Start
 
@@ -51,6 +52,7 @@ def train(*overrides: str) -> FinishedRun:
         raise UserError(
             f"{' '.join(line.options)} is for the command line: betasigma.train takes key=value"
         )
+    allow_typed(line.overrides)
     search_path.register()
     register_resolvers()
     configs = Configs(conf_directory(), "train", line)

@@ -1,6 +1,6 @@
 """Objectives: what a denoiser is trained to minimise."""
 
-from betasigma.objectives.denoising import Denoising, LossTerms, Objective
+from betasigma.objectives.denoising import Denoising, LossTerms, Noised, Objective
 from betasigma.objectives.hybrid import Hybrid
 from betasigma.objectives.score_matching import (
     ExplicitScoreMatching,
@@ -14,6 +14,7 @@ __all__ = [
     "Hybrid",
     "ImplicitScoreMatching",
     "LossTerms",
+    "Noised",
     "Objective",
     "SlicedScoreMatching",
 ]

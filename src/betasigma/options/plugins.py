@@ -235,6 +235,7 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     if not is_allowed(target, group):
         refuse_without_consent(target, group, key)
     made = _attribute(target, key)
+    _check_kind(made, group, key, target)
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *_not_arguments(group))}
     check_arguments(made, arguments, key, partial=True)
@@ -258,6 +259,47 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
         },
     )
     return model.parse(content)  # type: ignore[attr-defined]
+
+
+def is_shared_key(group: str, target: str, name: str) -> bool:
+    """Whether a key of a group's node means the same for every class of the group, and this class
+    takes it.
+
+    Raises:
+        UserError: without consent to the class.
+    """
+    if name not in _base_of(group).model_fields:
+        return False
+    model = options_model(target, group)
+    if model is not None:
+        return name in model.model_fields
+    return name in _not_arguments(group) or takes(locate(target, group), name)
+
+
+def _check_kind(made: Callable[..., Any], group: str, key: str, target: str) -> None:
+    """Refuse a class of another kind; what a function returns is seen when it is called."""
+    if group not in KINDS or not inspect.isclass(made):
+        return
+    home, name = KINDS[group]
+    if not issubclass(made, getattr(importlib.import_module(home), name)):
+        raise UserError(
+            f"{key}._target_={target} is no {name}: {key} takes a class of {home}.{name}"
+        )
+
+
+KINDS = {
+    "network": ("torch.nn", "Module"),
+    "schedule": ("betasigma.schedules", "NoiseSchedule"),
+    "objective": ("betasigma.objectives", "Objective"),
+    "sampler": ("betasigma.samplers", "Sampler"),
+    "model": ("betasigma.modules", "DiffusionModule"),
+    "metric": ("betasigma.evaluation.metrics", "SampleMetric"),
+    "extractor": ("betasigma.evaluation.features", "FeatureExtractor"),
+    "optimizer": ("torch.optim", "Optimizer"),
+    "callbacks": ("pytorch_lightning", "Callback"),
+    "logger": ("pytorch_lightning.loggers", "Logger"),
+}
+"""Class that a group's classes are of, by its module and name."""
 
 
 def check_arguments(

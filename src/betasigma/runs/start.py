@@ -34,15 +34,15 @@ class Start:
     job: int | None = None
 
     def command(self, app: str, *words: str) -> str:
-        """A command line that can be pasted where the user stands, with the outside packages that
-        this run was started with.
+        """A command line that can be pasted where the user stands. It lets in the packages that
+        this one lets in.
 
         Args:
-            app: ``train``, ``sample``, ….
+            app: ``train``, ``sample`` or ``evaluate``.
             words: its overrides and options.
         """
-        plugins = [word for word in self.overrides if word.startswith("plugins=")]
-        return shlex.join([*program(app, self.here), *plugins, *words])
+        lets_in = [word for word in self.overrides if word.lstrip("+").startswith("plugins=")]
+        return shlex.join([*program(app, self.here), *lets_in, *words])
 
 
 def program(app: str, here: Path) -> list[str]:

@@ -5,16 +5,24 @@ from betasigma.samplers.dpm_solver import DPMSolver
 from betasigma.samplers.langevin import AnnealedLangevin
 from betasigma.samplers.predictor_corrector import PredictorCorrector
 from betasigma.samplers.probability_flow import AdaptiveODE, Euler, Heun
-from betasigma.samplers.sampler import Sampler, Samples, labels_in_turn
+from betasigma.samplers.sampler import (
+    CountingDenoiser,
+    Noise,
+    Sampler,
+    Samples,
+    labels_in_turn,
+)
 
 __all__ = [
     "DDIM",
     "AdaptiveODE",
     "Ancestral",
     "AnnealedLangevin",
+    "CountingDenoiser",
     "DPMSolver",
     "Euler",
     "Heun",
+    "Noise",
     "PredictorCorrector",
     "Sampler",
     "Samples",
