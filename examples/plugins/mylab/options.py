@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from betasigma.errors import UserError
 from betasigma.options import Count, GridOptions, NetworkOptions, Positive, option
+from betasigma.options.samplers import Grid
 
 
 class DiTOptions(NetworkOptions):
@@ -39,6 +40,7 @@ class RestartOptions(GridOptions):
     targets = ("mylab.samplers.Restart",)
 
     steps: Count | None = option(18, "times on the grid; null: every level of the model")
+    grid: Grid = option("karras", "how the times are spaced")
     low: Positive = option(0.2, "sigma/alpha from which a restart goes back")
     high: Positive = option(1.0, "sigma/alpha to which it adds noise")
     restarts: Count = option(2, "K, how often")

@@ -1,13 +1,12 @@
 """Restart sampling (Xu et al. 2023, algorithm 1): Heun's steps, interrupted to add noise."""
 
 from itertools import pairwise
-from typing import Unpack
 
 import torch
-from betasigma.samplers.base import CountingDenoiser, Noise, Options
 from torch import Tensor
 
-from betasigma.samplers import Heun, Sampler
+from betasigma.options.samplers import Dtype, Grid, Start
+from betasigma.samplers import CountingDenoiser, Heun, Noise, Sampler
 from betasigma.schedules import transition
 from mylab.options import RestartOptions
 
@@ -20,7 +19,7 @@ class Restart(Sampler):
         low, high: the stretch, in σ/α.
         restarts: K.
         inner: Heun steps of a stretch, even in log σ/α.
-        steps, clip, options: see :class:`betasigma.samplers.Sampler`.
+        steps, clip, grid, rho, start, dtype: see :class:`betasigma.samplers.Sampler`.
     """
 
     name = "restart"
@@ -33,9 +32,12 @@ class Restart(Sampler):
         inner: int = 4,
         steps: int | None = 18,
         clip: bool = False,
-        **options: Unpack[Options],
+        grid: Grid = "karras",
+        rho: float = 7.0,
+        start: Start = "prior",
+        dtype: Dtype = "float32",
     ) -> None:
-        super().__init__(steps, clip, **options)
+        super().__init__(steps, clip, grid, rho, start, dtype)
         RestartOptions.check(low=low, high=high, restarts=restarts, inner=inner)
         self.low, self.high, self.restarts, self.inner = low, high, restarts, inner
         self._heun = Heun()
