@@ -1,7 +1,5 @@
 """A Lightning callback."""
 
-from typing import Any
-
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
@@ -22,9 +20,7 @@ class GradientNorm(Callback):
     ) -> None:
         step = trainer.global_step + 1
         if step % self.every == 0:
-            parameters = [p for p in pl_module.parameters() if p.grad is not None]
-            values: dict[str, Any] = {
-                "train/gradient_norm": torch.nn.utils.get_total_norm([p.grad for p in parameters])
-            }
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(gradients))
             for logger in trainer.loggers:
-                logger.log_metrics({k: float(v) for k, v in values.items()}, step)
+                logger.log_metrics({"train/gradient_norm": norm}, step)

@@ -10,7 +10,7 @@ def stripes(size: int = 8, n: int = 600) -> tuple[np.ndarray, np.ndarray]:
     """An array: images ``(n, size, size)`` of upright (label 0) and level (label 1) stripes."""
     rng = np.random.default_rng(0)
     wave = np.sin(np.arange(size) * rng.uniform(0.5, 2.5, (n, 1)) + rng.uniform(0, 6.3, (n, 1)))
-    images = np.repeat(np.uint8(127.5 + 127.5 * wave)[:, None], size, axis=1)
+    images = np.repeat((127.5 + 127.5 * wave).astype(np.uint8)[:, None], size, axis=1)
     labels = np.arange(n) % 2
     images[labels == 1] = images[labels == 1].swapaxes(1, 2)
     return images, labels

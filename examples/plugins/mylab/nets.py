@@ -73,8 +73,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
         )
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-        nn.init.zeros_(self.modulation[1].weight)  # a block starts as the identity
+        last = nn.Linear(width, 6 * width)
+        nn.init.zeros_(last.weight)  # a block starts as the identity
+        self.modulation = nn.Sequential(nn.SiLU(), last)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
         shift, scale, gate, shift2, scale2, gate2 = self.modulation(condition)[:, None].chunk(6, -1)

@@ -48,8 +48,8 @@ class Restart(Sampler):
         if s == 0 or not schedule.ratio(s) <= self.low < schedule.ratio(t):
             return x
         top = schedule.t_of_ratio(min(self.high, schedule.ratio(1.0).item())).item()
-        ends = (schedule.log_snr(u).item() for u in (top, s))
-        log_snr = torch.linspace(*ends, self.inner + 1, dtype=torch.float64)
+        first, last = schedule.log_snr(top).item(), schedule.log_snr(s).item()
+        log_snr = torch.linspace(first, last, self.inner + 1, dtype=torch.float64)
         stretch = [top, *schedule.t_of_log_snr(log_snr[1:-1]).tolist(), s]
         kept, variance = (c.item() for c in transition(schedule, top, s))
         for _ in range(self.restarts):

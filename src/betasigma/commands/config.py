@@ -86,11 +86,11 @@ def leave_out_former_keys(config: DictConfig, overrides: Sequence[str]) -> None:
             continue
         target = str(node["_target_"])
         former = [
-            str(name)
-            for name in node
+            name
+            for name in map(str, node)
             if name != "_target_"
             and not _is_typed(f"{group}.{name}", typed)
-            and not plugins.is_shared_key(group, target, str(name))
+            and not plugins.is_shared_key(group, target, name)
         ]
         if group == "schedule":  # the node that users turned
             own = REGISTRY[group].get(target)

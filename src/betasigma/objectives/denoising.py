@@ -41,9 +41,9 @@ from torch import Tensor
 from betasigma.denoiser import Denoiser, Prediction, expand, perturb
 from betasigma.options.objectives import (
     DenoisingOptions,
+    ObjectiveOptions,
     Reduction,
     Times,
-    WeightedOptions,
     Weighting,
 )
 from betasigma.randomness import Stream
@@ -119,7 +119,7 @@ class Objective:
         UserError: where the knobs contradict each other.
     """
 
-    options: ClassVar[type[WeightedOptions]] = DenoisingOptions
+    options: ClassVar[type[ObjectiveOptions]] = DenoisingOptions
 
     times: Times = "levels"
     weighting: Weighting = "sigma_power"

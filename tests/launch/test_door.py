@@ -1,0 +1,321 @@
+"""The door for outside code: nothing of a package is imported unless the user has let it in."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import TINY, Outcome, launch
+
+import betasigma
+from betasigma.errors import UserError
+from betasigma.options import plugins
+from betasigma.runs.header import read_header
+
+INIT = """
+from pathlib import Path
+Path(__file__).with_name("imported").touch()
+__version__ = "3.1"
+"""
+NETS = """
+from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self, in_channels: int, width: int = 4, out_channels: int | None = None):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, out_channels or in_channels, 3, padding=1),
+        )
+
+    def forward(self, x, c_noise, y=None):
+        return self.layers(x)
+
+
+class Broken(Plain):
+    def forward(self, x, c_noise, y=None):
+        raise ZeroDivisionError("a bug of the author's")
+
+
+def tensor():
+    return 3
+"""
+FILES = {
+    "__init__.py": INIT,
+    "nets.py": NETS,
+    "late.py": "import no_such_module_at_all",
+    "conf/network/plain.yaml": "# A plain network\n_target_: spy.nets.Plain\nwidth: 4\n",
+}
+RUN = (*TINY[4:], "network=plain")
+NEEDED = r"plugins=\[spy\]"
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("spy", "evil")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def spy(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The package in the user's folder; its file ``imported`` appears when it is imported."""
+    monkeypatch.setattr(plugins, "_allowed", {})
+    monkeypatch.delenv(plugins.VARIABLE, raising=False)
+    write(here / "spy", FILES)
+    monkeypatch.syspath_prepend(str(here))
+    forget()
+    yield here / "spy"
+    forget()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a network of that package."""
+    folder = tmp_path_factory.mktemp("kept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_allowed", {})
+        patch.chdir(folder)
+        write(folder / "spy", FILES)
+        patch.syspath_prepend(str(folder))
+        forget()
+        outcome = launch("train", "plugins=[spy]", *RUN, "hydra.run.dir=run")
+        assert outcome.status == 0, outcome.err
+    forget()
+    return folder / "run"
+
+
+@pytest.fixture
+def run(kept: Path, spy: Path) -> Path:
+    """The run where the user stands, whose package nobody has let in yet."""
+    return Path(shutil.copytree(kept, "run"))
+
+
+def is_imported(spy: Path) -> bool:
+    return (spy / "imported").exists() or "spy" in sys.modules
+
+
+def refused(outcome: Outcome) -> str:
+    """The one sentence of a refusal."""
+    assert outcome.status == 1, outcome.out
+    assert outcome.err.startswith("error: ")
+    assert len(outcome.err.splitlines()) == 1, outcome.err
+    return outcome.err
+
+
+# ------------------------------------------------------------------ without consent
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sample", "run=run", "n=2"),
+        ("sample", "run=run/checkpoints/last.ckpt", "n=2"),
+        ("evaluate", "run=run"),
+        ("train", "resume=run", "steps=8"),
+    ],
+)
+def test_a_run_lets_nothing_in(run: Path, spy: Path, words: tuple[str, ...]) -> None:
+    told = refused(launch(*words))
+    assert "was trained with spy 3.1" in told
+    assert "add plugins=[spy] (or set BETASIGMA_PLUGINS=spy) if you trust it" in told
+    assert not is_imported(spy)
+
+
+def test_loading_lets_nothing_in(run: Path, spy: Path) -> None:
+    with pytest.raises(UserError, match=rf"was trained with spy 3\.1: .* add {NEEDED}"):
+        betasigma.load(run)
+    assert not is_imported(spy)
+
+
+def test_a_typed_class_lets_nothing_in(spy: Path) -> None:
+    told = refused(launch("train", *TINY[4:], "network._target_=spy.nets.Plain"))
+    assert "network._target_=spy.nets.Plain is code of the package spy" in told
+    assert not is_imported(spy)
+
+
+@pytest.mark.parametrize("words", [(), ("-m", "seed=1,2"), ("--help",)])
+def test_a_config_lets_nothing_in(spy: Path, words: tuple[str, ...]) -> None:
+    text = "# @package _global_\nplugins: [spy]\nnetwork:\n  _target_: spy.nets.Plain\n"
+    write(Path("got"), {"experiment/theirs.yaml": text})
+    outcome = launch("train", "--config-dir", "got", "experiment=theirs", *words)
+    if "--help" not in words:
+        assert "stands in a config, and only the person who runs" in refused(outcome)
+    assert not is_imported(spy)
+
+
+def test_a_choice_of_a_sweep_lets_nothing_in(spy: Path) -> None:
+    text = "# @package _global_\nplugins: [spy]\n"
+    write(Path("got/experiment"), {"one.yaml": text, "two.yaml": "# @package _global_\n"})
+    outcome = launch("train", "--config-dir", "got", "-m", "experiment=one,two", *TINY)
+    assert "plugins=[spy] stands in a config" in refused(outcome)
+    assert not is_imported(spy)
+
+
+HOOK = "hydra:\n  callbacks:\n    theirs:\n      _target_: spy.nets.tensor\n"
+HANDLER = "hydra:\n  hydra_logging:\n    handlers:\n      theirs:\n        class: spy.nets.Plain\n"
+JOB = "hydra:\n  job_logging:\n    handlers:\n      theirs:\n        (): spy.nets.tensor\n"
+VARIABLE = "hydra:\n  job:\n    env_set:\n      BETASIGMA_PLUGINS: spy\n"
+
+
+@pytest.mark.parametrize("text", [HOOK, HANDLER, JOB, VARIABLE])
+@pytest.mark.parametrize("words", [(), ("-m", "seed=1,2")])
+def test_hydra_runs_nothing_that_a_config_names(
+    spy: Path, text: str, words: tuple[str, ...]
+) -> None:
+    write(Path("got/experiment"), {"theirs.yaml": f"# @package _global_\n{text}"})
+    outcome = launch("train", "--config-dir", "got", "experiment=theirs", *words, *TINY)
+    assert "stands in a config" in refused(outcome)
+    assert not is_imported(spy)
+
+
+def test_a_choice_of_a_sweep_has_hydra_run_nothing(spy: Path) -> None:
+    text = f"# @package _global_\n{JOB}"
+    write(Path("got/experiment"), {"one.yaml": text, "two.yaml": "# @package _global_\n"})
+    outcome = launch("train", "--config-dir", "got", "-m", "experiment=two,one", *TINY)
+    assert "spy.nets.tensor stands in a config" in refused(outcome)
+    assert not is_imported(spy)
+
+
+def test_hydra_looks_for_configs_in_no_package_that_a_config_names(spy: Path) -> None:
+    text = "defaults: [train, _self_]\nhydra:\n  searchpath: [pkg://spy.conf]\n"
+    write(Path("got"), {"theirs.yaml": text})
+    outcome = launch("train", "--config-dir", "got", "--config-name", "theirs", *TINY)
+    assert "hydra.searchpath=[pkg://spy.conf] stands in a config" in refused(outcome)
+    assert not is_imported(spy)
+
+
+@pytest.mark.parametrize("name", ["os", "json", "torch", "numpy", "betasigma", "hydra"])
+def test_what_belongs_to_python_and_the_libraries_is_no_plugin(here: Path, name: str) -> None:
+    told = refused(launch("train", f"plugins=[{name}]"))
+    assert f"plugins=[{name}] is no package of your own" in told
+
+
+@pytest.mark.parametrize(
+    "target", ["os.system", "subprocess.run", "torch.load", "spy.nets.nn.Linear", "eval"]
+)
+def test_no_consent_reaches_beyond_the_package(spy: Path, target: str) -> None:
+    words = ("plugins=[spy]", f"network._target_={target}")
+    told = refused(launch("train", *words))
+    assert f"network._target_={target} is not" in told
+
+
+# ------------------------------------------------------------------ with consent
+
+
+def test_the_command_line_lets_in(run: Path, spy: Path) -> None:
+    assert read_header(run / "checkpoints" / "last.ckpt")["plugins"] == {"spy": "3.1"}
+    outcome = launch("sample", "plugins=[spy]", "run=run", "n=2", "hydra.run.dir=drawn")
+    assert outcome.status == 0, outcome.err
+    assert is_imported(spy)
+
+
+def test_printed_commands_let_in_what_this_one_did(spy: Path) -> None:
+    outcome = launch("train", "plugins=[spy]", *RUN)
+    assert outcome.status == 0, outcome.err
+    printed = [line for line in outcome.out.splitlines() if "python " in line]
+    assert len(printed) == 3
+    assert all("'plugins=[spy]'" in line for line in printed)
+
+
+def test_a_notebook_lets_in(run: Path, spy: Path) -> None:
+    denoiser, sampler = betasigma.load(run, plugins=["spy"])
+    assert sampler.sample(denoiser, 2).x.shape == (2, 1, 8, 8)
+    assert is_imported(spy)
+
+
+def test_training_in_a_notebook_lets_in(spy: Path) -> None:
+    finished = betasigma.train("plugins=[spy]", *RUN, "hydra.run.dir=mine")
+    assert type(finished.denoiser.network).__name__ == "Plain"
+
+
+def test_the_environment_lets_in(run: Path, spy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.VARIABLE, "spy")
+    outcome = launch("sample", "run=run", "n=2", "hydra.run.dir=drawn")
+    assert outcome.status == 0, outcome.err
+
+
+def test_an_installed_package_lets_itself_in(run: Path, spy: Path) -> None:
+    write(
+        Path("spy-3.1.dist-info"),
+        {
+            "METADATA": "Metadata-Version: 2.1\nName: spy\nVersion: 3.1\n",
+            "entry_points.txt": "[betasigma.plugins]\nspy = spy\n",
+            "top_level.txt": "spy\n",
+        },
+    )
+    outcome = launch("sample", "run=run", "n=2", "hydra.run.dir=drawn")
+    assert outcome.status == 0, outcome.err
+
+
+def test_every_job_of_a_sweep_lets_in(spy: Path) -> None:
+    outcome = launch("train", "plugins=[spy]", "-m", "network.width=2,3", *RUN)
+    assert outcome.status == 0, outcome.err
+
+
+def test_another_version_is_told(run: Path, spy: Path) -> None:
+    write(spy, {"__init__.py": INIT.replace("3.1", "4.0")})
+    with pytest.warns(UserWarning, match=r"was trained with spy 3\.1, now 4\.0"):
+        betasigma.load(run, plugins=["spy"])
+
+
+# ------------------------------------------------------------------ one sentence each
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("network.widht=5",), "network.widht=5 is unknown"),
+        (("+network.widht=5",), "network.widht=5 is unknown: Plain takes width"),
+        (("network._target_=spy.nets.tensor", "+network.x=1"), "x=1 is unknown: tensor takes"),
+        (("network.width=wide",), "network.width=wide must be a valid integer"),
+        (("network._target_=spy.nets.Plane",), "did you mean spy.nets.Plain?"),
+        (("network._target_=spy.nest.Plain",), "there is no module spy.nest"),
+        (("schedule._target_=spy.nets.Plain",), "schedule takes a class of betasigma.schedules"),
+        (("network=plane",), "did you mean network=plain?"),
+        (("plugins=[spi]",), "plugins=[spi] cannot be imported: there is no package spi"),
+        (("plugins=[spy,'a b']",), "plugins=[a b] is not the name of a package"),
+    ],
+)
+def test_one_sentence(spy: Path, words: tuple[str, ...], sentence: str) -> None:
+    assert sentence in refused(launch("train", "plugins=[spy]", *RUN, *words))
+    assert not Path("outputs").exists()
+
+
+def test_a_function_that_returns_something_else_is_one_sentence(spy: Path) -> None:
+    told = refused(launch("train", "plugins=[spy]", *TINY[4:], "network._target_=spy.nets.tensor"))
+    assert "network._target_=spy.nets.tensor gives a int, and network takes a torch Module" in told
+
+
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("spy.nets.Broken", "ZeroDivisionError: a bug of the author's"),
+        ("spy.late.Net", "No module named 'no_such_module_at_all'"),
+    ],
+)
+def test_an_exception_of_theirs_keeps_its_traceback(spy: Path, target: str, error: str) -> None:
+    outcome = launch("train", "plugins=[spy]", *RUN, f"network._target_={target}")
+    assert outcome.status == 1
+    assert "Traceback (most recent call last)" in outcome.err
+    assert error in outcome.err
+    assert str(spy) in outcome.err
+
+
+def test_help_knows_what_a_package_adds(spy: Path) -> None:
+    outcome = launch("train", "plugins=[spy]", "network=plain", "--help")
+    assert outcome.status == 0, outcome.err
+    assert "plain" in outcome.out
+    assert "width: 4" in outcome.out
+    outcome = launch("train", "plugins=[spy]", "-m", "network=glob(pl*)", *TINY[4:])
+    assert outcome.status == 0, outcome.err
