@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from betasigma.commands.config import leave_out_former_keys, plain, saved_header, validate
 from betasigma.commands.resume import check_steps_left, continue_run, refuse_oracle
-from betasigma.data import catalog
+from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts
@@ -80,7 +80,7 @@ def check_content(config: DictConfig) -> dict[str, Any]:
     _check_knobs(config)
     content = validate(config, Train)
     options = Train.parse(content)
-    facts = catalog.facts({**content["data"], "seed": content["seed"]})
+    facts = find_facts({**content["data"], "seed": content["seed"]})
     check_composition(options, facts)
     content["model"]["family"] = family(options)
     if not options.model.trains:
@@ -168,7 +168,7 @@ def saved_facts(header: dict[str, Any]) -> DataFacts:
     """What a checkpoint knows of its data; early ones leave it to the data set's name."""
     data = header["config"]["data"]
     if "sample_shape" not in header:
-        return catalog.described_facts(data)
+        return described_facts(data)
     shape, classes = tuple(header["sample_shape"]), header["num_classes"]
     return DataFacts(data["name"], shape, lambda: classes)
 
@@ -183,7 +183,7 @@ def decide_train(config: DictConfig) -> Decision:
     if not (node.metrics and (node.n or node.every)):
         return NOTHING
     content = plain(config)
-    return _extractor(config, catalog.facts({**content["data"], "seed": content["seed"]}))
+    return _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))
 
 
 def decide_evaluate(config: DictConfig) -> Decision:
@@ -221,7 +221,7 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
 
 def _find_data(saved: ModelConfig, place: dict[str, Any]) -> None:
     """See that the data of a run are there, or where ``place`` says."""
-    catalog.facts({**saved.data.arguments, **place, "seed": saved.seed})
+    find_facts({**saved.data.arguments, **place, "seed": saved.seed})
 
 
 def _refuse_training(config: DictConfig, overrides: list[str]) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from betasigma.data import listing
 from betasigma.errors import UserError
-from betasigma.options import DataFacts, DataOptions
+from betasigma.options import DataOptions
 
 MIXTURES = {"ring": 8, "two": 2, "grid": 25}
 """Number of components of each toy distribution (:mod:`betasigma.data.toy`)."""
@@ -169,42 +168,6 @@ def sample_shape(
             f"{' or '.join(map(str, allowed))}"
         )
     return chosen, size, size
-
-
-def facts(node: Mapping[str, Any]) -> DataFacts:
-    """What others ask of the data, from the node ``data`` of a config.
-
-    Files are looked for, not read; a data set of one's own is opened.
-
-    Raises:
-        UserError: where files are missing, or a key does not fit the data set.
-    """
-    name, root, seed = node["name"], node.get("root"), node.get("seed", 0)
-    if node.get("source") is not None:
-        from betasigma.data.custom import open_examples  # imports PyTorch
-
-        if name in NAMES:
-            raise UserError(
-                f"data.name={name} names a data set of betasigma, and data.source another: give "
-                f"data.name a name of its own"
-            )
-        return open_examples(node["source"], root, seed).facts(name)
-    described = described_facts(node)
-    crop_size(name, node.get("crop"))
-    check(name, root, node.get("download", False))
-    return described
-
-
-def described_facts(node: Mapping[str, Any]) -> DataFacts:
-    """The same without looking for any file."""
-    name, root, mixture = node["name"], node.get("root"), node.get("mixture", "ring")
-    return DataFacts(
-        name,
-        sample_shape(name, node.get("image_size"), node.get("channels")),
-        lambda: num_classes(name, root, mixture),
-        has_density=name == "mixture",
-        value_range=MIXTURE_RANGE if name == "mixture" else None,
-    )
 
 
 def num_classes(name: str, root: str | Path | None = None, mixture: str = "ring") -> int:

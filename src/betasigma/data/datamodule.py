@@ -21,6 +21,7 @@ from torch import Tensor
 
 from betasigma.data import catalog, pixels, sources
 from betasigma.data.custom import open_examples
+from betasigma.data.facts import described_facts
 from betasigma.data.loading import Batch, Batches, SizedBatches
 from betasigma.data.order import (
     DataOrder,
@@ -126,7 +127,7 @@ class ImageDataModule(LightningDataModule):
         }
         node = {"name": name, "root": root, "image_size": image_size, "channels": channels}
         self.facts: DataFacts = (
-            catalog.described_facts({**node, "mixture": mixture})
+            described_facts({**node, "mixture": mixture})
             if self._custom is None
             else self._custom.facts(name)
         )
