@@ -1,5 +1,6 @@
-"""From a node of the config to an object: ``_target_`` names the class, the other keys its
-arguments.
+"""Make the object that a config node describes.
+
+``_target_`` names the class, and the other keys are its arguments.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def make(
         always: arguments that are passed in any case.
 
     Raises:
-        UserError: where the class may not be imported, or does not take these arguments.
+        UserError: if the class may not be imported, or does not take these arguments.
     """
     target, arguments = str(node["_target_"]), {k: v for k, v in node.items() if k != "_target_"}
     made = plugins.locate(target, group, key)
@@ -46,7 +47,7 @@ def require(found: Any, kind: type, key: str, target: str) -> Any:
     """``found``, which must be of this kind.
 
     Raises:
-        UserError: where it is not.
+        UserError: if it is not.
     """
     if not isinstance(found, kind):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Where the config tree is: inside an installed package, at the top of a clone."""
+"""Find the config tree: inside an installed package, or at the top of a clone."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _PACKAGE = Path(__file__).resolve().parent
 def conf_directory() -> Path:
     """Directory of the config tree (``train.yaml`` and the groups).
 
-    A wheel carries it as ``betasigma/conf``; an editable install reads the clone's own ``conf``, so
-    that an edit there takes effect.
+    A wheel contains it as ``betasigma/conf``. An editable install reads ``conf`` of the clone, so
+    edits there take effect.
 
     Raises:
-        UserError: where neither is there.
+        UserError: if neither exists.
     """
     installed, cloned = _PACKAGE / "conf", _PACKAGE.parents[1] / "conf"
     for folder in (installed, cloned):

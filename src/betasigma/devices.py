@@ -29,13 +29,12 @@ def _computes_bf16(accelerator: str) -> bool:
     flags = Path("/proc/cpuinfo")
     if not flags.exists() or sys.platform != "linux":
         return False
-    words = set(flags.read_text(encoding="utf-8", errors="ignore").split())
-    return bool(words & {"avx512_bf16", "amx_bf16"})
+    found = set(flags.read_text(encoding="utf-8", errors="ignore").split())
+    return bool(found & {"avx512_bf16", "amx_bf16"})
 
 
 def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
-    """Set the memory format of the weights and the number of threads and, on a CPU, tune the
-    allocator.
+    """Set memory format, number of threads and, on a CPU, the memory allocator.
 
     ``channels_last=auto`` is true on GPUs only: on CPUs it makes group normalisation slower.
     """

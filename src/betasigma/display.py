@@ -1,4 +1,4 @@
-"""Progress and results on the screen: a live bar on a terminal, plain lines in a job's log.
+"""Show progress and results: a live bar on a terminal, plain lines in a log file.
 
 Every line also goes to the logger ``betasigma``, which Hydra writes to the run's log.txt.
 """
@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.table import Table
 
 PLAIN_SECONDS = 20.0
-"""Shortest time between two lines of progress in a log."""
+"""Shortest time between two progress lines in a log file."""
 
 FILE_WIDTH = 120
 """Width of a table that is written to a file or a pipe."""
@@ -33,10 +33,10 @@ log.addHandler(logging.NullHandler())
 
 
 class Display:
-    """Shows progress as bars on a terminal and as a line now and then elsewhere.
+    """Shows progress: bars on a terminal, elsewhere one line every ``PLAIN_SECONDS``.
 
     Args:
-        quiet: print nothing, as on every rank except 0.
+        quiet: print nothing. Ranks other than 0 are quiet.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -62,7 +62,7 @@ class Display:
         self._log(text)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """Print a small table; the first column is text, the others numbers."""
+        """Print a small table. The first column holds text, the others numbers."""
         table = Table(title=title, title_justify="left")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
@@ -74,7 +74,11 @@ class Display:
 
     @contextmanager
     def work(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """Show progress as a count of ``total`` units; yields ``update(done, note)``."""
+        """Show progress as a count of ``total`` units.
+
+        Yields:
+            ``update(done, note)``.
+        """
         with self._work(what, total, done, lambda n: f"{n}/{total}") as update:
             yield update
 
@@ -107,7 +111,11 @@ class Display:
 
     @contextmanager
     def share(self, what: str) -> Iterator[Callable[[float], None]]:
-        """Show progress in percent; yields ``advance(share)``, which adds a share of the whole."""
+        """Show progress in percent.
+
+        Yields:
+            ``advance(share)``, which adds a share of the whole.
+        """
         total, done = 1000, 0.0
         with self._work(what, total, 0, lambda n: f"{100 * n // total} %") as update:
 
@@ -139,13 +147,13 @@ class Display:
 
 
 def warn(text: str) -> None:
-    """One line on standard error."""
+    """Print a warning as one line on standard error."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
     log.warning(text)
 
 
 def plain_warnings() -> None:
-    """Print each of Python's warnings as one line, without the source line that raised it."""
+    """Print each Python warning as one line, without its source line."""
     warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
 
 

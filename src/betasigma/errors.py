@@ -1,4 +1,4 @@
-"""What a user did that cannot be done, in one sentence."""
+"""The error for bad input."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALLEST = 32
-"""Images are magnified by a whole number until a side is at least this many pixels."""
+"""Smaller images are enlarged by a whole factor until a side has this many pixels."""
 
 
 def picture(samples: Tensor, columns: int | None = None) -> Image.Image:
@@ -26,7 +26,7 @@ def picture(samples: Tensor, columns: int | None = None) -> Image.Image:
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Grid of uint8 images ``(n, C, H, W)``, C = 1 or 3, about square unless ``columns`` says."""
+    """Grid of uint8 images ``(n, C, H, W)``, C = 1 or 3; about square without ``columns``."""
     factor = max(1, math.ceil(SMALLEST / images.shape[-1]))
     images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     columns = columns or math.ceil(math.sqrt(len(images)))
@@ -47,7 +47,7 @@ def scatter(points: Tensor) -> Image.Image:
 
 
 def rendered(figure: Figure) -> Image.Image:
-    """A matplotlib figure as an image."""
+    """Render a matplotlib figure as an image."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
@@ -60,6 +60,6 @@ def rendered(figure: Figure) -> Image.Image:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Write a whole PNG file."""
+    """Write a PNG file, whole or not at all."""
     with replace_file(path) as partial:
         image.save(partial, format="PNG")

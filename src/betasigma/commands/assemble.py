@@ -1,4 +1,4 @@
-"""From a config to the objects of a run: data, denoiser, sampler, objective, LightningModule."""
+"""Build the objects of a run from its config: data, denoiser, sampler, objective, module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from betasigma.schedules import NoiseSchedule
 
 
 def make_data(config: Config) -> ImageDataModule:
-    """The datamodule, in the model's value range."""
+    """Make the datamodule, with images in the model's value range."""
     return make(
         config["data"],
         "data",
@@ -34,11 +34,13 @@ def make_data(config: Config) -> ImageDataModule:
 
 
 def make_oracle(config: Config, data: ImageDataModule) -> ExactDenoiser:
-    """The exact denoiser of a mixture, or the ideal one of the training images, mirrored ones
-    too where training would see them; its classes are those of ``network.num_classes``.
+    """Make the exact denoiser of a mixture, or the ideal denoiser of the training images.
+
+    With ``data.flip`` the mirrored images count as training images too. The denoiser knows class
+    labels if ``network.num_classes`` is set.
 
     Raises:
-        UserError: where the images are not held in memory.
+        UserError: if the images are not held in memory.
     """
     schedule = make_schedule(config["schedule"])
     labelled = bool(config["network"]["num_classes"])
@@ -60,7 +62,7 @@ def make_denoiser(
     value_range: tuple[float, float],
     precision: torch.dtype | None = None,
 ) -> Denoiser:
-    """An untrained denoiser; its weights are a function of ``seed``."""
+    """Make an untrained denoiser. Its weights are a function of ``seed``."""
     schedule = make_schedule(config["schedule"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
@@ -80,7 +82,7 @@ def make_denoiser(
 
 
 def make_schedule(node: Config) -> NoiseSchedule:
-    """The noise levels of a config's ``schedule`` node."""
+    """Make the noise schedule of a ``schedule`` node."""
     return require(make(node, "schedule"), NoiseSchedule, "schedule", node["_target_"])
 
 
@@ -91,12 +93,12 @@ def _make_network(node: Config, sample_shape: tuple[int, ...], doubled: bool) ->
 
 
 def make_sampler(node: Config) -> Sampler:
-    """The sampler of a config's ``sampler`` node."""
+    """Make the sampler of a ``sampler`` node."""
     return require(make(node, "sampler"), Sampler, "sampler", node["_target_"])
 
 
 def make_objective(config: Config, schedule: NoiseSchedule) -> Objective:
-    """The training objective; one that asks for ``true_score`` is given that of the mixture."""
+    """Make the training objective. One with an argument ``true_score`` gets the mixture's."""
     node, offered = config["objective"], {}
     if config["data"]["name"] == "mixture":
         truth = toy.mixture(config["data"]["mixture"])
@@ -115,7 +117,7 @@ def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredM
     """The LightningModule that trains ``denoiser``, or holds it where there is nothing to train.
 
     Raises:
-        UserError: where an outside class is no :class:`~betasigma.modules.DiffusionModule`.
+        UserError: if an outside class is no :class:`~betasigma.modules.DiffusionModule`.
     """
     target = config["model"]["_target_"]
     if not trains(config):

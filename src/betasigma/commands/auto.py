@@ -1,9 +1,9 @@
-"""What a config leaves ``auto`` of a noise ladder, found before anything is built from it.
+"""Replace ``auto`` in a noise ladder by numbers, before anything is built from the config.
 
 ``schedule=geometric_auto`` leaves σ_max, the number of levels and annealed Langevin's step to
-NCSNv2's rules (:mod:`betasigma.ladder`). They are settled once, when the data is open; what is
-built, saved and loaded has numbers only. ``sigma.found`` lists which of them the rules have found,
-so that a run can be recognised by what was asked.
+NCSNv2's rules (:mod:`betasigma.ladder`). They are computed once, when the data is open. What is
+built, saved and loaded contains only numbers. ``sigma.found`` lists the computed keys, so that
+``resume=auto`` recognises a run by what was asked.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from betasigma.samplers import Sampler
 
 
 class Resolved(NamedTuple):
-    """A config without ``auto``, and how that came about."""
+    """A config without ``auto``, and how each number was found."""
 
     config: Config
-    """Numbers only."""
+    """The config, with numbers only."""
     reasons: list[str]
-    """A line for each number that was found."""
+    """One line for each number."""
     record: dict[str, Any]
-    """The same to be kept; empty where there was nothing to find."""
+    """What ``ladder.json`` keeps; empty if nothing was ``auto``."""
 
 
 def resolve_auto(config: Config, data: ImageDataModule, display: Display) -> Resolved:
-    """Find what is ``auto`` in the config of a training run.
+    """Compute what is ``auto`` in the config of a training run.
 
     Args:
-        config: known to be possible (``check_content``).
+        config: checked (``check_content``).
         data: the datamodule, set up.
         display: where progress is shown.
 
     Raises:
-        UserError: where the data allow no ladder.
+        UserError: if the data allow no ladder.
     """
     known = {key: value for key, value in config.items() if key in ModelConfig.model_fields}
     if not ModelConfig.parse(known).unresolved:
@@ -72,26 +72,26 @@ def resolve_auto(config: Config, data: ImageDataModule, display: Display) -> Res
             f"{schedule['max']:.4g} to sigma.min = {schedule['min']:g}"
         )
         record |= {"overlap": sigma["overlap"], "ratio": ratio}
-    sampler, told = resolve_step(config["sampler"], schedule)
+    sampler, more = resolve_step(config["sampler"], schedule)
     found = [key for key in ("levels", "max") if sigma[key] == AUTO]
     if found:
         sigma |= {key: schedule[key] for key in found} | {"found": found}
     record |= {key: schedule[key] for key in ("levels", "max", "min")}
     record |= {key: sampler[key] for key in ("step", "inner_steps") if key in sampler}
-    settled = {**config, "sigma": sigma, "schedule": schedule, "sampler": sampler}
-    reasons += told
-    return Resolved(settled, reasons, record)
+    resolved = {**config, "sigma": sigma, "schedule": schedule, "sampler": sampler}
+    reasons += more
+    return Resolved(resolved, reasons, record)
 
 
 def resolve_step(sampler: Config, schedule: Config) -> tuple[Config, list[str]]:
-    """A sampler's node with its Langevin step found, and why it is that.
+    """Compute the Langevin step of a sampler node, and say why it has this value.
 
     Args:
-        sampler: with ``step: auto`` or without.
-        schedule: node of a geometric schedule with numbers.
+        sampler: the node; without ``step: auto`` it is returned unchanged.
+        schedule: node of a geometric schedule that has only numbers.
 
     Raises:
-        UserError: where the ladder has one level only.
+        UserError: if the ladder has only one level.
     """
     if sampler.get("step") != AUTO:
         return sampler, []
@@ -114,13 +114,13 @@ def resolve_step(sampler: Config, schedule: Config) -> tuple[Config, list[str]]:
 
 
 def choose_sampler(node: Config | None, loaded: Loaded, display: Display) -> Sampler:
-    """The sampler that was asked for, for a trained model; its own where none was."""
+    """Make the sampler that the config names; without one, take the sampler of the run."""
     if node is None:
         return loaded.sampler
-    settled, reasons = resolve_step(node, loaded.config["schedule"])
+    resolved, reasons = resolve_step(node, loaded.config["schedule"])
     for reason in reasons:
         display.line(reason)
-    return make_sampler(settled)
+    return make_sampler(resolved)
 
 
 def _measure(config: Config, data: ImageDataModule, display: Display) -> Distance:

@@ -1,5 +1,6 @@
-"""What each command checks before it starts, and what it decides once for a whole sweep. No heavy
-imports.
+"""What each command checks before it starts, and decides once for a whole sweep.
+
+Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ OF_TRAINING = (
     *("steps", "network", "preconditioning", "objective", "denoiser"),
     *("optimizer", "lr_schedule", "training", "ema", "callbacks", "debug"),
 )
-"""Keys and nodes that say how a network is trained: not for an oracle, except these."""
+"""Keys and nodes that say how a network is trained. An oracle refuses them, except ``FOR_ALL``."""
 FOR_ALL = ("network.num_classes", "training.guidance", "training.num_samples")
 
 
 class Decision(NamedTuple):
-    """What is decided before a run or a whole sweep, so that its jobs can be compared."""
+    """Choices made once for a run or a whole sweep, so that its jobs can be compared."""
 
     values: dict[str, Any]
-    """Of keys that were left to be chosen."""
+    """Chosen values, by key."""
     note: str | None = None
     """One line for the user."""
 
@@ -49,15 +50,15 @@ class AppChecks(NamedTuple):
     """What ``Preflight`` does for one app."""
 
     check: Callable[[DictConfig, list[str]], Path | None]
-    """Refuse a config that cannot work; returns the directory to run in where it is not a new
-    one.
+    """Refuse a config that cannot work. Return the directory of the run that is continued, or
+    ``None`` for a new one.
     """
     decide: Callable[[DictConfig], Decision] = lambda config: NOTHING
-    """Choose what was left to be chosen."""
+    """Choose what the config leaves open."""
 
 
 def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
-    """Check the config of ``train.py``; where it resumes, make it the resumed run's.
+    """Check the config of ``train.py``. To resume, replace it by the config of the resumed run.
 
     Raises:
         UserError: for the first thing that cannot work.
@@ -72,7 +73,7 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
 
 
 def check_content(config: DictConfig) -> dict[str, Any]:
-    """Check the composed config of a training run; returns it as plain containers.
+    """Check the composed config of a training run and return it as plain containers.
 
     Raises:
         UserError: for the first thing that cannot work.
@@ -101,7 +102,7 @@ def check_composition(options: Train, facts: DataFacts) -> None:
     """Check the groups of a training run against one another.
 
     Raises:
-        UserError: for the first two that do not go together.
+        UserError: for the first two groups that do not go together.
     """
     _check_auto(options, facts)
     composition = options.composition(facts, options.hardware)
@@ -117,7 +118,7 @@ def check_composition(options: Train, facts: DataFacts) -> None:
 
 
 def family(options: ModelConfig) -> str:
-    """Family of the model, which follows from its class."""
+    """Return the family of the model, which is an attribute of its class."""
     known = options.model.family_of_class
     return known or str(getattr(locate(options.model.target, "model"), "family", ""))
 
@@ -157,7 +158,7 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
 
 
 def saved_model(run: str) -> tuple[ModelConfig, DataFacts]:
-    """What the model of a run or checkpoint is, and what it was told of its data."""
+    """Read what the model of a run or checkpoint is, and what is known of its data."""
     header = saved_header(run)
     config = header["config"]
     known = {key: value for key, value in config.items() if key in ModelConfig.model_fields}
@@ -165,7 +166,7 @@ def saved_model(run: str) -> tuple[ModelConfig, DataFacts]:
 
 
 def saved_facts(header: dict[str, Any]) -> DataFacts:
-    """What a checkpoint knows of its data; early ones leave it to the data set's name."""
+    """Return what a checkpoint says of its data. Early checkpoints only name the data set."""
     data = header["config"]["data"]
     if "sample_shape" not in header:
         return described_facts(data)
@@ -174,7 +175,7 @@ def saved_facts(header: dict[str, Any]) -> DataFacts:
 
 
 def decide_train(config: DictConfig) -> Decision:
-    """The extractor of the run's evaluations."""
+    """Choose the feature extractor of the run's evaluations."""
     node = config.evaluation
     if node.n:
         check_n(node.n, node.metrics)
@@ -187,7 +188,7 @@ def decide_train(config: DictConfig) -> Decision:
 
 
 def decide_evaluate(config: DictConfig) -> Decision:
-    """The extractor of the evaluation."""
+    """Choose the feature extractor of the evaluation."""
     if not config.evaluation.metrics:
         return NOTHING
     return _extractor(config, saved_facts(read_header(checkpoint_path(config.run))))
@@ -220,12 +221,12 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
 
 
 def _find_data(saved: ModelConfig, place: dict[str, Any]) -> None:
-    """See that the data of a run are there, or where ``place`` says."""
+    """Check that the data of a run exist, where ``place`` says or where the run found them."""
     find_facts({**saved.data.arguments, **place, "seed": saved.seed})
 
 
 def _refuse_training(config: DictConfig, overrides: list[str]) -> None:
-    """Refuse what is typed about training where the model is an oracle and nothing is trained."""
+    """Refuse overrides about training if the model is an oracle, which trains nothing."""
     options = REGISTRY["model"].get(str(OmegaConf.select(config, "model._target_")))
     if options is None or getattr(options, "trains", True):
         return
@@ -238,7 +239,7 @@ def _refuse_training(config: DictConfig, overrides: list[str]) -> None:
 
 
 def _check_auto(options: Train, facts: DataFacts) -> None:
-    """Refuse to find what no rule can find."""
+    """Refuse ``auto`` for what no rule can compute."""
     rules = options.sigma is not None and options.sigma.overlap is not None
     for key in options.schedule.unresolved:
         if not rules:

@@ -1,4 +1,4 @@
-"""What ``scripts/compare.py`` does: several runs' directories → their tables, curves and plots."""
+"""What ``scripts/compare.py`` does: read run directories, print tables, draw curves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from betasigma.report.tables import Table, report_runs, write_csv
 from betasigma.runs.start import Start
 
 WIDEST = 6
-"""Runs that fit side by side on a terminal."""
+"""How many runs fit side by side on a terminal."""
 
 
 def compare(config: DictConfig, start: Start) -> None:
-    """Print the runs' results and last values, and draw both and their curves."""
+    """Print results and last values of several runs, and draw their curves."""
     content = validate(config, Compare)
     out = start.directory
     runs = read_runs(content["runs"])

@@ -1,4 +1,4 @@
-"""From a composed config to plain containers that are known to fit the options of a command."""
+"""Turn a composed config into plain containers that fit the options of a command."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The config without Hydra's own node, as plain containers with interpolations resolved; one
-    name for ``runs`` or ``plugins`` is a list of it.
+    """Return the config as plain containers, resolved and without Hydra's own node.
+
+    A single name for ``runs`` or ``plugins`` becomes a list.
 
     Raises:
-        UserError: where a key has no value, or an interpolation cannot be resolved.
+        UserError: if a key has no value, or an interpolation cannot be resolved.
     """
     config = own_keys(config)
     for key in sorted(OmegaConf.missing_keys(config)):
@@ -42,8 +43,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
-    """The config as plain containers, known to fit ``schema``. A top node that others read from by
-    interpolation (the knobs of an outside schedule, say) may stand beside the schema's keys.
+    """Return the config as plain containers after checking that it fits ``schema``.
+
+    Keys beside those of the schema are allowed if other nodes read from them by interpolation: the
+    knobs of an outside schedule, for example.
 
     Raises:
         UserError: for the first key that does not fit.
@@ -59,8 +62,8 @@ def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
 
 
 def filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """``content`` with the keys of ``defaults`` that it lacks and that say something, at every
-    depth.
+    """Return ``content`` with missing keys taken from ``defaults``, except those that are null, at
+    every depth.
     """
     whole = dict(content)
     for key, value in defaults.items():
@@ -112,12 +115,12 @@ def _delete(node: DictConfig, name: str) -> None:
 
 
 def own_keys(config: DictConfig) -> DictConfig:
-    """The config without Hydra's own node."""
+    """Return the config without Hydra's own node."""
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def interpolated_nodes(config: DictConfig) -> set[str]:
-    """Top nodes that other nodes read from by interpolation."""
+    """Return the top nodes that other nodes read from by interpolation."""
     raw: Any = OmegaConf.to_container(own_keys(config), resolve=False)
     return {
         name
@@ -128,11 +131,13 @@ def interpolated_nodes(config: DictConfig) -> set[str]:
 
 
 def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
-    """Header of a run's or a checkpoint's weights, with a config that this version knows: what a
-    model needs is checked, new keys have their defaults, keys that are gone are left out.
+    """Read the header of a run or a checkpoint, with its config upgraded to this version.
+
+    What a model needs is checked, new keys get their defaults, and removed keys are left out with a
+    warning.
 
     Raises:
-        UserError: where there is none, or it names code that nobody has allowed.
+        UserError: if there is none, or it names code that the user has not allowed.
     """
     path = checkpoint_path(run, key)
     header = read_header(path, key)
@@ -166,7 +171,7 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of an earlier version in the words of this one."""
+    """Rename the keys of an earlier version to those of this one."""
     new = dict(config)
     if isinstance(new.get("preconditioning"), dict):
         new["preconditioning"] = {
@@ -195,7 +200,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def trains(content: Mapping[str, Any]) -> bool:
-    """Whether the model of a config is one that is trained: an oracle is not."""
+    """Whether the model of a config is trained. An oracle is not."""
     return bool(parse_component("model", content["model"]).trains)
 
 
@@ -205,7 +210,7 @@ def learns_variance(content: Mapping[str, Any]) -> bool:
 
 
 def _text(value: Any) -> str:
-    """All strings in plain containers."""
+    """Join all strings in plain containers."""
     if isinstance(value, Mapping):
         return " ".join(map(_text, value.values()))
     if isinstance(value, list):

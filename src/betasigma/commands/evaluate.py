@@ -1,6 +1,4 @@
-"""What ``scripts/evaluate.py`` does: a trained model → measurements, in its run directory's
-record.
-"""
+"""What ``scripts/evaluate.py`` does: measure a trained model."""
 
 from __future__ import annotations
 
@@ -24,7 +22,9 @@ from betasigma.training.tracking import RecordLogger
 
 
 def evaluate(config: DictConfig, start: Start) -> None:
-    """Measure a run or a checkpoint; rows go to ``metrics.csv`` of the run and of this evaluation.
+    """Measure a run or a checkpoint.
+
+    Values go to ``metrics.csv`` of the run and of this evaluation.
 
     Raises:
         UserError: for bad input.

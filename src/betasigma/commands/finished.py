@@ -1,4 +1,4 @@
-"""A run that has ended, as a notebook or a sweeper wants it."""
+"""A finished run, for notebooks and sweepers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has ended.
+    """A run that has ended: metrics, model and sampler.
 
     Args:
         directory: of the run.
@@ -39,7 +39,7 @@ class FinishedRun:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` says: ``step`` and ``table``, rows of metric, value, n, NFE."""
+        """Content of ``summary.json``: ``step``, and ``table`` with metric, value, n, NFE."""
         content: dict[str, Any] = json.loads((self.directory / SUMMARY).read_text("utf-8"))
         return content
 
@@ -54,10 +54,10 @@ class FinishedRun:
         return self._loaded.sampler
 
     def value(self, metric: str) -> float:
-        """The last value of ``objective_metric``.
+        """Return the last value of ``objective_metric``.
 
         Raises:
-            UserError: where the run has no such metric, or its value is not finite.
+            UserError: if the run has no such metric, or its value is not finite.
         """
         if metric not in self.metrics:
             near = difflib.get_close_matches(metric, self.metrics, n=3, cutoff=0.5)

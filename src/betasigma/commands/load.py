@@ -1,4 +1,4 @@
-"""From a checkpoint to a model that samples."""
+"""Load a model from a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from betasigma.runs.header import checkpoint_path
 from betasigma.samplers import Sampler
 
 PREFIX = "average."
-"""Of the averaged weights in a checkpoint's ``state_dict``."""
+"""Prefix of the averaged weights in a checkpoint's ``state_dict``."""
 
 
 class Loaded(NamedTuple):
     """A trained model."""
 
     denoiser: Denoiser | ExactDenoiser
-    """With the averaged weights, in evaluation mode, on the CPU."""
+    """Has the averaged weights; in evaluation mode, on the CPU."""
     sampler: Sampler
     """The sampler that the run was configured with."""
     config: dict[str, Any]
@@ -38,17 +38,17 @@ class Loaded(NamedTuple):
 def load_run(
     path: str | Path, precision: torch.dtype | None = None, place: dict[str, Any] | None = None
 ) -> Loaded:
-    """Model of a run directory or a checkpoint. Runs no code from the file.
+    """Load the model of a run directory or a checkpoint. No code from the file is run.
 
     Args:
         path: the run directory or the checkpoint.
         precision: dtype of the network's arithmetic.
-        place: ``root`` and ``download`` of the data where they are no longer where the run found
-            them; an oracle reads them again.
+        place: ``root`` and ``download`` of the data, if they have moved since the run. Only an
+            oracle reads them.
 
     Raises:
-        UserError: where there is no checkpoint, it is damaged or of a newer format, or its config
-            names something foreign.
+        UserError: if there is no checkpoint, it is damaged or of a newer format, or its config
+            names code that the user has not allowed.
     """
     header = saved_header(path)
     contents = read(checkpoint_path(path))
@@ -81,7 +81,7 @@ def load_run(
 
 
 def with_place(config: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-    """The run's config, with its data found elsewhere where that is said."""
+    """Return the run's config with the values of ``place`` in its ``data`` node."""
     given = {key: value for key, value in place.items() if value is not None}
     return {**config, "data": {**config["data"], **given}}
 
@@ -99,7 +99,7 @@ def _untrained(
 def _moments(
     contents: dict[str, Any], shape: tuple[int, ...], path: str | Path
 ) -> DataMoments | None:
-    """Moments of the training data, which early checkpoints lack."""
+    """Return the moments of the training data; ``None`` for early checkpoints."""
     saved = contents.get(MOMENTS)
     if saved is None:
         return None

@@ -1,4 +1,4 @@
-"""Measuring a model with the evaluator, and logging what was found."""
+"""Measure samples of a model and log the values."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from betasigma.training.tracking import log_values
 
 
 class Meter:
-    """Draws samples and measures them; the extractor is built when it is first needed.
+    """Draws samples and measures them. The extractor is built at the first measurement.
 
     Args:
         config: with ``evaluation``, ``seed`` and ``guidance``.
-        data: what samples are compared with.
-        sampler: how they are drawn.
+        data: the real images.
+        sampler: draws the samples.
         loggers: where measurements go.
         display: where progress is shown.
     """
@@ -48,9 +48,9 @@ class Meter:
         self._evaluator: Evaluator | None = None
 
     def measure(self, denoiser: DenoiserLike, n: int) -> list[Measurement]:
-        """Measurements of samples 0 … n−1, and the floor: what real images score at the same n.
+        """Measure samples 0 … n−1, and the floor: what real images score at the same n.
 
-        To be called by all processes together; each draws its share.
+        All ranks call it together, and each draws its share.
         """
         rank, world_size = rank_and_world_size()
         if n == 0 or not self._settings["metrics"]:
@@ -113,8 +113,9 @@ def log_measurements(
     prefix: str,
     of_model: Mapping[str, Any],
 ) -> None:
-    """Send measurements to the loggers under ``<prefix>/<name>``, with what they depend on:
-    ``of_model`` where a model took part.
+    """Send measurements to the loggers under ``<prefix>/<name>``, with what they depend on.
+
+    ``of_model`` is added to measurements in which a model took part.
     """
     for m in found:
         context = {
@@ -132,14 +133,12 @@ def log_measurements(
 
 
 def rank_and_world_size() -> tuple[int, int]:
-    """Rank and number of processes."""
+    """Return rank and world size of this process."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return 0, 1
     return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def label(m: Measurement) -> str:
-    """Name of a measurement on the dashboard: compared with the training split unless it says
-    so.
-    """
+    """Name of a measurement on the dashboard. It ends in the split, except the training split."""
     return m.name if m.split in (None, "train") else f"{m.name}_{m.split}"

@@ -1,4 +1,4 @@
-"""Likelihood and denoising error as commands measure them: logged, drawn and told."""
+"""Measure likelihood and denoising error; log, draw and print them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def measure_likelihood(
     prefix: str,
     out: Path,
 ) -> list[list[str]]:
-    """Measure what a config's ``likelihood`` node names; by all processes together.
+    """Measure what the ``likelihood`` node names. All ranks call it together.
 
     Args:
         prefix: of the metrics' names.
         out: directory for ``bits_per_level.png``, which a discrete bound draws.
 
     Returns:
-        Rows of a table: metric, value ± its standard error, n, NFE; none where there is no node.
+        Rows of a table: metric, value ± standard error, n, NFE. Empty without a node.
     """
     if node is None:
         return []

@@ -1,4 +1,7 @@
-"""Continuing a run: which one, what changes, whether any steps are left. No heavy imports."""
+"""Continue a run: find it, change what may change, check that steps are left.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,21 @@ CHANGEABLE = (
     "data.workers",
     "data.download",
 )
-"""Keys that may differ between a run and its continuation: they do not enter the weights."""
+"""Keys that may change when a run is continued. They do not enter the weights."""
 
 
 def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
-    """Replace ``config`` by that of the run it resumes, with what may change changed.
+    """Replace ``config`` by that of the resumed run, with the overrides that may change it.
 
     Args:
         config: composed, with ``resume``.
         overrides: as typed.
 
     Returns:
-        The directory to run in; ``None`` for a new one.
+        The directory of the resumed run; ``None`` for a new one.
 
     Raises:
-        UserError: where there is nothing to continue, or an override would make another run.
+        UserError: if there is nothing to continue, or an override would make it another run.
     """
     if not isinstance(config.resume, str):
         raise UserError(f"resume={config.resume} must be auto, a run directory or a checkpoint")
@@ -94,13 +97,16 @@ def _check_length(saved: dict[str, Any], steps: int) -> None:
 
 
 def refuse_oracle(content: dict[str, Any]) -> None:
-    """Refuse to continue what has no steps to take."""
+    """Refuse to resume an oracle, which trains nothing."""
     if not trains(content):
         raise UserError("resume continues training, and model=oracle trains nothing: start it anew")
 
 
 def check_steps_left(checkpoint: Path, steps: int) -> None:
-    """Refuse to continue a run that has ended; one that was cut off after its last step may."""
+    """Refuse to continue a run that has ended.
+
+    A run that was interrupted after its last step, before its summary, may continue.
+    """
     done = read_header(checkpoint, "resume")["step"]
     ended = not _in_run(checkpoint) or (checkpoint.parents[1] / SUMMARY).is_file()
     if done > steps or (done == steps and ended):
@@ -111,7 +117,7 @@ def check_steps_left(checkpoint: Path, steps: int) -> None:
 
 
 def as_asked(saved: dict[str, Any]) -> dict[str, Any]:
-    """A run's config as it was before what was ``auto`` had been found."""
+    """Return a run's config as it was asked for, with ``auto`` where numbers were computed."""
     found = (saved.get("sigma") or {}).get("found")
     if not found:
         return saved
@@ -123,7 +129,7 @@ def as_asked(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _found(config: DictConfig) -> Path | None:
-    """Checkpoint of the newest run with this config."""
+    """Find the checkpoint of the newest run with this config."""
     wanted = _fixed(plain(config))
 
     def matches(saved: DictConfig) -> bool:

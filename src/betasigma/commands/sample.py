@@ -1,4 +1,4 @@
-"""What ``scripts/sample.py`` does: a trained model → samples, as a picture and as numbers."""
+"""What ``scripts/sample.py`` does: draw samples, save them as a picture and as arrays."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from betasigma.samplers import labels_in_turn
 
 
 def sample(config: DictConfig, start: Start) -> None:
-    """Draw samples from a run or a checkpoint into a directory of their own.
+    """Draw samples from a run or a checkpoint into a new directory.
 
     Raises:
         UserError: for bad input.
@@ -71,12 +71,12 @@ def sample(config: DictConfig, start: Start) -> None:
 
 
 def choose_labels(wanted: list[int] | str | None, denoiser: DenoiserLike, n: int) -> Tensor | None:
-    """Class label of each sample: those wanted in turn, or all classes in turn."""
+    """Return the class label of each sample: the wanted ones in turn, or all classes in turn."""
     if not isinstance(wanted, list):
         return labels_in_turn(denoiser.num_classes, n)
     return torch.tensor(wanted, dtype=torch.int64).repeat(-(-n // len(wanted)))[:n]
 
 
 def to_uint8(x: Tensor, denoiser: DenoiserLike) -> Tensor:
-    """Samples as images; points in the plane stay as they are."""
+    """Turn samples into bytes. Points stay as they are."""
     return pixels.to_uint8(x, denoiser.value_range) if x.ndim == 4 else x

@@ -1,4 +1,4 @@
-"""What ``train.py`` does: config → data, model, Trainer → a complete run directory."""
+"""What ``train.py`` does: build data, model and Trainer from the config, and train."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
 
 
 def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenoiser:
-    """What is to be trained, or the ground truth."""
+    """Make the denoiser to train, or the oracle."""
     if not trains(content):
         return make_oracle(content, data)
     precision = precision_of(content["hardware"])
@@ -229,7 +229,7 @@ def _say_how_to_continue(display: Display, start: Start) -> None:
 
 
 def quiet_libraries() -> None:
-    """Leave the terminal to what a user can act on."""
+    """Silence library messages that a user cannot act on."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|torch)\b.*")
@@ -239,7 +239,7 @@ def quiet_libraries() -> None:
 
 @rank_zero_only
 def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> None:
-    """Write what the run is: config, overrides, versions, git state."""
+    """Write config, overrides, package versions and git state."""
     run.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create({**content, "resume": None}), run / CONFIG)
     environment = run / "environment.json"
@@ -256,18 +256,18 @@ def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Pat
 def _explain_ladder(
     display: Display, run: Path, reasons: list[str], record: dict[str, Any]
 ) -> None:
-    """Say how what was ``auto`` was found, and keep it."""
+    """Print how each ``auto`` was resolved, and write it to ``ladder.json``."""
     for reason in reasons:
         display.line(reason)
     if record and _rank() == 0:
         path = run / "ladder.json"
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        told = [*earlier.get("reasons", []), *reasons]
-        write_json(path, {**earlier, **record, "reasons": told})
+        known = [*earlier.get("reasons", []), *reasons]
+        write_json(path, {**earlier, **record, "reasons": known})
 
 
 def _rank() -> int:
-    """This process's rank, also before there is a Trainer."""
+    """Return the rank of this process, also before there is a Trainer."""
     return getattr(rank_zero_only, "rank", None) or 0
 
 

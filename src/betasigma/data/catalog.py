@@ -1,7 +1,7 @@
-"""What is known of every data set before any of it is read: shapes, classes, sizes, files.
+"""Facts about every data set before it is read: shapes, classes, sizes, files.
 
-The command line asks this module first, so that a missing folder or an impossible option ends in
-one sentence before PyTorch is imported; it needs the standard library only.
+The config check reads them first, so that a missing folder or an impossible option ends in one
+sentence before PyTorch is imported.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ MIXTURES = {"ring": 8, "two": 2, "grid": 25}
 
 
 MIXTURE_RANGE = (-1.0, 1.0)
-"""Where the points of a mixture are, which keep their own coordinates."""
+"""Range of the points of a mixture. Points are not rescaled."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """What holds for a data set whatever its contents.
+    """Facts about a data set that do not depend on its files.
 
     Attributes:
-        channels: image channels; ``None`` where ``data.channels`` chooses.
-        size: native height and width; ``None`` where ``data.image_size`` must choose.
-        classes: number of class labels, 0 for none; ``None`` where the files decide.
-        train, test: number of examples of each split; ``None`` where the files decide.
-        in_memory: held as one tensor; ``None`` where ``data.in_memory`` chooses.
-        files: what must exist below ``data.root``, relative to it.
-        compressed: whether ``file.gz`` serves for each of ``files``.
+        channels: image channels; ``None`` if ``data.channels`` chooses.
+        size: native height and width; ``None`` if ``data.image_size`` must choose.
+        classes: number of class labels, 0 for none; ``None`` if the files decide.
+        train, test: number of examples of each split; ``None`` if the files decide.
+        in_memory: held as one tensor; ``None`` if ``data.in_memory`` chooses.
+        files: required files, relative to ``data.root``.
+        compressed: whether ``file.gz`` may replace each of ``files``.
         downloadable: whether ``data.download=true`` can fetch it.
-        hint: what else a user who lacks the files should know.
+        hint: more advice for a user without the files.
     """
 
     channels: int | None
@@ -114,7 +114,7 @@ NAMES = tuple(DATA_SETS)
 
 
 def describe(name: str) -> DataSet:
-    """Facts about the data set ``name``.
+    """Return the facts about the data set ``name``.
 
     Raises:
         UserError: for an unknown name, with the nearest known one.
@@ -181,10 +181,10 @@ def num_classes(name: str, root: str | Path | None = None, mixture: str = "ring"
 
 
 def crop_size(name: str, crop: str | None) -> int | None:
-    """Side of the square that the crop ``center_<side>`` keeps, ``None`` where nothing is cropped.
+    """Return the side of the square that ``center_<side>`` keeps; ``None`` without a crop.
 
     Raises:
-        UserError: for a crop of another name, or of a data set that is not cropped.
+        UserError: for another crop, or for a data set that cannot be cropped.
     """
     if crop is None:
         return None
@@ -197,7 +197,7 @@ def crop_size(name: str, crop: str | None) -> int | None:
 
 
 def check(name: str, root: str | Path | None, download: bool = False) -> None:
-    """See that the data is there, or can be downloaded.
+    """Check that the files exist or can be downloaded.
 
     Raises:
         UserError: naming ``data.root``, its value, what is missing there and what would fix it.
@@ -222,7 +222,7 @@ def check(name: str, root: str | Path | None, download: bool = False) -> None:
 
 
 def missing(name: str, root: str | Path) -> list[str]:
-    """Files of the data set ``name`` that are not below ``root``, relative to it."""
+    """Return the files of the data set that are missing below ``root``, relative to it."""
     facts = describe(name)
     ends = ("", ".gz") if facts.compressed else ("",)
     base = Path(root).expanduser()
@@ -248,7 +248,7 @@ def _check_folder(root: Path) -> None:
 
 
 def _elsewhere(name: str, root: Path) -> str | None:
-    """Advice where the files are a level or two above or below ``root``."""
+    """Return advice if the files are in a folder near ``root``."""
     found = (str(place) for place in _around(root.expanduser()) if not missing(name, place))
     place = next(found, None)
     return None if place is None else f"did you mean data.root={place}?"

@@ -1,4 +1,4 @@
-"""Data sets of one's own: whatever a callable returns, as a source of examples by number.
+"""Data sets of the user: turn what a callable returns into examples by number.
 
 A callable named by ``data.source._target_`` (or given to the datamodule in a notebook) returns
 
@@ -10,12 +10,12 @@ A callable named by ``data.source._target_`` (or given to the datamodule in a no
 - a map-style ``torch.utils.data.Dataset`` whose items are an image, a pair (image, label) or a
   dictionary with ``image`` and ``label``; an image is a PIL picture, an array or a tensor.
 
-Floating images are bytes after all: they are rounded to the 256 levels of their range, which the
-data set or the callable states as ``value_range = (low, high)``. Nothing is guessed.
+Floating images become bytes: they are rounded to the 256 levels of their range, which the data set
+or the callable states as ``value_range = (low, high)``. The range is never guessed.
 
-A callable with a parameter ``split`` is called with ``"train"`` and ``"test"``. Otherwise an
-example is held out for testing where the digest of its content falls in the lowest tenth, so the
-split depends on nothing but the examples.
+A callable with a parameter ``split`` is called with ``"train"`` and ``"test"``. Otherwise the
+examples whose content digest falls in the lowest tenth are held out for testing, so the split
+depends on the examples only.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from betasigma.options.plugins import locate, takes
 KEY = "data.source"
 
 IMAGE_KEYS, LABEL_KEYS = ("images", "image", "x", "arr_0"), ("labels", "label", "y", "arr_1")
-"""Names of arrays in an ``.npz`` file, and of an item's parts."""
+"""Names of arrays in an ``.npz`` file, and keys of an item that is a dictionary."""
 
 
 class OpenedSplits:
-    """Both splits of a data set of one's own, held in memory.
+    """Both splits of a data set of the user, held in memory.
 
     Args:
         train, test: the splits.
@@ -67,7 +67,7 @@ class OpenedSplits:
         return self._splits[split]
 
     def facts(self, name: str) -> DataFacts:
-        """What others ask of the data."""
+        """Return the facts that other groups ask for."""
         train = self._splits["train"]
         return DataFacts(name, train.shape, lambda: train.num_classes, value_range=self.value_range)
 
@@ -76,15 +76,15 @@ _opened: dict[str, OpenedSplits] = {}
 
 
 def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> OpenedSplits:
-    """The data set that the node ``data.source`` makes; once for each node and process.
+    """Open the data set of a ``data.source`` node, once per node and process.
 
     Args:
         node: with ``_target_`` and the callable's arguments.
-        root: ``data.root``, passed on where the callable asks for it.
-        seed: passed on where the callable asks for it.
+        root: ``data.root``, passed on if the callable has this parameter.
+        seed: passed on if the callable has this parameter.
 
     Raises:
-        UserError: without consent to the package, or where what it returns is no data set.
+        UserError: without consent to the package, or if the callable returns no data set.
     """
     key = repr((sorted(node.items(), key=str), root, seed))
     if key not in _opened:
@@ -105,15 +105,15 @@ def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> Opene
 
 
 def as_examples(found: Any, name: str, value_range: Sequence[float] | None = None) -> InMemory:
-    """What a callable returned, as examples in memory.
+    """Turn what a callable returned into examples in memory.
 
     Args:
         found: see the module's docstring.
         name: of the callable, for messages.
-        value_range: of floating images, where the data set itself does not state it.
+        value_range: of floating images, unless the data set itself states it.
 
     Raises:
-        UserError: where it is no data set, is empty, or its range is not stated.
+        UserError: if it is no data set, is empty, or its range is not stated.
     """
     value_range = getattr(found, "value_range", value_range)
     if isinstance(found, str | Path):
@@ -144,10 +144,10 @@ def as_examples(found: Any, name: str, value_range: Sequence[float] | None = Non
 
 
 def held_out(whole: InMemory) -> tuple[InMemory, InMemory]:
-    """Train and test split by the content of the examples.
+    """Split into train and test by the content of the examples.
 
     Raises:
-        UserError: where there are fewer than two.
+        UserError: if there are fewer than two.
     """
     if len(whole) < 2:
         raise UserError(f"{KEY} has one example only; a training and a test split need two")
@@ -169,7 +169,7 @@ def _chosen(whole: InMemory, chosen: Tensor) -> InMemory:
 
 
 def _read(path: Path, name: str) -> Any:
-    """Arrays of a file; nothing in it is unpickled."""
+    """Read the arrays of a file. Nothing is unpickled."""
     try:
         with np.load(path.expanduser(), allow_pickle=False) as found:
             if isinstance(found, np.ndarray):
@@ -192,7 +192,7 @@ def _read(path: Path, name: str) -> Any:
 
 
 def _collected(data: Any, name: str) -> Any:
-    """All items of a map-style data set."""
+    """Read all items of a map-style data set."""
     if not hasattr(data, "__len__"):
         raise UserError(
             f"{KEY}: {name} returned a data set without a length; training order needs numbered "
@@ -209,7 +209,7 @@ def _collected(data: Any, name: str) -> Any:
                 f"{tuple(images[-1].shape)} (number {number}); all must have one"
             )
     stacked = torch.stack(images) if images else torch.empty(0)
-    if stacked.ndim == 4:  # one example's layout is known better than that of many
+    if stacked.ndim == 4:  # the layout of one image is less ambiguous than that of a batch
         stacked = torch.stack([_channels_first(image) for image in stacked])
     return stacked if any(label is None for label in labels) else (stacked, np.asarray(labels))
 
@@ -228,7 +228,7 @@ def _as_tensor(image: Any) -> Tensor:
 
 
 def _channels_first(image: Tensor) -> Tensor:
-    """An image ``(H, W, C)`` or ``(C, H, W)`` with its channels first: the short side."""
+    """Put the channels of an image first. They are the axis of length 1 to 4."""
     first = image.shape[0] <= image.shape[-1] and image.shape[0] in (1, 2, 3, 4)
     return image if first or image.shape[-1] not in (1, 2, 3, 4) else image.permute(2, 0, 1)
 
@@ -266,7 +266,7 @@ def _bytes_or_points(x: Tensor, name: str, value_range: Sequence[float] | None) 
 def _points_range(
     splits: Sequence[InMemory], declared: Sequence[float] | None
 ) -> tuple[float, float] | None:
-    """Range of points: as stated, or as found."""
+    """Return the range of points: as stated, otherwise as found."""
     if len(splits[0].shape) != 1:
         return None
     if declared is not None:

@@ -60,8 +60,8 @@ class ImageDataModule(LightningDataModule):
     - ``augment``: whether this is a training batch.
 
     Args:
-        name: data set, one of ``catalog.NAMES``; with ``source``, whatever tells the set apart.
-        root: folder of its files; ``None`` for those that need none.
+        name: data set, one of ``catalog.NAMES``; with ``source``, any name.
+        root: folder of its files; ``None`` for a data set without files.
         batch_size: examples per optimizer step, over all devices and micro-batches.
         image_size: height and width to resize to; ``None`` for the native size.
         channels: of an ``image_folder``: 3 for RGB, 1 for greyscale.
@@ -80,12 +80,12 @@ class ImageDataModule(LightningDataModule):
         in_memory: of ``celeba`` and ``image_folder``: ``None`` holds what is small.
         mixture: toy distribution of ``mixture``: ``ring``, ``two`` or ``grid``.
         one_batch: train on the first batch only, again and again (``debug=overfit_one_batch``).
-        source: a data set of one's own, as a config names it: ``{"_target_": …, argument: …}``
+        source: a data set of the user, as a config names it: ``{"_target_": …, argument: …}``
             (:mod:`betasigma.data.custom`).
 
     Attributes:
         data_name: name of the data set.
-        facts: what others ask of the data.
+        facts: what other groups ask of the data.
         sample_shape: ``(C, H, W)``, or ``(2,)``.
         value_range: least and greatest value of clean data.
 
@@ -162,7 +162,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def has_pixels(self) -> bool:
-        """Whether examples are images; points have none."""
+        """Whether examples are images, not points."""
         return not self.facts.points
 
     @property
@@ -173,10 +173,10 @@ class ImageDataModule(LightningDataModule):
         return self.facts.num_classes
 
     def source(self, split: Split) -> Source:
-        """Examples of ``split``; opened when first asked for.
+        """Return the examples of ``split``. It is opened at the first call.
 
         Raises:
-            UserError: where files are missing or unreadable.
+            UserError: if files are missing or unreadable.
         """
         if split not in self._sources:
             custom = self._custom
@@ -188,15 +188,15 @@ class ImageDataModule(LightningDataModule):
         return len(self.source(split))
 
     def in_memory(self, split: Split) -> bool:
-        """Whether :meth:`tensor` can give ``split``."""
+        """Whether ``split`` is held in memory, so that :meth:`tensor` can return it."""
         return isinstance(self.source(split), InMemory)
 
     def tensor(self, split: Split) -> Tensor:
-        """All of ``split`` as one tensor, not to be written to: uint8 ``(N, C, H, W)``, or float32
-        ``(N, 2)`` for a ``mixture``.
+        """Return all of ``split`` as one tensor, not to be modified: uint8 ``(N, C, H, W)``,
+        or float32 ``(N, 2)`` for a ``mixture``.
 
         Raises:
-            UserError: where it is not held in memory.
+            UserError: if it is not held in memory.
         """
         source = self.source(split)
         if not isinstance(source, InMemory):
@@ -210,7 +210,7 @@ class ImageDataModule(LightningDataModule):
         """Class of each example of :meth:`tensor`, int64 ``(N,)``, or ``None``.
 
         Raises:
-            UserError: where the images are not held in memory.
+            UserError: if the images are not held in memory.
         """
         self.tensor(split)
         source = self.source(split)
@@ -245,23 +245,23 @@ class ImageDataModule(LightningDataModule):
     def content_key(self, split: Split) -> str:
         """Hex digest that changes when the images do.
 
-        Of every pixel where they are held in memory; of the files' names, sizes and times of
-        change, the crop and the size, where they are decoded on the way.
+        In memory, it is a digest of every pixel. For files that are decoded later, it is a digest
+        of names, sizes, times of change, crop and image size.
         """
         return self.source(split).content_key()
 
     # ------------------------------------------------------------------ values
 
     def from_uint8(self, image: Tensor) -> Tensor:
-        """Bytes → float32 in ``value_range``; a ``mixture``'s points are left as they are."""
+        """Map bytes to float32 in ``value_range``. Points stay as they are."""
         return pixels.from_uint8(image, self.value_range) if self.has_pixels else image
 
     def to_uint8(self, x: Tensor) -> Tensor:
-        """Values → nearest bytes, clamped: inverse of :meth:`from_uint8`."""
+        """Map values to the nearest bytes, clamped: the inverse of :meth:`from_uint8`."""
         return pixels.to_uint8(x, self.value_range) if self.has_pixels else x
 
     def prepare_batch(self, batch: Batch) -> Batch:
-        """``batch`` with ``x`` added, on the device of ``image``."""
+        """Add ``x``, clean data in the value range, on the device of ``image``."""
         image = batch["image"]
         if not self.has_pixels:
             return batch | {"x": image}
@@ -286,7 +286,7 @@ class ImageDataModule(LightningDataModule):
     # ------------------------------------------------------------------ Lightning's hooks
 
     def prepare_data(self) -> None:
-        """See that the data is there; fetch it where that was asked for."""
+        """Check that the data exist. Download them if ``data.download`` says so."""
         if self._custom is not None:
             return
         catalog.check(self.data_name, self.root, self.download)
@@ -297,14 +297,14 @@ class ImageDataModule(LightningDataModule):
         """Open both splits.
 
         Raises:
-            UserError: where files are missing or unreadable, or ``batch_size`` cannot be divided.
+            UserError: if files are missing or unreadable, or ``batch_size`` cannot be divided.
         """
         self.division()
         self.source("train")
         self.source("test")
 
     def division(self) -> Division:
-        """How the trainer shares out an optimizer step; on one device without a trainer."""
+        """Return how the Trainer divides an optimizer step; one device without a Trainer."""
         trainer = self.trainer
         if trainer is None:
             return Division(self.batch_size)
@@ -316,7 +316,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def train_dataloader(self) -> Batches:
-        """Micro-batches without end, from the trainer's optimizer step on."""
+        """Return endless micro-batches, starting at the Trainer's optimizer step."""
         source = self.source("train")
         order, division = DataOrder(len(source), self.seed), self.division()
         if self.one_batch:
@@ -330,7 +330,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> SizedBatches:
-        """``val_size`` test images, always the same ones, this device's share of them."""
+        """Return this rank's share of ``val_size`` test images, always the same ones."""
         source, division = self.source("test"), self.division()
         examples = subset(len(source), self.val_size)
         plan = fixed_order(examples, division.micro_batch_size, division.world_size, division.rank)
@@ -341,12 +341,12 @@ class ImageDataModule(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
-        """Everything but ``index``: random numbers are addressed by it on the CPU."""
+        """Move everything except ``index``, which addresses random numbers on the CPU."""
         moving = {k: v for k, v in batch.items() if k not in _STAY_ON_CPU}
         return batch | super().transfer_batch_to_device(moving, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Bytes → values, on the device."""
+        """Map bytes to values, on the device."""
         return self.prepare_batch(batch)
 
     def _step(self) -> int:

@@ -1,8 +1,8 @@
-"""The largest distance between two training examples, found once and kept.
+"""Compute the largest distance between two training examples, and cache it.
 
-It is kept in a file whose name is the hash of what it depends on: the content of the training split
-and how much of it was compared. Images are compared as bytes, so that one file serves every value
-range.
+The name of the cache file is a hash of what the distance depends on: the content of the training
+split and how many examples were compared. Images are compared as bytes, so one file serves every
+value range.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from betasigma.runs.files import write_json
 
 FORMAT = 1
 MOST_BYTES = 2**32
-"""Of the examples that are compared, which are held in memory."""
+"""Most bytes of examples that are compared; they are held in memory."""
 
 BATCH = 512
 """Examples read at once."""
 
 
 class Distance(NamedTuple):
-    """What was found."""
+    """The largest distance, and how many examples it is of."""
 
     value: float
     """In the data's value range."""
     compared: int
     """Number of examples that were compared with one another."""
     examples: int
-    """Number of examples that there are."""
+    """Number of examples in the split."""
 
 
 def measure(
@@ -55,11 +55,11 @@ def measure(
     Args:
         data: the training examples; flips and dequantisation are left out.
         most: number of examples to compare, evenly spaced over the split; ``None`` for all.
-        cache: folder of what is kept between runs.
-        progress: is told each share of the work that was done.
+        cache: folder of the cache.
+        progress: called with each share of the work that is done.
 
     Raises:
-        UserError: where the examples do not fit in memory.
+        UserError: if the examples do not fit in memory.
     """
     examples = data.size("train")
     compared = examples if most is None else min(most, examples)
@@ -98,7 +98,7 @@ def _read(data: ImageDataModule, count: int, progress: Callable[[float], None]) 
 
 
 def _load(path: Path, key: str) -> float | None:
-    """Squared distance that is kept for ``key``; ``None`` where there is none or it is damaged."""
+    """Read the squared distance of ``key``; ``None`` if it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return float(content["squared"]) if content["key"] == key else None

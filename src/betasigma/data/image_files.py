@@ -1,12 +1,12 @@
-"""Images that are decoded from files: any folder of images, and CelebA.
+"""Decode images from files: any folder of images, and CelebA.
 
 An image is turned upright (EXIF), converted to RGB or greyscale, cropped to a centred square of
 ``crop`` pixels where asked, resized so that its shorter side is ``size`` (bilinear, antialiased:
 Pillow's, as in the published NCSN and NCSNv2 pipelines), and its centre ``size`` × ``size`` kept.
 
-Files that cannot be decoded are named in a warning. Those whose header is broken are left out of
-the data set when it is opened. One whose body turns out to be broken later on is replaced by the
-next image: that keeps the number of examples, and so the data order, the same from start to end.
+A warning names files that cannot be decoded. Files with a broken header are left out when the data
+set is opened. A file whose body is found broken later is replaced by the next image, because the
+number of examples, and with it the data order, must not change during a run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _CELEBA_PARTITION = {"train": "0", "test": "2"}
 
 
 class Undecodable(Exception):
-    """A file is there but is not an image that can be used; the message says why."""
+    """A file that is not a usable image. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Decoder:
 
         Raises:
             Undecodable: where it is not an image, or smaller than the crop.
-            UserError: where the file cannot be read at all.
+            UserError: if the file cannot be read at all.
         """
         image = _open(path).convert("L" if self.channels == 1 else "RGB")
         if self.crop is not None:
@@ -81,7 +81,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 bits, which Pillow would clip at 255, as its high byte."""
+    """Take the high byte of 16-bit greyscale, which Pillow would clip at 255."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -91,7 +91,7 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _broken_header(path: Path) -> Undecodable | None:
-    """Why ``path`` does not begin like an image, ``None`` where it does."""
+    """Return why ``path`` does not begin like an image; ``None`` if it does."""
     try:
         with _pillow():
             Image.open(path).close()
@@ -102,11 +102,11 @@ def _broken_header(path: Path) -> Undecodable | None:
 
 @contextmanager
 def _pillow() -> Iterator[None]:
-    """Sorts what goes wrong in Pillow: files that are broken, and files that cannot be read.
+    """Translate Pillow's errors: broken files, and files that cannot be read.
 
     Raises:
         Undecodable: for a broken file.
-        UserError: where the operating system refuses.
+        UserError: if the operating system refuses.
     """
     try:
         yield
@@ -137,7 +137,7 @@ class Listed:
         """The images of the numbers ``keep``.
 
         Raises:
-            UserError: where none is left.
+            UserError: if none is left.
         """
         if not keep:
             raise UserError(f"data.root has no image in {self.base} that can be decoded")
@@ -196,10 +196,10 @@ class ImageFiles:
         listed: the files.
         decoder: file → image.
         on_corrupt: ``warn`` names and skips files that cannot be decoded, ``error`` refuses them.
-        scan: read the header of every file now, and leave out those without one.
+        scan: read the header of every file now, and leave out broken ones.
 
     Raises:
-        UserError: where no file is left, or ``on_corrupt=error`` and one is broken.
+        UserError: if no file is left, or ``on_corrupt=error`` and one is broken.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class ImageFiles:
         return self._key
 
     def _decode(self, number: int) -> tuple[Tensor, int]:
-        """Image ``number``, or the next that can be decoded, and which it is."""
+        """Return image ``number``, or the next that can be decoded, and its number."""
         for ahead in range(min(_SUBSTITUTES, len(self))):
             candidate = (number + ahead) % len(self)
             if candidate in self._broken:
@@ -247,7 +247,7 @@ class ImageFiles:
             _report({self._listed.path(candidate): image}, self._on_corrupt)
         raise UserError(
             f"data.root has {_SUBSTITUTES} images in a row that cannot be decoded, from "
-            f"{self._listed.path(number)} on: remove them, or see whether the disk is well"
+            f"{self._listed.path(number)} on: remove them, or check the disk"
         )
 
 

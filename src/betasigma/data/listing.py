@@ -1,10 +1,10 @@
-"""The images below a folder, their classes and their split: names only, nothing is opened.
+"""List the images below a folder, with their classes and splits. No file is opened.
 
 Splits are ``root/train`` and ``root/test`` (or ``root/val``) where both exist. Otherwise an image
-is held out for testing when the hash of its relative name falls in the lowest tenth: the split
-depends on nothing but the name, so that adding or removing images moves no other image across it.
+is held out for testing if the hash of its relative name falls in the lowest tenth. The split of an
+image depends on its name only, so adding or removing images moves no other image.
 
-Classes are the first-level folders, where every image is in one and there are at least two.
+Classes are the first-level folders, if every image is in one and there are at least two.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 """Endings of file names that count as images (those of torchvision's ImageFolder)."""
 
 HELD_OUT = 0.1
-"""Share of the images that are held out where the folder has no split of its own."""
+"""Share of the images that are held out if the folder has no split of its own."""
 
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """Images of one split: ``base/names[i]``, with label ``labels[i]`` where there are classes."""
+    """Images of one split: ``base/names[i]``, with label ``labels[i]`` if there are classes."""
 
     base: Path
     names: tuple[str, ...]
@@ -51,7 +51,7 @@ def list_folder(root: Path) -> Listing:
     """Find the images below ``root``, in the order of their names.
 
     Raises:
-        UserError: where there are too few for a train and a test split.
+        UserError: if there are too few for a train and a test split.
     """
     held_out = next((root / n for n in ("test", "val") if (root / n).is_dir()), None)
     train = root / "train" if (root / "train").is_dir() else root

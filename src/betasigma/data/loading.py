@@ -1,4 +1,4 @@
-"""From an order of examples to batches: in this process, or decoded ahead by worker processes."""
+"""Make batches from an order of examples, in this process or by workers that decode ahead."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 
 Batch = dict[str, Any]
-"""``image``, ``label`` (where there are classes), ``index``, ``step``, ``augment``."""
+"""``image``, ``label`` (if there are classes), ``index``, ``step``, ``augment``."""
 
 
 @dataclass
 class Batches:
-    """Batches of ``source`` in an order that is looked up anew by every ``iter``.
+    """Batches of ``source``, in an order that each ``iter`` asks for again.
 
-    It is not a ``DataLoader``, so that Lightning leaves its order alone; it has no length, because
+    It is not a ``DataLoader``, so Lightning does not change its order. It has no length, because
     training has no end.
 
     Args:
         source: the examples.
-        plan: gives the order.
-        augment: what batches say of themselves: whether random flips and dequantisation apply.
-        workers: processes that decode images ahead; tensors in memory need none.
+        plan: returns the order.
+        augment: whether random flips and dequantisation apply to these batches.
+        workers: processes that decode images ahead. Tensors in memory need none.
         pin: put batches in page-locked memory, from which a GPU copies without waiting.
     """
 
@@ -58,7 +58,7 @@ class Batches:
             num_workers=self.workers,
             collate_fn=_unchanged,
             pin_memory=self.pin,
-            # its own, lest PyTorch advance the global one that dropout draws from
+            # otherwise PyTorch would advance the global one, which dropout uses
             generator=torch.Generator().manual_seed(0),
         )
         for batch in loader:
@@ -82,13 +82,13 @@ class SizedBatches(Batches):
 
 
 def collect(source: Source, micro_batch: MicroBatch) -> Batch:
-    """The examples of ``micro_batch``, with what their random numbers are addressed by."""
+    """Read the examples of ``micro_batch``, with the index of their random numbers."""
     index = torch.from_numpy(micro_batch.index)
     return {**source.take(micro_batch.examples), "index": index, "step": micro_batch.step}
 
 
 class _Collected(Dataset):
-    """What a worker runs: micro-batch → batch."""
+    """What a worker runs: it turns a micro-batch into a batch."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -96,7 +96,7 @@ class _Collected(Dataset):
     def __getitem__(self, micro_batch: MicroBatch) -> Batch | UserError:
         try:
             return collect(self._source, micro_batch)
-        except UserError as error:  # raised here, PyTorch would wrap it in the worker's traceback
+        except UserError as error:  # PyTorch would wrap it in the worker's traceback
             return error
 
 

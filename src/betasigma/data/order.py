@@ -1,4 +1,4 @@
-r"""Which example is used where: a function of the seed and a counter.
+r"""Data order: which example is used where is a function of the seed and a counter.
 
 Position j of the batch of optimizer step k (both from 0) has the counter c = k·B + j. Counters walk
 through epoch after epoch: c is element c mod N of the permutation of epoch ⌊c / N⌋, itself a
@@ -38,7 +38,7 @@ class DataOrder:
         self._permutation = np.empty(0, dtype=np.int64)
 
     def permutation(self, epoch: int) -> np.ndarray:
-        """Examples of ``epoch`` in order, int64 of shape ``(N,)``; the last one is kept."""
+        """Examples of ``epoch`` in order, int64 of shape ``(N,)``. The last result is cached."""
         if epoch != self._epoch:
             self._permutation = philox("order", self.seed, epoch).permutation(self.size)
             self._epoch = epoch
@@ -56,7 +56,7 @@ class DataOrder:
 
 
 class OneBatch(DataOrder):
-    """The first batch of an order, again and again: for finding out whether a model can learn it.
+    """The first batch of an order, again and again, to see whether a model can learn it.
 
     Args:
         size, seed: see :class:`DataOrder`.
@@ -74,16 +74,16 @@ class OneBatch(DataOrder):
 
 @dataclass(frozen=True)
 class Division:
-    """How the examples of an optimizer step are shared out.
+    """How micro-batches and devices divide the examples of an optimizer step.
 
     Args:
         batch_size: examples per optimizer step, over all micro-batches and devices.
         accumulate: micro-batches per optimizer step.
         world_size: number of devices.
-        rank: number of this device.
+        rank: of this device.
 
     Raises:
-        UserError: where ``batch_size`` cannot be divided evenly.
+        UserError: if ``batch_size`` cannot be divided evenly.
     """
 
     batch_size: int
@@ -108,12 +108,12 @@ class Division:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one device works on at a time.
+    """The examples of one forward pass on one device.
 
     Attributes:
         step: optimizer step.
-        index: what random numbers are addressed by, int64 of shape ``(b,)``: positions in the
-            step's batch when training, examples otherwise.
+        index: address of the random numbers, int64 of shape ``(b,)``: positions in the step's batch
+            when training, otherwise numbers of the examples.
         examples: numbers of the examples in the data set, int64 of shape ``(b,)``.
     """
 
@@ -123,12 +123,12 @@ class MicroBatch:
 
     @staticmethod
     def of(examples: np.ndarray) -> MicroBatch:
-        """``examples`` outside training, where an example is addressed by its number."""
+        """Make a micro-batch outside training, where an example is addressed by its number."""
         return MicroBatch(0, examples, examples)
 
 
 def training_order(order: DataOrder, division: Division, step: int) -> Iterator[MicroBatch]:
-    """This device's micro-batches from optimizer step ``step`` on, without end."""
+    """Yield this device's micro-batches from optimizer step ``step`` on, without end."""
     size = division.micro_batch_size
     while True:
         for micro_batch in range(division.accumulate):
@@ -141,10 +141,10 @@ def training_order(order: DataOrder, division: Division, step: int) -> Iterator[
 
 
 def subset(size: int, limit: int | None) -> np.ndarray:
-    """Numbers of ``limit`` of ``size`` examples (all where that is ``None`` or more), rising.
+    """Choose ``limit`` of ``size`` examples (all if it is ``None`` or more); numbers rise.
 
-    A fixed random choice, since the first examples of a set need not be like the others (of a
-    folder sorted by class they are one class); a smaller choice is part of a larger one.
+    The choice is random but fixed: in a folder sorted by class, the first examples are of one
+    class. A smaller choice is part of a larger one.
     """
     if limit is None or limit >= size:
         return np.arange(size)
@@ -154,10 +154,10 @@ def subset(size: int, limit: int | None) -> np.ndarray:
 def fixed_order(
     examples: np.ndarray, batch_size: int, world_size: int = 1, rank: int = 0
 ) -> list[MicroBatch]:
-    """``examples`` once, in order, in batches of at most ``batch_size`` per device.
+    """Return ``examples`` once, in order, in batches of at most ``batch_size`` per device.
 
-    Batches differ by at most one in size, and every device has the same number of them as long as
-    there are examples enough.
+    Batch sizes differ by at most one. Every device has the same number of batches if there are
+    enough examples.
     """
     rounds = -(-len(examples) // (batch_size * world_size))
     pieces = np.array_split(examples, max(rounds, 1) * world_size)

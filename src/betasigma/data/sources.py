@@ -1,4 +1,4 @@
-"""Data sets as something that gives examples by number.
+"""Data sets that return examples by number.
 
 A source is either one tensor (:class:`InMemory`: a batch is a copy of some of its rows) or a list
 of image files (:class:`~betasigma.data.image_files.ImageFiles`: a batch is decoded when asked for).
@@ -29,7 +29,7 @@ from betasigma.options.data import OnCorrupt, Split
 from betasigma.randomness import philox
 
 IN_MEMORY_BYTES = 2**28
-"""An image folder of at most this many bytes, decoded, is held in memory unless told otherwise."""
+"""Image folders up to this size, decoded, are held in memory by default."""
 
 _TORCHVISION: dict[str, Any] = {
     "mnist": datasets.MNIST,
@@ -59,7 +59,7 @@ class Source(Protocol):
         """``image``: ``(b, *shape)``, and ``label``: int64 ``(b,)`` where there are classes."""
 
     def content_key(self) -> str:
-        """Hex digest that changes when the data does."""
+        """Hex digest that changes when the data change."""
 
 
 class InMemory:
@@ -128,7 +128,7 @@ def load(
         seed: from which the points of a ``mixture`` are drawn.
 
     Raises:
-        UserError: where files are missing or unreadable, or an option does not apply.
+        UserError: if files are missing or unreadable, or an option does not apply.
     """
     shape = catalog.sample_shape(name, image_size, channels)
     side = catalog.crop_size(name, crop)
@@ -139,7 +139,7 @@ def load(
         return _mixture(mixture, split, seed)
     if name == "digits":
         return _resized(_digits(split), shape)
-    assert root is not None  # catalog.check has seen to it
+    assert root is not None  # catalog.check refuses it
     base = Path(root).expanduser()
     if name in _TORCHVISION:
         return _resized(_torchvision(name, base, split), shape)
@@ -154,13 +154,13 @@ def load(
 
 
 def download(name: str, root: str | Path) -> None:
-    """Fetch what is missing of a torchvision data set to ``root``.
+    """Download the missing files of a torchvision data set to ``root``.
 
-    Files are moved there one by one when all are complete: a download that is interrupted, or that
-    several jobs of a sweep begin at once, leaves no half a file.
+    Files are moved there when all are complete. So an interrupted download, or one that several
+    jobs start at once, leaves no incomplete file.
 
     Raises:
-        UserError: where it cannot be fetched or written.
+        UserError: if it cannot be downloaded or written.
     """
     base = Path(root).expanduser()
     if not catalog.missing(name, base):
@@ -225,7 +225,7 @@ def _unreadable(name: str, root: Path, error: Exception) -> UserError:
 
 @contextmanager
 def _uncompressed(name: str, root: Path) -> Iterator[Path]:
-    """``root``, or a temporary copy of it where files are there as .gz only."""
+    """Yield ``root``, or a temporary copy if some files exist only as .gz."""
     wanted = catalog.describe(name).files
     if all((root / file).exists() for file in wanted):
         yield root

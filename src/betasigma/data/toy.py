@@ -1,8 +1,7 @@
 """Gaussian mixtures in the plane whose density, score and denoiser are known in closed form.
 
-Each is given by its parameters alone, so that whatever computes the truth about it uses the very
-numbers its samples were drawn from. All of them keep five standard deviations within [−1, 1]², the
-range in which noise schedules for images are at home.
+Each is given by its parameters, so that samples and exact values use the same numbers. Five
+standard deviations of each stay within [−1, 1]², the range that noise schedules for images assume.
 """
 
 from __future__ import annotations

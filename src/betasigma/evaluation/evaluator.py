@@ -1,18 +1,17 @@
-"""One evaluation: samples in, measurements out.
+"""Evaluate samples: draw them, extract features, compute metrics.
 
-Every number is a :class:`Measurement` that carries what it depends on: how many samples, network
-evaluations, sampler, seed, split, extractor. Samples pass through once, batch by batch; features
-are extracted once and handed to each metric (:mod:`betasigma.evaluation.metrics`), which keeps what
-it needs of them.
+Every value is a :class:`Measurement`, which also has what the value depends on: number of samples,
+network evaluations, sampler, seed, split, extractor. Samples are drawn batch by batch. Features are
+extracted once and passed to each metric (:mod:`betasigma.evaluation.metrics`).
 
-Fréchet distances are taken to the training split, as the papers report them, and to the test split:
-a model that learns its training data by heart is near the one and not the other. (The splits
-differ in size and with it in bias; compare each with its own kind.) Kernel distance, precision and
-recall are taken to the training split.
+Fréchet distances are taken to the training split, as papers report them, and to the test split. A
+model that memorises its training data is near the training split only. The splits differ in size,
+and with it in bias, so compare distances to the same split. Kernel distance, precision and recall
+are taken to the training split.
 
-The distance between two finite sets of images of one distribution is not zero and depends on n:
-:meth:`Evaluator.floor` measures it, test against training images. A score below it is no
-achievement but a warning.
+The distance between two finite sets of images from one distribution is above zero and depends on n.
+:meth:`Evaluator.floor` measures it, test against training images. A score below the floor is a
+warning, not an achievement.
 """
 
 from __future__ import annotations
@@ -77,15 +76,15 @@ class Measurement:
         name: e.g. ``fid``, ``fd_efficientnet_lite0``, ``kid_inception``, ``nn_distance_ratio``.
         value: the number.
         n: number of samples that entered it.
-        nfe: network evaluations per sample; ``None`` where there was no model.
+        nfe: network evaluations per sample; ``None`` without a model.
         sampler: name of the sampler, or of where the images came from.
-        seed: of the samples; ``None`` where there was none.
-        split: what they were compared with; ``None`` where with nothing.
+        seed: of the samples; ``None`` without one.
+        split: what they were compared with; ``None`` if with nothing.
         extractor: name of the features; ``pixels`` (``points``) for distances between the data
             themselves.
-        std: standard deviation over subsets or splits, where the metric has one.
-        n_reference: number of images of the split that they were compared with; ``None`` where
-            with none.
+        std: standard deviation over subsets or splits, if the metric has one.
+        n_reference: number of images of the split that they were compared with; ``None`` if with
+            none.
     """
 
     name: str
@@ -118,7 +117,7 @@ class Evaluator:
         work: shows the progress of reference statistics.
 
     Raises:
-        UserError: where a metric is unknown, is none, is there twice or needs class logits that the
+        UserError: if a metric is unknown, is none, is there twice or needs class logits that the
             extractor has not.
     """
 
@@ -165,12 +164,12 @@ class Evaluator:
             n: number of samples.
             seed: of the samples.
             y: class label of each sample, ``(n,)``, or ``None``.
-            rank, world_size: where several processes call this together (``torch.distributed`` is
-                up), each draws its share of the samples, and all return the same list.
+            rank, world_size: of ``torch.distributed``. All ranks call this together; each draws its
+                share of the samples, and all return the same list.
             progress: called with the share of this process's sampling that each step was.
 
         Raises:
-            UserError: where n is too small for a metric, or is not the number of labels.
+            UserError: if n is too small for a metric, or is not the number of labels.
         """
         self._check_n(n, warn=rank == 0)
         if y is not None and len(y) != n:
@@ -194,7 +193,7 @@ class Evaluator:
             sampler, nfe, seed: how they were made, for the record.
 
         Raises:
-            UserError: where there are too few for a metric.
+            UserError: if there are too few for a metric.
         """
         batches = images.split(self.batch_size) if isinstance(images, Tensor) else images
         n, _ = self._take_in((batch, nfe) for batch in batches if len(batch))
@@ -202,15 +201,16 @@ class Evaluator:
         return self._measure(n, nfe, sampler, seed, rank=0, world_size=1)
 
     def floor(self, n: int, rank: int = 0, world_size: int = 1) -> Measurement:
-        """Fréchet distance between n test images and the training images: what samples as good as
-        data would score.
+        """Measure the Fréchet distance between n test images and the training images.
+
+        Samples as good as real data would score this.
 
         Returns:
-            ``fid_floor`` or ``fd_<extractor>_floor``; its n is the number of test images there
-            were, where that is less.
+            ``fid_floor`` or ``fd_<extractor>_floor``. Its n is the number of test
+            images, if that is smaller.
 
         Raises:
-            UserError: where n < 2.
+            UserError: if n < 2.
         """
         check_least(n, "fd", FrechetDistance.least)
         test = self.statistics.get("test", n, rank, world_size)
@@ -241,7 +241,7 @@ class Evaluator:
         y: Tensor | None,
         progress: Progress | None,
     ) -> Iterator[tuple[Tensor, int]]:
-        """Batches of samples as images, and the network evaluations that each sample took."""
+        """Yield batches of samples as images, and their network evaluations per sample."""
         first, batch_size = 0, self.batch_size
         while first < len(indices):
             chunk = indices[first : first + batch_size]
@@ -264,8 +264,7 @@ class Evaluator:
             yield Column(copy, split)
 
     def _take_in(self, batches: Iterable[tuple[Tensor, int | None]]) -> tuple[int, int | None]:
-        """Hand samples to every metric; returns their number and the network evaluations that each
-        took."""
+        """Pass samples to every metric. Return their number and their network evaluations."""
         n, nfe = 0, None
         for column in self._columns:
             column.metric.reset()
@@ -281,7 +280,7 @@ class Evaluator:
     def _measure(
         self, n: int, nfe: int | None, sampler: str, seed: int | None, rank: int, world_size: int
     ) -> list[Measurement]:
-        """All measurements of what was taken in, computed on rank 0, on every rank."""
+        """Compute all measurements on rank 0 and return them on every rank."""
         found: list[Measurement] = []
         statistics: dict[Split, Reference | None] = {}
         for metric, split in self._columns:
@@ -317,7 +316,7 @@ class Evaluator:
         return metric.name if on_pixels else metric_name(metric.name, self.extractor.name)
 
     def _space(self, metric: SampleMetric) -> str:
-        """Where distances are taken: in an extractor's features, between pixels or points."""
+        """Name the space of the distances: an extractor, ``pixels`` or ``points``."""
         if metric.needs != "images":
             return self.extractor.name
         return "pixels" if self._pixels else "points"
@@ -336,17 +335,17 @@ class Evaluator:
 
 
 class Column(NamedTuple):
-    """A metric and the split that it compares with; ``None`` where it compares with none."""
+    """A metric and the split that it compares with; ``None`` if it compares with none."""
 
     metric: SampleMetric
     split: Split | None
 
 
 def make_metric(entry: Entry | SampleMetric, extractor: FeatureExtractor) -> SampleMetric:
-    """The metric that an entry of ``evaluation.metrics`` names.
+    """Make the metric that an entry of ``evaluation.metrics`` names.
 
     Raises:
-        UserError: where there is none, or it needs class logits and the extractor has none.
+        UserError: if it is unknown, or needs class logits and the extractor has none.
     """
     if isinstance(entry, SampleMetric):
         metric = entry

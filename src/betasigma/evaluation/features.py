@@ -1,4 +1,4 @@
-"""Image features: a frozen network that turns uint8 images into vectors.
+"""Image features: frozen networks that map uint8 images to vectors.
 
 ``fid`` means features of one particular network fed in one particular way (Heusel et al. 2017):
 pool3 of the Inception-v3 of 2015-12-05, in its TensorFlow form, on images resized as TensorFlow 1
@@ -20,8 +20,8 @@ Where no Inception weights are at hand, EfficientNet-Lite0 (Tan & Le 2019; the "
 Features are computed in float32 proper: autocast, TensorFloat-32 and reduced-precision matrix
 products of the surrounding training loop are switched off here.
 
-A weights file is data of a stranger. It is read as plain tensors only (``weights_only=True``),
-compared with the architecture by name, shape and type, and used only then.
+A weights file is not trusted. It is read as plain tensors only (``weights_only=True``) and compared
+with the architecture by name, shape and type before it is used.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ DOWNLOAD_TIMEOUT = 30.0
 class FeatureExtractor(nn.Module):
     """Frozen map from images to feature vectors.
 
-    One's own is a subclass that sets the attributes and gives ``features_and_logits``; it is named
-    by ``evaluation.extractor=mylab.features.Clip``.
+    A class of the user is a subclass that sets the attributes and implements
+    ``features_and_logits``. ``evaluation.extractor=mylab.features.Clip`` selects it.
 
     Attributes:
-        name: how metrics on these features are called; an identifier, as it is part of file names.
+        name: part of the names of metrics and files; an identifier.
         dim: length of a feature vector.
         classes: number of class logits it gives too; 0 for none.
         fingerprint: hash of the weights and of the way images are fed to them; two extractors with
@@ -110,7 +110,7 @@ class FeatureExtractor(nn.Module):
         return float64_device(self.device)
 
     def train(self, mode: bool = True) -> FeatureExtractor:
-        """Stay in evaluation mode, whatever module this one is part of."""
+        """Stay in evaluation mode, also as part of a module in training mode."""
         return super().train(False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureExtractor:
@@ -149,7 +149,7 @@ class InceptionV3(FeatureExtractor):
         path: torch-fidelity's weights file.
 
     Raises:
-        UserError: where the file holds anything but this architecture's tensors.
+        UserError: if the file holds anything but this architecture's tensors.
     """
 
     name = "inception"
@@ -231,7 +231,7 @@ def build(choice: Choice, sample_shape: Sequence[int]) -> FeatureExtractor:
         sample_shape: shape of one example.
 
     Raises:
-        UserError: where the weights cannot be fetched or are not what they should be, or the class
+        UserError: if the weights cannot be fetched or are not what they should be, or the class
             is no extractor.
     """
     node = class_node(choice.extractor)
@@ -274,7 +274,7 @@ def download_inception() -> Path:
     The file appears under its name only when it is whole and its hash is right.
 
     Raises:
-        UserError: where that fails.
+        UserError: if that fails.
     """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
@@ -359,7 +359,7 @@ def load_tensors(path: str | os.PathLike[str], key: str) -> dict[str, Tensor]:
         key: what the user gave it as, for the message.
 
     Raises:
-        UserError: where the file holds anything but a dictionary of tensors.
+        UserError: if the file holds anything but a dictionary of tensors.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -40,7 +40,7 @@ Progress = Callable[[float], None]
 
 @dataclass(frozen=True)
 class LikelihoodResult:
-    """What a likelihood found.
+    """Likelihood of some examples.
 
     Attributes:
         measurements: one for each term, ``bits_per_dim/<estimator>/<term>``, with the standard
@@ -63,8 +63,8 @@ class LikelihoodMeter:
             q(x_1).
         n: number of examples, or all that there are.
         split: of the data.
-        batch_size: how many are measured at once; changes speed and memory only (the flow's
-            adaptive solver excepted).
+        batch_size: examples at once. It changes speed and memory only, except for the adaptive
+            solver of the flow.
         seed: of the dequantisation.
     """
 
@@ -83,9 +83,11 @@ class LikelihoodMeter:
         world_size: int = 1,
         progress: Progress | None = None,
     ) -> LikelihoodResult:
-        """The mean of every term; where several processes call this together, each takes its share
-        of the examples and all return the same. A ``fitted`` decoder is fitted on training images,
-        the same ones in every process, so that what it gives is a bound on the test images.
+        """Measure the mean of every term.
+
+        All ranks call this together. Each takes its share of the examples, and all return the same
+        result. A ``fitted`` decoder is fitted on training images, the same ones on every rank, so
+        that the result is a bound for the test images.
 
         Raises:
             UserError: for a model of one noise level, or what the estimator refuses.
@@ -187,7 +189,7 @@ def error_curve(
 
 @contextmanager
 def in_float32(denoiser: Denoiser | ExactDenoiser) -> Iterator[None]:
-    """The network's arithmetic without autocast for a while."""
+    """Switch autocast off inside the block."""
     kept, denoiser.precision = denoiser.precision, None
     try:
         yield

@@ -109,7 +109,7 @@ class SampleMetric(Metric):
         std: standard deviation of the last value over subsets or splits, where there is one.
 
     Raises:
-        UserError: where it needs class logits that the extractor has not.
+        UserError: if it needs class logits that the extractor has not.
     """
 
     name: ClassVar[str]
@@ -168,7 +168,7 @@ class SampleMetric(Metric):
         """The first ``most`` samples (real examples) of all processes, ``(n, …)``.
 
         Raises:
-            UserError: where they are fewer than ``least``.
+            UserError: if they are fewer than ``least``.
         """
         kept = self.kept(real)
         rows = dim_zero_cat(kept)[: self.most] if len(kept) else torch.empty(0)
@@ -369,7 +369,7 @@ class NeighbourRatio(SampleMetric):
         held-out images are training images.
 
         Raises:
-            UserError: where it was given neither ``train`` nor ``held_out``.
+            UserError: if it was given neither ``train`` nor ``held_out``.
         """
         if self.train_images is None or self.held_out_images is None:
             raise UserError(

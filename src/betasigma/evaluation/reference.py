@@ -1,9 +1,9 @@
-"""Statistics of the data that samples are compared with, computed once and kept.
+"""Compute statistics of the real data once, and cache them.
 
-Features of 60,000 images take minutes; a sweep asks for them in every job. They are kept in a file
-whose name is the hash of everything they depend on: the content of the split, how much of it was
-taken, the extractor's weights and preprocessing. Change any of these and the file is not found;
-there is nothing to invalidate.
+Features of 60,000 images take minutes, and every job of a sweep needs them. The name of the cache
+file is a hash of everything they depend on: the content of the split, how much of it was taken, the
+extractor's weights and preprocessing. If one of these changes, the file has another name, so a
+cached file is never out of date.
 
 Moments are exact over all images. For the metrics that need the features themselves, a uniform
 random subset is kept: each image is given a random key and the ``cap`` smallest keys win, which
@@ -41,7 +41,7 @@ Work = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
 
 
 def unseen(what: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
-    """Work that nobody watches."""
+    """Show nothing."""
     return nullcontext(lambda done, note: None)
 
 
@@ -51,7 +51,7 @@ class DataSource(Protocol):
     def size(self, split: Split) -> int: ...
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
-        """All examples of a split, or ``limit`` that stand for it, the same every time."""
+        """All examples of a split, or a fixed choice of ``limit``."""
         ...
 
     def content_key(self, split: Split) -> str: ...
@@ -97,7 +97,7 @@ class RandomRows:
             self._prune()
 
     def merge(self, other: RandomRows) -> None:
-        """Take in what another has kept of the same stream."""
+        """Add the rows that another process has kept of the same stream."""
         for part in zip(other._keys, other._places, other._rows, strict=True):
             self.add(*part)
 
@@ -145,16 +145,15 @@ class ReferenceStatistics:
     def get(
         self, split: Split, limit: int | None = None, rank: int = 0, world_size: int = 1
     ) -> Reference | None:
-        """Statistics of a split, from the cache or from its images.
+        """Return the statistics of a split, from the cache or from its images.
 
         Args:
             split: ``train`` or ``test``.
             limit: number of images to take; ``None`` for all.
-            rank, world_size: where several processes call this together, each takes a share of the
-                work.
+            rank, world_size: all ranks call this together, and each takes a share of the work.
 
         Returns:
-            the statistics on rank 0, ``None`` on the others.
+            The statistics on rank 0, ``None`` on other ranks.
         """
         key = self._key(split, limit)
         path = self.path(split, limit)
@@ -169,7 +168,7 @@ class ReferenceStatistics:
         return reference
 
     def path(self, split: Split, limit: int | None = None) -> Path:
-        """File that holds, or would hold, the statistics of a split."""
+        """Return the path of the cache file for a split."""
         name = hashlib.sha256(self._key(split, limit).encode()).hexdigest()[:32]
         return self.cache_dir / "references" / f"{self.extractor.name}-{split}-{name}.pt"
 

@@ -1,7 +1,8 @@
-"""Sharing an evaluation among processes: who does which indices, and how the parts meet.
+"""Divide an evaluation among ranks, and gather the parts.
 
-Results depend on the indices alone, so a share is a range of them: contiguous, so that parts put
-together by rank are in order again, and cut at multiples of the block in which noise is drawn.
+Results depend on sample indices only, so the share of a rank is a range of indices. It is
+contiguous, so parts joined by rank are in order, and it is cut at multiples of the block in which
+noise is drawn.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ T = TypeVar("T")
 
 
 def shard(n: int, rank: int, world_size: int) -> range:
-    """Indices out of 0 … n−1 that fall to ``rank``; may be empty."""
+    """Return the share of ``rank`` of the indices 0 … n−1; it may be empty."""
     blocks = -(-n // BLOCK)
     share = -(-blocks // world_size) * BLOCK
     return range(min(n, rank * share), min(n, (rank + 1) * share))
 
 
 def gather(part: T, rank: int, world_size: int) -> list[T] | None:
-    """Every process's part, by rank, on rank 0; ``None`` elsewhere."""
+    """Return the parts of all ranks, in order, on rank 0; ``None`` on other ranks."""
     if world_size == 1:
         return [part]
     parts: list[Any] | None = [None] * world_size if rank == 0 else None
@@ -35,10 +36,9 @@ def gather(part: T, rank: int, world_size: int) -> list[T] | None:
 
 
 def gather_rows(part: Tensor, group: Any = None) -> list[Tensor]:
-    """Every process's part of a metric's state, by rank, on every process.
+    """Return the parts of a metric's state of all ranks, in order, on every rank.
 
-    torchmetrics' own gathering, also where a process has seen nothing, so that its part has neither
-    the shape nor the type of the others.
+    torchmetrics gathers them. A rank without samples first takes shape and type from the others.
     """
     kinds: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(kinds, (part.shape[1:], part.dtype) if part.numel() else None, group)
@@ -49,7 +49,7 @@ def gather_rows(part: Tensor, group: Any = None) -> list[Tensor]:
 
 
 def broadcast(value: T, world_size: int) -> T:
-    """What rank 0 holds, on every process."""
+    """Return rank 0's value on every rank."""
     if world_size == 1:
         return value
     box: list[Any] = [value]

@@ -1,5 +1,6 @@
-"""How an app starts: Hydra composes, bad input ends in one sentence, and nothing heavy is imported
-for either.
+"""Start an app: Hydra composes its config, and bad input ends in one sentence.
+
+Nothing heavy is imported for either.
 
 The apps themselves are in :mod:`betasigma.launch.scripts`.
 """
@@ -47,21 +48,21 @@ from betasigma.runs.start import Start
 from betasigma.runs.status import recorded, summary
 
 TRACEBACK = "HYDRA_FULL_ERROR"
-"""Environment variable that asks for tracebacks (Hydra's own)."""
+"""Hydra's environment variable that asks for tracebacks."""
 
-ASKED = "BETASIGMA_TRACEBACKS"
-"""Environment variable that tells a run's other processes whether the user asked for them."""
+PASSED_ON = "BETASIGMA_TRACEBACKS"
+"""Environment variable by which the other ranks know whether the user asked for tracebacks."""
 
 HELP = {"-h", "--help"}
 
-_wanted = os.environ.get(ASKED, os.environ.get(TRACEBACK)) == "1"
+_wanted = os.environ.get(PASSED_ON, os.environ.get(TRACEBACK)) == "1"
 
 _sweeps: list[Sweep] = []
 """The sweep that this process started, if any."""
 
 
 def tracebacks_wanted() -> bool:
-    """Whether the user asked for tracebacks of bad input too (``HYDRA_FULL_ERROR=1``)."""
+    """Whether the user asked for tracebacks, also for bad input (``HYDRA_FULL_ERROR=1``)."""
     return _wanted
 
 
@@ -72,12 +73,13 @@ Task = Callable[[DictConfig, Start], Any]
 def app(
     config_name: str, folder: Path | None = None, checks: AppChecks | None = None
 ) -> Callable[[Task], Callable[[], None]]:
-    """Make a function of a config and a start an app of its own.
+    """Turn a function into an app: a ``main`` that composes a config and calls the function.
 
     Args:
         config_name: the primary config, e.g. ``train``.
-        folder: where it is; groups that are not there are betasigma's. ``None``: betasigma's tree.
-        checks: what is checked before it starts, for an app outside this package.
+        folder: folder of that config. Missing groups are taken from betasigma's tree, which is also
+            the default.
+        checks: what an app outside this package checks before it starts.
     """
     if checks is not None:
         CHECKS[config_name] = checks
@@ -91,7 +93,7 @@ def app(
         @wraps(task)
         def main() -> None:
             register_resolvers()
-            os.environ[ASKED] = "1" if tracebacks_wanted() else "0"
+            os.environ[PASSED_ON] = "1" if tracebacks_wanted() else "0"
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
             configs = Configs(tree, config_name, CommandLine({}, []))
             try:
@@ -122,7 +124,7 @@ def app(
                 sys.exit(130)
             finally:
                 _sweeps.clear()
-                os.environ.pop(ASKED)
+                os.environ.pop(PASSED_ON)
                 if not tracebacks_wanted():
                     os.environ.pop(TRACEBACK)
 
@@ -132,7 +134,7 @@ def app(
 
 
 def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
-    """The command line in words that Hydra reads as they are meant here."""
+    """Rewrite the command line so that Hydra reads it as the user means it."""
     overrides = [as_name(word, configs) for word in line.overrides]
     network = fitting_network(overrides) if configs.config_name == "train" else None
     if network is not None:
@@ -151,7 +153,7 @@ def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
 
 @contextmanager
 def explained(configs: Configs) -> Iterator[None]:
-    """Print what helps to read a config around the config that is printed inside."""
+    """Print the help around the config that Hydra prints inside this block."""
     from betasigma.launch.help import footer, opening
     from betasigma.launch.meanings import with_meanings
 
@@ -162,7 +164,7 @@ def explained(configs: Configs) -> Iterator[None]:
 
 
 def in_directory(task: Task) -> Callable[[DictConfig], Any]:
-    """``task`` with its fate recorded in the directory that Hydra has made for it."""
+    """Wrap ``task`` so that the run directory records how it ends."""
 
     @wraps(task)
     def run(config: DictConfig) -> Any:
@@ -186,7 +188,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
 
 
 def this_start() -> Start:
-    """How the run that Hydra has just started was started."""
+    """Describe how Hydra's current run was started."""
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     here, directory = Path(hydra_config.runtime.cwd), Path(hydra_config.runtime.output_dir)
@@ -205,7 +207,7 @@ def this_start() -> Start:
 
 
 def _line() -> CommandLine:
-    """The command line of this process; of a cluster's worker there is none of ours."""
+    """Read the command line of this process. A worker of a cluster has none of ours."""
     try:
         return read_command_line(sys.argv[1:])
     except UserError:
@@ -213,12 +215,12 @@ def _line() -> CommandLine:
 
 
 def _shown(directory: Path, here: Path) -> Path:
-    """``directory`` as it is printed, so that it can be pasted where the user stands."""
+    """Shorten ``directory`` to a path that the user can paste where they stand."""
     return short(directory) if here.resolve() == Path.cwd() else directory
 
 
 def make_absolute(config: DictConfig, here: Path) -> None:
-    """Make the user's paths in a config mean the same in any directory.
+    """Make the paths in a config absolute.
 
     Args:
         config: of the run.
@@ -239,12 +241,12 @@ def make_absolute(config: DictConfig, here: Path) -> None:
 
 
 def begin_sweep(sweep: Sweep) -> None:
-    """Say what runs, so that its end can be told."""
+    """Remember the sweep, to report how its jobs end."""
     _sweeps.append(sweep)
 
 
 def fail_sweep(error: Exception | None = None) -> None:
-    """Where a sweep's jobs have failed, print which and end with status 1."""
+    """If jobs of a sweep have failed, name them and exit with status 1."""
     text = report(_sweeps[-1], error) if _sweeps else None
     if text:
         conclude(_sweeps[-1])
@@ -253,11 +255,12 @@ def fail_sweep(error: Exception | None = None) -> None:
 
 
 def as_name(word: str, configs: Configs) -> str:
-    """``group=0,1`` with its numbers as the names of files, which Hydra wants for a group;
-    ``group=glob(*)`` as the names that fit; the number of ``name=2024`` as a string.
+    """Quote numbers that are names, and expand ``glob(*)`` over a group.
+
+    Hydra wants a string for a group (``bridge=0,1``) and for ``name=2024``.
 
     Raises:
-        UserError: for a ``glob`` that fits no name.
+        UserError: if a ``glob`` fits no name.
     """
     key, _, value = word.partition("=")
     a_number = r"\d[\w.+-]*" if key == "name" else r"\d+"
@@ -276,11 +279,11 @@ def as_name(word: str, configs: Configs) -> str:
 
 
 def as_choice(word: str) -> str:
-    """A sweep's ``node.key=value`` as a choice of one value.
+    """Turn a sweep's ``node.key=value`` into a choice of one value.
 
-    Hydra composes a sweep's common config without the choices that are swept, so that
-    ``sampler=ddim,ancestral sampler.steps=10`` would be refused for the default sampler's sake; a
-    choice is applied in each job, after the group it belongs to.
+    Hydra composes the common config of a sweep without the swept groups. So it would apply
+    ``sampler.steps=10`` of ``sampler=ddim,ancestral sampler.steps=10`` to the default sampler and
+    refuse it. A choice is applied in each job, after its group.
     """
     key, equals, value = word.partition("=")
     plain = re.fullmatch(r"[a-z]\w*(\.\w+)+", key) and not key.startswith("hydra.")
@@ -289,27 +292,27 @@ def as_choice(word: str) -> str:
 
 
 def as_typed(word: str) -> str:
-    """The word of which :func:`as_choice` has made a choice of one value."""
+    """Undo :func:`as_choice`."""
     key, _, value = word.partition("=")
     found = re.fullmatch(r"choice\((.*)\)", value)
     return f"{key}={found[1]}" if found and as_choice(f"{key}={found[1]}") == word else word
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether an error says that the input was bad, rather than that the program is."""
+    """Whether an error is about bad input. Any other error is a bug."""
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
         return True
     return isinstance(error, ValueError) and str(error).startswith("Config group override")
 
 
 def fail(error: Exception, configs: Configs) -> None:
-    """Print what is wrong in one sentence and end with status 1."""
+    """Print what is wrong in one sentence and exit with status 1."""
     print(f"error: {sentence(error, configs)}", file=sys.stderr)
     sys.exit(1)
 
 
 def sentence(error: Exception, configs: Configs) -> str:
-    """What is wrong, in one sentence."""
+    """Return what is wrong, in one sentence."""
     from betasigma.launch.explain import explain
 
     cause = error
@@ -319,7 +322,7 @@ def sentence(error: Exception, configs: Configs) -> str:
 
 
 def register_resolvers() -> None:
-    """Interpolations that the config tree uses: ``run_directory``."""
+    """Register the resolver of ``${run_directory:…}``, which the config tree uses."""
     OmegaConf.register_new_resolver(
         "run_directory", lambda name: new_directory(name), replace=True, use_cache=True
     )

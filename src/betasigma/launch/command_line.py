@@ -1,7 +1,7 @@
-"""The words of a command line, in the order and form that Hydra takes.
+"""Rewrite a command line into the order and form that Hydra accepts.
 
-Hydra's parser wants its options before the overrides, and overrides without hyphens. People and
-``wandb agent`` type them as they come: ``model=ncsn -m seed=1,2``, ``--optimizer.lr=0.001``.
+Hydra's parser wants options before overrides, and overrides without hyphens. Users and
+``wandb agent`` mix them: ``model=ncsn -m seed=1,2``, ``--optimizer.lr=0.001``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MULTIRUN = "hydra.mode=MULTIRUN"
 """The override that means ``-m``."""
 
 EXCLUSIVE = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")
-"""Options of which a command line has at most one."""
+"""Options that exclude one another."""
 
 PLACES = ("--config-path", "--config-name", "--config-dir")
 """Options that say where configs are."""
 
 PATHS = ("run", "runs", "resume", "data.root", "evaluation.inception_weights", "evaluation.cache")
-"""Keys whose values are paths of the user's, relative to where they stand."""
+"""Keys whose values are paths, relative to the user's directory."""
 
 
 class CommandLine(NamedTuple):
@@ -34,7 +34,7 @@ class CommandLine(NamedTuple):
     options: dict[str, str | None]
     """Hydra's options by their long name (``--multirun``), with their values."""
     overrides: list[str]
-    """Of the config."""
+    """``key=value``, for the config."""
 
     @property
     def sweeps(self) -> bool:
@@ -47,7 +47,7 @@ class CommandLine(NamedTuple):
         return "--help" in self.options
 
     def words(self) -> list[str]:
-        """The words as Hydra takes them: options first."""
+        """Return the words in Hydra's order: options first."""
         options = [
             name if value is None else f"{name}={value}" for name, value in self.options.items()
         ]
@@ -55,13 +55,13 @@ class CommandLine(NamedTuple):
 
 
 def read_command_line(words: list[str]) -> CommandLine:
-    """Tell options from overrides, whatever their order.
+    """Separate options from overrides, in any order.
 
     Args:
         words: what was typed after the program's name.
 
     Raises:
-        UserError: for an option that there is not, or that lacks its value.
+        UserError: for an unknown option, or one without its value.
     """
     known = _options()
     options: dict[str, str | None] = {}
@@ -98,7 +98,7 @@ def as_path(word: str) -> str:
 
 
 def quoted(value: str) -> str:
-    """A value that Hydra takes as one string, whatever is in it."""
+    """Quote a value so that Hydra reads it as one string."""
     return "'" + re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value) + "'"
 
 

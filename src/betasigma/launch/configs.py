@@ -1,5 +1,6 @@
-"""The configs that an app can choose from: ours, and what ``--config-dir``, ``hydra.searchpath``
-and plugins add.
+"""Read the configs on an app's search path.
+
+The search path has our tree, ``--config-dir``, ``hydra.searchpath`` and outside packages.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class ConfigFile(NamedTuple):
     """One file of a config group, or a primary config."""
 
     name: str
-    """As it is chosen: ``sampler/ddim``, ``train``."""
+    """Name by which it is chosen: ``sampler/ddim``, ``train``."""
     content: dict[str, Any]
     package: str
-    """Where its keys go, ``""`` for the top."""
+    """Node that its keys belong to; ``""`` for the top."""
     defaults: list[InputDefault]
     comment: str = ""
-    """The one it begins with, on one line."""
+    """Its opening comment, on one line."""
 
     @property
     def group(self) -> str:
@@ -52,12 +53,12 @@ class ConfigFile(NamedTuple):
 
     @property
     def keys(self) -> set[str]:
-        """Its keys, with dots."""
+        """Its dotted keys."""
         return dotted_keys(self.content, f"{self.package}." if self.package else "")
 
     @property
     def chooses(self) -> dict[str, str]:
-        """What it chooses of other groups."""
+        """Choices that it makes for other groups."""
         groups = [one for one in self.defaults if isinstance(one, GroupDefault) and one.override]
         return {str(one.group).lstrip("/"): str(one.value) for one in groups}
 
@@ -73,7 +74,7 @@ class Configs:
 
     Args:
         folder: the app's own config tree.
-        config_name: its primary config where the command line names no other.
+        config_name: its primary config, unless the command line names another.
         line: the command line, which may add to the search path.
     """
 
@@ -92,7 +93,7 @@ class Configs:
         return bool(name) and self._repository.group_exists(name)
 
     def choices(self, group: str) -> list[str]:
-        """What can be chosen of a group, sorted."""
+        """Choices of a group, sorted."""
         return self._repository.get_group_options(group)
 
     def groups(self) -> list[str]:
@@ -164,12 +165,12 @@ class Configs:
 
 
 def typed_configs(folder: Path, config_name: str, words: list[str]) -> Configs:
-    """Configs for the words of a command line that has been read before."""
+    """Read configs for a command line."""
     return Configs(folder, config_name, read_command_line(words))
 
 
 def load_file(repository: IConfigRepository, name: str) -> ConfigFile:
-    """Read ``train`` or ``sampler/ddim`` from a search path; one that is not there is empty."""
+    """Read ``train`` or ``sampler/ddim`` from a search path; empty if it does not exist."""
     found = repository.load_config(name)
     if found is None or not OmegaConf.is_dict(found.config):
         return ConfigFile(name, {}, "", [])
@@ -198,19 +199,19 @@ def _comment(source: str, name: str) -> str:
 
 
 def _search_path(overrides: Sequence[str]) -> list[str] | None:
-    """What the last ``hydra.searchpath=[…]`` among overrides says, if there is one."""
+    """Return the value of the last ``hydra.searchpath=[…]`` override, if there is one."""
     for word in reversed(overrides):
         if word.partition("=")[0].lstrip("+") == "hydra.searchpath":
             try:
                 value = OverridesParser.create().parse_override(word).value()
-            except HydraException:  # which Hydra says itself
+            except HydraException:  # Hydra reports it
                 return []
             return [str(where) for where in value] if isinstance(value, list) else []
     return None
 
 
 def dotted_keys(node: dict[Any, Any], prefix: str = "") -> set[str]:
-    """Keys of a config in plain containers, with dots; without Hydra's."""
+    """Return the dotted keys of a config in plain containers, except Hydra's."""
     keys: set[str] = set()
     for name, value in node.items():
         if name not in ("defaults", "_target_", "hydra"):

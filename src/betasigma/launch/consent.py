@@ -1,4 +1,4 @@
-"""Which outside packages the person at the keyboard lets in."""
+"""Read which outside packages the user allows."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from betasigma.options import plugins
 
 
 def allow_typed(words: Sequence[str]) -> None:
-    """Let in what the command line, the environment and installed packages name.
+    """Allow the packages that command line, environment and entry points name.
 
     Raises:
-        UserError: where one of them names what cannot be found.
+        UserError: if one of them cannot be found.
     """
     plugins.allow_named()
     plugins.allow(typed_plugins(words))
 
 
 def typed_plugins(words: Sequence[str]) -> list[str]:
-    """Packages of ``plugins=[…]`` on a command line."""
+    """Return the packages of ``plugins=[…]`` on a command line."""
     found: list[str] = []
     for word in words:
         if not re.match(r"(--)?\+{0,2}plugins=", word):
@@ -40,7 +40,7 @@ def typed_plugins(words: Sequence[str]) -> list[str]:
 
 
 def check_consent(config: DictConfig) -> None:
-    """Refuse packages that a config lets in and the user does not, and foreign code for Hydra.
+    """Refuse packages that a config allows and the user does not, and foreign code for Hydra.
 
     Raises:
         UserError: which says how to allow them.
@@ -57,8 +57,9 @@ def check_consent(config: DictConfig) -> None:
 
 
 def refuse_foreign_hydra(config: DictConfig) -> None:
-    """Refuse what a config has Hydra run: callbacks, launchers, handlers of logs. Hydra makes them
-    from any importable class, before anything else looks at the config.
+    """Refuse foreign callbacks, launchers and log handlers in Hydra's own node.
+
+    Hydra makes them from any importable class, before anything else reads the config.
 
     Raises:
         UserError: which says how to allow it.

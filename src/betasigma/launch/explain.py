@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors in one sentence that says what would be accepted."""
+"""Explain errors of Hydra and OmegaConf in one sentence that says what is accepted."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ HYDRA_PLUGINS = {
         "nevergrad": "hydra-nevergrad-sweeper",
     },
 }
-"""Packages that bring launchers and sweepers."""
+"""Packages that provide launchers and sweepers."""
 
-OTHER_WORDS = {
+SYNONYMS = {
     "epochs": "training counts optimizer steps: steps={value}",
     "max_epochs": "training counts optimizer steps: steps={value}",
     "max_steps": "write steps={value}",
@@ -34,11 +34,11 @@ OTHER_WORDS = {
     "gpus": "write hardware=gpu, or hardware=ddp hardware.devices={value}",
     "dataset": "write data={value}",
 }
-"""What other programs call things, and what they are here."""
+"""Keys of other programs, and what to write here."""
 
 
 def explain(error: BaseException, configs: Configs) -> str:
-    """One sentence for an error of composition.
+    """Explain an error of composition in one sentence.
 
     Args:
         error: what Hydra or OmegaConf raised.
@@ -90,12 +90,12 @@ def unknown_key(override: str, configs: Configs) -> str:
 
 
 def _instead(key: str, value: str, configs: Configs) -> str:
-    """What someone who typed an unknown key may have meant."""
+    """Suggest what the user may have meant by an unknown key."""
     last = key.rpartition(".")[2]
     if "schedule" in last and key.startswith("optimizer") and configs.is_group("lr_schedule"):
         return f"write lr_schedule={value}, of {', '.join(configs.choices('lr_schedule'))}"
-    if key in OTHER_WORDS:
-        return OTHER_WORDS[key].format(value=value or "…")
+    if key in SYNONYMS:
+        return SYNONYMS[key].format(value=value or "…")
     known = known_keys(configs)
     near = [name for name in known if name.endswith(f".{key}")][:3]
     near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
@@ -114,7 +114,7 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
 
 
 def known_keys(configs: Configs) -> list[str]:
-    """Every key that the app's config can have, with dots."""
+    """Return every dotted key that the app's config can have."""
     keys = set(configs.load(configs.primary).keys)
     for file, own in _own_keys(configs):
         keys |= own | {file.group}
@@ -122,8 +122,10 @@ def known_keys(configs: Configs) -> list[str]:
 
 
 def _own_keys(configs: Configs) -> Iterator[tuple[ConfigFile, set[str]]]:
-    """Files of config groups with the keys they define. What chooses for other groups (a model, an
-    experiment, a point of a study) sets their keys too, and defines only those below its own name.
+    """Yield the files of config groups with the keys that they define.
+
+    A file that chooses for other groups (a model, an experiment, a point of a study) also sets keys
+    of these groups. It defines only the keys below its own name.
     """
     files = configs.files()
     overlays = {file.group for file in files if file.chooses and not file.package}
@@ -147,7 +149,7 @@ def _models_with(schedules: list[str], configs: Configs) -> str:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what caused it, and so on."""
+    """Yield the error, its cause, the cause of that, and so on."""
     while error is not None:
         yield error
         error = error.__cause__

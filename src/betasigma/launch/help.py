@@ -1,8 +1,7 @@
-"""What ``--help`` prints around the config: the groups to choose from and commands to start with.
+"""Print groups and example commands around the config, for ``--help``.
 
-Hydra's own ``--help`` composes the config tree once for each of its groups, which takes twice as
-long as everything else; here the config is composed once and the groups are read off the search
-path.
+Hydra's own ``--help`` composes the config once per group, which is slow. Here the config is
+composed once, and the groups are read from the search path.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from betasigma.launch.configs import Configs
 from betasigma.runs.start import program
 
 COLUMN, WIDTH = 32, 100
-"""Of a choice, and of what it is."""
+"""Widths of a choice and of its description."""
 
 HEADER = "betasigma: DDPM and NCSN on one footing."
 
@@ -26,11 +25,11 @@ EXAMPLES = {
     "-m search=optuna_lr": "a search",
     "resume=outputs/…": "continue a run",
 }
-"""What ``train`` may be given, and what comes of it."""
+"""Example overrides of ``train``, and what they do."""
 
 
 def footer() -> str:
-    """What stands behind the config: commands as they can be pasted where the user stands."""
+    """Return the text after the config: commands that the user can paste."""
     train = shlex.join(program("train", Path.cwd()))
     width = max(map(len, EXAMPLES))
     return "\n".join(
@@ -43,7 +42,7 @@ def footer() -> str:
 
 
 def opening(configs: Configs) -> str:
-    """What stands before the config.
+    """Return the text before the config.
 
     Args:
         configs: of the app, whose groups are listed.
@@ -56,7 +55,7 @@ def opening(configs: Configs) -> str:
 
 
 def _described(group: str, configs: Configs) -> list[str]:
-    """What each choice of a group is, in the words of its file; of a study also how to run it."""
+    """Describe each choice of a group by its comment; for a study, also say how to run it."""
     files = [configs.load(f"{group}/{choice}") for choice in configs.choices(group)]
     words = {f"{group}={file.choice}": file.comment for file in files if file.comment}
     if any(file.is_point for file in files):

@@ -1,5 +1,6 @@
-"""A sweep's jobs are named by what is swept: ``lr=0.001,ema.decay=0.9``. Directory, run on the
-dashboard and row of a table have this name.
+"""Name the jobs of a sweep by what is swept: ``lr=0.001,ema.decay=0.9``.
+
+The directory, the run on the dashboard and the table row have this name.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from omegaconf import OmegaConf
 
 LONGEST = 100
-"""Characters of a name."""
+"""Most characters of a name."""
 
 
 def short_keys(swept: Sequence[str], known: Iterable[str], groups: Iterable[str]) -> dict[str, str]:
-    """How each swept key is written: a key of a config group without the group where no other key
-    of the config ends like it.
+    """Return the short form of each swept key.
+
+    ``optimizer.lr`` becomes ``lr`` if no other key of the config ends in ``lr``.
 
     Args:
         swept: keys, as typed.
@@ -35,7 +37,7 @@ def short_keys(swept: Sequence[str], known: Iterable[str], groups: Iterable[str]
 
 
 def repeats(jobs: Sequence[Sequence[str]], written: Mapping[str, str]) -> bool:
-    """Whether several jobs would have one name."""
+    """Whether two jobs would have the same name."""
     names = [job_name(written, job) for job in jobs]
     return len(set(names)) < len(names)
 
@@ -43,12 +45,12 @@ def repeats(jobs: Sequence[Sequence[str]], written: Mapping[str, str]) -> bool:
 def job_name(
     written: Mapping[str, str], overrides: Sequence[str], number: int | None = None
 ) -> str:
-    """Name of a job, safe as the name of a directory.
+    """Return the name of a job, valid as the name of a directory.
 
     Args:
-        written: how each swept key is written.
+        written: short form of each swept key.
         overrides: of the job.
-        number: of the job, where what is swept does not tell jobs apart.
+        number: of the job, if the swept values do not identify it.
     """
     values = dict(override.split("=", 1) for override in overrides if "=" in override)
     parts = [f"{short}={_safe(values[key])}" for key, short in written.items() if key in values]
@@ -62,16 +64,14 @@ def job_name(
 
 
 def subdirectory(written: Mapping[str, str], numbered: bool) -> str:
-    """Interpolation for ``hydra.sweep.subdir`` that gives every job its name."""
+    """Return the interpolation for ``hydra.sweep.subdir`` that names every job."""
     keys = ",".join(f"{key}:{short}" for key, short in written.items())
     number = "${hydra.job.num}" if numbered else "null"
     return f"${{job_name:{{{keys}}},${{hydra.overrides.task}},{number}}}"
 
 
 def _safe(value: str) -> str:
-    """A value without what a name does not need: quotes, brackets, the folders of a path, the tail
-    of a long number.
-    """
+    """Shorten a value: no quotes, brackets or folders of a path, four digits of a long number."""
     plain = re.sub(r"[\s'\"\[\]{}()]", "", value.rstrip("/")).rpartition("/")[2]
     plain = plain.replace(",", "-")
     if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", plain):

@@ -1,4 +1,4 @@
-"""What only the machine can tell of a run: whether it has GPUs and an account."""
+"""Check what depends on this machine: GPUs and accounts."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from betasigma.training.account import logged_in
 
 
 def check_machine(config: DictConfig) -> None:
-    """Refuse a run that this machine cannot do.
+    """Refuse a run that is impossible on this machine.
 
     Raises:
-        UserError: where it wants GPUs or an account that are not here.
+        UserError: if it needs GPUs or an account that do not exist here.
     """
     if not is_cluster(config):  # whose nodes have GPUs that this machine has not
         _check_gpus(config)

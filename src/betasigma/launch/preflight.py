@@ -1,9 +1,7 @@
-"""Everything that can be refused is refused before a directory is made, a job sent or PyTorch
-imported.
+"""Refuse bad input before a directory is made, a job is submitted or PyTorch is imported.
 
-Hydra calls ``Preflight`` at the start of a run or of a sweep, when the config is composed and
-nothing has happened. It swallows ordinary exceptions of callbacks, so what is wrong is printed here
-and the process ends.
+Hydra calls ``Preflight`` at the start of a run or a sweep, when the config is composed. Hydra only
+logs exceptions of callbacks, so ``Preflight`` prints the error itself and ends the process.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ class Preflight(Callback):
     """Checks a run's config, or every config of a sweep, before anything starts.
 
     Args:
-        app: which app's checks apply: ``train``, ``sample`` or ``evaluate``.
+        app: name of the app whose checks apply: a key of ``CHECKS``.
     """
 
     def __init__(self, app: str) -> None:
@@ -53,7 +51,7 @@ class Preflight(Callback):
             prepare_run(config, self._app, loader_of_hydra())
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """End here where the run has failed: Hydra would print a line of its own before ours."""
+        """End the process here if the run has failed, before Hydra prints a line of its own."""
         job_return: JobReturn = kwargs["job_return"]
         if job_return.status == JobStatus.FAILED:
             with _ending(config):
@@ -62,7 +60,7 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             loader = loader_of_hydra()
-            # the common config is composed: what had to wait for its group can be plain again
+            # the common config is composed, so the choices of one value can be plain again
             task = [as_typed(word) for word in config.hydra.overrides.task]
             sweep = expand(config.hydra.sweeper, task, loader)
             jobs = []
@@ -87,17 +85,17 @@ class Preflight(Callback):
             begin_sweep(Sweep(Path(config.hydra.sweep.dir), known, self._name))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Write what went wrong into the directory's log, also that of one job of a sweep."""
+        """Write the error of a run or a job into its log."""
         error = job_return._return_value
         if job_return.status == JobStatus.FAILED:
-            told = None if isinstance(error, UserError) else error
-            logging.getLogger("betasigma").error("failed: %s", error, exc_info=told)
+            traced = None if isinstance(error, UserError) else error
+            logging.getLogger("betasigma").error("failed: %s", error, exc_info=traced)
 
     def _decide_once(self, jobs: list[DictConfig], given: set[str]) -> list[str]:
-        """Overrides for all jobs: one decision for the whole sweep, so that they can be compared.
+        """Return overrides for all jobs: one decision for the sweep, so that jobs can be compared.
 
         Raises:
-            UserError: where the jobs cannot share one.
+            UserError: if the jobs need different decisions.
         """
         decisions = [self._app.decide(job) for job in jobs]
         values = [{k: v for k, v in d.values.items() if k not in given} for d in decisions]
@@ -106,19 +104,19 @@ class Preflight(Callback):
                 "the jobs of this sweep need different evaluations (images and points, say): make "
                 "it two sweeps, or leave them out with evaluation=none"
             )
-        _tell(decisions[0])
+        _print_note(decisions[0])
         return [f"{key}={value}" for key, value in values[0].items()]
 
 
 def loader_of_hydra() -> ConfigLoaderImpl:
-    """What composes the configs of this process."""
+    """Return the loader that composes the configs of this process."""
     loader = GlobalHydra.instance().config_loader()
     assert isinstance(loader, ConfigLoaderImpl)
     return loader
 
 
 def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) -> None:
-    """Check a run's config, choose what it leaves open and make its directory.
+    """Check the config of a run, choose what it leaves open, and make the run directory.
 
     Raises:
         UserError: for the first thing that cannot work.
@@ -131,17 +129,17 @@ def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) ->
     decision = app.decide(config)
     for key, value in decision.values.items():
         OmegaConf.update(config, key, value)
-    _tell(decision)
-    # plain, so that whoever reads it again reads the same
+    _print_note(decision)
+    # as text, because resolving it again would give another name
     _set(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
     _make(config.hydra.run.dir)
 
 
 def refuse_search(config: DictConfig) -> None:
-    """Refuse to search with a single run.
+    """Refuse a search without ``-m``.
 
     Raises:
-        UserError: where ``config`` names a search.
+        UserError: if ``config`` names a search.
     """
     chosen = config.hydra.runtime.choices.get("search")
     if chosen is not None:
@@ -149,12 +147,13 @@ def refuse_search(config: DictConfig) -> None:
 
 
 def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> list[str]:
-    """Tell the launcher what to ask the cluster for; returns overrides for all jobs.
+    """Set what the launcher asks the cluster for, and return overrides for all jobs.
 
-    Hydra makes the launcher from the sweep's common config, which has none of the jobs' own values.
+    Hydra makes the launcher from the common config of the sweep, which lacks the values of the
+    jobs.
 
     Raises:
-        UserError: where the cluster cannot be asked for it.
+        UserError: if the request is impossible.
     """
     wanted = slurm.request(jobs)
     if wanted is None:
@@ -168,8 +167,9 @@ def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> lis
 
 
 def _fix_directory(config: DictConfig) -> None:
-    """Make the sweep's directory the same for all its jobs, which compose their configs anew, maybe
-    where the resolver of its name is not known.
+    """Fix the name of the sweep directory for all jobs.
+
+    Each job composes its config again, possibly where the resolver of the name does not exist.
     """
     own = list(config.hydra.overrides.hydra)
     if not any(word.startswith("hydra.sweep.dir=") for word in own):
@@ -179,7 +179,7 @@ def _fix_directory(config: DictConfig) -> None:
 
 
 def _name_jobs(config: DictConfig, jobs: list[DictConfig], sweep: Expansion) -> None:
-    """Name the jobs' directories by what is swept, unless the user has a name for them."""
+    """Name the directories of the jobs by what is swept, unless the user names them."""
     own = list(config.hydra.overrides.hydra)
     if sweep.swept and not any(word.startswith("hydra.sweep.subdir=") for word in own):
         plain: list[Any] = [OmegaConf.to_container(job) for job in jobs]
@@ -196,10 +196,10 @@ def _set(config: DictConfig, key: str, value: Any) -> None:
 
 
 def _make(directory: str) -> None:
-    """Make the directory that is about to be run in.
+    """Make the directory of the run or the sweep.
 
     Raises:
-        UserError: where that is not possible.
+        UserError: if that is not possible.
     """
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
@@ -207,18 +207,21 @@ def _make(directory: str) -> None:
         raise UserError(f"directory {directory} cannot be made: {error.strerror}") from None
 
 
-def _tell(decision: Decision) -> None:
-    """Print what the user should know of a decision, once for all processes."""
+def _print_note(decision: Decision) -> None:
+    """Print the note of a decision on rank 0."""
     if decision.note and process_rank() == 0:
         print(decision.note, flush=True)
 
 
 @contextmanager
 def _ending(config: DictConfig) -> Iterator[None]:
-    """Print what is wrong in one sentence and end, unless tracebacks were asked for."""
+    """Print what is wrong in one sentence and end the process.
+
+    With ``HYDRA_FULL_ERROR=1``, and for bugs, print the traceback.
+    """
     try:
         yield
-    except Exception as error:  # Hydra would only warn of it and go on
+    except Exception as error:  # Hydra would only warn and continue
         if tracebacks_wanted() or not is_refusal(error):
             traceback.print_exc()
             raise SystemExit(1) from None

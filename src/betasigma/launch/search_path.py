@@ -1,7 +1,6 @@
-"""Where config groups are looked for: in the app's own folder, in betasigma's tree, and in the
-folder ``conf`` of each outside package that the user has let in.
+"""Extend Hydra's search path: the app's folder, betasigma's tree, ``conf`` of each allowed package.
 
-So a study outside this package writes the groups it adds and composes all others.
+A study outside this package has files only for what it adds.
 """
 
 from __future__ import annotations
@@ -25,5 +24,5 @@ class MoreTrees(SearchPathPlugin):
 
 
 def register() -> None:
-    """Make Hydra look there."""
+    """Register the search path with Hydra."""
     Plugins.instance().register(MoreTrees)

@@ -1,4 +1,4 @@
-"""Training from a notebook or a script of one's own: what ``betasigma train`` does, here."""
+"""Train from a notebook or another script: what ``betasigma train`` does, in this process."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _train(config: DictConfig, start: Start) -> FinishedRun:
 
 
 def _use_one_device(config: DictConfig) -> None:
-    """Refuse several devices: their processes would run the notebook or script once more."""
+    """Refuse several devices: each of their processes would run the notebook or script again."""
     hardware = config.hardware
     if hardware.devices == "auto":
         hardware.devices = 1
@@ -112,7 +112,7 @@ def _use_one_device(config: DictConfig) -> None:
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Keep what is said in the run's log."""
+    """Write log messages to the run's log file."""
     logger = logging.getLogger("betasigma")
     level, propagate = logger.level, logger.propagate
     handler = logging.FileHandler(path, encoding="utf-8")
@@ -131,7 +131,7 @@ def _logged(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _warnings_as_before() -> Iterator[None]:
-    """Leave the notebook its own way of warning."""
+    """Restore how the notebook shows warnings."""
     shown = warnings.formatwarning
     try:
         with warnings.catch_warnings():

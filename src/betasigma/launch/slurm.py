@@ -1,8 +1,8 @@
-"""What a sweep asks of SLURM, made definite and checked before anything is submitted.
+"""Work out what a sweep requests from SLURM, and check it before anything is submitted.
 
-A sweep is one job array: every job of it gets the same. ``conf/cluster/slurm.yaml`` has the knobs
-and hands them to the launcher; here they are made to fit ``hardware``, since SLURM starts the
-processes that Lightning then finds, one per device.
+A sweep is one job array, so all its jobs get the same resources. ``conf/cluster/slurm.yaml`` has
+the options and passes them to the launcher. They must fit ``hardware``: SLURM starts the processes,
+one per device, and Lightning finds them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ SETUP = (
 
 
 def is_cluster(config: DictConfig) -> bool:
-    """Whether a config wants its jobs to run elsewhere."""
+    """Whether the jobs of a config run on a cluster."""
     return OmegaConf.select(config, "cluster.name", default="none") != "none"
 
 
 def refuse_single(config: DictConfig) -> None:
-    """Refuse to submit what is not a sweep.
+    """Refuse to submit a single run.
 
     Raises:
-        UserError: where ``config`` names a cluster.
+        UserError: if ``config`` names a cluster.
     """
     if is_cluster(config):
         raise UserError(
@@ -48,11 +48,12 @@ def refuse_single(config: DictConfig) -> None:
 
 
 def request(jobs: list[DictConfig]) -> dict[str, Any] | None:
-    """What SLURM is asked for each job of a sweep: the ``cluster`` node with nothing left open;
+    """Return the resources of each job of a sweep: the complete ``cluster`` node.
+
     ``None`` for a sweep on this machine.
 
     Raises:
-        UserError: where it does not fit the jobs' hardware, or is not the same for all of them.
+        UserError: if they do not fit the hardware of a job, or differ between jobs.
     """
     requests = [_of_job(job) if is_cluster(job) else None for job in jobs]
     first = requests[0]
@@ -69,20 +70,20 @@ def request(jobs: list[DictConfig]) -> dict[str, Any] | None:
 
 
 def overrides(wanted: dict[str, Any]) -> list[str]:
-    """What every job of the sweep is told of the request."""
+    """Return the overrides by which every job knows the request."""
     return [f"cluster.tasks={wanted['tasks']}", f"hardware.devices={wanted['tasks']}"]
 
 
 def launcher(wanted: dict[str, Any]) -> dict[str, Any]:
-    """The request as the launcher takes it."""
+    """Return the request in the form that the launcher accepts."""
     return {**wanted, "gpus": wanted["gpus"] or None, "setup": [*SETUP, *wanted["setup"]]}
 
 
 def check_commands() -> str | None:
-    """See that SLURM can be reached; returns a warning where that is only half true.
+    """Check that SLURM can be reached. Return a warning if only its accounting cannot.
 
     Raises:
-        UserError: where jobs cannot be submitted from here.
+        UserError: if jobs cannot be submitted from here.
     """
     for command in ("sbatch", "srun"):
         if shutil.which(command) is None:
@@ -106,7 +107,7 @@ def check_commands() -> str | None:
 
 
 def _of_job(job: DictConfig) -> dict[str, Any]:
-    """What one job asks for."""
+    """Return the resources of one job."""
     wanted: Any = OmegaConf.to_container(job.cluster, resolve=True)
     SlurmOptions.parse(wanted)
     hardware = job.hardware

@@ -1,7 +1,7 @@
-"""A study is a group of configs whose files set ``study``: runs to be compared, point by point.
+"""Check the points of a study: config files that set ``study``, for runs to be compared.
 
-A point stands for a whole model. So a point together with another word that chooses the model would
-leave open which of them wins.
+A point chooses a whole model. A point together with another override that chooses the model would
+be ambiguous.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class ChosenFile(NamedTuple):
     """A file of a config group that the command line names.
 
     Attributes:
-        word: as it was typed, without quotes: ``model=ncsn``.
+        word: the override, without quotes: ``model=ncsn``.
         group: its group.
-        chooses: what it, with the files that it is made from, chooses of other groups.
+        chooses: choices for other groups, by this file and the files in its defaults.
         is_point: whether it is a point of a study.
     """
 
@@ -33,16 +33,16 @@ class ChosenFile(NamedTuple):
 
 
 def check_studies(overrides: Sequence[str], repository: IConfigRepository) -> None:
-    """Refuse a point of a study together with another choice of the same model.
+    """Refuse a point of a study together with another choice of the same group.
 
-    What chooses nothing of other groups (a sampler, say) may be set for all points alike.
+    A file that chooses nothing for other groups (a sampler, for example) is allowed.
 
     Args:
         overrides: of one run.
-        repository: where config files are found.
+        repository: finds config files.
 
     Raises:
-        UserError: where two words choose the same.
+        UserError: if two overrides choose the same group.
     """
     typed = [_choice(override, repository) for override in overrides]
     choices = [choice for choice in typed if choice is not None]
@@ -60,7 +60,7 @@ def check_studies(overrides: Sequence[str], repository: IConfigRepository) -> No
 
 
 def _choice(override: str, repository: IConfigRepository) -> ChosenFile | None:
-    """What an override chooses; ``None`` where it is a value, or chooses nothing."""
+    """Return the file that an override chooses; ``None`` if it chooses none."""
     group, _, name = override.lstrip("+").partition("=")
     name = name.strip("'")
     if name == "null" or not repository.config_exists(f"{group}/{name}"):
@@ -70,8 +70,9 @@ def _choice(override: str, repository: IConfigRepository) -> ChosenFile | None:
 
 
 def _read(repository: IConfigRepository, path: str) -> tuple[dict[str, str], bool]:
-    """What a file, with those it is made from, chooses of other groups, and whether it sets
-    ``study``.
+    """Return the choices of a file for other groups, and whether it is a point of a study.
+
+    Files in its defaults count as part of it.
     """
     file = load_file(repository, path)
     chooses, is_point = file.chooses, file.is_point

@@ -1,8 +1,8 @@
-"""What a sweep will run, asked of the sweeper that was chosen, before it starts.
+"""List the jobs of a sweep before it starts.
 
-Hydra's own sweeper runs every combination, so all jobs are known. Others (Optuna, Ax, …) choose as
-they go: of theirs each value of a choice and both ends of an interval are known, and every job is
-checked once more as it starts.
+Hydra's own sweeper runs every combination, so all jobs are known. Other sweepers (Optuna, Ax, …)
+choose values while they run. Of these sweeps, jobs with each value of a choice and both ends of an
+interval are listed, and every job is checked again when it starts.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Expansion(NamedTuple):
     """The jobs of a sweep."""
 
     jobs: list[list[str]]
-    """Overrides of each; of a sweeper that searches, of samples of them."""
+    """Overrides of each job; of a sweeper that searches, of examples."""
     swept: list[str]
     """Keys that differ between jobs."""
     complete: bool
-    """Whether these are all jobs."""
+    """Whether the list has all jobs."""
 
 
 def is_basic(sweeper: Any) -> bool:
@@ -36,12 +36,12 @@ def is_basic(sweeper: Any) -> bool:
 
 
 def expand(sweeper: DictConfig, typed: list[str], loader: ConfigLoader) -> Expansion:
-    """The jobs of a sweep.
+    """List the jobs of a sweep.
 
     Args:
-        sweeper: ``hydra.sweeper``, whose ``params`` stand before what is typed.
+        sweeper: ``hydra.sweeper``. Its ``params`` come before the overrides.
         typed: overrides on the command line.
-        loader: by which ``glob(*)`` finds what it names.
+        loader: resolves ``glob(*)``.
     """
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *typed])
@@ -56,7 +56,7 @@ def expand(sweeper: DictConfig, typed: list[str], loader: ConfigLoader) -> Expan
 
 
 def _values(override: Override) -> list[str]:
-    """Values of one override that a job can have, as far as they are known."""
+    """Return the known values of one override."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     value = override.value()
@@ -66,7 +66,7 @@ def _values(override: Override) -> list[str]:
 
 
 def _samples(values: dict[str, list[str]]) -> Iterable[list[str]]:
-    """Jobs in which every known value occurs: the first of each key, then one key changed."""
+    """Yield jobs that cover every known value, changing one key at a time."""
     first = {key: known[0] for key, known in values.items()}
     yield [f"{key}={value}" for key, value in first.items()]
     for key, known in values.items():

@@ -1,4 +1,4 @@
-"""What became of a sweep's jobs, told in a few lines, wherever they ran."""
+"""Report how the jobs of a sweep ended, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from betasigma.runs.status import (
 )
 
 LOGS = "slurm"
-"""Folder of the sweep directory with SLURM's logs, by job."""
+"""Folder of SLURM's logs in the sweep directory, one folder per job."""
 
 
 class Sweep(NamedTuple):
@@ -26,27 +26,27 @@ class Sweep(NamedTuple):
 
     directory: Path
     jobs: list[list[str]]
-    """Overrides of each job, by number; none where the sweeper chooses them as it goes."""
+    """Overrides of each job, by number. Empty if the sweeper chooses them while it runs."""
     app: str = "train"
-    """What each job does."""
+    """App that each job runs."""
 
 
 class JobFailed(UserError):
-    """A job of a sweep ended with an error, which its run directory tells.
+    """A job of a sweep ended with an error. Its run directory has the traceback.
 
-    It stands for the error itself, which may not survive the way back from another machine.
+    It replaces the error itself, which may not be picklable between machines.
     """
 
 
 def report(sweep: Sweep, error: Exception | None) -> str | None:
-    """What to print when jobs of a sweep have failed: which, and where each says why.
+    """Return what to print about failed jobs: which, and why.
 
     Args:
-        sweep: that has ended.
-        error: what it ended with, if it did.
+        sweep: a sweep that has ended.
+        error: the error that ended it, if any.
 
     Returns:
-        ``None`` where no job failed.
+        ``None`` if no job failed.
     """
     runs = {path.parent: read_status(path.parent) for path in _statuses(sweep)}
     reasons = {
@@ -71,7 +71,7 @@ def report(sweep: Sweep, error: Exception | None) -> str | None:
 
 
 def closing(sweep: Sweep) -> str:
-    """What to print when all jobs of a sweep have done their work."""
+    """Return what to print when all jobs have finished."""
     number = max(len(sweep.jobs), len(_statuses(sweep)))
     text = f"{_count(number)} finished, in {short(sweep.directory)}"
     found = sweep.directory / "optimization_results.yaml"
@@ -79,8 +79,9 @@ def closing(sweep: Sweep) -> str:
 
 
 def conclude(sweep: Sweep) -> None:
-    """Put what the finished jobs of a sweep have measured in one table: an evaluation is a row,
-    training runs that differ in their seed only are one.
+    """Write one table of what the finished jobs have measured.
+
+    An evaluation is one row. Training runs that differ only in the seed share a row.
     """
     from betasigma.report.runs import COMPOSED, finished_jobs, read_run
     from betasigma.report.tables import report_evaluations, report_runs
@@ -95,7 +96,7 @@ def conclude(sweep: Sweep) -> None:
 
 
 def left_behind(sweep: Sweep) -> str | None:
-    """What to print when a person stops waiting for a sweep on a cluster."""
+    """Return what to print when the user stops waiting for a sweep on a cluster."""
     folders = [path.name for path in (sweep.directory / LOGS).glob("[0-9]*")]
     if not folders:
         return None
@@ -114,7 +115,7 @@ def _statuses(sweep: Sweep) -> list[Path]:
 def _lost(
     sweep: Sweep, error: Exception, runs: dict[Path, dict[str, Any]]
 ) -> tuple[str, str] | None:
-    """Which job SLURM lost and what it says of it, where the launcher brought back no result."""
+    """Return the job without a result, and what SLURM says of it."""
     found = re.search(r"Job (\d+(?:_(\d+))?) .*\(state: ([^)]*)\)", str(error), re.DOTALL)
     if type(error).__name__ != "UncompletedJobError" or not found:
         return None
@@ -131,7 +132,7 @@ def _count(jobs: int) -> str:
 
 
 def _refused(error: Exception) -> str | None:
-    """Why SLURM took no job, or what a job died of before it had a directory."""
+    """Return why SLURM accepted no job, or why a job ended before it had a directory."""
     if not type(error).__module__.startswith("submitit."):
         return None
     text = str(error)

@@ -1,5 +1,6 @@
-"""What a config may hold, one file a group: types, ranges, meanings, and what groups ask of each
-other. An outside package gives its own in the same way, in a module ``options``.
+"""What a config may say: types, ranges, meanings, and what groups require of each other.
+
+Each group has a file. An outside package has its own options in a module ``options``.
 """
 
 from betasigma.options import plugins

@@ -1,8 +1,8 @@
-"""What every options model shares: types with ranges, the check, the sentence for what fails it.
+"""What options models share: types with ranges, the check, the error sentence.
 
-An options model says what may be asked of one component: the type, range, default and meaning of
-each key, and what the component asks of others (:meth:`ComponentOptions.check_with`). The config
-check, the constructor, ``--help`` and every error message read it. Nothing here imports PyTorch or
+An options model declares type, range, default and meaning of each key of a component, and what the
+component requires of others (:meth:`ComponentOptions.check_with`). The config check, the
+constructor, ``--help`` and every error message read it. Nothing here imports PyTorch or
 Hydra, so a wrong command line is refused at once.
 
 A component's model is found by its ``_target_``: defining a subclass of a group's model with
@@ -55,16 +55,16 @@ OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 Auto = Literal["auto"]
 
 AUTO = "auto"
-"""Value of what is found from the data or the machine."""
+"""Value of a key that is computed from the data or the machine."""
 
 
 def option(default: Any, meaning: str) -> Any:
-    """A key with its default and its meaning."""
+    """Declare a key with its default and its meaning."""
     return Field(default, description=meaning)
 
 
 class Options(BaseModel):
-    """A node of the config: no keys but these, no conversions of type, only finite numbers."""
+    """A node of the config. It has no other keys, converts no types and takes finite numbers."""
 
     model_config = ConfigDict(
         strict=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
@@ -75,19 +75,19 @@ class Options(BaseModel):
 
     @classmethod
     def check(cls, **values: Any) -> Self:
-        """Check what a constructor was given, by the keys of this model.
+        """Check the arguments of a constructor.
 
         Args:
             values: by key; tuples count as lists, NumPy's numbers as Python's.
 
         Raises:
-            UserError: for the first value that is not possible, with the config's name for it.
+            UserError: for the first impossible value, by its name in the config.
         """
         return cls.parse({key: _plain(value) for key, value in values.items()})
 
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> Self:
-        """The options in a node of plain containers.
+        """Parse a node of plain containers.
 
         Raises:
             UserError: for the first key that does not fit.
@@ -99,16 +99,16 @@ class Options(BaseModel):
 
 
 class ComponentOptions(Options):
-    """Options of what a ``_target_`` makes."""
+    """Options of the class that a ``_target_`` names."""
 
     group: ClassVar[str] = ""
     """Group of the config, and the node that the options are in."""
     targets: ClassVar[tuple[str, ...]] = ()
     """Classes and functions that take these options."""
     knobs: ClassVar[str | None] = None
-    """Top node of the config that users turn, where this one only reads from it."""
+    """Top node that users set, if this node only reads from it."""
     turned: ClassVar[dict[str, str]] = {}
-    """Keys that have another name there."""
+    """Keys that have another name in ``knobs``."""
     outside: ClassVar[bool] = False
     """Whether the options stand for a class that has no options model."""
 
@@ -123,11 +123,11 @@ class ComponentOptions(Options):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What the class is called with."""
+        """Arguments of the class."""
         return {key: getattr(self, key) for key in type(self).model_fields if key != "target"}
 
     def check_with(self, composition: Composition) -> None:
-        """Refuse what does not go with the rest of the config.
+        """Refuse options that do not fit the rest of the config.
 
         Raises:
             UserError: naming the key, its value and what would be accepted.
@@ -141,7 +141,7 @@ REGISTRY: dict[str, dict[str, type[ComponentOptions]]] = {}
 def component(
     group: str, optional: bool = False, only: type[ComponentOptions] | None = None
 ) -> Any:
-    """Type of a field that holds a component of this group.
+    """Return the type of a field that holds a component of this group.
 
     Args:
         group: of the config.
@@ -164,7 +164,7 @@ def component(
 def parse_component(
     group: str, content: Any, key: str | None = None, gone: list[str] | None = None
 ) -> Any:
-    """The options of a component's node.
+    """Parse the node of a component.
 
     Args:
         group: of the config.
@@ -173,7 +173,7 @@ def parse_component(
         gone: takes the keys that are unknown, which are left out; ``None`` to refuse them.
 
     Raises:
-        UserError: where it names nothing that may be built, or does not fit it.
+        UserError: if its ``_target_`` may not be built, or a key does not fit.
     """
     from betasigma.options import plugins
 
@@ -195,13 +195,13 @@ def parse_component(
 
 
 def parse_leniently(schema: type[Options], content: Mapping[str, Any]) -> tuple[Any, list[str]]:
-    """The options in a node that an earlier version wrote: keys that are gone are left out.
+    """Parse a node that an earlier version wrote. Unknown keys are left out.
 
     Returns:
         The options, and the keys that were left out.
 
     Raises:
-        UserError: for a value that is not possible.
+        UserError: for an impossible value.
     """
     kept, gone = copy.deepcopy(dict(content)), list[str]()
     while True:
@@ -216,8 +216,9 @@ def parse_leniently(schema: type[Options], content: Mapping[str, Any]) -> tuple[
 
 
 def dump(options: Options) -> dict[str, Any]:
-    """Options as plain containers, by the names that a config has; of a class without an options
-    model, those that were given.
+    """Return options as plain containers, under the names of the config.
+
+    For a class without an options model, only given keys are returned.
     """
     fields = type(options).model_fields
     named = options.model_fields_set & fields.keys() if _is_outside(options) else fields
@@ -239,7 +240,7 @@ def _dumped(value: Any) -> Any:
 def sentence(
     error: ValidationError, content: dict[str, Any], node: str, schema: type[BaseModel]
 ) -> str:
-    """One sentence for the first thing that is wrong: the key, the value, what is accepted."""
+    """Describe the first error in one sentence: the key, the value, what is accepted."""
     first = error.errors()[0]
     own = _key(first["loc"], content)
     key = _join(node, getattr(schema, "turned", {}).get(own, own))
@@ -261,7 +262,7 @@ def sentence(
 
 
 def unknown_key(key: str, value: Any, known: list[str]) -> str:
-    """Sentence for a key that a node does not have."""
+    """Return the sentence for an unknown key."""
     own = key.rpartition(".")[2]
     near = difflib.get_close_matches(own, known, n=1)
     hint = f"; did you mean {key.removesuffix(own)}{near[0]}?" if near else ""
@@ -269,7 +270,7 @@ def unknown_key(key: str, value: Any, known: list[str]) -> str:
 
 
 def known_keys(schema: type[BaseModel], loc: tuple[int | str, ...] = ()) -> list[str]:
-    """Keys of the node at a location of a schema, as a config has them."""
+    """Return the keys of the node at a location of a schema."""
     for part in loc:
         field = schema.model_fields.get(str(part))
         inner = models_of(field) if field else []
@@ -280,18 +281,18 @@ def known_keys(schema: type[BaseModel], loc: tuple[int | str, ...] = ()) -> list
 
 
 def models_of(field: FieldInfo) -> list[type[Options]]:
-    """The options models that a field may hold."""
+    """Return the options models that a field may hold."""
     candidates = [field.annotation, *get_args(field.annotation)]
     return [c for c in candidates if isinstance(c, type) and issubclass(c, Options)]
 
 
 def accepted_values(field: FieldInfo) -> str:
-    """What a field accepts, in words: ``levels | continuous``, ``integer ≥ 1``."""
+    """Describe what a field accepts: ``levels | continuous``, ``integer ≥ 1``."""
     return _words(field.annotation, field.metadata)
 
 
 def typed(value: Any) -> Any:
-    """A value as it is typed in YAML and on the command line."""
+    """Return a value as it is typed in YAML and on the command line."""
     return json.dumps(value) if value is None or isinstance(value, bool) else value
 
 
@@ -331,7 +332,7 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
 
 
 def _accepted(text: str) -> str:
-    """What a value must be, from pydantic's message."""
+    """Turn pydantic's message into what a value must be."""
     message = re.sub(r"^(Input|String|List) should", "must", text)
     message = message.replace(" after validation", "").replace("input", "value")
     for theirs, plain in _BOUNDS_IN_WORDS.items():
@@ -350,7 +351,7 @@ def _join(node: str, key: str) -> str:
 
 
 def _key(loc: tuple[int | str, ...], content: Any) -> str:
-    """Dotted key of a location; names of union members and types are left out."""
+    """Return the dotted key of a location, without names of types."""
     parts: list[str] = []
     node: Any = content
     for part in loc:

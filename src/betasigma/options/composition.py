@@ -1,4 +1,4 @@
-"""One view of a whole config, for checks of one group against another."""
+"""The parts of a config and the facts of its data, for checks between groups."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What is asked of a data set once, and handed on.
+    """What other groups ask of the data, read once.
 
     Attributes:
         name: of the data set.
         shape: of one example: ``(C, H, W)``, or ``(d,)`` for points.
         count_classes: gives the number of class labels, 0 for none; it may read many file names.
         has_density: whether the density of the data is known in closed form.
-        value_range: least and greatest value of clean data where the data fix it; ``None`` where
-            the model chooses.
+        value_range: least and greatest value of clean data; ``None`` if the model chooses.
     """
 
     name: str

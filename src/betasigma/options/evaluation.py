@@ -117,7 +117,7 @@ def node_of(entry: Entry) -> dict[str, Any]:
     arguments.
 
     Raises:
-        UserError: where it is neither a name nor a class.
+        UserError: if it is neither a name nor a class.
     """
     if isinstance(entry, str) and entry in METRICS:
         return {"_target_": METRICS[entry].target}
@@ -142,7 +142,7 @@ def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
     """Check that ``evaluation.metrics`` can be measured on these features, as far as names say.
 
     Raises:
-        UserError: where a metric is unknown or needs class logits that there are not.
+        UserError: if a metric is unknown or needs class logits that there are not.
     """
     known = EXTRACTORS.get(extractor) if isinstance(extractor, str) else None
     for metric in metrics:
@@ -178,7 +178,7 @@ def check_n(n: int, metrics: Iterable[Entry]) -> None:
     """Check that ``n`` samples are enough for the metrics that have a name.
 
     Raises:
-        UserError: where they are not.
+        UserError: if they are not.
     """
     for metric in metrics:
         if isinstance(metric, str) and metric in METRICS:
@@ -189,7 +189,7 @@ def check_least(n: int, metric: str, least: int) -> None:
     """Check that ``n`` samples are enough for a metric that is defined from ``least`` on.
 
     Raises:
-        UserError: where they are not.
+        UserError: if they are not.
     """
     if n < least:
         raise UserError(f"n={n} is too few samples for {metric}, which needs at least {least}")

@@ -36,7 +36,7 @@ class NetworkOptions(ComponentOptions):
     num_classes: Index = option(0, "class labels; 0: unconditional")
 
     def shape_arguments(self, sample_shape: Sequence[int], doubled: bool) -> dict[str, Any]:
-        """What follows from the data: the arguments that a constructor may ask for by name.
+        """Return the arguments that follow from the data, which a constructor may ask for by name.
 
         Args:
             sample_shape: of one example, ``(C, H, W)`` or ``(d,)``.
@@ -88,7 +88,7 @@ class NetworkOptions(ComponentOptions):
 
 
 class ImageShape(Options):
-    """What a network for images is told of them."""
+    """Return the arguments that a network for images may ask for."""
 
     node = "network"
 
@@ -98,7 +98,7 @@ class ImageShape(Options):
 
 
 class PointShape(Options):
-    """What a network for points is told of them."""
+    """Return the arguments that a network for points may ask for."""
 
     node = "network"
 

@@ -1,7 +1,7 @@
-"""The door for outside code: who may come in, how it is found, how its arguments are checked.
+"""Outside code: which packages are allowed, how classes are found and arguments checked.
 
-A config names classes by ``_target_``. Ours are known by their options models; a class of an
-outside package is imported only where the person who runs the command has named its package:
+A config names classes by ``_target_``. Our own have options models. A class of an outside package
+is imported only if the user who runs the command names its package:
 
 - ``plugins=[mylab]`` on the command line, or ``betasigma.load(path, plugins=["mylab"])``,
 - the environment variable ``BETASIGMA_PLUGINS``, names separated by commas,
@@ -47,7 +47,7 @@ NO_CONSENT_NEEDED = {
     "callbacks": ("pytorch_lightning.callbacks",),
     "logger": ("pytorch_lightning.loggers",),
 }
-"""Packages whose classes of a group are part of the stack."""
+"""Packages whose classes of a group need no consent."""
 
 LIBRARIES = frozenset(
     {
@@ -55,7 +55,7 @@ LIBRARIES = frozenset(
         *("hydra", "omegaconf", "numpy", "scipy", "pydantic", "submitit", "wandb", "torchmetrics"),
     }
 )
-"""Packages whose functions no config may call, whoever asks for it."""
+"""Packages whose functions a config may never call."""
 
 _allowed: dict[str, None] = {}
 
@@ -77,13 +77,13 @@ class NotAllowed(UserError):
 
 
 def allow(packages: Iterable[str]) -> None:
-    """Let configs of this process name these packages, and read their options models.
+    """Allow configs in this process to name these packages, and read their options models.
 
     Args:
         packages: importable names, also from the current directory.
 
     Raises:
-        UserError: where one is no package that can be found.
+        UserError: if a package cannot be found.
     """
     for name in packages:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", str(name)):
@@ -105,10 +105,10 @@ def allow(packages: Iterable[str]) -> None:
 
 
 def allow_named() -> None:
-    """Let in what the environment and installed packages name.
+    """Allow the packages that ``BETASIGMA_PLUGINS`` and entry points name.
 
     Raises:
-        UserError: where ``BETASIGMA_PLUGINS`` names what cannot be found.
+        UserError: if a package of ``BETASIGMA_PLUGINS`` cannot be found.
     """
     named = os.environ.get(VARIABLE, "").replace(",", " ").split()
     try:
@@ -119,7 +119,7 @@ def allow_named() -> None:
 
 
 def allowed() -> tuple[str, ...]:
-    """Packages that configs may name."""
+    """Return the packages that configs may name."""
     return tuple(_allowed)
 
 
@@ -137,7 +137,7 @@ def is_allowed(target: str, group: str = "") -> bool:
 
 
 def config_folders() -> list[Path]:
-    """Folders ``conf`` of the packages, which join the search path of configs."""
+    """Return the ``conf`` folders of the packages, which join Hydra's search path."""
     folders = []
     for name in _allowed:
         spec = importlib.util.find_spec(name)
@@ -148,8 +148,9 @@ def config_folders() -> list[Path]:
 
 
 def versions(content: Any) -> dict[str, str | None]:
-    """Outside packages that a config names and their versions, for the record of a run; ``None``
-    where a package does not say.
+    """Return the outside packages that a config names, with their versions.
+
+    The version is ``None`` if the package has none.
 
     Args:
         content: the config in plain containers.
@@ -159,7 +160,7 @@ def versions(content: Any) -> dict[str, str | None]:
 
 
 def changed_versions(recorded: Mapping[str, str | None]) -> list[str]:
-    """What has another version now than in the record of a run, in words.
+    """Describe the packages whose version has changed since a run began.
 
     Args:
         recorded: what :func:`versions` found when the run began.
@@ -191,7 +192,7 @@ def outside_targets(content: Any) -> list[str]:
 
 
 def refuse_without_consent(target: str, group: str, key: str) -> None:
-    """Refuse a class of a package that nobody has let in.
+    """Refuse a class of a package that the user has not allowed.
 
     Raises:
         UserError: which says how to allow it, where it may be allowed at all.
@@ -209,11 +210,11 @@ def refuse_without_consent(target: str, group: str, key: str) -> None:
 
 
 def locate(target: str, group: str, key: str | None = None) -> Callable[..., Any]:
-    """The class or function that ``target`` names, imported where that is allowed.
+    """Import the class or function that ``target`` names.
 
     Args:
         target: ``package.module.name``.
-        group: of the config, for what needs no consent.
+        group: of the config; some need no consent for PyTorch's and Lightning's classes.
         key: dotted place of the node, for messages.
 
     Raises:
@@ -226,7 +227,7 @@ def locate(target: str, group: str, key: str | None = None) -> Callable[..., Any
 
 
 def outside_options(group: str, content: Mapping[str, Any], key: str) -> ComponentOptions:
-    """Options of a class that has no options model, checked against its signature.
+    """Make the options of a class without an options model, checked by its signature.
 
     Raises:
         UserError: without consent, or for an argument that the class does not take.

@@ -29,7 +29,7 @@ def check_division(batch_size: int, accumulate: int, devices: int) -> None:
         devices: that share each micro-batch.
 
     Raises:
-        UserError: where it cannot.
+        UserError: if it cannot.
     """
     if batch_size % (accumulate * devices):
         among = f" on each of {devices} devices" if devices > 1 else ""
