@@ -130,7 +130,7 @@ class Configs:
         """The config as Hydra will compose it.
 
         Raises:
-            UserError: where its primary config adds packages that nobody has let in.
+            UserError: if its primary config adds packages that the user has not allowed.
         """
         self._more_places()
         mode = RunMode.MULTIRUN if self.line.sweeps else RunMode.RUN
