@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,6 +22,7 @@ from betasigma.options.base import REGISTRY, ComponentOptions, accepted_values
 from betasigma.options.data import MixtureName
 from betasigma.options.evaluation import EXTRACTORS, METRICS
 from betasigma.options.plugins import locate
+from betasigma.runs.directory import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(betasigma.__file__).parent
@@ -122,6 +124,12 @@ def test_files_of_a_run_are_named_once(name: str) -> None:
         if isinstance(node, ast.Constant) and node.value == name
     ]
     assert len(homes) == 1, homes
+
+
+def test_packages_that_a_run_records_are_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.match(r"[\w-]+", needed)[0] for needed in project["dependencies"]}  # type: ignore[index]
+    assert set(PACKAGES) - declared == {"betasigma"}
 
 
 def test_conf_has_a_file_for_each_data_set() -> None:

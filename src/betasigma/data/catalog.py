@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from betasigma.data import listing
@@ -63,28 +63,21 @@ def _idx_files(folder: str) -> tuple[str, ...]:
 
 _CIFAR10 = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 
+_MNIST = DataSet(
+    channels=1,
+    size=28,
+    classes=10,
+    train=60_000,
+    test=10_000,
+    files=_idx_files("MNIST"),
+    compressed=True,
+    downloadable=True,
+)
+
 DATA_SETS = {
     "digits": DataSet(channels=1, size=8, classes=10, train=1437, test=360),
-    "mnist": DataSet(
-        channels=1,
-        size=28,
-        classes=10,
-        train=60_000,
-        test=10_000,
-        files=_idx_files("MNIST"),
-        compressed=True,
-        downloadable=True,
-    ),
-    "fashion_mnist": DataSet(
-        channels=1,
-        size=28,
-        classes=10,
-        train=60_000,
-        test=10_000,
-        files=_idx_files("FashionMNIST"),
-        compressed=True,
-        downloadable=True,
-    ),
+    "mnist": _MNIST,
+    "fashion_mnist": replace(_MNIST, files=_idx_files("FashionMNIST")),
     "cifar10": DataSet(
         channels=3,
         size=32,

@@ -1,5 +1,6 @@
-"""What others ask of the data, from the node ``data`` of a config: asked once, and handed on. No
-heavy imports, except for a data set of one's own.
+"""Find the facts of the data that a ``data`` node names.
+
+Nothing heavy is imported, except for a data set of the user.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from betasigma.options import DataFacts
 
 
 def find_facts(node: Mapping[str, Any]) -> DataFacts:
-    """What others ask of the data, from the node ``data`` of a config.
+    """Return the facts of the data that a ``data`` node names.
 
-    Files are looked for, not read; a data set of one's own is opened.
+    Files are looked for, not read. A data set of the user (``data.source``) is opened.
 
     Raises:
-        UserError: where files are missing, or a key does not fit the data set.
+        UserError: if files are missing, or a key does not fit the data set.
     """
     name, root, seed = node["name"], node.get("root"), node.get("seed", 0)
     if node.get("source") is not None:
@@ -37,7 +38,7 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
 
 
 def described_facts(node: Mapping[str, Any]) -> DataFacts:
-    """The same without looking for any file."""
+    """Return the same facts without looking for files."""
     name, root, mixture = node["name"], node.get("root"), node.get("mixture", "ring")
     return DataFacts(
         name,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-PHOTOGRAPHS = ("image_folder", "celeba")
-"""Data sets whose default network is for 64×64 images."""
+from betasigma.data.catalog import DATA_SETS
+
+PHOTOGRAPHS = [name for name, known in DATA_SETS.items() if known.in_memory is None]
+"""Data sets of image files; their default network is for 64×64 images."""
 
 FITTING = {8: "unet_8", 12: "unet_8", 14: "unet_28", 16: "unet_32", 28: "unet_28", 32: "unet_32"}
 """Networks by image size. Other sizes keep the default of the data set."""
