@@ -361,3 +361,14 @@ def test_posterior_at_clean_data(schedule: NoiseSchedule) -> None:
 def test_bad_values_are_named(make, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_times_of_float32_are_times() -> None:
+    schedule = linear()
+    for t in (0.001, 1.0):
+        rounded = torch.tensor(t, dtype=torch.float32)
+        for shifted in (rounded, torch.nextafter(rounded, torch.tensor(2.0)), rounded * (1 - 1e-7)):
+            assert schedule.alpha(shifted).item() == pytest.approx(
+                schedule.alpha(t).item(), rel=1e-5
+            )
+    assert schedule.sigma(torch.tensor(0.0)).item() == 0

@@ -33,6 +33,9 @@ from betasigma.randomness import Stream
 
 Times = Tensor | float
 
+ROUNDING = 1e-6
+"""How far beyond its ends, relatively, a time may lie: float32 has some multiples of 1e-7."""
+
 
 class Kernel(NamedTuple):
     """q(x_t | x_0) = N(α·x_0, σ²·I) at one or more times; float64, the shape of the times."""
@@ -172,10 +175,11 @@ class NoiseSchedule:
 
     def _check(self, t: Times) -> Tensor:
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
-        inside = (time == 0) | ((time >= self.t_min * (1 - 1e-12)) & (time <= 1 + 1e-12))
+        first, last = self.t_min * (1 - ROUNDING), 1 + ROUNDING
+        inside = (time == 0) | ((time >= first) & (time <= last))
         if not inside.all():
             raise UserError(self._not_a_time(time[~inside].flatten()[0].item()))
-        return time
+        return torch.where(time == 0, time, time.clamp(self.t_min, 1))
 
     def _not_a_time(self, t: float) -> str:
         step = (
