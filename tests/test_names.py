@@ -39,3 +39,9 @@ def test_a_shared_name_is_found(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text("def f():\n    class Bound: ...\n")
     both = shared(found for path in tmp_path.glob("*.py") for found in classes(path))
     assert both == {"Bound": {f"{tmp_path / 'a.py'}:1", f"{tmp_path / 'b.py'}:2"}}
+
+
+def test_no_two_test_files_share_a_name() -> None:
+    """pytest imports test files by their names and would refuse the second."""
+    tests = Path(__file__).parent.rglob("test_*.py")
+    assert shared((path.name, str(path)) for path in tests) == {}
