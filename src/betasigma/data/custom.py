@@ -11,7 +11,8 @@ A callable named by ``data.source._target_`` (or given to the datamodule in a no
   dictionary with ``image`` and ``label``; an image is a PIL picture, an array or a tensor.
 
 Floating images become bytes: they are rounded to the 256 levels of their range, which the data set
-or the callable states as ``value_range = (low, high)``. The range is never guessed.
+or the callable states as ``value_range = (low, high)``. The range is never guessed. Images of
+uint8 have the range (0, 255) unless another is stated.
 
 A callable with a parameter ``split`` is called with ``"train"`` and ``"test"``. Otherwise the
 examples whose content digest falls in the lowest tenth are held out for testing, so the split
@@ -24,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -60,7 +62,13 @@ class OpenedSplits:
                 f"{KEY} has training examples of shape {train.shape} and test examples of shape "
                 f"{test.shape}; they must agree"
             )
-        self._splits: dict[Split, InMemory] = {"train": train, "test": test}
+        if (train.labels is None) != (test.labels is None):
+            raise UserError(f"{KEY} has labels in one split only; give them in both or in none")
+        classes = max(train.num_classes, test.num_classes)
+        self._splits: dict[Split, InMemory] = {
+            "train": InMemory(train.images, train.labels, classes),
+            "test": InMemory(test.images, test.labels, classes),
+        }
         self.value_range = value_range
 
     def __getitem__(self, split: Split) -> Source:
@@ -93,6 +101,8 @@ def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> Opene
         made = locate(target, KEY, KEY)
         declared = getattr(made, "value_range", None)
         name = target.rpartition(".")[2]
+        if root is not None and not takes(made, "root"):
+            raise UserError(f"data.root={root} has no effect: {name} has no parameter root")
         if takes(made, "split"):
             found = {
                 split: make(node, KEY, KEY, offered, split=split) for split in ("train", "test")
@@ -110,10 +120,11 @@ def as_examples(found: Any, name: str, value_range: Sequence[float] | None = Non
     Args:
         found: see the module's docstring.
         name: of the callable, for messages.
-        value_range: of floating images, unless the data set itself states it.
+        value_range: of the images, unless the data set itself states it.
 
     Raises:
-        UserError: if it is no data set, is empty, or its range is not stated.
+        UserError: if it is no data set, is empty, has values that are not finite, or its range
+            is not stated.
     """
     value_range = getattr(found, "value_range", value_range)
     if isinstance(found, str | Path):
@@ -171,13 +182,12 @@ def _chosen(whole: InMemory, chosen: Tensor) -> InMemory:
 def _read(path: Path, name: str) -> Any:
     """Read the arrays of a file. Nothing is unpickled."""
     try:
-        with np.load(path.expanduser(), allow_pickle=False) as found:
-            if isinstance(found, np.ndarray):
-                return found
+        found = np.load(path.expanduser(), allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
             arrays = dict(found)
-    except AttributeError:  # an .npy file is an array, and no context
-        return np.load(path.expanduser(), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise UserError(
             f"{KEY}: {name} names {path}, which cannot be read as .npy or .npz ({error})"
         ) from None
@@ -201,6 +211,11 @@ def _collected(data: Any, name: str) -> Any:
     images, labels = [], []
     for number in range(len(data)):
         image, label = _parts(data[number])
+        if image is None:
+            raise UserError(
+                f"{KEY}: {name} has items without an image; one must be under one of "
+                f"{', '.join(IMAGE_KEYS)}"
+            )
         images.append(_as_tensor(image))
         labels.append(label)
         if images[-1].shape != images[0].shape:
@@ -211,7 +226,10 @@ def _collected(data: Any, name: str) -> Any:
     stacked = torch.stack(images) if images else torch.empty(0)
     if stacked.ndim == 4:  # the layout of one image is less ambiguous than that of a batch
         stacked = torch.stack([_channels_first(image) for image in stacked])
-    return stacked if any(label is None for label in labels) else (stacked, np.asarray(labels))
+    unlabelled = sum(label is None for label in labels)
+    if 0 < unlabelled < len(labels):
+        raise UserError(f"{KEY}: {name} has {unlabelled} of {len(labels)} examples without a label")
+    return stacked if unlabelled else (stacked, np.asarray(labels))
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
@@ -234,6 +252,8 @@ def _channels_first(image: Tensor) -> Tensor:
 
 
 def _bytes_or_points(x: Tensor, name: str, value_range: Sequence[float] | None) -> Tensor:
+    if x.is_floating_point() and not x.isfinite().all():
+        raise UserError(f"{KEY}: {name} has values that are not finite (NaN or infinite)")
     if x.ndim == 2 and x.is_floating_point():
         return x.float()
     if x.ndim == 3:
@@ -246,7 +266,7 @@ def _bytes_or_points(x: Tensor, name: str, value_range: Sequence[float] | None) 
             f"{KEY}: {name} has examples of shape {tuple(x.shape[1:])} and type {x.dtype}; images "
             f"are (H, W), (H, W, C) or (C, H, W), points floating (d,)"
         )
-    if x.dtype == torch.uint8:
+    if value_range is None and x.dtype == torch.uint8:
         return x
     if value_range is None:
         raise UserError(
@@ -254,6 +274,8 @@ def _bytes_or_points(x: Tensor, name: str, value_range: Sequence[float] | None) 
             f"of their values, e.g. {name}.value_range = (0, 1), or return uint8"
         )
     low, high = (float(end) for end in value_range)
+    if not low < high:
+        raise UserError(f"{KEY}: {name} states value_range=({low:g}, {high:g}), which is empty")
     least, most = float(x.min()), float(x.max())
     if least < low or most > high:
         raise UserError(
