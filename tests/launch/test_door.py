@@ -279,6 +279,9 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
         (("+network.widht=5",), "network.widht=5 is unknown: Plain takes width"),
         (("network._target_=spy.nets.tensor", "+network.x=1"), "x=1 is unknown: tensor takes"),
         (("network.width=wide",), "network.width=wide must be a valid integer"),
+        (("network.width='8'",), "network.width=8 must be of type int"),
+        (("network.width=true",), "network.width=true must be of type int"),
+        (("network.width=8.0",), "network.width=8.0 must be of type int"),
         (("network._target_=spy.nets.Plane",), "did you mean spy.nets.Plain?"),
         (("network._target_=spy.nest.Plain",), "there is no module spy.nest"),
         (("schedule._target_=spy.nets.Plain",), "schedule takes a class of betasigma.schedules"),
@@ -289,6 +292,17 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
 )
 def test_one_sentence(spy: Path, words: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(launch("train", "plugins=[spy]", *RUN, *words))
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_no_config_hides_another_of_the_same_name(spy: Path, second: bool) -> None:
+    """Of two files of one name Hydra takes the first it finds, whichever was meant."""
+    package, name = ("other", "plain") if second else ("spy", "unet_8")
+    file = f"{package}/conf/network/{name}.yaml"
+    write(spy.parent, {f"{package}/__init__.py": "", file: "_target_: spy.nets.Plain\n"})
+    told = refused(launch("train", "plugins=[spy,other]" if second else "plugins=[spy]", *RUN))
+    assert f"{file} has the name of " in told
     assert not Path("outputs").exists()
 
 

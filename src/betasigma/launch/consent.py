@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from betasigma.errors import UserError
+from betasigma.launch.search_path import refuse_same_names
 from betasigma.options import plugins
 
 
@@ -18,10 +19,11 @@ def allow_typed(words: Sequence[str]) -> None:
     """Allow the packages that command line, environment and entry points name.
 
     Raises:
-        UserError: if one of them cannot be found.
+        UserError: if one of them cannot be found, or one of its configs would be hidden.
     """
     plugins.allow_named()
     plugins.allow(typed_plugins(words))
+    refuse_same_names()
 
 
 def typed_plugins(words: Sequence[str]) -> list[str]:

@@ -412,10 +412,15 @@ def _check_type(hint: Any, value: Any, key: str) -> None:
     except Exception:  # neither does one that pydantic has no check for
         return
     try:
-        adapter.validate_python(value)
+        found = adapter.validate_python(value)
     except ValidationError as error:
         message = error.errors()[0]["msg"].replace("Input should", "must").replace("input", "value")
         raise UserError(f"{key}={typed(value)} {message}") from None
+    # what pydantic would convert reaches the class as it is: "16" for an integer, say
+    kind = type(found)
+    fits = kind is type(value) or (kind is float and type(value) is int)
+    if kind in (bool, int, float) and not fits:
+        raise UserError(f"{key}={typed(value)} must be of type {kind.__name__}")
 
 
 def _attribute(target: str, key: str) -> Callable[..., Any]:
