@@ -285,6 +285,7 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
         (("network._target_=spy.nets.Plane",), "did you mean spy.nets.Plain?"),
         (("network._target_=spy.nest.Plain",), "there is no module spy.nest"),
         (("schedule._target_=spy.nets.Plain",), "schedule takes a class of betasigma.schedules"),
+        (("+callbacks.x._target_=os.system",), "take a class of pytorch_lightning.callbacks, or"),
         (("network=plane",), "did you mean network=plain?"),
         (("plugins=[spi]",), "plugins=[spi] cannot be imported: there is no package spi"),
         (("plugins=[spy,'a b']",), "plugins=[a b] is not the name of a package"),
@@ -293,6 +294,15 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
 def test_one_sentence(spy: Path, words: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(launch("train", "plugins=[spy]", *RUN, *words))
     assert not Path("outputs").exists()
+
+
+def test_a_package_whose_options_fail_is_not_let_in(spy: Path) -> None:
+    """The error is the author's to see, every time."""
+    write(spy, {"options.py": "raise ZeroDivisionError('in the options')"})
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError, match="in the options"):
+            plugins.allow(["spy"])
+    assert plugins.allowed() == ()
 
 
 @pytest.mark.parametrize("second", [False, True])

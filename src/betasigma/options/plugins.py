@@ -101,7 +101,11 @@ def allow(packages: Iterable[str]) -> None:
                 f"or in {Path.cwd()}"
             )
         _allowed[name] = None
-        _read_options(name)
+        try:
+            _read_options(name)
+        except BaseException:  # else the next call would go on without its options models
+            del _allowed[name]
+            raise
 
 
 def allow_named() -> None:
@@ -201,7 +205,9 @@ def refuse_without_consent(target: str, group: str, key: str) -> None:
     if _is_never_a_plugin(package) or not re.fullmatch(r"\w+(\.\w+)+", target):
         known = REGISTRY.get(group, {})
         near = difflib.get_close_matches(target, known, n=1, cutoff=0.75)
-        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
+        stack = " or ".join(NO_CONSENT_NEEDED.get(group, ()))
+        choices = f"take a class of {stack}" if stack else f"choose from {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else choices
         raise UserError(
             f"{key}._target_={target} is not one of betasigma's own classes for {key}; {hint}"
             f"{'' if near else ', or one of your own (plugins=[mylab])'}"
