@@ -307,6 +307,6 @@ def test_no_metric(data, mylab, metrics, message):
 
 
 def test_outside_code_is_not_imported_unasked(data):
-    sentence = r"evaluation\.metrics\._target_=os\.getcwd is not one of betasigma's own"
+    sentence = r"evaluation\.metrics\._target_=os\.getcwd is not a class that"
     with pytest.raises(UserError, match=sentence):
         Evaluator(Identity(48), data, ["os.getcwd"])

@@ -285,7 +285,7 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
         (("network._target_=spy.nets.Plane",), "did you mean spy.nets.Plain?"),
         (("network._target_=spy.nest.Plain",), "there is no module spy.nest"),
         (("schedule._target_=spy.nets.Plain",), "schedule takes a class of betasigma.schedules"),
-        (("+callbacks.x._target_=os.system",), "take a class of pytorch_lightning.callbacks, or"),
+        (("+callbacks.x._target_=os.system",), "choose a class of pytorch_lightning.callbacks, or"),
         (("network=plane",), "did you mean network=plain?"),
         (("plugins=[spi]",), "plugins=[spi] cannot be imported: there is no package spi"),
         (("plugins=[spy,'a b']",), "plugins=[a b] is not the name of a package"),

@@ -206,12 +206,10 @@ def refuse_without_consent(target: str, group: str, key: str) -> None:
         known = REGISTRY.get(group, {})
         near = difflib.get_close_matches(target, known, n=1, cutoff=0.75)
         stack = " or ".join(NO_CONSENT_NEEDED.get(group, ()))
-        choices = f"take a class of {stack}" if stack else f"choose from {', '.join(known)}"
-        hint = f"did you mean {near[0]}?" if near else choices
-        raise UserError(
-            f"{key}._target_={target} is not one of betasigma's own classes for {key}; {hint}"
-            f"{'' if near else ', or one of your own (plugins=[mylab])'}"
-        )
+        theirs = f"a class of {stack}" if stack else ", ".join(known)
+        choices = ", or ".join(filter(None, [theirs, "one of your own (plugins=[mylab])"]))
+        hint = f"did you mean {near[0]}?" if near else f"choose {choices}"
+        raise UserError(f"{key}._target_={target} is not a class that {key} takes; {hint}")
     raise NotAllowed(key, target)
 
 
@@ -444,7 +442,11 @@ def _attribute(target: str, key: str) -> Callable[..., Any]:
     owner = str(getattr(found, "__module__", ""))
     same = owner.partition(".")[0] == target.partition(".")[0]
     if not same or not (inspect.isclass(found) or inspect.isfunction(found)):
-        known = [n for n, v in vars(module).items() if inspect.isclass(v) or inspect.isfunction(v)]
+        known = [
+            other
+            for other, value in vars(module).items()
+            if (inspect.isclass(value) or inspect.isfunction(value)) and value is not found
+        ]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {module_name}.{near[0]}?" if near else ""
         raise UserError(
