@@ -135,7 +135,7 @@ BAD = {
     "train resume={here}/cut.ckpt": r"resume=\S+cut\.ckpt is damaged or cut short",
     "train resume={here}/newer.ckpt": rf"format {FORMAT + 1}, written by betasigma 9\.9.*upgrade",
     "train resume={here}/torch.ckpt": r"resume=\S+torch\.ckpt is not a checkpoint of betasigma",
-    "train resume={here}/foreign.ckpt steps=9": r"model\._target_=os\.system is not one of",
+    "train resume={here}/foreign.ckpt steps=9": r"model\._target_=os\.system is not a class that",
     "train resume=3": r"resume=3 must be auto, a run directory or a checkpoint",
     "train -m resume=nothing seed=1,2": r"leave out -m",
     "sample n=4": r"run has no value; give run=",
@@ -156,8 +156,8 @@ BAD = {
     "compare runs=[{run},{run}]": r"names a run twice",
     "compare runs=[{run}] metrics=[val/loos]": r"val/loos.* is in no run; did you mean val/loss",
     # code from elsewhere
-    "train model._target_=os.system": r"model\._target_=os\.system is not one of",
-    "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not one of",
+    "train model._target_=os.system": r"model\._target_=os\.system is not a class that",
+    "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not a class that",
     # sweeps, of which no job starts when one cannot
     "train -m model=ddpm,ncsn sigma.levels=5": r"^error: sigma\.levels=5 does not fit",
     "train -m seed=1,-2": r"seed=-2 must be",
