@@ -157,7 +157,7 @@ BAD = {
     "compare runs=[{run}] metrics=[val/loos]": r"val/loos.* is in no run; did you mean val/loss",
     # code from elsewhere
     "train model._target_=os.system": r"model\._target_=os\.system is not a class that",
-    "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not a class that",
+    "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not a class",
     # sweeps, of which no job starts when one cannot
     "train -m model=ddpm,ncsn sigma.levels=5": r"^error: sigma\.levels=5 does not fit",
     "train -m seed=1,-2": r"seed=-2 must be",
