@@ -13,6 +13,7 @@ from launching import ROOT, launch
 
 import betasigma
 from betasigma.errors import UserError
+from betasigma.options import plugins
 from betasigma.oracles import GaussianMixture
 from betasigma.runs.header import read_header
 from betasigma.runs.record import Record
@@ -44,6 +45,7 @@ SMALL = (
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all of them at once, made where the package lies."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_allowed", {})
         patch.chdir(FOLDER)
         where = tmp_path_factory.mktemp("mylab") / "run"
         measured = ("evaluation.n=16", "likelihood.n=4", "likelihood.probes=1")

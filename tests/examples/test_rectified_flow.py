@@ -15,6 +15,7 @@ import betasigma
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.networks.mlp import MLP
+from betasigma.options import plugins
 from betasigma.oracles import GaussianMixture
 from betasigma.runs.header import read_header
 from betasigma.samplers import DDIM, AdaptiveODE, DPMSolver, Euler, Heun
@@ -50,6 +51,7 @@ ODE = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished run of six steps, made where the package lies, as a user would."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_allowed", {})
         patch.chdir(ROOT / "examples")
         where = tmp_path_factory.mktemp("flow") / "run"
         outcome = launch("train", *CHOSEN, *SMALL, "steps=6", f"hydra.run.dir={where}")
