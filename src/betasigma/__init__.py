@@ -102,7 +102,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     which: Literal["last", "best"] = "last",
-    plugins: Sequence[str] = (),
+    plugins: str | Sequence[str] = (),
 ) -> tuple[Denoiser | ExactDenoiser, Sampler]:
     """Denoiser (averaged weights) and default sampler of a run directory or a checkpoint; of
     ``model=oracle`` the ground truth, whose data are read again.
@@ -130,7 +130,7 @@ def load(
     from betasigma.runs.header import checkpoint_path
 
     allow_named()
-    allow(plugins)
+    allow([plugins] if isinstance(plugins, str) else plugins)
     checkpoint = checkpoint_path(path, "path", which)
     if which != "last" and checkpoint.name != f"{which}.ckpt":
         raise UserError(

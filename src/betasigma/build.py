@@ -51,7 +51,7 @@ def require(found: Any, kind: type, key: str, target: str) -> Any:
     """
     if not isinstance(found, kind):
         raise UserError(
-            f"{key}._target_={target} gives a {type(found).__name__}, and {key} takes a "
+            f"{key}._target_={target} gives {type(found).__name__}, and {key} takes a "
             f"{kind.__module__.partition('.')[0]} {kind.__name__}"
         )
     return found

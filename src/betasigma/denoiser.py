@@ -231,7 +231,8 @@ class Denoiser(nn.Module):
 
         Raises:
             UserError: where t is no time of the schedule (a step's number, say), or is between the
-                levels and the denoiser's policy is ``refuse``.
+                levels and the denoiser's policy is ``refuse``, or the network's output has another
+                shape.
         """
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         alpha, sigma, _ = self.schedule.at(time)
@@ -243,7 +244,7 @@ class Denoiser(nn.Module):
         output = self._run(x_t, c_in, c_noise, y)
         channels = self.sample_shape[0]
         interpolation = None
-        if output.shape[1] == 2 * channels:
+        if output.shape == (x_t.shape[0], 2 * channels, *x_t.shape[2:]):
             output, interpolation = output.split(channels, dim=1)
         return Prediction(x_t, output, alpha, sigma, c_skip, c_out, interpolation)
 
@@ -256,7 +257,21 @@ class Denoiser(nn.Module):
         noise = c_noise.to(dtype).to(x.device, non_blocking=True).expand(x.shape[0])
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
             output = self.network(x, noise, y)
+        self._check_output(output, x_t)
         return output.to(x_t.dtype)
+
+    def _check_output(self, output: object, x_t: Tensor) -> None:
+        """Refuse what is not of the input's shape: broadcasting would train on it in silence."""
+        batch, channels, *sides = x_t.shape
+        doubled = (batch, 2 * channels, *sides)
+        if isinstance(output, Tensor) and output.shape in (x_t.shape, doubled):
+            return
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"network={type(self.network).__name__} returned {found} for an input of shape "
+            f"{tuple(x_t.shape)}; it must return a tensor of that shape, or {doubled} where it "
+            f"learns a variance"
+        )
 
     @property
     def _channels_last(self) -> bool:

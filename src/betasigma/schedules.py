@@ -48,6 +48,9 @@ class Kernel(NamedTuple):
 class NoiseSchedule:
     """A curve t ↦ (α_t, σ_t) given by its log-SNR at the discrete levels.
 
+    A subclass defines ``prior_std`` and, as functions of log-SNR, ``_alpha``, ``_sigma`` and
+    ``_log_alpha_slope``.
+
     Args:
         log_snr: log(α²/σ²) at levels 1 … L, strictly decreasing, shape ``(levels,)``.
 
@@ -79,7 +82,7 @@ class NoiseSchedule:
         """Standard deviation of the distribution N(0, prior_std²·I) that sampling starts from at t
         = 1.
         """
-        raise NotImplementedError
+        raise self._unfinished()
 
     def times(self) -> Tensor:
         """Times of levels 1 … L: i/L, shape ``(levels,)``, rising."""
@@ -164,14 +167,14 @@ class NoiseSchedule:
         return Kernel(self._alpha(log_snr), self._sigma(log_snr), log_snr)
 
     def _alpha(self, log_snr: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise self._unfinished()
 
     def _sigma(self, log_snr: Tensor) -> Tensor:
-        raise NotImplementedError
+        raise self._unfinished()
 
     def _log_alpha_slope(self, log_snr: Tensor) -> Tensor:
         """d log α/d log-SNR."""
-        raise NotImplementedError
+        raise self._unfinished()
 
     def _check(self, t: Times) -> Tensor:
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
@@ -180,6 +183,12 @@ class NoiseSchedule:
         if not inside.all():
             raise UserError(self._not_a_time(time[~inside].flatten()[0].item()))
         return torch.where(time == 0, time, time.clamp(self.t_min, 1))
+
+    def _unfinished(self) -> NotImplementedError:
+        return NotImplementedError(
+            f"{type(self).__name__} must define prior_std and, as functions of log-SNR, _alpha, "
+            f"_sigma and _log_alpha_slope"
+        )
 
     def _not_a_time(self, t: float) -> str:
         step = (

@@ -144,6 +144,13 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
 def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/evaluate.py``."""
     leave_out_former_keys(config, overrides)
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in ("evaluation.n", "evaluation.n_during", "evaluation.every"):
+            raise UserError(
+                f"{override} is for training, and has no effect here: n={value} says how many "
+                f"samples are measured"
+            )
     asked = Evaluate.parse(validate(config, Evaluate))
     saved, facts = saved_model(asked.run)
     composition = saved.composition(facts)

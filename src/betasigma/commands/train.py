@@ -35,6 +35,7 @@ from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.devices import precision_of, prepare_model
 from betasigma.display import Display, plain_warnings
+from betasigma.errors import UserError
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
@@ -73,6 +74,7 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
     data = make_data(content)
     data.prepare_data()
     data.setup()
+    _check_examples(content, data)
     content, reasons, ladder = resolve_auto(content, data, display)
     denoiser = make_model(content, data)
     prepare_model(denoiser, content["hardware"])
@@ -217,6 +219,23 @@ def finish(
     display.line(f"  {start.command('evaluate', named, 'sampler=ddim,annealed_langevin', '-m')}")
     if step and not parse_component("lr_schedule", content["lr_schedule"]).ends_with_the_run:
         display.line(f"  {start.command('train', f'resume={run}', f'steps={2 * step}')}")
+
+
+def _check_examples(content: Config, data: ImageDataModule) -> None:
+    """Refuse to measure samples against splits that are too small to be compared with.
+
+    Raises:
+        UserError: naming the split and its number of examples.
+    """
+    node = content["evaluation"]
+    if not (node["metrics"] and (node["n"] or node["every"])):
+        return
+    for split in ("train", "test"):
+        if data.size(split) < 2:
+            raise UserError(
+                f"data={data.data_name} has {data.size(split)} {split} example, and metrics "
+                f"compare with at least 2: give more data, or evaluation=none"
+            )
 
 
 def _say_how_to_continue(display: Display, start: Start) -> None:

@@ -143,7 +143,10 @@ def as_examples(found: Any, name: str, value_range: Sequence[float] | None = Non
     tensor = _bytes_or_points(torch.as_tensor(images), name, value_range)
     if labels is None:
         return InMemory(tensor)
-    numbers = torch.as_tensor(labels)
+    try:
+        numbers = torch.as_tensor(labels)
+    except (TypeError, ValueError):
+        raise UserError(f"{KEY}: {name} returned labels that are not integers from 0") from None
     if len(numbers) != len(tensor) or numbers.ndim != 1:
         raise UserError(
             f"{KEY}: {name} returned {len(tensor)} examples and labels of shape "

@@ -89,12 +89,30 @@ def read_command_line(words: list[str]) -> CommandLine:
 
 def as_path(word: str) -> str:
     """``key=path`` with the path quoted where Hydra would read it as something else: the directory
-    of a sweep's job has ``=`` and commas in its name.
+    of a sweep's job has ``=`` and commas in its name. So are the paths of ``key=a,b`` and
+    ``key=[a,b]``.
     """
     key, _, value = word.partition("=")
-    if key not in PATHS or not re.search(r"[^\w./~-]", value) or value[:1] in "'\"[":
+    if key not in PATHS or not re.search(r"[^\w./~-]", value) or value[:1] in "'\"":
         return word
-    return f"{key}={quoted(value)}" if Path(value).expanduser().exists() else word
+    listed = re.fullmatch(r"\[(.*)\]", value)
+    found = _existing_paths(listed[1] if listed else value)
+    if found is None:
+        return word
+    paths = ",".join(map(quoted, found))
+    return f"{key}=[{paths}]" if listed else f"{key}={paths}"
+
+
+def _existing_paths(text: str) -> list[str] | None:
+    """The existing paths that a text separates by commas; ``None`` where one does not exist."""
+    found: list[str] = []
+    begun = ""
+    for piece in text.split(","):
+        begun = f"{begun},{piece}" if begun else piece
+        if Path(begun.strip()).expanduser().exists():
+            found.append(begun.strip())
+            begun = ""
+    return None if begun else found
 
 
 def quoted(value: str) -> str:

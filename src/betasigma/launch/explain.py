@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from betasigma.launch.configs import ConfigFile, Configs
+from betasigma.options import plugins
+from betasigma.options.base import REGISTRY
 from betasigma.options.lightning import REFUSED_FLAGS, refuse_flag
 
 HYDRA_PLUGINS = {
@@ -77,7 +79,22 @@ def unknown_key(override: str, configs: Configs) -> str:
     flag = key.removeprefix("trainer.")
     if flag != key and flag in REFUSED_FLAGS:
         return refuse_flag(flag, value)
+    if any(word.startswith("resume=") for word in configs.line.overrides):
+        return (
+            f"{override} is not among the keys of a new run, and resume=… continues a run with its "
+            f"own: leave it out"
+        )
     owners = _files_with(key, configs)
+    node = key.partition(".")[0]
+    typed = {word.partition("=")[0].lstrip("+~") for word in configs.line.overrides}
+    if node == "sampler" and configs.config_name in ("sample", "evaluate") and node not in typed:
+        return f"{override} needs a sampler beside it: give sampler={_chooses(owners)}, say"
+    if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
+        owned = f" ({key} belongs to {node}={_chooses(owners)})" if owners else ""
+        return (
+            f"{override} is no key of the {node} that was chosen{owned}; where a class of your own "
+            f"takes it, +{override.lstrip('+~')} adds it"
+        )
     if owners:
         group = owners[0].group
         names = [file.choice for file in owners if file.group == group]
@@ -87,6 +104,10 @@ def unknown_key(override: str, configs: Configs) -> str:
             f"{group}={' or '.join(names)}{models}"
         )
     return f"{override} is unknown: there is no key {key}; {_instead(key, value, configs)}"
+
+
+def _chooses(owners: Sequence[ConfigFile]) -> str:
+    return " or ".join(file.choice for file in owners if file.group == owners[0].group)
 
 
 def _instead(key: str, value: str, configs: Configs) -> str:
@@ -110,7 +131,8 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
         return f"{group}={choice} is not installed: pip install {package}; or {listed}"
     near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
     hint = f"did you mean {group}={near[0]}? " if near else ""
-    return f"{group}={choice} is unknown; {hint}{listed}"
+    own = "" if plugins.allowed() else "; one of a package of your own needs plugins=[…]"
+    return f"{group}={choice} is unknown; {hint}{listed}{own if group in REGISTRY else ''}"
 
 
 def known_keys(configs: Configs) -> list[str]:

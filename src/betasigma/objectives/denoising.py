@@ -152,7 +152,7 @@ class Objective:
 
     def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         """Weighted loss of each example, ``(B,)``, per dimension and in units of ‖ε − ε̂‖²."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define value(denoiser, noised, rng)")
 
     def weighted(self, denoiser: Denoiser, t: Tensor, error: Tensor) -> Tensor:
         """w(t)·error, ``(B,)``."""

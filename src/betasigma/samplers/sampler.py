@@ -265,7 +265,7 @@ class Sampler:
 
     def step(self, model: CountingDenoiser, x: Tensor, t: float, s: float, rng: Noise) -> Tensor:
         """State at s < t from the state x at t."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define step(model, x, t, s, rng)")
 
 
 class CountingDenoiser:

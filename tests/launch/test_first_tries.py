@@ -1,0 +1,99 @@
+"""What somebody types who plugs in a class for the first time, and what the answer says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from launching import TINY, launch
+
+from betasigma.launch.command_line import as_path
+
+LAB = """
+import numpy as np
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, in_channels: int, width: int = 4):
+        super().__init__()
+        self.a = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.b = nn.Conv2d(width, in_channels, 3, padding=1)
+    def forward(self, x, c_noise, y=None):
+        return self.b(self.a(x).relu())
+
+class Broadcast(Net):
+    def forward(self, x, c_noise, y=None):
+        return super().forward(x, c_noise).mean((1, 2, 3), keepdim=True)
+
+class Pair(Net):
+    def forward(self, x, c_noise, y=None):
+        return super().forward(x, c_noise), 0
+
+def ten():
+    return np.arange(640, dtype=np.uint8).reshape(10, 8, 8)
+
+def words():
+    return ten(), np.array(list("ababababab"))
+"""
+SMALL = tuple(word for word in TINY if not word.startswith(("network.", "evaluation")))
+
+
+@pytest.fixture(autouse=True)
+def lab(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "firstlab").mkdir()
+    (here / "firstlab" / "__init__.py").write_text(LAB)
+    monkeypatch.syspath_prepend(str(here))
+
+
+def network(name: str) -> tuple[str, ...]:
+    return (*SMALL, "plugins=[firstlab]", f"network._target_=firstlab.{name}", "evaluation=none")
+
+
+@pytest.mark.parametrize(("name", "found"), [("Broadcast", r"\(16, 1, 1, 1\)"), ("Pair", "tuple")])
+def test_a_network_that_returns_something_else(name: str, found: str) -> None:
+    outcome = launch("train", *network(name))
+    assert outcome.status == 1
+    sentence = rf"error: network={name} returned {found} for an input of shape \(16, 1, 8, 8\)"
+    assert re.search(sentence, outcome.err)
+    assert "Traceback" not in outcome.err
+
+
+SENTENCES = {
+    "train plugins=[firstlab] network._target_=firstlab.Net network.width=4": (
+        r"network\.width=4 is no key of the network that was chosen .*\+network\.width=4 adds it"
+    ),
+    "train network=tiny": r"network=tiny is unknown; .* of a package of your own needs plugins=",
+    "train resume=somewhere network.width=4": r"network\.width=4 .* resume=… continues a run",
+    "sample run=somewhere sampler.steps=4": r"sampler\.steps=4 needs a sampler beside it: give",
+    "evaluate run=somewhere evaluation.n=16": r"evaluation\.n=16 is for training.*: n=16 says",
+    "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.words": (
+        r"data\.source: words returned labels that are not integers from 0"
+    ),
+}
+
+
+@pytest.mark.parametrize("words", SENTENCES)
+def test_one_sentence(here: Path, words: str) -> None:
+    outcome = launch(*words.split())
+    assert outcome.status == 1
+    assert re.match(f"error: .*{SENTENCES[words]}", outcome.err), outcome.err
+    assert not (here / "outputs").exists()
+
+
+def test_too_few_examples_are_told_before_training() -> None:
+    source = ("data.name=ten", "+data.source._target_=firstlab.ten", "evaluation.n=16")
+    outcome = launch("train", *SMALL, "plugins=[firstlab]", *source)
+    assert outcome.status == 1
+    assert "error: data=ten has 1 test example, and metrics compare with at least 2" in outcome.err
+    assert "training 6/6" not in outcome.out
+
+
+def test_paths_of_jobs_need_no_quotes(here: Path) -> None:
+    for name in ("lr=0.1,decay=0.9", "lr=0.2"):
+        (here / "outputs" / name).mkdir(parents=True)
+    a, b = "outputs/lr=0.1,decay=0.9", "outputs/lr=0.2"
+    assert as_path(f"runs=[{a},{b}]") == f"runs=['{a}','{b}']"
+    assert as_path(f"run={a},{b}") == f"run='{a}','{b}'"
+    assert as_path(f"run={b}") == f"run='{b}'"
+    assert as_path("run=outputs/lr=0.3") == "run=outputs/lr=0.3"
