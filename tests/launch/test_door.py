@@ -318,7 +318,7 @@ def test_no_config_hides_another_of_the_same_name(spy: Path, second: bool) -> No
 
 def test_a_function_that_returns_something_else_is_one_sentence(spy: Path) -> None:
     told = refused(launch("train", "plugins=[spy]", *TINY[4:], "network._target_=spy.nets.tensor"))
-    assert "network._target_=spy.nets.tensor gives a int, and network takes a torch Module" in told
+    assert "network._target_=spy.nets.tensor gives int, and network takes a torch Module" in told
 
 
 @pytest.mark.parametrize(

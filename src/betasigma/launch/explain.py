@@ -92,7 +92,7 @@ def unknown_key(override: str, configs: Configs) -> str:
     if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
         owned = f" ({key} belongs to {node}={_chooses(owners)})" if owners else ""
         return (
-            f"{override} is no key of the {node} that was chosen{owned}; where a class of your own "
+            f"{override} is unknown: it is no key of the {node} that was chosen{owned}; where a class of your own "
             f"takes it, +{override.lstrip('+~')} adds it"
         )
     if owners:
