@@ -98,9 +98,9 @@ def declared(*extras: str) -> set[str]:
 
 
 def distributions(packages: Iterable[str]) -> dict[str, set[str]]:
-    """Which installed distributions a package can come from."""
+    """Which distributions a package can come from: the installed ones, else that of its name."""
     known = metadata.packages_distributions()
-    return {name: {canonicalize_name(d) for d in known.get(name, [])} for name in packages}
+    return {name: {canonicalize_name(d) for d in known.get(name, [name])} for name in packages}
 
 
 @pytest.mark.parametrize(

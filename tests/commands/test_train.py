@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,12 @@ def test_errors_have_one_name_only_where_they_are_means_over_one_range(
 def inspect(offline: Path) -> list[dict[str, Any]]:
     """Records of a Weights & Biases run, as its own reader sees them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(offline)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for _ in range(5):  # its service may still be writing
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            break
+        time.sleep(1)
+    assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

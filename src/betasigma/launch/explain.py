@@ -92,8 +92,8 @@ def unknown_key(override: str, configs: Configs) -> str:
     if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
         owned = f" ({key} belongs to {node}={_chooses(owners)})" if owners else ""
         return (
-            f"{override} is unknown: it is no key of the {node} that was chosen{owned}; where a class of your own "
-            f"takes it, +{override.lstrip('+~')} adds it"
+            f"{override} is unknown: it is no key of the {node} that was chosen{owned}; where a "
+            f"class of your own takes it, +{override.lstrip('+~')} adds it"
         )
     if owners:
         group = owners[0].group
