@@ -66,6 +66,16 @@ SENTENCES = {
     "train network=tiny": r"network=tiny is unknown; .* of a package of your own needs plugins=",
     "train resume=somewhere network.width=4": r"network\.width=4 .* resume=… continues a run",
     "sample run=somewhere sampler.steps=4": r"sampler\.steps=4 needs a sampler beside it: give",
+    "train model=ncsn sigma.levels=1 sampler=ddim sampler.steps=5000": (
+        r"sampler\.steps=5000 has no effect on a model of one noise level"
+    ),
+    "train denoiser.off_levels=refuse sampler=ddim sampler.steps=1200": (
+        r"sampler\.grid=levels with sampler\.steps=1200 visits times between .* 1000 noise levels"
+    ),
+    "train denoiser.off_levels=refuse sampler=heun": (
+        r"sampler\.grid=karras .*denoiser\.off_levels=refuse"
+    ),
+    "train model.family=ncsn": r"model\.family=ncsn is unknown: .* write model=ncsn",
     "evaluate run=somewhere evaluation.n=16": r"evaluation\.n=16 is for training.*: n=16 says",
     "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.words": (
         r"data\.source: words returned labels that are not integers from 0"

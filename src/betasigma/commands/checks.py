@@ -16,7 +16,7 @@ from betasigma.commands.resume import check_steps_left, continue_run, refuse_ora
 from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
-from betasigma.options import AUTO, DataFacts
+from betasigma.options import AUTO, DataFacts, SamplerOptions
 from betasigma.options.apps import Compare, Evaluate, ModelConfig, Sample, Train
 from betasigma.options.base import REGISTRY
 from betasigma.options.evaluation import check_metrics, check_n, check_own
@@ -67,6 +67,8 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     _refuse_training(config, overrides)
     directory = continue_run(config, overrides) if config.get("resume") is not None else None
     content = check_content(config)
+    options = Train.parse(content)
+    _check_times(options.sampler, options, overrides)
     if content["resume"] is not None:
         check_steps_left(Path(content["resume"]), content["steps"])
     return directory
@@ -131,6 +133,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_guidance("guidance", asked.guidance, saved)
     if asked.sampler is not None:
         asked.sampler.check_with(saved.composition(facts))
+        _check_times(asked.sampler, saved, overrides)
     if not saved.model.trains:
         _find_data(saved, asked.data.given)
     labels, classes = asked.labels, saved.network.num_classes
@@ -157,6 +160,7 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_guidance("guidance", asked.guidance, saved)
     if asked.sampler is not None:
         asked.sampler.check_with(composition)
+        _check_times(asked.sampler, saved, overrides)
     _find_data(saved, asked.data.given)
     check_n(asked.n, asked.evaluation.metrics)
     if asked.likelihood is not None:
@@ -279,6 +283,30 @@ def _check_knobs(config: DictConfig) -> None:
         raise UserError(
             f"{key}={value} does not fit schedule={target.rpartition('.')[2]}, {set_by}; {node}.* "
             f"belongs to model={getattr(schedule, 'model', '')}"
+        )
+
+
+def _check_times(sampler: SamplerOptions, model: ModelConfig, overrides: list[str]) -> None:
+    """Refuse a number of steps without effect, and times that the model refuses to be asked for."""
+    levels, steps = model.schedule.level_count, getattr(sampler, "steps", None)
+    if not isinstance(levels, int):
+        return
+    typed = any(word.lstrip("+").startswith("sampler.steps=") for word in overrides)
+    if levels == 1:
+        if typed and steps is not None and steps > 1:
+            raise UserError(
+                f"sampler.steps={steps} has no effect on a model of one noise level, which a "
+                f"sampler visits once: leave it out"
+            )
+        return
+    grid = getattr(sampler, "grid", None)
+    between = grid not in (None, "levels") or (steps is not None and steps > levels)
+    strict = model.denoiser.off_levels == "refuse" and model.objective.times == "levels"
+    if strict and between and model.model.trains:
+        raise UserError(
+            f"sampler.grid={grid} with sampler.steps={steps} visits times between the model's "
+            f"{levels} noise levels, and denoiser.off_levels=refuse: use sampler.grid=levels with "
+            f"at most sampler.steps={levels}, or off_levels=snap or interpolate"
         )
 
 
