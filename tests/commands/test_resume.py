@@ -324,7 +324,7 @@ def test_a_checkpoint_outside_a_run_continues_in_a_new_directory(
         (("seed=1", "steps=8"), "seed=1 would make another run"),
         (("model=ncsn", "steps=8"), "model=ncsn would make another run"),
         (("batch_size=8", "steps=8"), "batch_size=8 would make another run"),
-        (("sigma.levels=5", "steps=8"), "sigma.levels=5 does not fit"),
+        (("sigma.levels=5", "steps=8"), "resume=… continues a run with its own: leave it out"),
         (("steps=4",), "already taken 6 of 4 steps"),
         ((), "already taken 6 of 6 steps"),
     ],

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -219,13 +219,18 @@ def test_errors_have_one_name_only_where_they_are_means_over_one_range(
 def inspect(offline: Path) -> list[dict[str, Any]]:
     """Records of a Weights & Biases run, as its own reader sees them."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(offline)]
-    for _ in range(5):  # its service may still be writing
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            break
-        time.sleep(1)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_wandb_keeps_every_run_of_a_process(train: Launch, here: Path) -> None:
+    """Its service lives on where the first run started it, and knows no other directory."""
+    for name in ("first", "second"):
+        (here / name).mkdir()
+        os.chdir(here / name)
+        run = train("logger=wandb").run
+        assert len(list(run.glob("wandb/offline-run-*/run-*.wandb"))) == 1
 
 
 def test_wandb_offline_without_an_account(train: Launch) -> None:

@@ -166,7 +166,10 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     ("override", "sentence"),
     [
         ("schedule.end=1.5", "schedule.end=1.5 must be below 1"),
-        ("objective.weighting=vlb", "objective.weighting=vlb does not fit the objective"),
+        (
+            "objective.weighting=vlb",
+            "objective.weighting=vlb is unknown: it is no key of the objective",
+        ),
         ("+preconditioning.scael=3", "preconditioning.scael=3 is unknown: Velocity takes scale"),
         ("schedule=strait", "did you mean schedule=straight?"),
     ],

@@ -93,7 +93,7 @@ def _wandb_logger(
     def start(mode: str) -> WandbLogger:
         # made here rather than by Lightning, which would pass on an option that wandb warns of
         experiment = wandb.init(
-            dir=run,
+            dir=run.absolute(),  # its service stands where an earlier run started it
             project=settings["project"],
             entity=settings["entity"],
             group=settings["group"],
