@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from betasigma.commands.config import leave_out_former_keys, plain, saved_header, validate
-from betasigma.commands.resume import check_steps_left, continue_run, refuse_oracle
+from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
 from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
@@ -55,6 +55,8 @@ class AppChecks(NamedTuple):
     """
     decide: Callable[[DictConfig], Decision] = lambda config: NOTHING
     """Choose what the config leaves open."""
+    enter: Callable[[DictConfig, Path], None] = lambda config, directory: None
+    """Look at what the run directory holds already."""
 
 
 def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
@@ -213,7 +215,7 @@ def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
 
 
 CHECKS = {
-    "train": AppChecks(check_train, decide_train),
+    "train": AppChecks(check_train, decide_train, continue_in),
     "sample": AppChecks(check_sample),
     "compare": AppChecks(check_compare),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),

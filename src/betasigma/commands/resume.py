@@ -6,6 +6,7 @@ Nothing heavy is imported here.
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
 from betasigma.runs.directory import SUMMARY, newest_run
-from betasigma.runs.header import CHECKPOINTS, checkpoint_path, read_header
+from betasigma.runs.header import CHECKPOINTS, LAST, checkpoint_path, read_header
 from betasigma.runs.status import process_rank
 
 CHANGEABLE = (
@@ -62,10 +63,8 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     continued: DictConfig = OmegaConf.create(saved)
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~").partition("@")[0]
-        if key == "resume":
+        if key in ("resume", "overwrite"):
             continue
-        if key == "debug":
-            raise UserError(f"{override} sets up a run of its own; resume continues one as it was")
         if _changeable(key):
             value = OmegaConf.select(config, key)
             OmegaConf.update(continued, key, value, merge=False, force_add=True)
@@ -75,6 +74,56 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
                 f"change only {', '.join(CHANGEABLE)}"
             )
     _check_length(saved, continued.steps)
+    _replace(config, continued, checkpoint)
+    return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def continue_in(config: DictConfig, directory: Path) -> None:
+    """Continue the run that ``directory`` holds, if it has a checkpoint: a run is never begun over,
+    except with ``overwrite=true``.
+
+    So a job that a cluster starts again, or a command that is repeated, goes on where it was.
+    Keys that may change take the values of ``config``, which is replaced otherwise.
+
+    Args:
+        config: composed and checked.
+        directory: where the run will write.
+
+    Raises:
+        UserError: where the directory holds another run.
+    """
+    if not trains(plain(config)) or begins_over(config.get("overwrite", False)):
+        return
+    if not (directory / CHECKPOINTS / LAST).is_file():
+        return
+    checkpoint = checkpoint_path(directory, "resume")
+    if config.get("resume") is not None and Path(config.resume).parent == checkpoint.parent:
+        return
+    saved = complete(saved_header(checkpoint, "resume")["config"])
+    asked, known = _fixed(plain(config)), _fixed(as_asked(saved))
+    if asked != known:
+        key = next(k for k in {**known, **asked} if asked.get(k) != known.get(k))
+        raise UserError(
+            f"{directory} holds another run (of another {key}): give another directory, or begin "
+            f"over in this one with overwrite=true"
+        )
+    continued: DictConfig = OmegaConf.create(saved)
+    for key in CHANGEABLE:
+        value = OmegaConf.select(config, key)
+        OmegaConf.update(continued, key, value, merge=False, force_add=True)
+    _check_length(saved, continued.steps)
+    _replace(config, continued, checkpoint)
+
+
+def begins_over(overwrite: bool) -> bool:
+    """Whether ``overwrite=true`` is to be followed. A job that SLURM has started again was begun
+    over at its first start.
+    """
+    return overwrite and os.environ.get("SLURM_RESTART_COUNT", "0") == "0"
+
+
+def _replace(config: DictConfig, continued: DictConfig, checkpoint: Path) -> None:
+    """Replace a composed config by that of the run to continue."""
     continued.resume = str(checkpoint)
     continued.plugins = config.get("plugins", [])  # a run names packages, and never allows them
     with open_dict(config):
@@ -82,7 +131,6 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
             del config[name]
         for name in continued:
             config[name] = continued[name]
-    return checkpoint.parents[1] if _in_run(checkpoint) else None
 
 
 def _check_length(saved: dict[str, Any], steps: int) -> None:
@@ -108,12 +156,20 @@ def check_steps_left(checkpoint: Path, steps: int) -> None:
     A run that was interrupted after its last step, before its summary, may continue.
     """
     done = read_header(checkpoint, "resume")["step"]
-    ended = not _in_run(checkpoint) or (checkpoint.parents[1] / SUMMARY).is_file()
-    if done > steps or (done == steps and ended):
+    if done > steps or (done == steps and not _lacks_summary(checkpoint)):
         raise UserError(
             f"resume={checkpoint} has already taken {done} of {steps} steps; to train further "
             f"give more, e.g. steps={2 * done}"
         )
+
+
+def has_ended(checkpoint: Path, steps: int) -> bool:
+    """Whether a run has taken all its steps and written its summary."""
+    return read_header(checkpoint)["step"] >= steps and not _lacks_summary(checkpoint)
+
+
+def _lacks_summary(checkpoint: Path) -> bool:
+    return _in_run(checkpoint) and not (checkpoint.parents[1] / SUMMARY).is_file()
 
 
 def as_asked(saved: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +222,7 @@ def _agree(config: DictConfig, saved: dict[str, Any], key: str) -> bool:
 def _fixed(content: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that makes a run what it is."""
     fixed = complete(content)
-    for key in ("resume", "model.family", *CHANGEABLE):
+    for key in ("resume", "overwrite", "model.family", *CHANGEABLE):
         node, _, leaf = key.rpartition(".")
         parent = fixed.get(node) if node else fixed
         if isinstance(parent, dict):

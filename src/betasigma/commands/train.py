@@ -31,6 +31,7 @@ from betasigma.commands.config import trains
 from betasigma.commands.finished import FinishedRun
 from betasigma.commands.measure import Meter
 from betasigma.commands.measure_likelihood import measure_likelihood
+from betasigma.commands.resume import has_ended
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.devices import precision_of, prepare_model
@@ -40,7 +41,15 @@ from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
 from betasigma.oracles import ExactDenoiser
-from betasigma.runs.directory import CONFIG, SUMMARY, describe_environment
+from betasigma.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    LADDER,
+    SUMMARY,
+    WANDB_ID,
+    clear,
+    describe_environment,
+)
 from betasigma.runs.files import write_json
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, read_header
 from betasigma.runs.record import METRICS, Record
@@ -71,6 +80,10 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
     run = start.directory
     quiet_libraries()
     display = Display(quiet=_rank() != 0)
+    resumed = Path(content["resume"]) if content["resume"] else None
+    if resumed and has_ended(resumed, content["steps"]):
+        display.line(f"{run} has taken its {content['steps']} steps: nothing to do")
+        return FinishedRun(run)
     data = make_data(content)
     data.prepare_data()
     data.setup()
@@ -80,7 +93,6 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
     prepare_model(denoiser, content["hardware"])
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
-    resumed = Path(content["resume"]) if content["resume"] else None
     loggers = _open_run(run, content, start.overrides, resumed)
     meter = Meter(content, data, sampler, loggers, display)
     callbacks = [
@@ -107,6 +119,10 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
     finally:
         close_loggers(loggers)
     return FinishedRun(run)
+
+
+ONCE: Config = {"resume": None, "overwrite": False}
+"""Keys of one start of a run, which its config is kept without."""
 
 
 def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenoiser:
@@ -149,7 +165,7 @@ def run_callbacks(
         "sample_shape": list(data.sample_shape),
         "num_classes": data.num_classes,
         "plugins": plugins.versions(content),
-        "config": {**content, "resume": None},
+        "config": {**content, **ONCE},
     }
     watch = Stopwatch()
     checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], watch)
@@ -260,8 +276,10 @@ def quiet_libraries() -> None:
 def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> None:
     """Write config, overrides, package versions and git state."""
     run.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create({**content, "resume": None}), run / CONFIG)
-    environment = run / "environment.json"
+    if resumed is None:
+        clear(run, content["overwrite"])
+    OmegaConf.save(OmegaConf.create({**content, **ONCE}), run / CONFIG)
+    environment = run / ENVIRONMENT
     history = []
     if resumed is not None and environment.exists():
         earlier = json.loads(environment.read_text(encoding="utf-8"))
@@ -279,7 +297,7 @@ def _explain_ladder(
     for reason in reasons:
         display.line(reason)
     if record and _rank() == 0:
-        path = run / "ladder.json"
+        path = run / LADDER
         earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         known = [*earlier.get("reasons", []), *reasons]
         write_json(path, {**earlier, **record, "reasons": known})
@@ -292,7 +310,7 @@ def _rank() -> int:
 
 def _open_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> list[Any]:
     _describe_run(run, content, overrides, resumed)
-    identity = run / "wandb_id.txt"
+    identity = run / WANDB_ID
     known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
     if _rank() != 0:
         return []

@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import wraps
 from io import StringIO
@@ -44,8 +44,9 @@ from betasigma.launch.image_network import fitting_network
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
 from betasigma.runs.directory import new_directory, short
+from betasigma.runs.lock import locked
 from betasigma.runs.start import Start
-from betasigma.runs.status import recorded, summary
+from betasigma.runs.status import process_rank, recorded, summary
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's environment variable that asks for tracebacks."""
@@ -170,7 +171,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
     def run(config: DictConfig) -> Any:
         start = this_start()
         try:
-            with recorded(start.directory, start.job):
+            with _held(start.directory), recorded(start.directory, start.job):
                 allow_typed(start.overrides)  # a cluster's worker has not seen the command line
                 check_consent(config)
                 if HydraConfig.get().job.chdir:
@@ -178,6 +179,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
                 if start.job is not None:  # its sweeper may have chosen values that nobody checked
                     name = HydraConfig.get().callbacks["preflight"].app
                     CHECKS[name].check(config, start.overrides)
+                    CHECKS[name].enter(config, start.directory)
                 return task(config, start)
         except Exception as error:
             if start.job is not None:
@@ -185,6 +187,11 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
             raise
 
     return run
+
+
+def _held(directory: Path) -> AbstractContextManager[None]:
+    """Hold the lock of the run directory; of several processes the first does."""
+    return locked(directory) if process_rank() == 0 else nullcontext()
 
 
 def this_start() -> Start:

@@ -31,6 +31,7 @@ from betasigma.launch.machine import check_machine
 from betasigma.launch.studies import check_studies
 from betasigma.launch.sweepers import Expansion, expand
 from betasigma.launch.sweeps import Sweep
+from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import process_rank
 
 
@@ -132,6 +133,10 @@ def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) ->
     _print_note(decision)
     # as text, because resolving it again would give another name
     _set(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
+    entered = Path(config.hydra.run.dir)
+    if process_rank() == 0:
+        refuse_locked(entered)
+    app.enter(config, entered)
     _make(config.hydra.run.dir)
 
 

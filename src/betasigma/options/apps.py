@@ -98,6 +98,7 @@ class Train(ModelConfig):
     batch_size: Count = option(128, "examples per optimizer step, over all devices")
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
     resume: str | None = option(None, "a run or checkpoint to continue; auto: the newest match")
+    overwrite: bool = option(False, "begin over in a directory that holds a run")
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")

@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from betasigma.runs.command import subcommand
 from betasigma.runs.header import CHECKPOINTS, LAST
+from betasigma.runs.record import METRICS
 
 OUTPUTS = Path("outputs")
 
@@ -24,6 +25,18 @@ CONFIG = "config.yaml"
 
 SUMMARY = "summary.json"
 """Last table of a training run, which marks its end."""
+
+ENVIRONMENT = "environment.json"
+"""Command, versions, machine and git state of each start of a run."""
+
+LADDER = "ladder.json"
+"""How each ``auto`` was resolved."""
+
+SAMPLES = "samples"
+"""Folder of a training run with its sample grids."""
+
+WANDB_ID = "wandb_id.txt"
+"""Weights & Biases' id of the run."""
 
 PACKAGES = (
     "betasigma",
@@ -54,6 +67,21 @@ def short(path: Path) -> Path:
         return path
 
 
+def clear(run: Path, overwrite: bool) -> None:
+    """Remove what an earlier start of a run has left in its directory, and nothing else.
+
+    Args:
+        run: the directory.
+        overwrite: whether the run on the dashboard is another one too.
+    """
+    if not ((run / CONFIG).is_file() and (run / ENVIRONMENT).is_file()):
+        return  # no run of ours was here
+    left = [*(run / CHECKPOINTS).glob("*.ckpt"), *(run / SAMPLES).glob("step_*.png")]
+    names = (METRICS, SUMMARY, LADDER, ENVIRONMENT, *([WANDB_ID] if overwrite else []))
+    for path in (*left, *(run / name for name in names)):
+        path.unlink(missing_ok=True)
+
+
 def newest_run(matches: Any) -> Path | None:
     """The newest run directory that has a checkpoint and a config with ``matches(config)``."""
     from omegaconf import DictConfig, OmegaConf
@@ -72,7 +100,7 @@ def newest_run(matches: Any) -> Path | None:
 
 
 def describe_environment(overrides: list[str]) -> dict[str, Any]:
-    """Command line, versions, machine and git state, for ``environment.json``."""
+    """Command line, versions, machine and git state, for ``ENVIRONMENT``."""
     return {
         "command": [Path(sys.argv[0]).name, *subcommand(), *sys.argv[1:]],
         "overrides": overrides,

@@ -11,6 +11,7 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.pictures import picture, save
+from betasigma.runs.directory import SAMPLES
 from betasigma.runs.record import Record
 from betasigma.training.steps import StepCallback, Stopwatch
 from betasigma.training.tracking import log_picture
@@ -74,7 +75,7 @@ class SampleGrids(Periodic):
         self.show(trainer, module, step)
 
     def _path(self, step: int) -> Path:
-        return self._run / "samples" / f"step_{step:07d}.png"
+        return self._run / SAMPLES / f"step_{step:07d}.png"
 
     def show(self, trainer: Trainer, module: MeasuredModule, step: int) -> None:
         """Draw, save and log the samples of this step."""
