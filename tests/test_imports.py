@@ -18,7 +18,7 @@ ORDER = (
         *("options", "runs", "config_tree", "display", "devices"),
         *("randomness", "gaussian", "derivatives"),
     },
-    {"build", "pictures", "ladder", "schedules", "preconditioning", "networks"},
+    {"build", "pictures", "ladder", "schedules", "preconditioning", "networks", "published"},
     {"prior"},
     {"denoiser"},
     {"oracles"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ def test_starts_as_zero_with_blocks_as_identities() -> None:
     h, emb = torch.randn(2, 32, 4, 4), torch.randn(2, 64)
     assert torch.equal(block(h, emb), h)
     torch.manual_seed(0)
-    qkv = Attention(128, 1, 32).qkv
+    qkv = Attention(128, 1, partial(GroupNorm, 32)).qkv
     for weight, fans in [
         (UNet(**HO_CIFAR10).down[0].conv1.weight, 9 * 128),
         (qkv.weight[:128], 128),

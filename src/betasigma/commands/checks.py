@@ -17,7 +17,7 @@ from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts, SamplerOptions
-from betasigma.options.apps import Compare, Evaluate, ModelConfig, Sample, Train
+from betasigma.options.apps import Compare, Evaluate, Import, ModelConfig, Sample, Train
 from betasigma.options.base import REGISTRY
 from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import FEWEST_DIMENSIONS
@@ -214,11 +214,24 @@ def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
+def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/import.py``, and the model that it names."""
+    asked = Import.parse(validate(config, Import))
+    directory = Path(asked.to) if asked.to is not None else None
+    if directory is not None and directory.exists() and any(directory.iterdir()):
+        raise UserError(f"to={directory} is not empty; give the path of a new directory")
+    from betasigma.commands.import_model import read_published  # imports PyTorch
+
+    read_published(asked)
+    return directory
+
+
 CHECKS = {
     "train": AppChecks(check_train, decide_train, continue_in),
     "sample": AppChecks(check_sample),
     "compare": AppChecks(check_compare),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
+    "import": AppChecks(check_import),
 }
 
 

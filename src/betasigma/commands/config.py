@@ -53,7 +53,7 @@ def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
     """
     content = plain(config)
     read = interpolated_nodes(config)
-    known = schema.model_fields
+    known = {field.alias or name: field for name, field in schema.model_fields.items()}
     content = {k: v for k, v in content.items() if k in known or k not in read}
     for key, field in known.items():
         if key not in content and field.get_default(call_default_factory=True) is not None:

@@ -24,7 +24,10 @@ EXCLUSIVE = ("--run", "--multirun", "--cfg", "--info", "--shell-completion")
 PLACES = ("--config-path", "--config-name", "--config-dir")
 """Options that say where configs are."""
 
-PATHS = ("run", "runs", "resume", "data.root", "evaluation.inception_weights", "evaluation.cache")
+PATHS = (
+    *("run", "runs", "resume", "from", "to", "data.root"),
+    *("evaluation.inception_weights", "evaluation.cache"),
+)
 """Keys whose values are paths, relative to the user's directory."""
 
 

@@ -57,7 +57,7 @@ def _typed(value: Any) -> str:
 
 def _meaning(field: FieldInfo | None) -> str | None:
     """What a key means, and in brackets what it accepts."""
-    if field is None or field.alias:
+    if field is None or field.alias == "_target_":
         return None
     accepted = "" if models_of(field) else f"({accepted_values(field)})"
     return " ".join(filter(None, [field.description, accepted]))

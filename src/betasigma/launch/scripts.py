@@ -44,5 +44,19 @@ def compare(config: DictConfig, start: Start) -> None:
     run(config, start)
 
 
-APPS = {"train": train, "sample": sample, "evaluate": evaluate, "compare": compare}
+@app("import")
+def import_model(config: DictConfig, start: Start) -> None:
+    """Turn a published model into a run: betasigma import from=model.pt to=outputs/model"""
+    from betasigma.commands.import_model import import_model as run
+
+    run(config, start)
+
+
+APPS = {
+    "train": train,
+    "sample": sample,
+    "evaluate": evaluate,
+    "compare": compare,
+    "import": import_model,
+}
 """What ``betasigma <name>`` runs."""

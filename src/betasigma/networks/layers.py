@@ -44,16 +44,22 @@ class Positional(nn.Module):
     """Sines and cosines of ``c`` at frequencies that fall geometrically from 1 to 1e-4.
 
     (B,) → (B, width). Equal to Ho et al.'s ``get_timestep_embedding`` at integer time steps.
+
+    Args:
+        width: sines and cosines together.
+        shift: s in the frequencies 1e-4^(i/(width/2 − s)): 1 for Ho et al., 0 for Nichol & Dhariwal
+            2021, whose frequencies end one ratio before 1e-4.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, shift: float = 1.0) -> None:
         super().__init__()
         self.width = width
+        self.shift = shift
 
     def forward(self, c: Tensor) -> Tensor:
         # Not a buffer: a network cast to bfloat16 must still tell neighbouring time steps apart.
         half = self.width // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=c.device) / (half - 1)
+        exponent = torch.arange(half, dtype=torch.float32, device=c.device) / (half - self.shift)
         return _sines(c[:, None] * torch.exp(-math.log(10_000) * exponent))
 
 
@@ -91,6 +97,8 @@ class Conditioning(nn.Module):
         embedding: ``"positional"`` or ``"fourier"``.
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: False for a network that does not see the noise level (NCSNv2).
+        frequency_shift: of the positional embedding.
+        null_class: False where there is no label for "no label", so that ``y`` must be given.
     """
 
     def __init__(
@@ -101,26 +109,39 @@ class Conditioning(nn.Module):
         embedding: str,
         fourier_scale: float,
         conditional: bool,
+        frequency_shift: float = 1.0,
+        null_class: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.null_class = null_class
         self.features: Positional | Fourier | None = None
         self.labels: nn.Embedding | None = None
         if conditional:
             fourier = embedding == "fourier"
-            self.features = Fourier(features, fourier_scale) if fourier else Positional(features)
+            self.features = (
+                Fourier(features, fourier_scale)
+                if fourier
+                else Positional(features, frequency_shift)
+            )
             self.hidden = initialised(nn.Linear(features, width))
             self.out = initialised(nn.Linear(width, width))
         if num_classes:
-            self.labels = nn.Embedding(num_classes + 1, width)
+            self.labels = nn.Embedding(num_classes + int(null_class), width)
             nn.init.xavier_uniform_(self.labels.weight)
 
     def forward(self, c_noise: Tensor, y: Tensor | None) -> Tensor | None:
         """c_noise (B,), y int64 (B,) or None → (B, width), or None if it depends on neither.
 
         Raises:
-            UserError: if labels are given to a network that has none.
+            UserError: if labels are given to a network that has none, or none to a network without
+                a null class.
         """
+        if y is None and self.labels is not None and not self.null_class:
+            raise UserError(
+                "this network was trained with a label for every image (network.null_class=false): "
+                "give class labels, labels=[…] or labels=all"
+            )
         if y is not None and self.labels is None:
             raise UserError(
                 "Class labels were given to a network with network.num_classes=0: train one with "

@@ -16,8 +16,9 @@ That is the faster one on GPUs; on CPUs the default is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from betasigma.networks.layers import Conditioning, initialised
 from betasigma.options.networks import ImageShape, UNetOptions, resolutions
+
+Resample = Literal["down", "up"]
 
 
 class UNet(nn.Module):
@@ -51,6 +54,19 @@ class UNet(nn.Module):
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: False for a network that does not see the noise level (NCSNv2).
         norm_groups: most groups of a normalisation (see :class:`GroupNorm`).
+        group_width: least channels of a group.
+        norm_eps: added to the variance in a normalisation.
+        scale_shift: the noise level and the label also scale the features of a residual block,
+            after its second normalisation (Nichol & Dhariwal 2021).
+        resampling: ``"convolution"`` between resolutions, as in Ho et al., or ``"residual"``: a
+            residual block whose features are averaged or repeated (Dhariwal & Nichol 2021).
+        padding: zeros around what a strided convolution sees, ``"end"`` for the right and the
+            bottom, as in Ho et al., ``"both"`` for all sides.
+        embedding_channels: width of φ; ``channels`` by default. The vector is 4 times as wide.
+        frequency_shift: of the positional embedding, see
+            :class:`~betasigma.networks.layers.Positional`.
+        null_class: False for a network that was trained with a label for every image: then ``y``
+            must be given, and there is no label ``num_classes``.
         checkpoint: recompute activations in the backward pass instead of keeping them.
 
     Raises:
@@ -75,6 +91,14 @@ class UNet(nn.Module):
         fourier_scale: float = 16.0,
         conditional: bool = True,
         norm_groups: int = 32,
+        group_width: int = 4,
+        norm_eps: float = 1e-6,
+        scale_shift: bool = False,
+        resampling: str = "convolution",
+        padding: str = "end",
+        embedding_channels: int | None = None,
+        frequency_shift: float = 1.0,
+        null_class: bool = True,
         checkpoint: bool = False,
     ) -> None:
         super().__init__()
@@ -92,15 +116,34 @@ class UNet(nn.Module):
             fourier_scale=fourier_scale,
             conditional=conditional,
             norm_groups=norm_groups,
+            group_width=group_width,
+            norm_eps=norm_eps,
+            scale_shift=scale_shift,
+            resampling=resampling,
+            padding=padding,
+            embedding_channels=embedding_channels,
+            frequency_shift=frequency_shift,
+            null_class=null_class,
             checkpoint=checkpoint,
         ).check_image_size(image_size)
         self.num_classes = num_classes
-        emb_channels = 4 * channels if conditional or num_classes else 0
+        features = embedding_channels or channels
+        emb_channels = 4 * features if conditional or num_classes else 0
         self.conditioning = Conditioning(
-            channels, emb_channels, num_classes, embedding, fourier_scale, conditional
+            features,
+            emb_channels,
+            num_classes,
+            embedding,
+            fourier_scale,
+            conditional,
+            frequency_shift,
+            null_class,
         )
+        norm = partial(GroupNorm, norm_groups, least=group_width, eps=norm_eps)
 
-        def block(width_in: int, width: int, attends: bool) -> ResidualBlock:
+        def block(
+            width_in: int, width: int, attends: bool, resample: Resample | None = None
+        ) -> ResidualBlock:
             n = width // head_channels if head_channels else heads
             return ResidualBlock(
                 width_in,
@@ -108,9 +151,13 @@ class UNet(nn.Module):
                 emb_channels,
                 heads=n if attends else 0,
                 dropout=dropout,
-                norm_groups=norm_groups,
+                norm=norm,
+                scale_shift=scale_shift,
+                resample=resample,
                 checkpoint=checkpoint,
             )
+
+        in_blocks = resampling == "residual"
 
         widths = [channels * m for m in multipliers]
         attends = [size in attention for size in resolutions(image_size, len(widths))]
@@ -126,7 +173,11 @@ class UNet(nn.Module):
                 width = level_width
                 skips.append(width)
             if level < last:
-                self.down.append(Downsample(width))
+                self.down.append(
+                    block(width, width, attends=False, resample="down")
+                    if in_blocks
+                    else Downsample(width, padding)
+                )
                 skips.append(width)
 
         self.middle = nn.ModuleList(
@@ -139,10 +190,14 @@ class UNet(nn.Module):
                 self.up.append(block(width + skips.pop(), widths[level], attends[level]))
                 width = widths[level]
             if level > 0:
-                self.up.append(Upsample(width))
+                self.up.append(
+                    block(width, width, attends=False, resample="up")
+                    if in_blocks
+                    else Upsample(width)
+                )
 
         self.leave = nn.Sequential(
-            GroupNorm(norm_groups, width),
+            norm(width),
             nn.SiLU(),
             initialised(nn.Conv2d(width, out_channels or in_channels, 3, padding=1), zero=True),
         )
@@ -162,7 +217,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             h = layer(h, emb)
         for layer in self.up:
-            if isinstance(layer, ResidualBlock):
+            if isinstance(layer, ResidualBlock) and layer.resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
             h = layer(h, emb)
         return cast(Tensor, self.leave(h))
@@ -171,15 +226,15 @@ class UNet(nn.Module):
 class GroupNorm(nn.GroupNorm):
     """Group normalisation in as many groups as divide ``width``, but at most ``groups``.
 
-    A group has at least 4 channels, as in Ho et al.: with one, the normalisation would take away
-    the shift of that channel, and with it the noise level and the label. Statistics are taken in
-    float32, also of bfloat16 features.
+    A group has at least ``least`` channels, 4 as in Ho et al.: with one, the normalisation would
+    take away the shift of that channel, and with it the noise level and the label. Statistics are
+    taken in float32, also of bfloat16 features.
     """
 
-    def __init__(self, groups: int, width: int) -> None:
-        most = max(1, min(groups, width // 4))
+    def __init__(self, groups: int, width: int, least: int = 4, eps: float = 1e-6) -> None:
+        most = max(1, min(groups, width // least))
         divisor = max(n for n in range(1, most + 1) if width % n == 0)
-        super().__init__(divisor, width, eps=1e-6)
+        super().__init__(divisor, width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         # The CPU kernel takes bfloat16 features with float32 parameters and statistics as they
@@ -222,7 +277,9 @@ class ResidualBlock(nn.Module):
     """Residual block, followed by self-attention where ``heads`` is not 0.
 
     h = conv(SiLU(norm(x))) + W e;  out = shortcut(x) + conv(dropout(SiLU(norm(h)))), with a 1x1
-    convolution as the shortcut where the width changes.
+    convolution as the shortcut where the width changes. With ``scale_shift``, W e = (a, b) acts
+    after the second normalisation instead, norm(h)·(1 + a) + b. With ``resample``, SiLU(norm(x))
+    and x change their resolution first.
     """
 
     def __init__(
@@ -232,42 +289,63 @@ class ResidualBlock(nn.Module):
         emb_channels: int,
         heads: int,
         dropout: float,
-        norm_groups: int,
+        norm: Callable[[int], GroupNorm],
+        scale_shift: bool,
+        resample: Resample | None,
         checkpoint: bool,
     ) -> None:
         super().__init__()
         self.checkpoint = checkpoint
-        self.norm1 = GroupNorm(norm_groups, width_in)
+        self.scale_shift = scale_shift
+        self.resample = resample
+        self.norm1 = norm(width_in)
         self.conv1 = initialised(nn.Conv2d(width_in, width, 3, padding=1))
-        self.shift = initialised(nn.Linear(emb_channels, width)) if emb_channels else None
-        self.norm2 = GroupNorm(norm_groups, width)
+        shifts = 2 * width if scale_shift else width
+        self.shift = initialised(nn.Linear(emb_channels, shifts)) if emb_channels else None
+        self.norm2 = norm(width)
         self.dropout = Dropout(dropout)
         self.conv2 = initialised(nn.Conv2d(width, width, 3, padding=1), zero=True)
         self.shortcut = initialised(nn.Conv2d(width_in, width, 1)) if width_in != width else None
-        self.attention = Attention(width, heads, norm_groups) if heads else None
+        self.attention = Attention(width, heads, norm) if heads else None
 
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        """x (B, width_in, H, W), emb (B, emb_channels) → (B, width, H, W)."""
+        """x (B, width_in, H, W), emb (B, emb_channels) → (B, width, H', W')."""
         if self.checkpoint and torch.is_grad_enabled():
             return recompute(self._compute, x, emb, use_reentrant=False)
         return self._compute(x, emb)
 
     def _compute(self, x: Tensor, emb: Tensor | None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        if self.shift is not None:
+        h = F.silu(self.norm1(x))
+        if self.resample is not None:
+            h, x = resampled(h, self.resample), resampled(x, self.resample)
+        h = self.conv1(h)
+        if self.shift is not None and not self.scale_shift:
             h = h + self.shift(emb)[:, :, None, None]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        h = self.norm2(h)
+        if self.shift is not None and self.scale_shift:
+            scale, shift = self.shift(emb)[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        h = self.conv2(self.dropout(F.silu(h)))
         h = (x if self.shortcut is None else self.shortcut(x)) + h
         return h if self.attention is None else self.attention(h)
+
+
+def resampled(x: Tensor, how: Resample) -> Tensor:
+    """(B, C, H, W) → means of 2x2 pixels, (B, C, H/2, W/2), or each pixel 2x2 times, (B, C, 2H,
+    2W).
+    """
+    if how == "down":
+        return F.avg_pool2d(x, 2)
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class Attention(nn.Module):
     """Self-attention over the pixels of a feature map, with a residual connection."""
 
-    def __init__(self, width: int, heads: int, norm_groups: int) -> None:
+    def __init__(self, width: int, heads: int, norm: Callable[[int], GroupNorm]) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = GroupNorm(norm_groups, width)
+        self.norm = norm(width)
         self.qkv = nn.Linear(width, 3 * width)
         for projection in self.qkv.weight.chunk(3):
             nn.init.xavier_uniform_(projection)
@@ -296,15 +374,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Downsample(nn.Module):
-    """3x3 convolution with stride 2, padded at the right and at the bottom only (as Ho et al.)."""
+    """3x3 convolution with stride 2, padded at the right and at the bottom only (Ho et al.), or at
+    all sides (``padding="both"``).
+    """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, padding: str) -> None:
         super().__init__()
-        self.conv = initialised(nn.Conv2d(width, width, 3, stride=2))
+        self.at_end = padding == "end"
+        self.conv = initialised(
+            nn.Conv2d(width, width, 3, stride=2, padding=0 if self.at_end else 1)
+        )
 
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
         """(B, width, H, W) → (B, width, H/2, W/2)."""
-        return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1))))
+        return cast(Tensor, self.conv(F.pad(x, (0, 1, 0, 1)) if self.at_end else x))
 
 
 class Upsample(nn.Module):

@@ -184,6 +184,32 @@ class Evaluate(OfARun):
         return self
 
 
+class ImportedData(Options):
+    """What a published model was trained on."""
+
+    node = "data"
+
+    name: str | None = option(
+        None, "of its data set; null: what is known of the model, else image_folder"
+    )
+    root: str | None = option(None, "folder of the files, for commands that read them")
+
+
+class Import(Options):
+    """The config of ``scripts/import.py``."""
+
+    source: str = Field("", alias="from", description="a file or a folder of published weights")
+    to: str | None = option(None, "the new run directory; null: below outputs/")
+    format: str | None = option(None, "the public code that wrote it; null: by what it holds")
+    published: str | None = option(
+        None, "which published model it is; null: by the name of the file or its folder"
+    )
+    flags: dict[str, Any] | str | None = option(
+        None, "settings that the file does not hold, as its authors' scripts take them"
+    )
+    data: ImportedData = option(ImportedData(), "what the model was trained on")
+
+
 class Compare(Options):
     """The config of ``scripts/compare.py``."""
 
@@ -200,5 +226,6 @@ TOP_LEVEL: dict[str, type[Options]] = {
     "sample": Sample,
     "evaluate": Evaluate,
     "compare": Compare,
+    "import": Import,
 }
 """Options of each command's whole config."""

@@ -15,11 +15,14 @@ from betasigma.options.base import (
     Options,
     Positive,
     Probability,
+    UnitInterval,
     option,
 )
 from betasigma.options.composition import Composition
 
 Embedding = Literal["positional", "fourier"]
+Resampling = Literal["convolution", "residual"]
+Padding = Literal["end", "both"]
 EvenWidth = Annotated[int, Field(ge=4, multiple_of=2)]
 """Half of it carries the sines of the noise level, half the cosines."""
 
@@ -123,6 +126,22 @@ class UNetOptions(NetworkOptions):
     fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
     conditional: bool = option(True, "false: the network is not told the noise level (NCSNv2)")
     norm_groups: Count = option(32, "most groups of a normalisation")
+    group_width: Count = option(4, "least channels of a group")
+    norm_eps: Positive = option(1e-6, "added to the variance in a normalisation")
+    scale_shift: bool = option(
+        False, "the noise level also scales features, after the second normalisation of a block"
+    )
+    resampling: Resampling = option(
+        "convolution", "between resolutions, or inside a residual block of its own"
+    )
+    padding: Padding = option("end", "at which sides a strided convolution is padded")
+    embedding_channels: EvenWidth | None = option(
+        None, "width of the embedding of the noise level; null: channels"
+    )
+    frequency_shift: UnitInterval = option(
+        1.0, "1: its frequencies end at 1e-4 (Ho et al.), 0: one ratio before"
+    )
+    null_class: bool = option(True, "false: every image has a label, and there is no null class")
     checkpoint: bool = option(False, "recompute activations in the backward pass to save memory")
 
     @model_validator(mode="after")

@@ -1,0 +1,6 @@
+"""Turn a published model into a run: python scripts/import.py from=model.pt to=outputs/model"""
+
+from betasigma.launch.scripts import import_model as main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,249 @@
+"""What ``scripts/import.py`` does: turn a published model into a run directory.
+
+Afterwards it is a run like any other: sampled, measured and loaded by its directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from betasigma.commands.assemble import make_denoiser
+from betasigma.commands.checks import check_composition
+from betasigma.commands.config import validate
+from betasigma.commands.load import PREFIX
+from betasigma.data import catalog
+from betasigma.display import Display, plain_warnings
+from betasigma.errors import UserError
+from betasigma.options import DataFacts
+from betasigma.options.apps import Import, Train
+from betasigma.options.base import dump
+from betasigma.published import FORMATS
+from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
+from betasigma.published.weight_file import WeightFile
+from betasigma.published.weight_folder import open_weights
+from betasigma.runs.checkpoint import HEADER, save
+from betasigma.runs.directory import CONFIG, ENVIRONMENT, OUTPUTS, describe_environment
+from betasigma.runs.files import write_json
+from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST
+from betasigma.runs.start import Start
+from betasigma.version import VERSION
+
+ORIGIN = "origin.json"
+"""File of a run directory that says where its weights come from; so does the header."""
+
+IMPORTED = "imported"
+"""Folder of ``outputs`` for models that were named by ``run=…`` without being imported before."""
+
+LARGEST = 4096
+"""A size in a network's config may always be this large; beyond, some tensor must be."""
+
+
+class Readable(NamedTuple):
+    """A published model that can become a run."""
+
+    model: PublishedModel
+    config: dict[str, Any]
+    """Of a training run."""
+    origin: dict[str, Any]
+    """Where the weights come from."""
+    value_range: tuple[float, float]
+
+
+def import_model(config: DictConfig, start: Start) -> None:
+    """Write the run directory of a published model.
+
+    Raises:
+        UserError: for bad input.
+    """
+    content = validate(config, Import)
+    plain_warnings()
+    display = Display()
+    readable = read_published(Import.parse(content))
+    write_run(readable, start.directory, start.overrides)
+    describe(readable, display)
+    display.line(f"run directory {start.directory}")
+    display.line("next:")
+    display.line(f"  {start.command('sample', f'run={start.directory}', 'n=16')}")
+
+
+def describe(readable: Readable, display: Display) -> None:
+    """Say what a model was read as."""
+    origin, model = readable.origin, readable.model
+    parameters = sum(weight.numel() for weight in model.weights.values())
+    shape = "×".join(map(str, model.sample_shape))
+    named = f", {origin['published']}" if origin["published"] else ""
+    display.line(f"{origin['file']}: {origin['format']}{named}, {parameters:,} numbers, {shape}")
+    for note in model.notes:
+        display.line(note)
+
+
+def read_published(asked: Import) -> Readable:
+    """Read and check a published model, as far as possible before anything is written.
+
+    Raises:
+        UserError: if it is of no known format, or computes something that this package does not
+            have, or its weights do not fit its settings.
+    """
+    path = Path(asked.source)
+    source = open_weights(path)
+    form = _format(source, asked.format)
+    settings = form.settings(source, asked.published, asked.flags or {})
+    model = form.convert(source, settings)
+    options = _options(model, asked)
+    config = dump(options)
+    low, high = config["model"]["value_range"]
+    _check_weights(model.weights, config, model.sample_shape, (low, high), path)
+    origin = {
+        "format": form.name,
+        "published": asked.published or form.published_name(source),
+        "file": str(path),
+        "sha256": _digest(source.weights),
+        "flags": {key: value for key, value in settings.items() if key in form.defaults},
+        "code": form.origin,
+        "licence": form.licence,
+    }
+    return Readable(model, config, origin, (low, high))
+
+
+def write_run(readable: Readable, directory: Path, overrides: list[str]) -> None:
+    """Write config, origin and checkpoint of a model into a new run directory."""
+    model, config = readable.model, readable.config
+    directory.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config), directory / CONFIG)
+    write_json(directory / ENVIRONMENT, describe_environment(overrides))
+    write_json(directory / ORIGIN, readable.origin)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        "step": model.step,
+        "seed": config["seed"],
+        "value_range": list(readable.value_range),
+        "sample_shape": list(model.sample_shape),
+        "num_classes": config["network"].get("num_classes", 0),
+        "plugins": {},
+        "config": config,
+        "origin": readable.origin,
+    }
+    weights = {f"{PREFIX}network.{name}": value for name, value in model.weights.items()}
+    save({"state_dict": weights, HEADER: header}, directory / CHECKPOINTS / LAST)
+
+
+def imported_run(path: str, display: Display) -> str:
+    """The run directory of a published model that was named where a run is expected.
+
+    It is written below ``outputs/imported`` at the first time, under a name that holds the digest
+    of the file.
+
+    Raises:
+        UserError: see :func:`read_published`.
+    """
+    weights = open_weights(Path(path), "run").weights
+    directory = OUTPUTS / IMPORTED / f"{Path(path).stem}_{_digest(weights)[:8]}"
+    if not (directory / CHECKPOINTS / LAST).is_file():
+        readable = read_published(Import.parse({"from": path}))
+        write_run(readable, directory, [f"run={path}"])
+        describe(readable, display)
+        display.line(f"run directory {directory}")
+    return str(directory)
+
+
+def _format(source: WeightFile, name: str | None) -> ModelFormat:
+    known = {form.name: form for form in FORMATS}
+    if name is not None:
+        if name not in known:
+            raise UserError(f"format={name} is not one of {', '.join(known)}")
+        return known[name]
+    for form in FORMATS:
+        if form.detect(source):
+            return form
+    raise UserError(
+        f"from={source.path} has weights of no known code ({', '.join(known)}); a diffusers model "
+        f"is recognised by its folder with config.json"
+    )
+
+
+def _options(model: PublishedModel, asked: Import) -> Train:
+    """The config of a run, with this package's defaults for what is only about training."""
+    channels, height, _ = model.sample_shape
+    name = asked.data.name or model.data or "image_folder"
+    data: Settings = {
+        "_target_": "betasigma.data.datamodule.ImageDataModule",
+        "name": name,
+        "root": asked.data.root,
+    }
+    if catalog.describe(name).size != height:
+        data["image_size"] = height
+    if name == "image_folder":
+        data["channels"] = channels
+    shape = catalog.sample_shape(name, data.get("image_size"), data.get("channels"))
+    if shape != model.sample_shape:
+        raise UserError(
+            f"data.name={name} has images of shape {shape}, and from={asked.source} is of images "
+            f"of shape {model.sample_shape}"
+        )
+    options = Train.parse(
+        {
+            "name": re_name(Path(asked.source).stem),
+            "steps": max(model.step, 1),
+            "model": {"_target_": "betasigma.modules.DDPM", "name": "ddpm", "family": "ddpm"},
+            "data": data,
+            "optimizer": {"_target_": "torch.optim.Adam", "lr": 2e-4},
+            **model.config,
+        }
+    )
+    classes = options.network.num_classes
+    check_composition(options, DataFacts(name, shape, lambda: classes))
+    return options
+
+
+def re_name(text: str) -> str:
+    """A run's name out of any text."""
+    return "".join(c if c.isalnum() or c in "_.+-" else "_" for c in text) or "imported"
+
+
+def _check_weights(
+    weights: Mapping[str, Tensor],
+    config: dict[str, Any],
+    shape: tuple[int, ...],
+    value_range: tuple[float, float],
+    path: Path,
+) -> None:
+    """Compare names and shapes with those of the network that the settings describe, which takes no
+    memory for that.
+
+    Raises:
+        UserError: for the first difference, and where a weight is not finite.
+    """
+    sizes = [size for weight in weights.values() for size in weight.shape]
+    most = max([LARGEST, len(weights), *sizes])
+    for key, value in config["network"].items():
+        members = value if isinstance(value, list) else [value]
+        numbers = [m for m in members if isinstance(m, int | float)]
+        if len(members) > most or max(numbers, default=0) > most:
+            raise UserError(f"from={path} has network.{key}={value}, which no tensor in it fits")
+    with torch.device("meta"):
+        network = make_denoiser(config, shape, value_range).network
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    for name in [*expected, *found]:
+        ours, theirs = expected.get(name), found.get(name)
+        if ours != theirs:
+            raise UserError(
+                f"from={path} does not fit its settings: {name} has shape "
+                f"{theirs or 'nothing'} in the file, and {ours or 'nothing'} by its settings"
+            )
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise UserError(f"from={path} has weights that are not finite: {name}")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,313 @@
+"""``UNet2DModel`` of diffusers, with the config of its scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from betasigma.errors import UserError
+from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
+from betasigma.published.unet_weights import (
+    Tensors,
+    Weights,
+    cosines_first,
+    joined,
+    unet_weights,
+)
+from betasigma.published.weight_file import WeightFile, checked_tensors
+
+OURS = "betasigma"
+
+BLOCK = {
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "time_emb_proj": "shift",
+    "norm2": "norm2",
+    "conv2": "conv2",
+}
+"""Layers of a residual block, and our names."""
+
+ATTENTION = {
+    "to_q": ("to_q", "to_k", "to_v", "to_out.0"),
+    "query": ("query", "key", "value", "proj_attn"),
+}
+"""Projections of attention as they are named now and were before version 0.15, by the first."""
+
+FIXED: Settings = {
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
+    "class_embed_type": None,
+}
+"""Settings of the U-Net that ours has no other value for."""
+
+DEFAULTS: Settings = {
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "layers_per_block": 2,
+    "downsample_padding": 1,
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "num_class_embeds": None,
+    "in_channels": 3,
+    "out_channels": 3,
+}
+"""What diffusers takes where an older config says nothing."""
+
+SCHEDULER: Settings = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "prediction_type": "epsilon",
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+}
+"""The same of a scheduler, DDPM's where there is none."""
+
+SCHEDULES = {
+    "linear": "linear",
+    "sigmoid": "sigmoid",
+    "squaredcos_cap_v2": "cosine",
+}
+PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
+VARIANCES = {
+    "fixed_small": "posterior",
+    "fixed_small_log": "posterior",
+    "fixed_large": "beta",
+    "fixed_large_log": "beta",
+    "learned_range": "learned",
+}
+
+
+class DiffusersUNet(ModelFormat):
+    """A folder with ``config.json`` of a ``UNet2DModel``, or a pipeline's with ``unet`` and
+    ``scheduler``.
+    """
+
+    name = "diffusers"
+    origin = "https://github.com/huggingface/diffusers"
+    licence = "Apache-2.0"
+    published: ClassVar = {
+        f"ddpm-{ema}{what}-{size}": {"licence": "Apache-2.0", **({"data": data} if data else {})}
+        for what, size, data in (
+            ("cifar10", 32, "cifar10"),
+            ("celebahq", 256, None),
+            ("bedroom", 256, None),
+            ("church", 256, None),
+            ("cat", 256, None),
+        )
+        for ema in ("", "ema-")
+    }
+
+    def detect(self, source: WeightFile) -> bool:
+        return source.settings.get("config", {}).get("_class_name") == "UNet2DModel"
+
+    def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
+        config = {**FIXED, **DEFAULTS, **source.settings["config"]}
+        scheduler = {**SCHEDULER, **source.settings.get("scheduler_config", {})}
+        shape = _sample_shape(config)
+        for key, value in FIXED.items():
+            if config[key] != value:
+                raise _unlike(source, "config", key, config[key], value)
+        groups = config["norm_num_groups"]
+        for key, known in (
+            ("act_fn", ("silu", "swish")),
+            ("attn_norm_num_groups", (None, groups)),
+            ("resnet_time_scale_shift", ("default", "scale_shift")),
+        ):
+            if config.get(key) not in known:
+                raise _unlike(source, "config", key, config.get(key), known[0])
+        tensors = Tensors(checked_tensors(source.content, source), source.path)
+        structure = _Structure(config, tensors)
+        network = structure.network(config, shape[1])
+        weights = structure.weights()
+        tensors.finish()
+        notes = []
+        if "scheduler_config" not in source.settings:
+            notes.append(
+                "there is no scheduler_config.json: DDPM's linear schedule of 1000 steps is taken"
+            )
+        return PublishedModel(
+            {"network": network, **_diffusion(source, scheduler, config)},
+            weights,
+            shape,
+            data=settings.get("data"),
+            notes=tuple(notes),
+        )
+
+
+class _Structure:
+    """Which layers the file has, and what ours are called."""
+
+    def __init__(self, config: Settings, tensors: Tensors) -> None:
+        self._tensors = tensors
+        self._widths = list(config["block_out_channels"])
+        self._blocks = int(config["layers_per_block"])
+        self._flip = bool(config["flip_sin_to_cos"])
+        levels = range(len(self._widths))
+        down = ["Attn" in kind for kind in config["down_block_types"]]
+        up = ["Attn" in kind for kind in config["up_block_types"]][::-1]
+        self._attending = [down[level] or up[level] for level in levels]
+        self._middle = bool(config.get("add_attention", True))
+        if self._middle and not any(self._attending):
+            self._attending[-1] = True
+        between = {
+            f"{side}.{level}": f"{self._place(side, level)}.{side}samplers.0.conv1.weight"
+            in tensors
+            for side in ("down", "up")
+            for level in (levels[:-1] if side == "down" else levels[1:])
+        }
+        self._residual = any(between.values())
+        if self._residual and not all(between.values()):
+            raise UserError(
+                "from has resampling inside residual blocks at some resolutions and between them "
+                "at others; ours has one of the two everywhere"
+            )
+
+    def network(self, config: Settings, size: int) -> dict[str, Any]:
+        """The network node of the config."""
+        first = self._widths[0]
+        if any(width % first for width in self._widths):
+            raise UserError(
+                f"block_out_channels={self._widths} must be multiples of the first, {first}"
+            )
+        head = config["attention_head_dim"]
+        return {
+            "_target_": f"{OURS}.networks.unet.UNet",
+            "channels": first,
+            "multipliers": [width // first for width in self._widths],
+            "blocks": self._blocks,
+            "attention": [size >> level for level, on in enumerate(self._attending) if on],
+            "head_channels": head,
+            "dropout": float(config["dropout"]),
+            "num_classes": config["num_class_embeds"] or 0,
+            "null_class": config["num_class_embeds"] is None,
+            "norm_groups": config["norm_num_groups"],
+            "group_width": 1,
+            "norm_eps": float(config["norm_eps"]),
+            "scale_shift": config["resnet_time_scale_shift"] == "scale_shift",
+            "resampling": "residual" if self._residual else "convolution",
+            "padding": "both" if config["downsample_padding"] else "end",
+            "frequency_shift": float(config["freq_shift"]),
+        }
+
+    def weights(self) -> Weights:
+        tensors = self._tensors
+        weights = tensors.layers(
+            "",
+            {
+                "conv_in": "enter",
+                "time_embedding.linear_1": "conditioning.hidden",
+                "time_embedding.linear_2": "conditioning.out",
+                "conv_norm_out": "leave.0",
+                "conv_out": "leave.2",
+            },
+        )
+        if self._flip:
+            name = "conditioning.hidden.weight"
+            weights[name] = cosines_first(weights[name])
+        if "class_embedding.weight" in tensors:
+            weights |= tensors.layer("class_embedding", "conditioning.labels")
+        middle = any(self._attending)
+        return weights | unet_weights(
+            self._widths, self._blocks, self._attending, middle, self._part
+        )
+
+    def _part(self, side: str, level: int, block: int | None) -> Weights:
+        place = self._place(side, level)
+        if block is None:
+            sampler = f"{place}.{side}samplers.0"
+            if self._residual:
+                return self._block(sampler)
+            return self._tensors.layer(f"{sampler}.conv", "conv")
+        return self._block(f"{place}.resnets.{block}") | self._attention(
+            f"{place}.attentions.{block}"
+        )
+
+    def _place(self, side: str, level: int) -> str:
+        if side == "middle":
+            return "mid_block"
+        place = level if side == "down" else len(self._widths) - 1 - level
+        return f"{side}_blocks.{place}"
+
+    def _block(self, place: str) -> Weights:
+        found = self._tensors.layers(f"{place}.", BLOCK)
+        if f"{place}.conv_shortcut.weight" in self._tensors:
+            found |= self._tensors.layer(f"{place}.conv_shortcut", "shortcut")
+        return found
+
+    def _attention(self, place: str) -> Weights:
+        tensors = self._tensors
+        for first, (q, k, v, out) in ATTENTION.items():
+            if f"{place}.{first}.weight" in tensors:
+                parts = [tensors.layer(f"{place}.{name}", name) for name in (q, k, v)]
+                return (
+                    joined(parts, "attention.qkv")
+                    | tensors.layer(f"{place}.{out}", "attention.out")
+                    | tensors.layer(f"{place}.group_norm", "attention.norm")
+                )
+        return {}
+
+
+def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    size = config.get("sample_size")
+    if not isinstance(size, int) or size < 1:
+        raise UserError(f"config.json has sample_size={size}, and square images are needed")
+    return int(config["in_channels"]), size, size
+
+
+def _diffusion(source: WeightFile, scheduler: Settings, config: Settings) -> dict[str, Any]:
+    """Schedule, preconditioning, objective and sampler."""
+    steps, kind = scheduler["num_train_timesteps"], scheduler["beta_schedule"]
+    for key in ("trained_betas", "rescale_betas_zero_snr", "thresholding"):
+        if scheduler[key]:
+            raise _unlike(source, "scheduler_config", key, scheduler[key], SCHEDULER[key])
+    for key, known in (
+        ("beta_schedule", SCHEDULES),
+        ("prediction_type", PREDICTIONS),
+        ("variance_type", VARIANCES),
+    ):
+        if scheduler[key] not in known:
+            raise _unlike(source, "scheduler_config", key, scheduler[key], " or ".join(known))
+    variance = VARIANCES[scheduler["variance_type"]]
+    learned = variance == "learned"
+    channels = config["in_channels"] * (2 if learned else 1)
+    if config["out_channels"] != channels:
+        raise _unlike(source, "config", "out_channels", config["out_channels"], channels)
+    betas = {"start": scheduler["beta_start"], "end": scheduler["beta_end"]}
+    clip = bool(scheduler["clip_sample"])
+    sampler: dict[str, Any] = {"_target_": f"{OURS}.samplers.Ancestral", "variance": variance}
+    if scheduler.get("_class_name") in ("DDIMScheduler", "PNDMScheduler"):
+        sampler = {"_target_": f"{OURS}.samplers.DDIM"}
+    return {
+        "schedule": {
+            "_target_": f"{OURS}.schedules.{SCHEDULES[kind]}",
+            "steps": steps,
+            **({} if SCHEDULES[kind] == "cosine" else betas),
+        },
+        "preconditioning": {
+            "_target_": f"{OURS}.preconditioning.Preconditioning",
+            "prediction": PREDICTIONS[scheduler["prediction_type"]],
+        },
+        "objective": {
+            "_target_": f"{OURS}.objectives.{'Hybrid' if learned else 'Denoising'}",
+        },
+        "sampler": {**sampler, "clip": clip},
+    }
+
+
+def _unlike(source: WeightFile, file: str, key: str, value: Any, needed: Any) -> UserError:
+    return UserError(
+        f"from={source.path} has {key}={value} in {file}.json, and this package computes only "
+        f"{key}={needed}"
+    )

@@ -1,0 +1,160 @@
+"""What a format of published models is: how a file is recognised, asked and put into our terms."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from betasigma.errors import UserError
+from betasigma.published.weight_file import WeightFile
+
+Settings = dict[str, Any]
+"""Hyper-parameters under the names of the public code."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A published model in the terms of this package.
+
+    Attributes:
+        config: nodes of a training run's config that say what the model is: ``network``,
+            ``schedule``, ``preconditioning``, ``objective``, ``sampler``, each with ``_target_``,
+            and ``model`` (``betasigma.modules.DDPM`` by default).
+        weights: state dict of the network, complete.
+        sample_shape: (C, H, W) of the images.
+        step: optimizer steps that the weights have seen; 0 where the file does not say.
+        data: name of the data set that the model was trained on, where this package knows it.
+        notes: lines for the user, of choices that the file left open.
+    """
+
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    sample_shape: tuple[int, int, int]
+    step: int = 0
+    data: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+class ModelFormat(ABC):
+    """One public code's way to write a model down.
+
+    A subclass recognises its files by the names of their tensors and says what they compute. Shapes
+    that fit are not enough for that: what a file does not say (attention heads, the noise schedule)
+    comes from the table of published models or from the user, in the words of the public code.
+    """
+
+    name: ClassVar[str]
+    """Of the format, for ``format=…``."""
+    origin: ClassVar[str]
+    """Page of the public code."""
+    licence: ClassVar[str]
+    """Licence of its published weights, or of the code where they have none of their own."""
+    published: ClassVar[Mapping[str, Settings]] = {}
+    """Settings of each published model, by the name of its file or folder; ``data`` may name its
+    data set."""
+    defaults: ClassVar[Settings] = {}
+    """Settings that the files do not hold, with the public code's own defaults."""
+
+    @abstractmethod
+    def detect(self, source: WeightFile) -> bool:
+        """Whether the file is of this format, by what it holds."""
+
+    @abstractmethod
+    def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
+        """Put the model into our terms.
+
+        Args:
+            source: of this format.
+            settings: every key of ``defaults``, and ``data`` where a published model names it.
+
+        Raises:
+            UserError: where it computes something that this package does not have.
+        """
+
+    def settings(self, source: WeightFile, name: str | None, flags: Settings | str) -> Settings:
+        """Settings of a file: those of the published model, then those typed.
+
+        Args:
+            source: the file, whose name or folder may be that of a published model.
+            name: of the published model, where the user gives it.
+            flags: typed settings, as a mapping or as the words of a command line.
+
+        Raises:
+            UserError: for a name or a setting that the format does not have, and where nothing is
+                said of what the file leaves open.
+        """
+        name = name or self.published_name(source)
+        if name is not None and name not in self.published:
+            raise UserError(f"published={name} is not known; {nearest(name, self.published)}")
+        typed = _typed(flags, self.defaults)
+        if self.defaults and name is None and not typed:
+            raise UserError(
+                f"from={source.path} is of {self.name}, which does not write down "
+                f"{', '.join(self.defaults)}: give published=… ({', '.join(self.published)}), or "
+                f"flags='--key value …' as its authors ran it"
+            )
+        return {**self.defaults, **self.published.get(name or "", {}), **typed}
+
+    def published_name(self, source: WeightFile) -> str | None:
+        """The published model whose name the file or one of its folders has."""
+        parts = source.path.absolute().with_suffix("").parts
+        tails = ["/".join(parts[i:j]) for j in range(len(parts), 0, -1) for i in (j - 1, j - 2)]
+        return next((tail for tail in tails if tail in self.published), None)
+
+
+def nearest(word: str, known: Mapping[str, Any]) -> str:
+    """Advice for an unknown word."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+
+
+def _typed(flags: Settings | str, defaults: Settings) -> Settings:
+    """The typed settings, each of the type of its default.
+
+    Raises:
+        UserError: for an unknown one, or one of another type.
+    """
+    given = _words(flags) if isinstance(flags, str) else flags
+    typed: Settings = {}
+    for key, value in given.items():
+        if key not in defaults:
+            raise UserError(f"flags.{key}={value} is unknown; {nearest(str(key), defaults)}")
+        typed[key] = _like(key, value, defaults[key])
+    return typed
+
+
+def _words(text: str) -> Settings:
+    """``--key value --other=value`` as a mapping.
+
+    Raises:
+        UserError: where the text is something else.
+    """
+    found = re.findall(r"--(\w+)(?:=|\s+)(\S+)", text)
+    if re.sub(r"--\w+(?:=|\s+)\S+", "", text).strip():
+        raise UserError(f"flags={text} must be words like --num_heads 4 --noise_schedule cosine")
+    return dict(found)
+
+
+def _like(key: str, value: Any, default: Any) -> Any:
+    """``value`` with the type of ``default``; text is read as the public codes read it."""
+    kind = type(default)
+    if isinstance(value, str) and kind is bool and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    try:
+        if isinstance(value, str) and kind in (int, float):
+            return kind(value)
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    except ValueError:
+        pass
+    if type(value) is not kind:
+        raise UserError(f"flags.{key}={value} must be of type {kind.__name__}, as {default!r} is")
+    return value

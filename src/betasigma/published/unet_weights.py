@@ -1,0 +1,159 @@
+"""Weights of a published U-Net under the names of :class:`~betasigma.networks.unet.UNet`.
+
+All of them have its layers in its order: residual blocks by resolution on the way down, a middle,
+residual blocks on the way up. What differs are the names, the layout of a few matrices, and where
+attention is missing: there it is put in with zeros, which adds nothing to the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from betasigma.errors import UserError
+
+Weights = dict[str, Tensor]
+
+Part = Callable[[str, int, int | None], Weights]
+"""Tensors of one layer by our names in it, for ``("down" | "up", level, block)``, where the block
+is ``None`` for the layer between this level and the next; ``("middle", 0, 0 | 1)`` for the middle.
+"""
+
+
+class Tensors:
+    """Tensors of a file, each to be taken once.
+
+    Args:
+        tensors: by name.
+        path: of the file, for messages.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], path: object) -> None:
+        self._left = dict(tensors)
+        self._path = path
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._left
+
+    def take(self, name: str) -> Tensor:
+        """The tensor, as float32.
+
+        Raises:
+            UserError: if it is not there.
+        """
+        if name not in self._left:
+            raise UserError(f"from={self._path} has no {name}, which its settings ask for")
+        return self._left.pop(name).detach().to(torch.float32)
+
+    def layer(self, theirs: str, ours: str) -> Weights:
+        """Weight and, where there is one, bias of a layer."""
+        found = {f"{ours}.weight": self.take(f"{theirs}.weight")}
+        if f"{theirs}.bias" in self._left:
+            found[f"{ours}.bias"] = self.take(f"{theirs}.bias")
+        return found
+
+    def layers(self, theirs: str, names: Mapping[str, str]) -> Weights:
+        """Layers below a prefix: their names and ours."""
+        found: Weights = {}
+        for name, ours in names.items():
+            found |= self.layer(f"{theirs}{name}", ours)
+        return found
+
+    def without(self, names: Iterable[str]) -> Tensors:
+        """The same without tensors that have no part in the function."""
+        gone = set(names)
+        return Tensors({k: v for k, v in self._left.items() if k not in gone}, self._path)
+
+    def finish(self) -> None:
+        """Check that every tensor was taken.
+
+        Raises:
+            UserError: naming the first that was not.
+        """
+        for name in self._left:
+            raise UserError(
+                f"from={self._path} has {len(self._left)} tensors that its settings have no place "
+                f"for, {name} first"
+            )
+
+
+def unet_weights(
+    widths: Sequence[int], blocks: int, attending: Sequence[bool], middle: bool, part: Part
+) -> Weights:
+    """Weights of all layers between the first and the last convolution.
+
+    Args:
+        widths: of each level, from fine to coarse.
+        blocks: residual blocks of a level on the way down.
+        attending: whether blocks of each level have attention in our network.
+        middle: whether the first block of the middle has.
+        part: tensors of each layer, asked for in the order of the network.
+    """
+    levels = range(len(widths))
+    last = levels[-1]
+    weights: Weights = {}
+
+    def put(side: str, place: int, level: int, block: int | None, attends: bool) -> None:
+        found = part(side, level, block)
+        if attends and not any(name.startswith("attention.") for name in found):
+            found |= silent_attention(widths[last if side == "middle" else level])
+        weights.update({f"{side}.{place}.{name}": value for name, value in found.items()})
+
+    place = 0
+    for level in levels:
+        for block in range(blocks):
+            put("down", place, level, block, attending[level])
+            place += 1
+        if level < last:
+            put("down", place, level, None, False)
+            place += 1
+    put("middle", 0, 0, 0, middle)
+    put("middle", 1, 0, 1, False)
+    place = 0
+    for level in reversed(levels):
+        for block in range(blocks + 1):
+            put("up", place, level, block, attending[level])
+            place += 1
+        if level > 0:
+            put("up", place, level, None, False)
+            place += 1
+    return weights
+
+
+def silent_attention(width: int) -> Weights:
+    """Attention that adds nothing: its output projection is zero."""
+    return {
+        "attention.norm.weight": torch.ones(width),
+        "attention.norm.bias": torch.zeros(width),
+        "attention.qkv.weight": torch.zeros(3 * width, width),
+        "attention.qkv.bias": torch.zeros(3 * width),
+        "attention.out.weight": torch.zeros(width, width),
+        "attention.out.bias": torch.zeros(width),
+    }
+
+
+def as_linear(weights: Weights) -> Weights:
+    """The same with convolutions of one pixel as matrices."""
+    return {name: w.flatten(1) if w.ndim > 2 else w for name, w in weights.items()}
+
+
+def joined(parts: Sequence[Weights], name: str) -> Weights:
+    """Layers of one input as one layer: q, k and v."""
+    return {
+        f"{name}.{kind}": torch.cat([p[f"{n}.{kind}"] for p in parts for n in _names(p)])
+        for kind in ("weight", "bias")
+    }
+
+
+def _names(weights: Weights) -> list[str]:
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
+
+
+def cosines_first(weight: Tensor) -> Tensor:
+    """The first matrix of a noise embedding whose features are cosines and then sines, for ours,
+    which are sines and then cosines.
+    """
+    cosines, sines = weight.chunk(2, dim=1)
+    return torch.cat([sines, cosines], dim=1)

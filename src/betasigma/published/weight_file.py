@@ -1,0 +1,161 @@
+"""Files of weights that others wrote, read without running anything in them.
+
+Zip archives of ``torch.save``, the older format before it, and safetensors. Nothing is unpickled
+that could run code (``weights_only=True``), and sizes are checked before memory is taken: a file
+cannot ask for more than it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from betasigma.errors import UserError
+
+LARGEST_JSON = 2**20
+"""Largest size in bytes of a config beside the weights; published ones have a few thousand."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What weights may be stored in. They are converted to float32."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """What a file or a folder of weights holds.
+
+    Attributes:
+        path: as it was given.
+        content: plain containers with tensors, as its writer nested them.
+        settings: plain content of JSON files beside the weights, by name without ``.json``.
+        weights: the file that the tensors are in.
+    """
+
+    path: Path
+    content: Any
+    weights: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(file: Path, key: str = "from") -> Any:
+    """Content of a file of weights, with tensors on the CPU and not yet in memory where the file
+    can be mapped.
+
+    Args:
+        file: ``.safetensors``, or what ``torch.save`` wrote.
+        key: the config key that named it.
+
+    Raises:
+        UserError: if it cannot be read, or holds something else than tensors and plain containers.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        if zipfile.is_zipfile(file):
+            _check_archive(file, key)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        _check_old_file(file, key)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{key}={file} cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise UserError(f"{key}={file} is not a whole safetensors file: {error}") from None
+    except Exception:  # a foreign pickle may raise anything
+        raise _not_plain(file, key) from None
+
+
+def read_json(file: Path, key: str = "from") -> dict[str, Any]:
+    """Content of a JSON file that holds one object.
+
+    Raises:
+        UserError: if it is something else.
+    """
+    try:
+        if file.stat().st_size > LARGEST_JSON:
+            raise UserError(f"{key}={file} is larger than a config can be ({LARGEST_JSON} bytes)")
+        content = json.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise UserError(f"{key}={file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{key}={file} is not a JSON object")
+    return content
+
+
+def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str, Tensor]:
+    """The tensors by name, each dense, of floating point and no larger than the file.
+
+    Views of one another (a stride of 0) would take more memory than the file has; integers and
+    sparse tensors are no weights.
+
+    Raises:
+        UserError: for the first that is not.
+    """
+    size = source.weights.stat().st_size
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"from={source.path} has {name}, which is no tensor with a name")
+        if tensor.layout != torch.strided or tensor.dtype not in DTYPES or tensor.is_meta:
+            raise UserError(
+                f"from={source.path} has {name} of {tensor.dtype}, {tensor.layout}; weights must "
+                f"be dense and one of {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
+            )
+        if tensor.numel() * tensor.element_size() > size:
+            raise UserError(
+                f"from={source.path} has {name} of shape {tuple(tensor.shape)}, which is larger "
+                f"than the file"
+            )
+    return dict(tensors)
+
+
+def _check_archive(file: Path, key: str) -> None:
+    """Refuse an archive whose entries are compressed: ``torch.save`` compresses nothing, and one
+    could take more memory than the file's size.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, EOFError):
+        raise UserError(f"{key}={file} is damaged or cut short") from None
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _not_plain(file, key)
+
+
+def _check_old_file(file: Path, key: str) -> None:
+    """Refuse a file of the format before PyTorch 1.6 with a storage that claims more than the file
+    holds.
+
+    Its pickles are walked, not executed. Where they name a storage, the number of its elements is
+    the last integer before it.
+    """
+    size, last = file.stat().st_size, 0
+    with file.open("rb") as stream:
+        try:
+            for _ in range(4):  # magic number, protocol, system, content
+                for opcode, argument, _position in pickletools.genops(stream):
+                    if opcode.name == "BINPERSID" and last > size:
+                        raise UserError(f"{key}={file} claims more numbers than it holds")
+                    if isinstance(argument, int) and "PUT" not in opcode.name:
+                        last = argument
+        except (ValueError, pickle.UnpicklingError, EOFError, UnicodeDecodeError):
+            raise _not_plain(file, key) from None
+
+
+def _not_plain(file: Path, key: str) -> UserError:
+    return UserError(
+        f"{key}={file} holds something else than tensors and plain containers, or is damaged; "
+        f"nothing in it was executed"
+    )
