@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from betasigma.errors import UserError
 from betasigma.options.objectives import Times as TrainedOn
-from betasigma.options.training import OffLevels
+from betasigma.options.training import DenoiserOptions, GuidedOptions, OffLevels
 from betasigma.preconditioning import Preconditioning
 from betasigma.prior import DataMoments
 from betasigma.schedules import NoiseSchedule, Times
@@ -183,7 +183,7 @@ class Denoiser(nn.Module):
         value_range: tuple[float, float] = (-1.0, 1.0),
         num_classes: int = 0,
         trained_on: TrainedOn = "levels",
-        off_levels: OffLevels = "interpolate",
+        off_levels: OffLevels = DenoiserOptions.DEFAULTS["off_levels"],
         precision: torch.dtype | None = None,
     ) -> None:
         super().__init__()
@@ -328,8 +328,7 @@ class Guided(nn.Module):
                 f"guidance={weight} needs a model trained with class labels "
                 f"(network.num_classes ≥ 1 and objective.label_dropout > 0)"
             )
-        if weight < 0:
-            raise UserError(f"guidance={weight} must be at least 0")
+        GuidedOptions.check(guidance=weight)
         self.denoiser = denoiser
         self.weight = weight
         self.schedule = denoiser.schedule

@@ -12,7 +12,8 @@ larger, σ_{i−1} = γ·σ_i; that share is
     C(γ) = Φ(√(2D)·(γ − 1) + 3γ) − Φ(√(2D)·(γ − 1) − 3γ),
 
 and γ solves C(γ) = C. The paper prints C ≈ 0.5, which gives 219 levels for its CIFAR-10 setting and
-472 for CelebA; the settings it publishes, 232 and 500, follow from C ≈ 0.567, the default here.
+472 for CelebA; the settings it publishes, 232 and 500, follow from C ≈ 0.567, which
+``schedule=geometric_auto`` takes.
 
 *Technique 4.* T Langevin steps x ← x + ε·score + √(2ε)·z at level σ_i, started from the level
 above, leave for a Gaussian the variance ratio (with x = ε/σ_L² and a = 2/(2 − x))
@@ -27,38 +28,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import norm
 from torch import Tensor
 
-from betasigma.errors import UserError
-
-OVERLAP = 0.567
-"""C of Technique 2 that reproduces the published ladders."""
-
-FEWEST = 5
-"""Dimensions from which on C(γ) falls to 0: √(2D) > 3."""
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """A ladder that the rules give.
-
-    Attributes:
-        max, min: σ_max and σ_min, in the units of the data.
-        levels: number L of levels.
-        ratio: γ that C(γ) = C asks for; the ladder's own is (max/min)^(1/(L−1)).
-        step: relative Langevin step ε/σ_min².
-    """
-
-    max: float
-    min: float
-    levels: int
-    ratio: float
-    step: float
+from betasigma.options.noise_schedules import SigmaOptions, check_dimensions
 
 
 def overlap(ratio: float, dim: int) -> float:
@@ -69,24 +45,15 @@ def overlap(ratio: float, dim: int) -> float:
     return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio))
 
 
-def level_ratio(dim: int, constant: float = OVERLAP) -> float:
+def level_ratio(dim: int, constant: float) -> float:
     """γ with C(γ) = ``constant`` in ``dim`` dimensions (Technique 2).
 
     Raises:
         UserError: where ``constant`` is not between 0 and C(1) ≈ 0.997, or in fewer than 5
-        dimensions,
-            where √(2D) ≤ 3 and all levels overlap, however far apart.
+            dimensions, where √(2D) ≤ 3 and all levels overlap, however far apart.
     """
-    if dim < FEWEST:
-        raise UserError(
-            f"schedule=geometric_auto needs data of at least {FEWEST} dimensions, not {dim}: with "
-            f"fewer, all levels overlap and the rule chooses none"
-        )
-    if not 0 < constant < overlap(1.0, dim):
-        raise UserError(
-            f"sigma.overlap={constant} must lie between 0 and {overlap(1.0, dim):.3f} (0.5 is "
-            f"printed in the paper, {OVERLAP} reproduces its ladders)"
-        )
+    check_dimensions(dim)
+    SigmaOptions.check(overlap=constant)
     high = 2.0
     while overlap(high, dim) > constant:
         high = 1 + 2 * (high - 1)
@@ -118,28 +85,6 @@ def count_levels(ratio: float, max: float, min: float) -> int:
 def own_ratio(levels: int, max: float, min: float) -> float:
     """γ of the geometric ladder with this many levels, at least 2."""
     return (max / min) ** (1 / (levels - 1))
-
-
-def design(dim: int, max: float, min: float, inner_steps: int, constant: float = OVERLAP) -> Ladder:
-    """Levels and step for data of ``dim`` dimensions (Techniques 2 and 4).
-
-    Args:
-        dim: number D of dimensions.
-        max: σ_max, for instance :func:`largest_distance`.
-        min: σ_min.
-        inner_steps: T, Langevin steps at each level.
-        constant: C of Technique 2.
-
-    Raises:
-        UserError: where not 0 < min < max.
-    """
-    if not 0 < min < max:
-        raise UserError(f"sigma.min={min} must be above 0 and below sigma.max={max:g}")
-    ratio = level_ratio(dim, constant)
-    levels = count_levels(ratio, max, min)
-    own = own_ratio(levels, max, min) if levels > 1 else ratio
-    step = langevin_step(own, inner_steps)
-    return Ladder(max, min, levels, ratio, step)
 
 
 def largest_distance(

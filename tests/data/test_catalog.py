@@ -71,8 +71,8 @@ def test_a_root_that_is_off_by_a_level_gets_the_right_one(tmp_path):
 def test_unknown_names_get_the_nearest():
     with pytest.raises(UserError, match=r"did you mean mnist\?"):
         catalog.check("mnits", None)
-    with pytest.raises(UserError, match=r"did you mean ring\?"):
-        catalog.components("rings")
+    with pytest.raises(UserError, match=r"data\.mixture=rings must be 'ring', 'two' or 'grid'"):
+        catalog.num_classes("mixture", mixture="rings")
 
 
 def test_sample_shapes():
@@ -94,7 +94,6 @@ def test_crops():
             catalog.crop_size(name, crop)
 
 
-def test_components_are_those_of_the_toy_distributions():
-    for name, count in catalog.MIXTURES.items():
-        assert len(toy.mixture(name).weights) == count
-        assert catalog.num_classes("mixture", mixture=name) == count
+def test_classes_of_a_mixture_are_its_components():
+    counts = {"ring": 8, "two": 2, "grid": 25}
+    assert {name: catalog.num_classes("mixture", mixture=name) for name in toy.BY_NAME} == counts

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from betasigma.data import catalog, sources
+from betasigma.data import catalog, sources, toy
 from betasigma.errors import UserError
 
 MNIST = Path(__file__).parents[2].parent / "shared" / "data" / "mnist"
@@ -48,12 +48,12 @@ def test_digits_are_all_there_once_with_their_labels():
     assert sorted(mine) == sorted(theirs)
 
 
-@pytest.mark.parametrize("name", catalog.MIXTURES)
+@pytest.mark.parametrize("name", toy.BY_NAME)
 def test_mixture(name):
     source = sources.load("mixture", None, "train", mixture=name, seed=1)
     assert source.images.shape == (50_000, 2)
     assert source.images.dtype == torch.float32
-    assert source.num_classes == catalog.components(name)
+    assert source.num_classes == catalog.num_classes("mixture", mixture=name)
     same = sources.load("mixture", None, "train", mixture=name, seed=1)
     assert torch.equal(source.images, same.images)
     for other in (

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from betasigma.data import catalog, toy
+from betasigma.data import toy
 from betasigma.errors import UserError
 from betasigma.randomness import philox
 
 
-@pytest.mark.parametrize("name", catalog.MIXTURES)
+@pytest.mark.parametrize("name", toy.BY_NAME)
 def test_parameters_are_a_distribution_within_the_unit_square(name):
     mixture = toy.mixture(name)
     k = len(mixture.weights)
@@ -17,7 +17,7 @@ def test_parameters_are_a_distribution_within_the_unit_square(name):
     assert (np.abs(mixture.means) + 5 * deviation[:, None]).max() <= 1 + 1e-12
 
 
-@pytest.mark.parametrize("name", catalog.MIXTURES)
+@pytest.mark.parametrize("name", toy.BY_NAME)
 def test_samples_have_the_moments_of_the_parameters(name):
     mixture = toy.mixture(name)
     x, component = toy.sample(mixture, 40_000, philox("test"))

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,11 +20,23 @@ import betasigma
 import betasigma.options.apps  # registers every group
 from betasigma.data import catalog, toy
 from betasigma.evaluation.features import EfficientNetLite0, Identity, InceptionV3
-from betasigma.options.base import REGISTRY, ComponentOptions, accepted_values
-from betasigma.options.data import MixtureName
-from betasigma.options.evaluation import EXTRACTORS, METRICS
+from betasigma.options.base import REGISTRY, ComponentOptions, Options, accepted_values
+from betasigma.options.data import DataOptions, MixtureName
+from betasigma.options.evaluation import EXTRACTORS, METRICS, EvaluationOptions
+from betasigma.options.hardware import HardwareOptions
+from betasigma.options.likelihoods import LikelihoodOptions
 from betasigma.options.plugins import locate
+from betasigma.options.samplers import Predictor
+from betasigma.options.training import (
+    DENOISING_ERROR,
+    AveragingOptions,
+    BatchOptions,
+    DenoiserOptions,
+    GuidedOptions,
+    TrainingOptions,
+)
 from betasigma.runs.directory import PACKAGES
+from betasigma.samplers.predictor_corrector import PREDICTORS
 
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(betasigma.__file__).parent
@@ -32,6 +46,41 @@ COMPONENTS = [
     for target, options in known.items()
     if target.startswith("betasigma.")
 ]
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Syntax of every module, by its path."""
+    return {
+        str(path.relative_to(SOURCE)): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(SOURCE.rglob("*.py"))
+    }
+
+
+def nodes() -> Iterator[tuple[str, ast.AST]]:
+    """Every piece of the code, and where it is; the conformance kit has figures of its own."""
+    for path, tree in modules().items():
+        if not path.startswith("testing/"):
+            for node in ast.walk(tree):
+                yield f"{path}:{getattr(node, 'lineno', 1)}", node
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Every string of the code except its docstrings, and where it is."""
+    for path, tree in modules().items():
+        said = {
+            id(line.value)
+            for node in ast.walk(tree)
+            if isinstance(body := getattr(node, "body", None), list)
+            for line in body
+            if isinstance(line, ast.Expr)
+        }
+        for node in ast.walk(tree):
+            known = id(node) in said or not isinstance(node, ast.Constant)
+            if not known and isinstance(node.value, str):
+                yield f"{path}:{node.lineno}", node.value
+
+
 every_component = pytest.mark.parametrize(
     ("group", "target", "options"), COMPONENTS, ids=[target for _, target, _ in COMPONENTS]
 )
@@ -85,45 +134,163 @@ def test_no_module_above_states_ranges_or_names_targets() -> None:
 
 
 def test_no_list_of_values_is_written_twice() -> None:
-    """``Literal["a", "b"]`` has a name in options, which constructors import."""
+    """Nor is a table of facts about the same names; one that leads to code is none."""
     places: dict[frozenset[str], list[str]] = {}
-    for path in SOURCE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not (isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal"):
-                continue
-            strings = {n.value for n in ast.walk(node.slice) if isinstance(n, ast.Constant)}
-            values = frozenset(value for value in strings if isinstance(value, str))
-            if len(values) > 1:
-                places.setdefault(values, []).append(f"{path.relative_to(SOURCE)}:{node.lineno}")
-    assert len(places) > 10
-    assert [found for found in places.values() if len(found) > 1] == []
+    for where, node in nodes():
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) == "Literal":
+            members = node.slice.elts if isinstance(node.slice, ast.Tuple) else []
+        elif isinstance(node, ast.Dict):
+            leads_to_code = not any(isinstance(value, ast.Constant) for value in node.values)
+            small = leads_to_code or len(node.keys) < 3
+            members = [] if small else [key for key in node.keys if key is not None]
+        elif isinstance(node, ast.Tuple | ast.List | ast.Set) and len(node.elts) > 2:
+            members = node.elts
+        else:
+            continue
+        values = frozenset(
+            n.value for n in members if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        )
+        if len(values) == len(members) > 1:
+            places.setdefault(values, []).append(where)
+    # the elements of a Literal are a tuple of their own
+    again = {known: sorted(set(found)) for known, found in places.items()}
+    assert len(again) > 40
+    assert [found for found in again.values() if len(found) > 1] == []
 
 
-def test_what_is_named_twice_for_the_sake_of_imports_agrees() -> None:
-    """``options`` and the catalog may import neither NumPy nor PyTorch."""
-    assert toy.BY_NAME.keys() == catalog.MIXTURES.keys() == set(get_args(MixtureName))
-    for name, count in catalog.MIXTURES.items():
-        assert len(toy.mixture(name).weights) == count
+def test_names_in_options_are_those_of_the_code() -> None:
+    """``options`` may import neither NumPy nor PyTorch, nor what is made of them."""
+    assert toy.BY_NAME.keys() == set(get_args(MixtureName))
+    assert PREDICTORS.keys() == set(get_args(Predictor))
     extractors = {cls.name: cls for cls in (Identity, InceptionV3, EfficientNetLite0)}
-    assert extractors.keys() == EXTRACTORS.keys()
-    for name, facts in EXTRACTORS.items():
-        assert facts.logits == bool(extractors[name].classes)
+    assert {name: cls.classes for name, cls in extractors.items()} == {
+        name: facts.classes for name, facts in EXTRACTORS.items()
+    }
     for name, metric in METRICS.items():
         made = locate(metric.target, "metric")
         assert (made.needs, made.least) == (metric.needs, metric.least), name
 
 
-@pytest.mark.parametrize(
-    "name", ["metrics.csv", "config.yaml", "summary.json", "last.ckpt", "status.json"]
+def test_defaults_of_plain_nodes_stand_in_options_alone() -> None:
+    """Components are compared with their options above; the others read ``DEFAULTS``."""
+    keys = {key for model in PLAIN_NODES for key in model.model_fields} - NAMES_OF_OTHER_THINGS
+    components = {target.rpartition(".")[2] for _, target, _ in COMPONENTS}
+    found = []
+    for where, node in nodes():
+        if isinstance(node, ast.ClassDef) and node.name not in components:
+            found += [
+                f"{where} {node.name}({field.target.id}={ast.unparse(field.value)})"
+                for field in node.body
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+                if field.target.id in keys and is_a_choice(field.value)
+            ]
+            methods = [f for f in node.body if isinstance(f, ast.FunctionDef)]
+            found += [f"{where} {node.name}.{said}" for f in methods for said in chosen(f, keys)]
+        elif isinstance(node, ast.Module):
+            functions = [f for f in node.body if isinstance(f, ast.FunctionDef)]
+            others = [f for f in functions if f.name not in components]
+            found += [f"{where} {said}" for f in others for said in chosen(f, keys)]
+    assert found == []
+
+
+PLAIN_NODES: tuple[type[Options], ...] = (
+    AveragingOptions,
+    BatchOptions,
+    DataOptions,
+    DenoiserOptions,
+    EvaluationOptions,
+    GuidedOptions,
+    HardwareOptions,
+    LikelihoodOptions,
+    TrainingOptions,
 )
-def test_files_of_a_run_are_named_once(name: str) -> None:
-    homes = [
-        str(path.relative_to(SOURCE))
-        for path in SOURCE.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Constant) and node.value == name
+NAMES_OF_OTHER_THINGS = {"name", "n", "every", "in_memory"}
+"""Keys whose names are common as names of arguments."""
+
+
+def chosen(function: ast.FunctionDef, keys: set[str]) -> Iterator[str]:
+    """Defaults that a function chooses for arguments with the names of these keys."""
+    arguments = [*function.args.posonlyargs, *function.args.args]
+    given = function.args.defaults
+    pairs = [
+        *zip(arguments[len(arguments) - len(given) :], given, strict=True),
+        *zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True),
     ]
-    assert len(homes) == 1, homes
+    for argument, default in pairs:
+        if argument.arg in keys and is_a_choice(default):
+            assert default is not None
+            yield f"{function.name}({argument.arg}={ast.unparse(default)})"
+
+
+def is_a_choice(default: ast.expr | None) -> bool:
+    """Whether a default is a value of its own; ``None`` and ``False`` leave something out."""
+    if isinstance(default, ast.Constant):
+        return default.value is not None and default.value is not False
+    return isinstance(default, ast.Tuple | ast.List | ast.UnaryOp)
+
+
+def test_no_constructor_states_a_range() -> None:
+    """An argument that is compared with a number, and refused, has a type in options."""
+    found = []
+    for where, node in nodes():
+        if not isinstance(node, ast.FunctionDef) or where.startswith("options/"):
+            continue
+        arguments = {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
+        own = {"self"} if node.name in ("__init__", "__post_init__") else set()
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.If) and any(
+                isinstance(line, ast.Raise) and "UserError" in ast.unparse(line)
+                for line in inner.body
+            ):
+                found += [
+                    f"{where} {node.name}: {ast.unparse(comparison)}"
+                    for comparison in ast.walk(inner.test)
+                    if isinstance(comparison, ast.Compare)
+                    and is_a_range(comparison, arguments, own)
+                ]
+    assert found == []
+
+
+def is_a_range(comparison: ast.Compare, arguments: set[str], own: set[str]) -> bool:
+    """Whether an argument, or an attribute of ``own``, is less or more than a number."""
+    members = [comparison.left, *comparison.comparators]
+    named = any(
+        (isinstance(m, ast.Name) and m.id in arguments)
+        or (isinstance(m, ast.Attribute) and isinstance(m.value, ast.Name) and m.value.id in own)
+        for m in members
+    )
+    ordered = any(isinstance(op, ast.Lt | ast.LtE | ast.Gt | ast.GtE) for op in comparison.ops)
+    return named and ordered and any(isinstance(m, ast.Constant) for m in members)
+
+
+FILE = re.compile(r"[\w.-]+\.(png|json|csv|yaml|ckpt|pth|pt|txt|npz)")
+METRIC = re.compile(r"(train|val|eval|sample)/\w+")
+
+
+@pytest.mark.parametrize("kind", [FILE, METRIC], ids=["files", "metrics"])
+def test_files_and_metrics_are_named_once(kind: re.Pattern[str]) -> None:
+    places: dict[str, set[str]] = {}
+    for where, text in texts():
+        if kind.fullmatch(text):
+            places.setdefault(text, set()).add(where)
+    assert len(places) > 3
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_the_denoising_error_is_named_once() -> None:
+    """Its name is part of names of metrics, of a picture and of columns."""
+    named = [where for where, text in texts() if DENOISING_ERROR in re.split(r"\W", text)]
+    assert [where.partition(":")[0] for where in named] == ["options/training.py"]
+
+
+def test_what_packaging_and_configs_name_is_named_nowhere_else() -> None:
+    """Packages of the extras for sweeps, and networks by the size of images."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    packages = {re.match(r"[\w-]+", p)[0] for p in project["optional-dependencies"]["search"]}  # type: ignore[index]
+    networks = {path.stem for path in (ROOT / "conf" / "network").glob("unet_*.yaml")}
+    assert len(packages) == 2
+    assert len(networks) > 3
+    assert [f"{where} {text}" for where, text in texts() if text in packages | networks] == []
 
 
 def test_packages_that_a_run_records_are_declared() -> None:

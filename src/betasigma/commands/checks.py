@@ -20,7 +20,7 @@ from betasigma.options import AUTO, DataFacts, SamplerOptions
 from betasigma.options.apps import Compare, Evaluate, Import, ModelConfig, Sample, Train
 from betasigma.options.base import REGISTRY
 from betasigma.options.evaluation import check_metrics, check_n, check_own
-from betasigma.options.noise_schedules import FEWEST_DIMENSIONS
+from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
 from betasigma.report.runs import check_curves, read_runs
@@ -273,12 +273,8 @@ def _check_auto(options: Train, facts: DataFacts) -> None:
                 f"{options.schedule.node}.{key}=auto is found by schedule=geometric_auto; "
                 f"schedule=geometric needs a number"
             )
-    if options.schedule.level_count == AUTO and facts.dimensions < FEWEST_DIMENSIONS:
-        raise UserError(
-            f"sigma.levels=auto needs data of at least {FEWEST_DIMENSIONS} dimensions, where "
-            f"levels can be too far apart to overlap; data={facts.name} has {facts.dimensions}: "
-            f"give sigma.levels=10, say"
-        )
+    if options.schedule.level_count == AUTO:
+        check_dimensions(facts.dimensions)
 
 
 def _check_knobs(config: DictConfig) -> None:

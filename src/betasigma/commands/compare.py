@@ -33,5 +33,4 @@ def compare(config: DictConfig, start: Start) -> None:
     display.line(f"curves  {out}/curves.png")
     errors = {run.label: curve for run in runs if (curve := error_curve(run))}
     if errors:
-        draw_error_curves(errors, out / "denoising_error.png")
-        display.line(f"denoising error by log-SNR {out}/denoising_error.png")
+        display.line(f"denoising error by log-SNR {draw_error_curves(errors, out)}")

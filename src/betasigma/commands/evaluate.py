@@ -11,7 +11,7 @@ from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.load import load_run, with_place
-from betasigma.commands.measure import Meter
+from betasigma.commands.measure import COLUMNS, Meter
 from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
@@ -60,7 +60,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
         measure_error_curve(content["error_curve"], *where, out=out, label=run.name)
     display.table(
         f"{content['run']} by {sampler.name}, seed {content['seed']}",
-        ["metric", "value", "n", "NFE"],
+        COLUMNS,
         [*meter.rows(found), *rows],
     )
     display.line(f"metrics {', '.join(str(record.path) for record in records)}")

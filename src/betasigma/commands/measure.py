@@ -19,6 +19,9 @@ from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.tracking import log_values
 
+COLUMNS = ["metric", "value", "n", "NFE"]
+"""Columns of a table of measurements."""
+
 
 class Meter:
     """Draws samples and measures them. The extractor is built at the first measurement.

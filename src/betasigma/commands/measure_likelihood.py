@@ -14,6 +14,7 @@ from betasigma.display import Display
 from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
 from betasigma.options.likelihoods import MEASURED
 from betasigma.oracles import ExactDenoiser
+from betasigma.report.measurements import AT_LOG_SNR
 from betasigma.report.plots import draw_error_curves, draw_levels
 from betasigma.runs.record import format_settings
 from betasigma.training.tracking import log_values
@@ -79,8 +80,7 @@ def measure_error_curve(
     """Log the denoising error of n test examples at every whole log-SNR, and draw it."""
     with display.share(f"denoising error of {n} examples") as progress:
         curve = error_curve(denoiser, data, n, progress=progress)
-    values = {f"eval/denoising_error/log_snr_{at:+.0f}": error for at, error in curve.items()}
+    values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
     context = {"n": min(n, data.size("test")), "nfe": len(curve), "split": "test"}
     log_values(loggers, values, step, context)
-    draw_error_curves({label: curve}, out / "denoising_error.png")
-    display.line(f"denoising error by log-SNR {out}/denoising_error.png")
+    display.line(f"denoising error by log-SNR {draw_error_curves({label: curve}, out)}")

@@ -29,7 +29,7 @@ from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_content
 from betasigma.commands.config import trains
 from betasigma.commands.finished import FinishedRun
-from betasigma.commands.measure import Meter
+from betasigma.commands.measure import COLUMNS, Meter
 from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.commands.resume import has_ended
 from betasigma.data.datamodule import ImageDataModule
@@ -40,6 +40,7 @@ from betasigma.errors import UserError
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
+from betasigma.options.training import SPEED, TRAIN_LOSS, VALIDATION_LOSS
 from betasigma.oracles import ExactDenoiser
 from betasigma.runs.directory import (
     CONFIG,
@@ -217,13 +218,13 @@ def finish(
         return
     curves = Record.of(run)
     rows = []
-    of_training = ("train/loss", "val/loss", module.monitor, "train/images_per_second")
+    of_training = (TRAIN_LOSS, VALIDATION_LOSS, module.monitor, SPEED)
     for metric in dict.fromkeys(of_training):
         values = curves.curve(metric)[1]
         if values:
             rows.append([metric, f"{values[-1]:.4g}", "", ""])
     rows += [*meter.rows(found), *likelihood]
-    display.table(f"{content['name']} after {step} steps", ["metric", "value", "n", "NFE"], rows)
+    display.table(f"{content['name']} after {step} steps", COLUMNS, rows)
     write_json(run / SUMMARY, {"step": step, "table": rows})
     display.line(f"samples    {run}/samples/step_{step:07d}.png")
     display.line(f"metrics    {run / METRICS}")

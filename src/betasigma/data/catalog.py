@@ -17,10 +17,6 @@ from betasigma.data import listing
 from betasigma.errors import UserError
 from betasigma.options import DataOptions
 
-MIXTURES = {"ring": 8, "two": 2, "grid": 25}
-"""Number of components of each toy distribution (:mod:`betasigma.data.toy`)."""
-
-
 MIXTURE_RANGE = (-1.0, 1.0)
 """Range of the points of a mixture. Points are not rescaled."""
 
@@ -120,19 +116,6 @@ def describe(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
-def components(mixture: str) -> int:
-    """Number of components of the toy distribution ``mixture``.
-
-    Raises:
-        UserError: for an unknown one.
-    """
-    if mixture not in MIXTURES:
-        raise UserError(
-            f"data.mixture={mixture} is not a toy distribution; {_instead(mixture, MIXTURES)}"
-        )
-    return MIXTURES[mixture]
-
-
 def sample_shape(
     name: str, image_size: int | None = None, channels: int | None = None
 ) -> tuple[int, ...]:
@@ -163,13 +146,19 @@ def sample_shape(
     return chosen, size, size
 
 
-def num_classes(name: str, root: str | Path | None = None, mixture: str = "ring") -> int:
+def num_classes(
+    name: str,
+    root: str | Path | None = None,
+    mixture: str = DataOptions.DEFAULTS["mixture"],
+) -> int:
     """Number of class labels, 0 for none; reads the names of the files of an ``image_folder``."""
     facts = describe(name)
     if facts.classes is not None:
         return facts.classes
     if name == "mixture":
-        return components(mixture)
+        from betasigma.data import toy  # imports NumPy
+
+        return len(toy.mixture(mixture).weights)
     return len(listing.list_folder(_folder(name, root)).classes)
 
 

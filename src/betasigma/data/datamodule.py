@@ -36,6 +36,7 @@ from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.data import DataOptions, OnCorrupt, Split
+from betasigma.options.training import BatchOptions
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 
@@ -98,7 +99,7 @@ class ImageDataModule(LightningDataModule):
         name: str,
         root: str | Path | None = None,
         *,
-        batch_size: int = 64,
+        batch_size: int = BatchOptions.DEFAULTS["batch_size"],
         image_size: int | None = None,
         channels: int | None = None,
         crop: str | None = None,
@@ -366,10 +367,10 @@ class ImageDataModule(LightningDataModule):
     def _refuse_what_does_not_apply(self) -> None:
         Division(self.batch_size)
         if self._custom is not None:
-            for key in ("image_size", "channels", "crop", "in_memory"):
-                if self._given[key] is not None:
+            for key, value in self._given.items():
+                if value is not None:
                     raise UserError(
-                        f"data.{key}={self._given[key]} does not apply to a data set of one's own "
+                        f"data.{key}={value} does not apply to a data set of one's own "
                         f"(data.source): leave it at null"
                     )
         DataOptions.check(workers=self.workers, val_size=self.val_size)

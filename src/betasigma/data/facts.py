@@ -10,7 +10,7 @@ from typing import Any
 
 from betasigma.data import catalog
 from betasigma.errors import UserError
-from betasigma.options import DataFacts
+from betasigma.options import DataFacts, DataOptions
 
 
 def find_facts(node: Mapping[str, Any]) -> DataFacts:
@@ -39,7 +39,8 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
 
 def described_facts(node: Mapping[str, Any]) -> DataFacts:
     """Return the same facts without looking for files."""
-    name, root, mixture = node["name"], node.get("root"), node.get("mixture", "ring")
+    name, root = node["name"], node.get("root")
+    mixture = node.get("mixture", DataOptions.DEFAULTS["mixture"])
     return DataFacts(
         name,
         catalog.sample_shape(name, node.get("image_size"), node.get("channels")),

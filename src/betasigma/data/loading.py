@@ -36,7 +36,7 @@ class Batches:
     source: Source
     plan: Callable[[], Iterable[MicroBatch]]
     augment: bool
-    workers: int = 0
+    workers: int
     pin: bool = False
 
     def __iter__(self) -> Iterator[Batch]:

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from betasigma.errors import UserError
-from betasigma.options.training import check_division
+from betasigma.options.training import BatchOptions, TrainingOptions, check_division
 from betasigma.randomness import philox
 
 
@@ -83,17 +82,16 @@ class Division:
         rank: of this device.
 
     Raises:
-        UserError: if ``batch_size`` cannot be divided evenly.
+        UserError: if ``batch_size`` is below 1 or cannot be divided evenly.
     """
 
     batch_size: int
-    accumulate: int = 1
+    accumulate: int = TrainingOptions.DEFAULTS["accumulate"]
     world_size: int = 1
     rank: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size} must be at least 1")
+        BatchOptions.check(batch_size=self.batch_size)
         check_division(self.batch_size, self.accumulate, self.world_size)
 
     @property

@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional
 
 from betasigma.data import catalog, image_files, toy
 from betasigma.errors import UserError
-from betasigma.options.data import OnCorrupt, Split
+from betasigma.options.data import DataOptions, OnCorrupt, Split
 from betasigma.randomness import philox
 
 IN_MEMORY_BYTES = 2**28
@@ -108,9 +108,9 @@ def load(
     *,
     channels: int | None = None,
     crop: str | None = None,
-    on_corrupt: OnCorrupt = "warn",
+    on_corrupt: OnCorrupt = DataOptions.DEFAULTS["on_corrupt"],
     in_memory: bool | None = None,
-    mixture: str = "ring",
+    mixture: str = DataOptions.DEFAULTS["mixture"],
     seed: int = 0,
 ) -> Source:
     """Open one split of a data set.
@@ -245,9 +245,10 @@ def _mixture(name: str, split: Split, seed: int) -> InMemory:
     facts = catalog.describe("mixture")
     size = facts.train if split == "train" else facts.test
     assert size is not None
-    points, component = toy.sample(toy.mixture(name), size, philox("mixture", seed, name, split))
+    distribution = toy.mixture(name)
+    points, component = toy.sample(distribution, size, philox("mixture", seed, name, split))
     labels = torch.from_numpy(component)
-    return InMemory(torch.from_numpy(points).float(), labels, catalog.components(name))
+    return InMemory(torch.from_numpy(points).float(), labels, len(distribution.weights))
 
 
 def _resized(source: InMemory, shape: tuple[int, ...]) -> InMemory:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from betasigma.data import catalog
+from betasigma.options import DataOptions
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ def grid() -> Mixture:
     return _round(np.full(25, 1 / 25), means, 0.03)
 
 
-BY_NAME: dict[str, Callable[[], Mixture]] = {"ring": ring, "two": two, "grid": grid}
+BY_NAME: dict[str, Callable[[], Mixture]] = {made.__name__: made for made in (ring, two, grid)}
 
 
 def mixture(name: str) -> Mixture:
-    """The toy distribution ``name``: ``ring``, ``two`` or ``grid``.
+    """The toy distribution ``name``, a :data:`~betasigma.options.data.MixtureName`.
 
     Raises:
         UserError: for another name.
     """
-    catalog.components(name)
+    DataOptions.check(mixture=name)
     return BY_NAME[name]()
 
 

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from betasigma.errors import UserError
-from betasigma.options.evaluation import EXTRACTORS, Entry, class_node
-
-INCEPTION_FILES = (
-    "weights-inception-2015-12-05-6726825d.pth",
-    "pt_inception-2015-12-05-6726825d.pth",
+from betasigma.options.evaluation import (
+    EXTRACTORS,
+    INCEPTION_FILES,
+    Entry,
+    EvaluationOptions,
+    class_node,
 )
-"""One file under two names: as torch-fidelity and as pytorch-fid publish it (6726825d begins its
-SHA-256)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Choice:
 
 
 def choose(
-    extractor: Entry = "auto",
+    extractor: Entry = EvaluationOptions.DEFAULTS["extractor"],
     inception_weights: str | os.PathLike[str] | None = None,
     download: bool = False,
     sample_shape: Sequence[int] = (3, 32, 32),

@@ -125,9 +125,9 @@ class Evaluator:
         self,
         extractor: FeatureExtractor,
         datamodule: DataSource,
-        metrics: Sequence[Entry | SampleMetric] = ("fd", "neighbours"),
+        metrics: Sequence[Entry | SampleMetric] = EvaluationOptions.DEFAULTS["metrics"],
         cache_dir: str | os.PathLike[str] | None = None,
-        batch_size: int = 256,
+        batch_size: int = EvaluationOptions.DEFAULTS["batch_size"],
         n_reference: int | None = None,
         work: Work = unseen,
     ) -> None:

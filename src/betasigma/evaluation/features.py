@@ -154,7 +154,7 @@ class InceptionV3(FeatureExtractor):
 
     name = "inception"
     dim = 2048
-    classes = 1008
+    classes = EXTRACTORS["inception"].classes
     size = 299
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -193,7 +193,7 @@ class EfficientNetLite0(FeatureExtractor):
 
     name = "efficientnet_lite0"
     dim = 1280
-    classes = 1000
+    classes = EXTRACTORS["efficientnet_lite0"].classes
     size = 224
     network: Any
 

@@ -31,7 +31,7 @@ from betasigma.evaluation.evaluator import Measurement
 from betasigma.evaluation.sharding import broadcast, gather, shard
 from betasigma.likelihood import Examples, FlowLikelihood, GaussianPrior, Terms, VariationalBound
 from betasigma.objectives.error_curve import covered_grid, denoising_error
-from betasigma.options.likelihoods import FITTED, Prior
+from betasigma.options.likelihoods import FITTED, LikelihoodOptions, Prior
 from betasigma.oracles import ExactDenoiser
 from betasigma.randomness import Stream
 
@@ -72,8 +72,8 @@ class LikelihoodMeter:
     data: ImageDataModule
     prior: Prior
     n: int
-    split: Split = "test"
-    batch_size: int = 256
+    split: Split = LikelihoodOptions.DEFAULTS["split"]
+    batch_size: int = LikelihoodOptions.DEFAULTS["batch_size"]
     seed: int = 0
 
     def measure(
@@ -162,8 +162,8 @@ def error_curve(
     denoiser: Denoiser | ExactDenoiser,
     data: ImageDataModule,
     n: int,
-    split: Split = "test",
-    batch_size: int = 256,
+    split: Split = LikelihoodOptions.DEFAULTS["split"],
+    batch_size: int = LikelihoodOptions.DEFAULTS["batch_size"],
     progress: Progress | None = None,
 ) -> dict[float, float]:
     """Mean ‖ε − ε̂‖²/d at every whole log-SNR (of data in [−1, 1]) that the schedule covers.

@@ -42,7 +42,7 @@ from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
 from betasigma.evaluation.neighbours import distance_ratio, nearest
 from betasigma.evaluation.reference import CAP, DataSource, Reference
 from betasigma.evaluation.sharding import gather_rows
-from betasigma.options.evaluation import METRICS, Needs
+from betasigma.options.evaluation import METRICS, KernelDistanceOptions, Needs
 
 NEIGHBOUR_QUERIES = 2000
 """Number of samples, and of test images, whose nearest training neighbours are looked for."""
@@ -280,8 +280,7 @@ class KernelDistance(SampleMetric):
         self, extractor: FeatureExtractor | None = None, subset_size: int = 1000, **kwargs: Any
     ) -> None:
         super().__init__(extractor, **kwargs)
-        if subset_size < 2:
-            raise UserError(f"subset_size={subset_size} must be at least 2")
+        KernelDistanceOptions.check(subset_size=subset_size)
         self.subset_size = subset_size
 
     def compute(self) -> Tensor:

@@ -28,6 +28,7 @@ from betasigma.data.sources import Split
 from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import FeatureMoments
 from betasigma.evaluation.sharding import broadcast, gather
+from betasigma.options.evaluation import EvaluationOptions
 from betasigma.runs.files import replace_file
 
 FORMAT = 2
@@ -132,7 +133,7 @@ class ReferenceStatistics:
         extractor: FeatureExtractor,
         datamodule: DataSource,
         cache_dir: str | os.PathLike[str] | None = None,
-        batch_size: int = 256,
+        batch_size: int = EvaluationOptions.DEFAULTS["batch_size"],
         work: Work = unseen,
     ) -> None:
         self.extractor = extractor

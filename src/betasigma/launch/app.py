@@ -137,7 +137,7 @@ def app(
 def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
     """Rewrite the command line so that Hydra reads it as the user means it."""
     overrides = [as_name(word, configs) for word in line.overrides]
-    network = fitting_network(overrides) if configs.config_name == "train" else None
+    network = fitting_network(overrides, configs) if configs.config_name == "train" else None
     if network is not None:
         overrides.append(f"network={network}")
         if not line.options.keys() & {"--help", "--cfg", "--info"}:

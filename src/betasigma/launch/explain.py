@@ -12,20 +12,10 @@ from betasigma.options.base import REGISTRY
 from betasigma.options.lightning import REFUSED_FLAGS, refuse_flag
 
 HYDRA_PLUGINS = {
-    "hydra/launcher": {
-        "joblib": "hydra-joblib-launcher",
-        "submitit_slurm": "hydra-submitit-launcher",
-        "submitit_local": "hydra-submitit-launcher",
-        "rq": "hydra-rq-launcher",
-        "ray": "hydra-ray-launcher",
-    },
-    "hydra/sweeper": {
-        "optuna": "hydra-optuna-sweeper",
-        "ax": "hydra-ax-sweeper",
-        "nevergrad": "hydra-nevergrad-sweeper",
-    },
+    "hydra/launcher": ("joblib", "submitit_slurm", "submitit_local", "rq", "ray"),
+    "hydra/sweeper": ("optuna", "ax", "nevergrad"),
 }
-"""Packages that provide launchers and sweepers."""
+"""Launchers and sweepers that Hydra has as packages of their own."""
 
 SYNONYMS = {
     "epochs": "training counts optimizer steps: steps={value}",
@@ -128,7 +118,8 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
     """Sentence for ``group=choice`` where the group has no such file."""
     known = configs.choices(group)
     listed = f"choose from {', '.join(known)}"
-    if package := HYDRA_PLUGINS.get(group, {}).get(choice):
+    if choice in HYDRA_PLUGINS.get(group, ()):
+        package = f"hydra-{choice.partition('_')[0]}-{group.removeprefix('hydra/')}"
         return f"{group}={choice} is not installed: pip install {package}; or {listed}"
     near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
     hint = f"did you mean {group}={near[0]}? " if near else ""

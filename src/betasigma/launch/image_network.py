@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from betasigma.data.catalog import DATA_SETS
+from betasigma.errors import UserError
+from betasigma.launch.configs import Configs
+from betasigma.options.networks import UNetOptions
 
 PHOTOGRAPHS = [name for name, known in DATA_SETS.items() if known.in_memory is None]
 """Data sets of image files; their default network is for 64×64 images."""
-
-FITTING = {8: "unet_8", 12: "unet_8", 14: "unet_28", 16: "unet_32", 28: "unet_28", 32: "unet_32"}
-"""Networks by image size. Other sizes keep the default of the data set."""
 
 CHOOSE = ("network", "network._target_", "experiment", "resume")
 """Overrides that choose the network."""
 
 
-def fitting_network(overrides: Sequence[str]) -> str | None:
-    """Return the network for ``data.image_size``; ``None`` if something else chooses it."""
+def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
+    """Return the network for ``data.image_size``; ``None`` if something else chooses it.
+
+    It is the one for images of this size (``network=unet_28``), or of the nearest size from half of
+    it up, that accepts such images.
+    """
     typed = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     size = typed.get("data.image_size", "")
     chosen = any(key in typed for key in CHOOSE)
     if chosen or typed.get("data") not in PHOTOGRAPHS or not size.isdigit():
         return None
-    return FITTING.get(int(size))
+    native = {
+        int(sized[1]): name
+        for name in configs.choices("network")
+        if (sized := re.fullmatch(r"unet_(\d+)", name)) and 2 * int(sized[1]) > int(size)
+    }
+    nearest = sorted(native, key=lambda known: abs(known - int(size)))
+    found = next((native[n] for n in nearest if _accepts(native[n], int(size), configs)), None)
+    default = configs.load(f"data/{typed['data']}").chooses.get("network")
+    return None if found == default else found
+
+
+def _accepts(network: str, image_size: int, configs: Configs) -> bool:
+    try:
+        UNetOptions.parse(configs.load(f"network/{network}").content).check_image_size(image_size)
+    except UserError:
+        return False
+    return True

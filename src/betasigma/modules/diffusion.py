@@ -18,6 +18,13 @@ from betasigma.modules.learning_rate import LearningRate, constant
 from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
+from betasigma.options.training import (
+    DENOISING_ERROR,
+    TRAIN_LOSS,
+    VALIDATION_LOSS,
+    AveragingOptions,
+    TrainingOptions,
+)
 from betasigma.oracles import ExactDenoiser
 from betasigma.randomness import Stream, seed_global
 
@@ -52,11 +59,11 @@ class MeasuredModule(LightningModule):
         by its ends, and where the schedule covers no point (one level) there is the loss.
         """
         if self.measured_at == GRID:
-            return "val/denoising_error"
+            return f"val/{DENOISING_ERROR}"
         if self.measured_at:
             first, last = self.measured_at[0], self.measured_at[-1]
-            return f"val/denoising_error/mean_log_snr_{first:+.0f}_to_{last:+.0f}"
-        return "val/loss"
+            return f"val/{DENOISING_ERROR}/mean_log_snr_{first:+.0f}_to_{last:+.0f}"
+        return VALIDATION_LOSS
 
     def log_denoising_error(self, batch: dict[str, Any], rng: Stream) -> None:
         """Log ‖ε − ε̂‖²/d at each log-SNR of the grid that the schedule covers, and their mean under
@@ -72,7 +79,7 @@ class MeasuredModule(LightningModule):
         for log_snr in self.measured_at:
             with self.average.between_levels("interpolate"):
                 error = denoising_error(self.average, x, y, log_snr, rng).mean()
-            self.log_mean(f"val/denoising_error/log_snr_{log_snr:+.0f}", error, len(x))
+            self.log_mean(f"val/{DENOISING_ERROR}/log_snr_{log_snr:+.0f}", error, len(x))
             errors.append(error)
         if errors:
             self.log_mean(self.monitor, torch.stack(errors).mean(), len(x))
@@ -114,9 +121,9 @@ class DiffusionModule(MeasuredModule):
         objective: Objective,
         optimizer: OptimizerFactory,
         seed: int = 0,
-        warmup: int = 0,
+        warmup: int = TrainingOptions.DEFAULTS["warmup"],
         lr_schedule: LearningRate = constant,
-        decay: float = 0.9999,
+        decay: float = AveragingOptions.DEFAULTS["decay"],
         compile: bool | Literal["cuda_graphs"] = False,
     ) -> None:
         super().__init__()
@@ -159,7 +166,7 @@ class DiffusionModule(MeasuredModule):
         x, y, index = batch["x"], self.labels(batch), batch["index"]
         rng = Stream("validation", indices=index, device=self.device)
         loss = self.objective.loss(self.average, x, y, rng).loss
-        self.log_mean("val/loss", loss, len(x))
+        self.log_mean(VALIDATION_LOSS, loss, len(x))
         self.log_denoising_error(batch, rng)
 
     def pop_training_metrics(self) -> dict[str, float]:
@@ -204,7 +211,7 @@ class TrainingLoss(Metric):
     def compute(self) -> dict[str, float]:
         """``train/loss``, and ``train/loss_by_noise/<part>`` of the parts that had examples."""
         sums, counts = torch.stack([self.sums, self.counts]).tolist()
-        metrics = {"train/loss": sum(sums) / sum(counts)}
+        metrics = {TRAIN_LOSS: sum(sums) / sum(counts)}
         for part, (loss, examples) in enumerate(zip(sums, counts, strict=True), start=1):
             if examples:
                 metrics[f"train/loss_by_noise/{part:02d}"] = loss / examples

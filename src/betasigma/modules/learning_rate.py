@@ -16,7 +16,7 @@ LearningRate = Callable[[Optimizer, int], LRScheduler]
 """``(optimizer, steps of the warm-up)`` → what sets the learning rate in every step."""
 
 
-def constant(optimizer: Optimizer, warmup: int = 0) -> LRScheduler:
+def constant(optimizer: Optimizer, warmup: int) -> LRScheduler:
     """The optimizer's own learning rate after the warm-up."""
     return LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / max(1, warmup)))
 

@@ -10,7 +10,6 @@ from betasigma.options.base import (
     AUTO,
     Count,
     Index,
-    NonNegative,
     Options,
     Seed,
     component,
@@ -31,10 +30,14 @@ from betasigma.options.noise_schedules import BetaOptions, ScheduleOptions, Sigm
 from betasigma.options.objectives import ObjectiveOptions
 from betasigma.options.optimizers import OptimizerOptions
 from betasigma.options.preconditionings import PreconditioningOptions
-from betasigma.options.samplers import SamplerOptions
+from betasigma.options.samplers import DRAWN_AT_ONCE, SamplerOptions
 from betasigma.options.training import (
+    DENOISING_ERROR,
+    TRAIN_LOSS,
     AveragingOptions,
+    BatchOptions,
     DenoiserOptions,
+    GuidedOptions,
     StudyOptions,
     TrainingOptions,
 )
@@ -86,7 +89,7 @@ class ModelConfig(Options):
         return [*found, "sampler.step"] if getattr(self.sampler, "step", None) == AUTO else found
 
 
-class Train(ModelConfig):
+class Train(ModelConfig, BatchOptions):
     """The config of ``train.py``."""
 
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = option(
@@ -95,7 +98,6 @@ class Train(ModelConfig):
     tags: list[str] = option([], "of the run, on the dashboard")
     plugins: list[str] = option([], "outside packages that the config may name")
     steps: Index = option(2000, "optimizer steps")
-    batch_size: Count = option(128, "examples per optimizer step, over all devices")
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
     resume: str | None = option(None, "a run or checkpoint to continue; auto: the newest match")
     overwrite: bool = option(False, "begin over in a directory that holds a run")
@@ -103,7 +105,7 @@ class Train(ModelConfig):
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")
     objective_metric: Annotated[str, Field(pattern=r"^(train|val)/.+")] = option(
-        "val/denoising_error", "whose last value a sweeper that searches is given"
+        f"val/{DENOISING_ERROR}", "whose last value a sweeper that searches is given"
     )
     study: StudyOptions | None = option(None, "which point of a study this is")
     cluster: dict[str, Any] = option({"name": "none"}, "where the jobs of a sweep run")
@@ -141,14 +143,13 @@ class DataPlace(Options):
         return {key: value for key, value in dump(self).items() if value is not None}
 
 
-class OfARun(Options):
+class OfARun(GuidedOptions):
     """What the commands that read a run share."""
 
     run: str = option("", "a run directory or a checkpoint")
     plugins: list[str] = option([], "outside packages that the run may name")
     seed: Seed = option(0, "sample i is a function of seed and i")
     sampler: OptionalSampler = option(None, "null: the one the run was configured with")
-    guidance: NonNegative = option(1.0, "classifier-free guidance weight; 1: none")
     data: DataPlace = option(DataPlace(), "where the data are")
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
 
@@ -160,7 +161,7 @@ class Sample(OfARun):
     labels: list[Index] | Literal["all"] | None = option(
         None, "class labels, taken in turn; all or null: every class in turn"
     )
-    batch_size: Count = option(256, "drawn at once; halved where the memory of a GPU ends")
+    batch_size: Count = option(DRAWN_AT_ONCE, "drawn at once; halved where a GPU's memory ends")
     save: Literal["png", "npz", "both"] = option("both", "what is written")
 
 
@@ -217,7 +218,7 @@ class Compare(Options):
         [], "run directories, or a sweep's with all its runs"
     )
     metrics: Annotated[list[str], Field(min_length=1)] = option(
-        ["train/loss", "val/denoising_error"], "whose curves are drawn"
+        [TRAIN_LOSS, f"val/{DENOISING_ERROR}"], "whose curves are drawn"
     )
 
 

@@ -72,6 +72,14 @@ class Options(BaseModel):
 
     node: ClassVar[str] = ""
     """Dotted place of the node in the config; ``""`` for the top."""
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {}
+    """Defaults by key, for the signatures of constructors; lists as tuples."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        known = {key: field.default for key, field in cls.model_fields.items()}
+        cls.DEFAULTS = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
 
     @classmethod
     def check(cls, **values: Any) -> Self:

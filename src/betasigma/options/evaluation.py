@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from betasigma.errors import UserError
 from betasigma.options.base import ComponentOptions, Count, Index, Options, option, parse_component
+from betasigma.options.samplers import DRAWN_AT_ONCE
 
 Needs = Literal["images", "features", "logits"]
 """What a metric is computed on."""
@@ -45,11 +46,11 @@ class KnownExtractor:
 
     Attributes:
         images: whether it reads nothing but images.
-        logits: whether it gives class logits too.
+        classes: number of class logits it gives too; 0 for none.
     """
 
     images: bool
-    logits: bool
+    classes: int
 
 
 _CLASSES = "betasigma.evaluation.metrics"
@@ -64,10 +65,17 @@ METRICS = {
 }
 
 EXTRACTORS = {
-    "inception": KnownExtractor(images=True, logits=True),
-    "efficientnet_lite0": KnownExtractor(images=True, logits=True),
-    "identity": KnownExtractor(images=False, logits=False),
+    "inception": KnownExtractor(images=True, classes=1008),
+    "efficientnet_lite0": KnownExtractor(images=True, classes=1000),
+    "identity": KnownExtractor(images=False, classes=0),
 }
+
+INCEPTION_FILES = (
+    "weights-inception-2015-12-05-6726825d.pth",
+    "pt_inception-2015-12-05-6726825d.pth",
+)
+"""One file under two names: as torch-fidelity and as pytorch-fid publish it (6726825d begins its
+SHA-256)."""
 
 
 class MetricOptions(ComponentOptions):
@@ -77,6 +85,14 @@ class MetricOptions(ComponentOptions):
     targets = tuple(metric.target for metric in METRICS.values())
 
 
+class KernelDistanceOptions(MetricOptions):
+    targets = (METRICS["kid"].target,)
+
+    subset_size: Annotated[int, Field(ge=2)] = option(
+        1000, "examples in each random subset; fewer where there are fewer"
+    )
+
+
 class EvaluationOptions(Options):
     node = "evaluation"
 
@@ -84,7 +100,7 @@ class EvaluationOptions(Options):
         "auto", f"features that are compared: auto, {', '.join(EXTRACTORS)}, or a class"
     )
     inception_weights: str | None = option(
-        None, "path of torch-fidelity's pt_inception-2015-12-05-6726825d.pth"
+        None, f"path of {INCEPTION_FILES[0]}, as torch-fidelity publishes it"
     )
     download: bool = option(False, "fetch those weights")
     metrics: list[str | dict[str, Any]] = option(
@@ -99,7 +115,7 @@ class EvaluationOptions(Options):
     n_reference: Annotated[int, Field(ge=2)] | None = option(
         None, "images of the data set to compare with, a fixed random choice; null: all"
     )
-    batch_size: Count = option(256, "drawn at once; halved where the memory of a GPU ends")
+    batch_size: Count = option(DRAWN_AT_ONCE, "drawn at once; halved where a GPU's memory ends")
     cache: str = option("~/.cache/betasigma", "folder of the data set's statistics")
 
     @model_validator(mode="after")
@@ -148,7 +164,7 @@ def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
     for metric in metrics:
         node_of(metric)
         facts = METRICS.get(metric) if isinstance(metric, str) else None
-        if facts and known and facts.needs == "logits" and not known.logits:
+        if facts and known and facts.needs == "logits" and not known.classes:
             raise UserError(no_logits(str(metric), str(extractor)))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from betasigma.errors import UserError
 from betasigma.options.base import (
     AUTO,
     Auto,
@@ -21,7 +22,22 @@ Overlap = Annotated[float, Field(gt=0, lt=0.997)]
 """C of NCSNv2's Technique 2; two equal levels overlap by 0.9973."""
 
 FEWEST_DIMENSIONS = 5
-"""Least dimension for which NCSNv2's Technique 2 finds a number of levels (betasigma.ladder)."""
+"""Least dimension for which NCSNv2's Technique 2 finds a number of levels: √(2D) > 3
+(betasigma.ladder)."""
+
+
+def check_dimensions(dimensions: int) -> None:
+    """Refuse to find a number of levels by NCSNv2's Technique 2 in few dimensions.
+
+    Raises:
+        UserError: in fewer than ``FEWEST_DIMENSIONS``.
+    """
+    if dimensions < FEWEST_DIMENSIONS:
+        raise UserError(
+            f"sigma.levels=auto needs data of at least {FEWEST_DIMENSIONS} dimensions, not "
+            f"{dimensions}: with fewer, all levels overlap, and the rule chooses none: give "
+            f"sigma.levels=10, say"
+        )
 
 
 class ScheduleOptions(ComponentOptions):

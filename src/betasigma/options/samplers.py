@@ -21,6 +21,9 @@ from betasigma.options.base import (
 )
 from betasigma.options.composition import Composition
 
+DRAWN_AT_ONCE = 256
+"""Samples that are drawn at once, where nothing else is said."""
+
 Grid = Literal["levels", "uniform_t", "uniform_log_snr", "karras"]
 Start = Literal["prior", "uniform", "moments"]
 Dtype = Literal["float32", "float64"]

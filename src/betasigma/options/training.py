@@ -9,6 +9,13 @@ from pydantic import model_validator
 from betasigma.errors import UserError
 from betasigma.options.base import Count, Index, NonNegative, Options, Positive, Probability, option
 
+TRAIN_LOSS, VALIDATION_LOSS = "train/loss", "val/loss"
+DENOISING_ERROR = "denoising_error"
+SPEED = "train/images_per_second"
+"""Names of metrics. ``val/denoising_error`` is the mean of ‖ε − ε̂‖²/d over log-SNR;
+``val/denoising_error/…`` and ``eval/denoising_error/…`` are its parts.
+"""
+
 OffLevels = Literal["snap", "interpolate", "refuse"]
 
 
@@ -18,6 +25,12 @@ class DenoiserOptions(Options):
     off_levels: OffLevels = option(
         "interpolate", "what a network trained on levels is told between them"
     )
+
+
+class BatchOptions(Options):
+    """Options of an optimizer step."""
+
+    batch_size: Count = option(128, "examples per optimizer step, over all devices")
 
 
 def check_division(batch_size: int, accumulate: int, devices: int) -> None:
@@ -39,7 +52,13 @@ def check_division(batch_size: int, accumulate: int, devices: int) -> None:
         )
 
 
-class TrainingOptions(Options):
+class GuidedOptions(Options):
+    """Options of sampling with classifier-free guidance."""
+
+    guidance: NonNegative = option(1.0, "classifier-free guidance weight when sampling; 1: none")
+
+
+class TrainingOptions(GuidedOptions):
     node = "training"
 
     warmup: Index = option(100, "steps over which the learning rate rises to optimizer.lr")
@@ -50,7 +69,6 @@ class TrainingOptions(Options):
     sample_every: Count = option(1000, "steps between two sample grids")
     checkpoint_every: Count = option(500, "steps between two checkpoints")
     num_samples: Count = option(64, "samples in a grid")
-    guidance: NonNegative = option(1.0, "classifier-free guidance weight when sampling; 1: none")
 
 
 class AveragingOptions(Options):

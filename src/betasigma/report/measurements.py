@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from betasigma.options.training import DENOISING_ERROR, SPEED
 from betasigma.report.runs import Run
 from betasigma.runs.record import Record
 
@@ -19,11 +20,8 @@ BITS = re.compile(r"(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
 the training or the test split.
 """
 
-DENOISING_ERROR = "denoising_error"
-"""The mean over log-SNR, as validation measures it (‖ε − ε̂‖²/d)."""
-
 AT_LOG_SNR = f"/{DENOISING_ERROR}/log_snr_"
-"""The same at one log-SNR: what its name has between ``eval`` or ``val`` and the number."""
+"""Denoising error at one log-SNR: what its name has between ``eval`` or ``val`` and the number."""
 
 Values = dict[str, float]
 
@@ -160,7 +158,7 @@ def _name(row: Mapping[str, str]) -> str:
 
 def _training_seconds(run: Run) -> float:
     """From the logged speeds, each of which holds for the steps since the one before."""
-    steps, speeds = run.record.curve("train/images_per_second")
+    steps, speeds = run.record.curve(SPEED)
     batch: Any = run.config["batch_size"]
     return sum(
         (step - before) * batch / speed

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from betasigma.options.training import DENOISING_ERROR
 from betasigma.report.rows import Row
 from betasigma.report.runs import Run
 from betasigma.runs.files import replace_file
@@ -59,13 +60,17 @@ def draw_results(rows: Sequence[Row], columns: Mapping[str, Sequence[str]], path
     return True
 
 
-def draw_error_curves(curves: Mapping[str, Mapping[float, float]], path: Path) -> None:
-    """Denoising error of each model against log-SNR.
+def draw_error_curves(curves: Mapping[str, Mapping[float, float]], folder: Path) -> Path:
+    """Draw the denoising error of each model against log-SNR.
 
     Args:
         curves: by label, ‖ε − ε̂‖²/d by log-SNR (of data in [−1, 1]).
-        path: of the picture.
+        folder: of the picture.
+
+    Returns:
+        The picture's path.
     """
+    path = folder / f"{DENOISING_ERROR}.png"
     with _panels(path) as (axes,):
         for label, curve in curves.items():
             axes.plot(sorted(curve), [curve[at] for at in sorted(curve)], ".-", label=label)
@@ -75,6 +80,7 @@ def draw_error_curves(curves: Mapping[str, Mapping[float, float]], path: Path) -
             yscale="log",
         )
         axes.legend(fontsize=7)
+    return path
 
 
 def draw_levels(bits: Sequence[float], path: Path) -> None:

@@ -33,7 +33,6 @@ or below σ_t², where one step reaches E[α·x_0 | x_t] and above which it woul
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Unpack
 
 import torch
@@ -71,11 +70,7 @@ def ancestral(
     return c_x0 * at_t.x0 + c_xt * at_t.x_t, variance
 
 
-PREDICTORS: dict[str, Callable[[NoiseSchedule, Prediction, float, float], tuple[Tensor, float]]] = {
-    "reverse_diffusion": reverse_diffusion,
-    "euler_maruyama": euler_maruyama,
-    "ancestral": ancestral,
-}
+PREDICTORS = {made.__name__: made for made in (reverse_diffusion, euler_maruyama, ancestral)}
 
 
 class PredictorCorrector(Sampler):

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.errors import UserError
-from betasigma.options.samplers import Dtype, Grid, GridOptions, Start
+from betasigma.options.samplers import DRAWN_AT_ONCE, Dtype, Grid, GridOptions, Start
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
@@ -147,7 +147,7 @@ class Sampler:
         indices: Sequence[int] | None = None,
         seed: int = 0,
         y: Tensor | None = None,
-        batch_size: int = 256,
+        batch_size: int = DRAWN_AT_ONCE,
         progress: Callable[[float], None] | None = None,
     ) -> Samples:
         """Draw samples.

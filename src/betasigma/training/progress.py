@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule, Trainer
 
 from betasigma.display import Display
 from betasigma.modules import DiffusionModule
+from betasigma.options.training import SPEED, TRAIN_LOSS
 from betasigma.training.steps import StepCallback, Stopwatch
 from betasigma.training.tracking import log_values
 
@@ -49,9 +50,9 @@ class Metrics(StepCallback):
             metrics = module.pop_training_metrics()  # waits for the device
             speed = (step - self._logged) * self._batch_size / self._watch.lap()
             self._logged = step
-            metrics["train/images_per_second"] = speed
+            metrics[SPEED] = speed
             metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-            self._note = f"loss {metrics['train/loss']:.4f}  {speed:.0f} images/s"
+            self._note = f"loss {metrics[TRAIN_LOSS]:.4f}  {speed:.0f} images/s"
             if trainer.is_global_zero:
                 log_values(trainer.loggers, metrics, step)
         if self._update is not None:
