@@ -1,0 +1,26 @@
+"""``data.image_size`` alone chooses a network that takes such images."""
+
+from __future__ import annotations
+
+import pytest
+
+from betasigma.config_tree import conf_directory
+from betasigma.launch.configs import typed_configs
+from betasigma.launch.image_network import fitting_network
+
+
+@pytest.mark.parametrize(
+    ("size", "network"),
+    [(8, "unet_8"), (12, "unet_8"), (14, "unet_8"), (16, "unet_32"), (28, "unet_28")]
+    + [(32, "unet_32"), (64, None), (24, None), (7, None)],
+)
+def test_the_network_is_the_nearest_that_takes_such_images(size: int, network: str | None) -> None:
+    """``None`` keeps the data set's own, or lets it refuse."""
+    configs = typed_configs(conf_directory(), "train", [])
+    assert fitting_network(["data=celeba", f"data.image_size={size}"], configs) == network
+
+
+@pytest.mark.parametrize("other", ["network=unet", "experiment=mnist_ddpm", "data=digits"])
+def test_a_choice_of_the_users_stands(other: str) -> None:
+    configs = typed_configs(conf_directory(), "train", [])
+    assert fitting_network(["data=celeba", "data.image_size=32", other], configs) is None
