@@ -64,6 +64,8 @@ class Preconditioning:
             DDPM at the same SNR.
         sigma_data: standard deviation σ_data of the data, used by ``edm`` and ``unit_variance``.
         levels: L of the schedule, needed by ``timestep``.
+        timestep_scale: factor of the number that ``timestep`` is; 1000/L where a model was told
+            its step as one of 1000 (``rescale_timesteps`` of Nichol & Dhariwal 2021's code).
     """
 
     prediction: Prediction = "epsilon"
@@ -71,6 +73,7 @@ class Preconditioning:
     input_scaling: InputScaling = "none"
     sigma_data: float = 0.5
     levels: int = 1000
+    timestep_scale: float = 1.0
 
     def __post_init__(self) -> None:
         PreconditioningOptions.check(
@@ -78,6 +81,7 @@ class Preconditioning:
             conditioning=self.conditioning,
             input_scaling=self.input_scaling,
             sigma_data=self.sigma_data,
+            timestep_scale=self.timestep_scale,
         )
 
     def __call__(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Coefficients:
@@ -112,6 +116,6 @@ class Preconditioning:
         if self.conditioning == "none":
             return torch.zeros_like(t)
         if self.conditioning == "timestep":
-            return t * self.levels - 1
+            return (t * self.levels - 1) * self.timestep_scale
         log_ratio = torch.log(sigma / alpha)
         return log_ratio / 4 if self.prediction == "edm" else log_ratio

@@ -21,3 +21,4 @@ class PreconditioningOptions(ComponentOptions):
     sigma_data: Positive = option(
         0.5, "standard deviation of the data, of prediction=edm and input_scaling=unit_variance"
     )
+    timestep_scale: Positive = option(1.0, "factor of the number that conditioning=timestep tells")

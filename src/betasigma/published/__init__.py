@@ -9,6 +9,15 @@ from __future__ import annotations
 
 from betasigma.published.diffusers_unet import DiffusersUNet
 from betasigma.published.model_format import ModelFormat
+from betasigma.published.openai_unet import GuidedDiffusion, ImprovedDiffusion
+from betasigma.published.pytorch_diffusion import PytorchDiffusion
+from betasigma.published.score_sde import ScoreSdeDDPM
 
-FORMATS: tuple[ModelFormat, ...] = (DiffusersUNet(),)
+FORMATS: tuple[ModelFormat, ...] = (
+    DiffusersUNet(),
+    PytorchDiffusion(),
+    ScoreSdeDDPM(),
+    ImprovedDiffusion(),
+    GuidedDiffusion(),
+)
 """Every format that is read."""

@@ -128,7 +128,7 @@ class DiffusersUNet(ModelFormat):
             if config.get(key) not in known:
                 raise _unlike(source, "config", key, config.get(key), known[0])
         tensors = Tensors(checked_tensors(source.content, source), source.path)
-        structure = _Structure(config, tensors)
+        structure = _DiffusersWeights(config, tensors)
         network = structure.network(config, shape[1])
         weights = structure.weights()
         tensors.finish()
@@ -146,7 +146,7 @@ class DiffusersUNet(ModelFormat):
         )
 
 
-class _Structure:
+class _DiffusersWeights:
     """Which layers the file has, and what ours are called."""
 
     def __init__(self, config: Settings, tensors: Tensors) -> None:

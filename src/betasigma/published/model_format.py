@@ -104,7 +104,8 @@ class ModelFormat(ABC):
     def published_name(self, source: WeightFile) -> str | None:
         """The published model whose name the file or one of its folders has."""
         parts = source.path.absolute().with_suffix("").parts
-        tails = ["/".join(parts[i:j]) for j in range(len(parts), 0, -1) for i in (j - 1, j - 2)]
+        ends = range(len(parts), 0, -1)
+        tails = ["/".join(parts[end - n : end]) for end in ends for n in (3, 2, 1) if n <= end]
         return next((tail for tail in tails if tail in self.published), None)
 
 

@@ -1,0 +1,372 @@
+"""``UNetModel`` of improved-diffusion and guided-diffusion (ADM).
+
+Nichol & Dhariwal 2021 and Dhariwal & Nichol 2021. A file holds tensors only; the settings that
+their scripts take as flags, and their defaults, are those of ``script_util.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from betasigma.errors import UserError
+from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
+from betasigma.published.unet_weights import (
+    Tensors,
+    Weights,
+    as_linear,
+    cosines_first,
+    unet_weights,
+)
+from betasigma.published.weight_file import WeightFile, checked_tensors
+
+BLOCK = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "shift",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+}
+"""Layers of a residual block, and our names."""
+
+ATTENTION = {"norm": "attention.norm", "qkv": "attention.qkv", "proj_out": "attention.out"}
+
+MULTIPLIERS = {
+    32: (1, 2, 2, 2),
+    64: (1, 2, 3, 4),
+    128: (1, 1, 2, 3, 4),
+    256: (1, 1, 2, 2, 4, 4),
+    512: (0.5, 1, 1, 2, 2, 4, 4),
+}
+"""``channel_mult`` where it is not given, by image size."""
+
+
+class ImprovedDiffusion(ModelFormat):
+    """Convolutions between resolutions; ``rescale_timesteps`` is on by default."""
+
+    name = "improved-diffusion"
+    origin = "https://github.com/openai/improved-diffusion"
+    licence = "MIT"
+    defaults: ClassVar[Settings] = {
+        "image_size": 64,
+        "num_channels": 128,
+        "num_res_blocks": 2,
+        "num_heads": 4,
+        "num_heads_upsample": -1,
+        "attention_resolutions": "16,8",
+        "dropout": 0.0,
+        "learn_sigma": False,
+        "sigma_small": False,
+        "class_cond": False,
+        "diffusion_steps": 1000,
+        "noise_schedule": "linear",
+        "predict_xstart": False,
+        "rescale_timesteps": True,
+        "use_scale_shift_norm": True,
+    }
+    _CIFAR10: ClassVar[Settings] = {
+        "image_size": 32,
+        "num_res_blocks": 3,
+        "learn_sigma": True,
+        "dropout": 0.3,
+        "diffusion_steps": 4000,
+        "noise_schedule": "cosine",
+        "data": "cifar10",
+        "step": 500_000,
+    }
+    _IMAGENET64: ClassVar[Settings] = {
+        "num_res_blocks": 3,
+        "learn_sigma": True,
+        "diffusion_steps": 4000,
+        "noise_schedule": "cosine",
+        "step": 1_500_000,
+    }
+    _LSUN: ClassVar[Settings] = {
+        "image_size": 256,
+        "num_heads": 1,
+        "learn_sigma": True,
+        "use_scale_shift_norm": False,
+        "attention_resolutions": "16",
+        "rescale_timesteps": False,
+    }
+    published: ClassVar[Mapping[str, Settings]] = {
+        "cifar10_uncond_50M_500K": _CIFAR10,
+        "cifar10_uncond_vlb_50M_500K": _CIFAR10,
+        "imagenet64_uncond_100M_1500K": _IMAGENET64,
+        "imagenet64_uncond_vlb_100M_1500K": _IMAGENET64,
+        "imagenet64_cond_270M_250K": {
+            **_IMAGENET64,
+            "num_channels": 192,
+            "class_cond": True,
+            "rescale_timesteps": False,
+            "step": 250_000,
+        },
+        "lsun_uncond_100M_1200K_bs128": {**_LSUN, "step": 1_200_000},
+        "lsun_uncond_100M_2400K_bs64": {**_LSUN, "step": 2_400_000},
+    }
+
+    def detect(self, source: WeightFile) -> bool:
+        return _is_unet(source) and _has_strided_convolutions(source)
+
+    def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
+        tensors = Tensors(checked_tensors(source.content, source), source.path)
+        structure = _OpenAIWeights(source, settings, tensors)
+        weights = structure.weights()
+        tensors.finish()
+        size = settings["image_size"]
+        return PublishedModel(
+            {"network": structure.network(), **_diffusion(settings)},
+            weights,
+            (structure.channels, size, size),
+            step=settings.get("step", _step(source)),
+            data=settings.get("data"),
+        )
+
+
+class GuidedDiffusion(ImprovedDiffusion):
+    """Resampling inside residual blocks, heads of a given width, two orders of q, k and v."""
+
+    name = "guided-diffusion"
+    origin = "https://github.com/openai/guided-diffusion"
+    defaults: ClassVar[Settings] = {
+        **{k: v for k, v in ImprovedDiffusion.defaults.items() if k != "sigma_small"},
+        "num_head_channels": -1,
+        "channel_mult": "",
+        "resblock_updown": False,
+        "use_new_attention_order": False,
+        "rescale_timesteps": False,
+    }
+    _ADM: ClassVar[Settings] = {
+        "attention_resolutions": "32,16,8",
+        "class_cond": True,
+        "learn_sigma": True,
+        "num_channels": 256,
+        "num_head_channels": 64,
+        "resblock_updown": True,
+    }
+    _LSUN: ClassVar[Settings] = {**_ADM, "image_size": 256, "class_cond": False, "dropout": 0.1}
+    published: ClassVar[Mapping[str, Settings]] = {
+        "64x64_diffusion": {
+            **_ADM,
+            "image_size": 64,
+            "num_channels": 192,
+            "num_res_blocks": 3,
+            "dropout": 0.1,
+            "noise_schedule": "cosine",
+            "use_new_attention_order": True,
+        },
+        "128x128_diffusion": {
+            **_ADM,
+            "image_size": 128,
+            "num_heads": 4,
+            "num_head_channels": -1,
+        },
+        "256x256_diffusion": {**_ADM, "image_size": 256},
+        "256x256_diffusion_uncond": {**_ADM, "image_size": 256, "class_cond": False},
+        "512x512_diffusion": {**_ADM, "image_size": 512},
+        "lsun_bedroom": _LSUN,
+        "lsun_cat": _LSUN,
+        "lsun_horse": _LSUN,
+        "lsun_horse_nodropout": {**_LSUN, "dropout": 0.0},
+    }
+
+    def detect(self, source: WeightFile) -> bool:
+        return _is_unet(source) and not _has_strided_convolutions(source)
+
+
+def _is_unet(source: WeightFile) -> bool:
+    names = ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight")
+    return isinstance(source.content, dict) and all(name in source.content for name in names)
+
+
+def _has_strided_convolutions(source: WeightFile) -> bool:
+    return any(name.endswith(".0.op.weight") for name in source.content)
+
+
+def _step(source: WeightFile) -> int:
+    """The step in a name that their training gives: ``ema_0.9999_500000``, ``model500000``."""
+    found = re.fullmatch(r"(?:ema_[\d.]+_|model)(\d+)", source.path.stem)
+    return int(found[1]) if found else 0
+
+
+class _OpenAIWeights:
+    """Which layers the settings describe, and what ours are called."""
+
+    def __init__(self, source: WeightFile, settings: Settings, tensors: Tensors) -> None:
+        self._settings, self._tensors = settings, tensors
+        size = settings["image_size"]
+        text = settings.get("channel_mult", "")
+        multipliers = _numbers("channel_mult", text) if text else MULTIPLIERS.get(size)
+        if multipliers is None:
+            raise UserError(
+                f"flags.image_size={size} has no channel_mult: it must be one of "
+                f"{', '.join(map(str, MULTIPLIERS))}, or channel_mult be given"
+            )
+        self._widths = [int(m * settings["num_channels"]) for m in multipliers]
+        sides = _numbers("attention_resolutions", settings["attention_resolutions"])
+        self._attending = [size >> level in sides for level in range(len(self._widths))]
+        self.size = size
+        entry = source.content["input_blocks.0.0.weight"]
+        if not isinstance(entry, Tensor) or entry.ndim != 4:
+            raise UserError(f"from={source.path} has no image as its input")
+        self.channels = entry.shape[1]
+        last = source.content["out.2.weight"]
+        outputs = self.channels * (2 if settings["learn_sigma"] else 1)
+        if not isinstance(last, Tensor) or last.shape[:1] != (outputs,):
+            raise UserError(
+                f"from={source.path} takes {self.channels} channels and gives "
+                f"{tuple(getattr(last, 'shape', ()))[:1]}, not {outputs}: learn_sigma="
+                f"{settings['learn_sigma']} is wrong, or it is an upsampler, which is shown a "
+                f"small image too and is no model of images alone"
+            )
+        labels = source.content.get("label_emb.weight")
+        self._classes = len(labels) if isinstance(labels, Tensor) else 0
+        if bool(self._classes) != settings["class_cond"]:
+            raise UserError(
+                f"flags.class_cond={settings['class_cond']} does not fit from={source.path}, which "
+                f"has {self._classes} classes"
+            )
+        if settings["num_heads_upsample"] not in (-1, settings["num_heads"]):
+            raise UserError(
+                f"flags.num_heads_upsample={settings['num_heads_upsample']} must be num_heads: "
+                f"ours has as many on the way up as on the way down"
+            )
+        if not any(self._attending):
+            raise UserError(
+                f"flags.attention_resolutions={settings['attention_resolutions']} must name a "
+                f"resolution of images of {size}x{size}"
+            )
+
+    def network(self) -> dict[str, Any]:
+        """The network node of the config."""
+        settings, first = self._settings, self._widths[0]
+        if any(width % first for width in self._widths):
+            raise UserError(f"flags.channel_mult gives widths {self._widths}, no multiples")
+        heads = settings.get("num_head_channels", -1)
+        return {
+            "_target_": "betasigma.networks.unet.UNet",
+            "channels": first,
+            "multipliers": [width // first for width in self._widths],
+            "blocks": settings["num_res_blocks"],
+            "attention": [self.size >> level for level, on in enumerate(self._attending) if on],
+            "heads": settings["num_heads"] if heads == -1 else 1,
+            "head_channels": None if heads == -1 else heads,
+            "dropout": settings["dropout"],
+            "num_classes": self._classes,
+            "null_class": not self._classes,
+            "norm_groups": 32,
+            "group_width": 1,
+            "norm_eps": 1e-5,
+            "scale_shift": settings["use_scale_shift_norm"],
+            "resampling": "residual" if settings.get("resblock_updown") else "convolution",
+            "padding": "both",
+            "embedding_channels": settings["num_channels"],
+            "frequency_shift": 0.0,
+        }
+
+    def weights(self) -> Weights:
+        """All weights of the network."""
+        tensors = self._tensors
+        weights = tensors.layers(
+            "",
+            {
+                "input_blocks.0.0": "enter",
+                "time_embed.0": "conditioning.hidden",
+                "time_embed.2": "conditioning.out",
+                "out.0": "leave.0",
+                "out.2": "leave.2",
+            },
+        )
+        hidden = "conditioning.hidden.weight"
+        weights[hidden] = cosines_first(weights[hidden])
+        if self._settings["class_cond"]:
+            weights |= tensors.layer("label_emb", "conditioning.labels")
+        blocks = self._settings["num_res_blocks"]
+        return weights | unet_weights(self._widths, blocks, self._attending, True, self._part)
+
+    def _part(self, side: str, level: int, block: int | None) -> Weights:
+        blocks, levels = self._settings["num_res_blocks"], len(self._widths)
+        if side == "middle":
+            found = self._block(f"middle_block.{2 * (block or 0)}")
+            return found if block else found | self._attention("middle_block.1", levels - 1)
+        attends = self._attending[level]
+        if side == "down":
+            place = (
+                f"input_blocks.{1 + level * (blocks + 1) + (blocks if block is None else block)}"
+            )
+            last = f"{place}.0"
+        else:
+            passed = (levels - 1 - level) * (blocks + 1)
+            place = f"output_blocks.{passed + (blocks if block is None else block)}"
+            last = f"{place}.{2 if attends else 1}"
+        if block is not None:
+            found = self._block(f"{place}.0")
+            return found | self._attention(f"{place}.1", level) if attends else found
+        if self._settings.get("resblock_updown"):
+            return self._block(last)
+        return self._tensors.layer(f"{last}.{'op' if side == 'down' else 'conv'}", "conv")
+
+    def _block(self, place: str) -> Weights:
+        found = self._tensors.layers(f"{place}.", BLOCK)
+        if f"{place}.skip_connection.weight" in self._tensors:
+            found |= self._tensors.layer(f"{place}.skip_connection", "shortcut")
+        return found
+
+    def _attention(self, place: str, level: int) -> Weights:
+        found = as_linear(self._tensors.layers(f"{place}.", ATTENTION))
+        if self._settings.get("use_new_attention_order"):
+            return found
+        width = self._settings.get("num_head_channels", -1)
+        heads = self._settings["num_heads"] if width == -1 else self._widths[level] // width
+        for kind in ("weight", "bias"):
+            name = f"attention.qkv.{kind}"
+            found[name] = _by_head(found[name], heads)
+        return found
+
+
+def _by_head(qkv: Tensor, heads: int) -> Tensor:
+    """Rows in the order (q, k, v), head, channel, from head, (q, k, v), channel."""
+    if len(qkv) % (3 * heads):
+        raise UserError(f"flags.num_heads={heads} does not divide an attention of {len(qkv) // 3}")
+    return qkv.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
+
+
+def _numbers(key: str, text: str) -> list[float]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise UserError(f"flags.{key}={text} must be integers, separated by commas") from None
+
+
+def _diffusion(settings: Settings) -> dict[str, Any]:
+    """Schedule, preconditioning, objective and sampler."""
+    steps, kind = settings["diffusion_steps"], settings["noise_schedule"]
+    if kind not in ("linear", "cosine"):
+        raise UserError(f"flags.noise_schedule={kind} must be linear or cosine")
+    scale = 1000 / steps
+    linear = {"start": 1e-4 * scale, "end": 0.02 * scale}
+    learned = settings["learn_sigma"]
+    fixed = "posterior" if settings.get("sigma_small") else "beta"
+    return {
+        "schedule": {
+            "_target_": f"betasigma.schedules.{kind}",
+            "steps": steps,
+            **(linear if kind == "linear" else {}),
+        },
+        "preconditioning": {
+            "_target_": "betasigma.preconditioning.Preconditioning",
+            "prediction": "x0" if settings["predict_xstart"] else "epsilon",
+            "timestep_scale": scale if settings["rescale_timesteps"] else 1.0,
+        },
+        "objective": {
+            "_target_": f"betasigma.objectives.{'Hybrid' if learned else 'Denoising'}",
+        },
+        "sampler": {
+            "_target_": "betasigma.samplers.Ancestral",
+            "variance": "learned" if learned else fixed,
+            "clip": True,
+        },
+    }

@@ -1,0 +1,234 @@
+"""score_sde_pytorch: its checkpoints, and its ``DDPM`` (Song et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from betasigma.errors import UserError
+from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
+from betasigma.published.unet_weights import Tensors, Weights, joined, unet_weights
+from betasigma.published.weight_file import WeightFile, checked_tensors
+
+PREFIX = "module."
+"""Of the names, by ``DataParallel``."""
+
+BUFFERS = ("sigmas",)
+"""Tensors of the model that are no parameters."""
+
+BLOCK = {
+    "GroupNorm_0": "norm1",
+    "Conv_0": "conv1",
+    "Dense_0": "shift",
+    "GroupNorm_1": "norm2",
+    "Conv_1": "conv2",
+}
+"""Layers of a residual block, and our names."""
+
+
+def is_score_sde(source: WeightFile) -> bool:
+    """Whether a file is a checkpoint of score_sde_pytorch, of whatever model."""
+    content = source.content
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("model"), dict)
+        and isinstance(content.get("ema"), dict)
+        and any(str(name).startswith(f"{PREFIX}all_modules.") for name in content["model"])
+    )
+
+
+def averaged_weights(source: WeightFile) -> dict[str, Tensor]:
+    """The averaged parameters by their names in the model, without ``module.``.
+
+    A checkpoint has them as a list, in the order of the model's parameters.
+
+    Raises:
+        UserError: where the two do not fit each other.
+    """
+    model = checked_tensors(source.content["model"], source)
+    raw = {k.removeprefix(PREFIX): v for k, v in model.items()}
+    raw = {name: value for name, value in raw.items() if name not in BUFFERS}
+    averages = source.content["ema"].get("shadow_params")
+    if not isinstance(averages, list) or len(averages) != len(raw):
+        raise UserError(
+            f"from={source.path} has {len(raw)} parameters, and "
+            f"{len(averages) if isinstance(averages, list) else 'no'} averages of them"
+        )
+    averaged = checked_tensors(dict(zip(raw, averages, strict=True)), source)
+    for name, value in averaged.items():
+        if value.shape != raw[name].shape:
+            raise UserError(f"from={source.path} has an average of {name} of another shape")
+    return averaged
+
+
+def trained_steps(source: WeightFile) -> int:
+    """The step that a checkpoint has written down."""
+    step = source.content.get("step")
+    return step if isinstance(step, int) else 0
+
+
+class ScoreSdeDDPM(ModelFormat):
+    """The U-Net of Ho et al. by score_sde_pytorch, on the discrete levels of DDPM."""
+
+    name = "score_sde-ddpm"
+    origin = "https://github.com/yang-song/score_sde_pytorch"
+    licence = "Apache-2.0"
+    defaults: ClassVar[Settings] = {
+        "image_size": 32,
+        "nf": 128,
+        "ch_mult": "1,2,2,2",
+        "num_res_blocks": 2,
+        "attn_resolutions": "16",
+        "dropout": 0.1,
+        "centered": True,
+        "scale_by_sigma": False,
+        "continuous": False,
+        "beta_min": 0.1,
+        "beta_max": 20.0,
+        "num_scales": 1000,
+    }
+    _LARGE: ClassVar[Settings] = {
+        "image_size": 256,
+        "ch_mult": "1,1,2,2,4,4",
+        "dropout": 0.0,
+    }
+    published: ClassVar[Mapping[str, Settings]] = {
+        "vp/ddpm/cifar10": {"data": "cifar10"},
+        "vp/ddpm/celebahq": _LARGE,
+        "vp/ddpm/bedroom": _LARGE,
+        "vp/ddpm/church": _LARGE,
+    }
+
+    def detect(self, source: WeightFile) -> bool:
+        if not is_score_sde(source):
+            return False
+        names = source.content["model"]
+        first = names.get(f"{PREFIX}all_modules.0.weight")
+        resampled = any(str(name).endswith(".Conv_2.weight") for name in names)
+        return isinstance(first, Tensor) and first.ndim == 2 and not resampled
+
+    def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
+        for key, needed in (("centered", True), ("scale_by_sigma", False), ("continuous", False)):
+            if settings[key] != needed:
+                raise UserError(
+                    f"flags.{key}={settings[key]} of {self.name} is not read: only {key}={needed}"
+                )
+        tensors = Tensors(averaged_weights(source), source.path)
+        structure = _SequentialWeights(settings, tensors)
+        weights = structure.weights()
+        tensors.finish()
+        size = settings["image_size"]
+        steps = settings["num_scales"]
+        config: dict[str, Any] = {
+            "network": structure.network(),
+            "schedule": {
+                "_target_": "betasigma.schedules.linear",
+                "start": settings["beta_min"] / steps,
+                "end": settings["beta_max"] / steps,
+                "steps": steps,
+            },
+            "preconditioning": {"_target_": "betasigma.preconditioning.Preconditioning"},
+            "objective": {"_target_": "betasigma.objectives.Denoising"},
+            "sampler": {
+                "_target_": "betasigma.samplers.Ancestral",
+                "variance": "beta",
+                "clip": False,
+            },
+        }
+        shape = (weights["enter.weight"].shape[1], size, size)
+        data = settings.get("data")
+        return PublishedModel(config, weights, shape, step=trained_steps(source), data=data)
+
+
+class _SequentialWeights:
+    """Layers by their number in ``all_modules``, taken in order."""
+
+    def __init__(self, settings: Settings, tensors: Tensors) -> None:
+        self._settings, self._tensors = settings, tensors
+        self._multipliers = integers("ch_mult", settings["ch_mult"])
+        sides = integers("attn_resolutions", settings["attn_resolutions"])
+        size = settings["image_size"]
+        self._attending = [size >> level in sides for level in range(len(self._multipliers))]
+        # in the middle there is attention always
+        self._shown = self._attending
+        if not any(self._attending):
+            self._shown = [*self._attending[:-1], True]
+        self._next = 0
+
+    def network(self) -> dict[str, Any]:
+        """The network node of the config."""
+        settings = self._settings
+        return {
+            "_target_": "betasigma.networks.unet.UNet",
+            "channels": settings["nf"],
+            "multipliers": self._multipliers,
+            "blocks": settings["num_res_blocks"],
+            "attention": [
+                settings["image_size"] >> level for level, on in enumerate(self._shown) if on
+            ],
+            "dropout": settings["dropout"],
+            "norm_groups": 32,
+            "group_width": 1,
+        }
+
+    def weights(self) -> Weights:
+        """All weights of the network."""
+        settings = self._settings
+        weights: Weights = {}
+        for name in ("conditioning.hidden", "conditioning.out", "enter"):
+            weights |= self._tensors.layer(self._place(), name)
+        widths = [settings["nf"] * m for m in self._multipliers]
+        weights |= unet_weights(widths, settings["num_res_blocks"], self._shown, True, self._part)
+        for name in ("leave.0", "leave.2"):
+            weights |= self._tensors.layer(self._place(), name)
+        return weights
+
+    def _place(self) -> str:
+        self._next += 1
+        return f"all_modules.{self._next - 1}"
+
+    def _part(self, side: str, level: int, block: int | None) -> Weights:
+        if block is None:
+            return self._tensors.layer(f"{self._place()}.Conv_0", "conv")
+        place = self._place()
+        found = self._tensors.layers(f"{place}.", BLOCK)
+        if f"{place}.NIN_0.W" in self._tensors:
+            found |= self._one_by_one(f"{place}.NIN_0", "shortcut", (1, 1))
+        # on the way up, one layer attends at each resolution: the last
+        attends = {
+            "down": self._attending[level],
+            "middle": block == 0,
+            "up": self._attending[level] and block == self._settings["num_res_blocks"],
+        }[side]
+        return found | self._attention(self._place()) if attends else found
+
+    def _attention(self, place: str) -> Weights:
+        projections = [self._one_by_one(f"{place}.NIN_{i}", f"{i}") for i in range(4)]
+        return (
+            self._tensors.layer(f"{place}.GroupNorm_0", "attention.norm")
+            | joined(projections[:3], "attention.qkv")
+            | {name.replace("3.", "attention.out."): w for name, w in projections[3].items()}
+        )
+
+    def _one_by_one(self, place: str, ours: str, pixel: tuple[int, ...] = ()) -> Weights:
+        """A matrix on channels, whose transpose is a linear layer or a convolution of a pixel."""
+        weight = self._tensors.take(f"{place}.W").T.contiguous()
+        return {
+            f"{ours}.weight": weight.reshape(*weight.shape, *pixel),
+            f"{ours}.bias": self._tensors.take(f"{place}.b"),
+        }
+
+
+def integers(key: str, text: str) -> list[int]:
+    """Integers separated by commas, with or without brackets: ``1,2,2,2`` or ``(1, 2, 2, 2)``.
+
+    Raises:
+        UserError: where ``flags.<key>`` is something else.
+    """
+    words = text.strip("()[] ").rstrip(",").split(",")
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        raise UserError(f"flags.{key}={text} must be integers, separated by commas") from None

@@ -1,0 +1,78 @@
+"""improved-diffusion and guided-diffusion: the same function and the same noise after import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from equality import CLOSE, images, output, randomised, relative_error
+
+from betasigma.commands.load import Loaded
+from betasigma.denoiser import Denoiser
+from betasigma.published.openai_unet import GuidedDiffusion, ImprovedDiffusion
+
+PUBLISHED = [
+    *(("improved-diffusion", name) for name in ImprovedDiffusion.published),
+    *(("guided-diffusion", name) for name in GuidedDiffusion.published),
+]
+
+
+def narrow(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with at most 32 channels at the full resolution, and heads of 8."""
+    first = 64 if settings["image_size"] == 512 else 32
+    heads = {"num_head_channels": 8} if settings.get("num_head_channels", -1) > 0 else {}
+    return {**settings, "num_channels": first, **heads}
+
+
+def theirs(code: str, settings: dict[str, Any]) -> tuple[torch.nn.Module, Any]:
+    """Model and diffusion that the scripts of ``code`` make."""
+    util = import_module(f"{code.replace('-', '_')}.script_util")
+    known = util.model_and_diffusion_defaults()
+    flags = {key: settings[key] for key in settings if key in known}
+    model, diffusion = util.create_model_and_diffusion(**{**known, **flags})
+    return randomised(model), diffusion
+
+
+def check(
+    code: str, settings: dict[str, Any], side: int, folder: Path, imported: Callable[..., Loaded]
+) -> None:
+    model, diffusion = theirs(code, settings)
+    file = folder / "ema_0.9999_000123.pt"
+    torch.save(model.state_dict(), file)
+    form = {"improved-diffusion": ImprovedDiffusion, "guided-diffusion": GuidedDiffusion}[code]
+    flags = {key: value for key, value in settings.items() if key in form.defaults}
+    loaded = imported(file, format=code, flags=flags)
+    denoiser = loaded.denoiser
+    assert isinstance(denoiser, Denoiser)
+    assert loaded.step == 123
+    levels = denoiser.schedule.levels
+    x = images(2, (3, side, side))
+    y = torch.tensor([0, 999]) if settings["class_cond"] else None
+    for step in (1, levels // 3, levels):
+        t = torch.full((2,), step - 1)
+        with torch.no_grad():
+            expected = diffusion._wrap_model(model)(x, t, **({} if y is None else {"y": y}))
+        assert relative_error(output(denoiser, x, step, y), expected) < CLOSE
+    alpha_bar = denoiser.schedule.alpha(denoiser.schedule.times()) ** 2
+    torch.testing.assert_close(
+        alpha_bar, torch.from_numpy(diffusion.alphas_cumprod), rtol=1e-10, atol=0
+    )
+
+
+@pytest.mark.parametrize(("code", "name"), PUBLISHED)
+def test_outputs_are_equal_at_small_width(
+    code: str,
+    name: str,
+    tmp_path: Path,
+    imported: Callable[..., Loaded],
+    public_code: Callable[[str], Path],
+) -> None:
+    public_code(code)
+    form = {"improved-diffusion": ImprovedDiffusion, "guided-diffusion": GuidedDiffusion}[code]
+    settings = narrow({**form.defaults, **form.published[name]})
+    # as many halvings as the network needs: its layers do not know the size of the image
+    check(code, settings, max(16, settings["image_size"] // 4), tmp_path, imported)
