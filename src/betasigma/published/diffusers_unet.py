@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from betasigma.errors import UserError
+from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.unet_weights import (
     Tensors,
@@ -15,8 +16,6 @@ from betasigma.published.unet_weights import (
     unet_weights,
 )
 from betasigma.published.weight_file import WeightFile, checked_tensors
-
-OURS = "betasigma"
 
 BLOCK = {
     "norm1": "norm1",
@@ -138,7 +137,7 @@ class DiffusersUNet(ModelFormat):
                 "there is no scheduler_config.json: DDPM's linear schedule of 1000 steps is taken"
             )
         return PublishedModel(
-            {"network": network, **_diffusion(source, scheduler, config)},
+            _diffusion(source, scheduler, config, network),
             weights,
             shape,
             data=settings.get("data"),
@@ -176,30 +175,23 @@ class _DiffusersWeights:
 
     def network(self, config: Settings, size: int) -> dict[str, Any]:
         """The network node of the config."""
-        first = self._widths[0]
-        if any(width % first for width in self._widths):
-            raise UserError(
-                f"block_out_channels={self._widths} must be multiples of the first, {first}"
-            )
-        head = config["attention_head_dim"]
-        return {
-            "_target_": f"{OURS}.networks.unet.UNet",
-            "channels": first,
-            "multipliers": [width // first for width in self._widths],
-            "blocks": self._blocks,
-            "attention": [size >> level for level, on in enumerate(self._attending) if on],
-            "head_channels": head,
-            "dropout": float(config["dropout"]),
-            "num_classes": config["num_class_embeds"] or 0,
-            "null_class": config["num_class_embeds"] is None,
-            "norm_groups": config["norm_num_groups"],
-            "group_width": 1,
-            "norm_eps": float(config["norm_eps"]),
-            "scale_shift": config["resnet_time_scale_shift"] == "scale_shift",
-            "resampling": "residual" if self._residual else "convolution",
-            "padding": "both" if config["downsample_padding"] else "end",
-            "frequency_shift": float(config["freq_shift"]),
-        }
+        labels = config["num_class_embeds"]
+        return unet_node(
+            size,
+            self._widths,
+            self._blocks,
+            self._attending,
+            head_channels=config["attention_head_dim"],
+            dropout=float(config["dropout"]),
+            num_classes=labels or 0,
+            null_class=labels is None,
+            norm_groups=config["norm_num_groups"],
+            norm_eps=float(config["norm_eps"]),
+            scale_shift=config["resnet_time_scale_shift"] == "scale_shift",
+            resampling="residual" if self._residual else "convolution",
+            padding="both" if config["downsample_padding"] else "end",
+            frequency_shift=float(config["freq_shift"]),
+        )
 
     def weights(self) -> Weights:
         tensors = self._tensors
@@ -266,8 +258,9 @@ def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     return int(config["in_channels"]), size, size
 
 
-def _diffusion(source: WeightFile, scheduler: Settings, config: Settings) -> dict[str, Any]:
-    """Schedule, preconditioning, objective and sampler."""
+def _diffusion(
+    source: WeightFile, scheduler: Settings, config: Settings, network: dict[str, Any]
+) -> dict[str, Any]:
     steps, kind = scheduler["num_train_timesteps"], scheduler["beta_schedule"]
     for key in ("trained_betas", "rescale_betas_zero_snr", "thresholding"):
         if scheduler[key]:
@@ -280,30 +273,20 @@ def _diffusion(source: WeightFile, scheduler: Settings, config: Settings) -> dic
         if scheduler[key] not in known:
             raise _unlike(source, "scheduler_config", key, scheduler[key], " or ".join(known))
     variance = VARIANCES[scheduler["variance_type"]]
-    learned = variance == "learned"
-    channels = config["in_channels"] * (2 if learned else 1)
+    channels = config["in_channels"] * (2 if variance == "learned" else 1)
     if config["out_channels"] != channels:
         raise _unlike(source, "config", "out_channels", config["out_channels"], channels)
-    betas = {"start": scheduler["beta_start"], "end": scheduler["beta_end"]}
-    clip = bool(scheduler["clip_sample"])
-    sampler: dict[str, Any] = {"_target_": f"{OURS}.samplers.Ancestral", "variance": variance}
+    nodes = ddpm_config(
+        network,
+        schedule_node(SCHEDULES[kind], steps, scheduler["beta_start"], scheduler["beta_end"]),
+        variance,
+        bool(scheduler["clip_sample"]),
+        PREDICTIONS[scheduler["prediction_type"]],
+    )
     if scheduler.get("_class_name") in ("DDIMScheduler", "PNDMScheduler"):
-        sampler = {"_target_": f"{OURS}.samplers.DDIM"}
-    return {
-        "schedule": {
-            "_target_": f"{OURS}.schedules.{SCHEDULES[kind]}",
-            "steps": steps,
-            **({} if SCHEDULES[kind] == "cosine" else betas),
-        },
-        "preconditioning": {
-            "_target_": f"{OURS}.preconditioning.Preconditioning",
-            "prediction": PREDICTIONS[scheduler["prediction_type"]],
-        },
-        "objective": {
-            "_target_": f"{OURS}.objectives.{'Hybrid' if learned else 'Denoising'}",
-        },
-        "sampler": {**sampler, "clip": clip},
-    }
+        sampler = {"_target_": "betasigma.samplers.DDIM", "clip": nodes["sampler"]["clip"]}
+        nodes["sampler"] = sampler
+    return nodes
 
 
 def _unlike(source: WeightFile, file: str, key: str, value: Any, needed: Any) -> UserError:

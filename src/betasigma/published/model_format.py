@@ -109,6 +109,19 @@ class ModelFormat(ABC):
         return next((tail for tail in tails if tail in self.published), None)
 
 
+def integers(key: str, text: str) -> list[int]:
+    """Integers separated by commas, with or without brackets: ``1,2,2,2`` or ``(1, 2, 2, 2)``.
+
+    Raises:
+        UserError: where ``flags.<key>`` is something else.
+    """
+    words = text.strip("()[] ").rstrip(",").split(",")
+    try:
+        return [int(word) for word in words]
+    except ValueError:
+        raise UserError(f"flags.{key}={text} must be integers, separated by commas") from None
+
+
 def nearest(word: str, known: Mapping[str, Any]) -> str:
     """Advice for an unknown word."""
     near = difflib.get_close_matches(word, known, n=1)

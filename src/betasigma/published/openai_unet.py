@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
+from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
+from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.unet_weights import (
     Tensors,
     Weights,
@@ -118,7 +119,7 @@ class ImprovedDiffusion(ModelFormat):
         tensors.finish()
         size = settings["image_size"]
         return PublishedModel(
-            {"network": structure.network(), **_diffusion(settings)},
+            _diffusion(settings, structure.network()),
             weights,
             (structure.channels, size, size),
             step=settings.get("step", _step(source)),
@@ -199,14 +200,14 @@ class _OpenAIWeights:
         self._settings, self._tensors = settings, tensors
         size = settings["image_size"]
         text = settings.get("channel_mult", "")
-        multipliers = _numbers("channel_mult", text) if text else MULTIPLIERS.get(size)
+        multipliers = integers("channel_mult", text) if text else MULTIPLIERS.get(size)
         if multipliers is None:
             raise UserError(
                 f"flags.image_size={size} has no channel_mult: it must be one of "
                 f"{', '.join(map(str, MULTIPLIERS))}, or channel_mult be given"
             )
         self._widths = [int(m * settings["num_channels"]) for m in multipliers]
-        sides = _numbers("attention_resolutions", settings["attention_resolutions"])
+        sides = integers("attention_resolutions", settings["attention_resolutions"])
         self._attending = [size >> level in sides for level in range(len(self._widths))]
         self.size = size
         entry = source.content["input_blocks.0.0.weight"]
@@ -242,30 +243,25 @@ class _OpenAIWeights:
 
     def network(self) -> dict[str, Any]:
         """The network node of the config."""
-        settings, first = self._settings, self._widths[0]
-        if any(width % first for width in self._widths):
-            raise UserError(f"flags.channel_mult gives widths {self._widths}, no multiples")
+        settings = self._settings
         heads = settings.get("num_head_channels", -1)
-        return {
-            "_target_": "betasigma.networks.unet.UNet",
-            "channels": first,
-            "multipliers": [width // first for width in self._widths],
-            "blocks": settings["num_res_blocks"],
-            "attention": [self.size >> level for level, on in enumerate(self._attending) if on],
-            "heads": settings["num_heads"] if heads == -1 else 1,
-            "head_channels": None if heads == -1 else heads,
-            "dropout": settings["dropout"],
-            "num_classes": self._classes,
-            "null_class": not self._classes,
-            "norm_groups": 32,
-            "group_width": 1,
-            "norm_eps": 1e-5,
-            "scale_shift": settings["use_scale_shift_norm"],
-            "resampling": "residual" if settings.get("resblock_updown") else "convolution",
-            "padding": "both",
-            "embedding_channels": settings["num_channels"],
-            "frequency_shift": 0.0,
-        }
+        return unet_node(
+            self.size,
+            self._widths,
+            settings["num_res_blocks"],
+            self._attending,
+            heads=settings["num_heads"] if heads == -1 else 1,
+            head_channels=None if heads == -1 else heads,
+            dropout=settings["dropout"],
+            num_classes=self._classes,
+            null_class=not self._classes,
+            norm_eps=1e-5,
+            scale_shift=settings["use_scale_shift_norm"],
+            resampling="residual" if settings.get("resblock_updown") else "convolution",
+            padding="both",
+            embedding_channels=settings["num_channels"],
+            frequency_shift=0.0,
+        )
 
     def weights(self) -> Weights:
         """All weights of the network."""
@@ -334,39 +330,17 @@ def _by_head(qkv: Tensor, heads: int) -> Tensor:
     return qkv.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _numbers(key: str, text: str) -> list[float]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"flags.{key}={text} must be integers, separated by commas") from None
-
-
-def _diffusion(settings: Settings) -> dict[str, Any]:
-    """Schedule, preconditioning, objective and sampler."""
+def _diffusion(settings: Settings, network: dict[str, Any]) -> dict[str, Any]:
     steps, kind = settings["diffusion_steps"], settings["noise_schedule"]
     if kind not in ("linear", "cosine"):
         raise UserError(f"flags.noise_schedule={kind} must be linear or cosine")
     scale = 1000 / steps
-    linear = {"start": 1e-4 * scale, "end": 0.02 * scale}
-    learned = settings["learn_sigma"]
     fixed = "posterior" if settings.get("sigma_small") else "beta"
-    return {
-        "schedule": {
-            "_target_": f"betasigma.schedules.{kind}",
-            "steps": steps,
-            **(linear if kind == "linear" else {}),
-        },
-        "preconditioning": {
-            "_target_": "betasigma.preconditioning.Preconditioning",
-            "prediction": "x0" if settings["predict_xstart"] else "epsilon",
-            "timestep_scale": scale if settings["rescale_timesteps"] else 1.0,
-        },
-        "objective": {
-            "_target_": f"betasigma.objectives.{'Hybrid' if learned else 'Denoising'}",
-        },
-        "sampler": {
-            "_target_": "betasigma.samplers.Ancestral",
-            "variance": "learned" if learned else fixed,
-            "clip": True,
-        },
-    }
+    return ddpm_config(
+        network,
+        schedule_node(kind, steps, 1e-4 * scale, 0.02 * scale),
+        variance="learned" if settings["learn_sigma"] else fixed,
+        clip=True,
+        prediction="x0" if settings["predict_xstart"] else "epsilon",
+        timestep_scale=scale if settings["rescale_timesteps"] else 1.0,
+    )

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from betasigma.errors import UserError
+from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.unet_weights import Tensors, Weights, as_linear, joined, unet_weights
 from betasigma.published.weight_file import WeightFile, checked_tensors
@@ -65,22 +66,17 @@ class PytorchDiffusion(ModelFormat):
         if variance not in VARIANCES:
             raise UserError(f"flags.model_var_type={variance} must be {' or '.join(VARIANCES)}")
         size = settings["resolution"]
-        config: dict[str, Any] = {
-            "network": {**structure.network(size), "dropout": settings["dropout"]},
-            "schedule": {
-                "_target_": "betasigma.schedules.linear",
-                "start": settings["beta_start"],
-                "end": settings["beta_end"],
-                "steps": settings["num_diffusion_timesteps"],
-            },
-            "preconditioning": {"_target_": "betasigma.preconditioning.Preconditioning"},
-            "objective": {"_target_": "betasigma.objectives.Denoising"},
-            "sampler": {
-                "_target_": "betasigma.samplers.Ancestral",
-                "variance": VARIANCES[variance],
-                "clip": True,
-            },
-        }
+        config = ddpm_config(
+            structure.network(size, settings["dropout"]),
+            schedule_node(
+                "linear",
+                settings["num_diffusion_timesteps"],
+                settings["beta_start"],
+                settings["beta_end"],
+            ),
+            VARIANCES[variance],
+            clip=True,
+        )
         shape = (weights["enter.weight"].shape[1], size, size)
         step = re.fullmatch(r"model-(\d+)", source.path.stem)
         return PublishedModel(
@@ -101,7 +97,6 @@ class _NamedWeights:
         self._widths = [
             _rows(content, f"down.{level}.block.0.conv1.weight") for level in range(self._levels)
         ]
-        self._first = _rows(content, "conv_in.weight")
         self._attending = [
             f"down.{level}.attn.0.q.weight" in content for level in range(self._levels)
         ]
@@ -109,21 +104,10 @@ class _NamedWeights:
         if not any(self._attending):
             self._attending[-1] = True
 
-    def network(self, size: int) -> dict[str, Any]:
+    def network(self, size: int, dropout: float) -> dict[str, Any]:
         """The network node of the config, for images of this size."""
-        if any(width % self._first for width in self._widths):
-            raise UserError(
-                f"from has levels of {self._widths} channels, no multiples of the first"
-            )
-        return {
-            "_target_": "betasigma.networks.unet.UNet",
-            "channels": self._first,
-            "multipliers": [width // self._first for width in self._widths],
-            "blocks": self._blocks,
-            "attention": [size >> level for level, on in enumerate(self._attending) if on],
-            "norm_groups": 32,
-            "group_width": 1,
-        }
+        widths, blocks, attending = self._widths, self._blocks, self._attending
+        return unet_node(size, widths, blocks, attending, dropout=dropout)
 
     def weights(self, tensors: Tensors) -> Weights:
         """All weights of the network."""

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
+from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
+from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.unet_weights import Tensors, Weights, joined, unet_weights
 from betasigma.published.weight_file import WeightFile, checked_tensors
 
@@ -121,22 +122,14 @@ class ScoreSdeDDPM(ModelFormat):
         tensors.finish()
         size = settings["image_size"]
         steps = settings["num_scales"]
-        config: dict[str, Any] = {
-            "network": structure.network(),
-            "schedule": {
-                "_target_": "betasigma.schedules.linear",
-                "start": settings["beta_min"] / steps,
-                "end": settings["beta_max"] / steps,
-                "steps": steps,
-            },
-            "preconditioning": {"_target_": "betasigma.preconditioning.Preconditioning"},
-            "objective": {"_target_": "betasigma.objectives.Denoising"},
-            "sampler": {
-                "_target_": "betasigma.samplers.Ancestral",
-                "variance": "beta",
-                "clip": False,
-            },
-        }
+        config = ddpm_config(
+            structure.network(),
+            schedule_node(
+                "linear", steps, settings["beta_min"] / steps, settings["beta_max"] / steps
+            ),
+            variance="beta",
+            clip=False,
+        )
         shape = (weights["enter.weight"].shape[1], size, size)
         data = settings.get("data")
         return PublishedModel(config, weights, shape, step=trained_steps(source), data=data)
@@ -147,10 +140,10 @@ class _SequentialWeights:
 
     def __init__(self, settings: Settings, tensors: Tensors) -> None:
         self._settings, self._tensors = settings, tensors
-        self._multipliers = integers("ch_mult", settings["ch_mult"])
+        self._widths = [settings["nf"] * m for m in integers("ch_mult", settings["ch_mult"])]
         sides = integers("attn_resolutions", settings["attn_resolutions"])
         size = settings["image_size"]
-        self._attending = [size >> level in sides for level in range(len(self._multipliers))]
+        self._attending = [size >> level in sides for level in range(len(self._widths))]
         # in the middle there is attention always
         self._shown = self._attending
         if not any(self._attending):
@@ -160,27 +153,22 @@ class _SequentialWeights:
     def network(self) -> dict[str, Any]:
         """The network node of the config."""
         settings = self._settings
-        return {
-            "_target_": "betasigma.networks.unet.UNet",
-            "channels": settings["nf"],
-            "multipliers": self._multipliers,
-            "blocks": settings["num_res_blocks"],
-            "attention": [
-                settings["image_size"] >> level for level, on in enumerate(self._shown) if on
-            ],
-            "dropout": settings["dropout"],
-            "norm_groups": 32,
-            "group_width": 1,
-        }
+        return unet_node(
+            settings["image_size"],
+            self._widths,
+            settings["num_res_blocks"],
+            self._shown,
+            dropout=settings["dropout"],
+        )
 
     def weights(self) -> Weights:
         """All weights of the network."""
-        settings = self._settings
         weights: Weights = {}
         for name in ("conditioning.hidden", "conditioning.out", "enter"):
             weights |= self._tensors.layer(self._place(), name)
-        widths = [settings["nf"] * m for m in self._multipliers]
-        weights |= unet_weights(widths, settings["num_res_blocks"], self._shown, True, self._part)
+        weights |= unet_weights(
+            self._widths, settings["num_res_blocks"], self._shown, True, self._part
+        )
         for name in ("leave.0", "leave.2"):
             weights |= self._tensors.layer(self._place(), name)
         return weights
@@ -219,16 +207,3 @@ class _SequentialWeights:
             f"{ours}.weight": weight.reshape(*weight.shape, *pixel),
             f"{ours}.bias": self._tensors.take(f"{place}.b"),
         }
-
-
-def integers(key: str, text: str) -> list[int]:
-    """Integers separated by commas, with or without brackets: ``1,2,2,2`` or ``(1, 2, 2, 2)``.
-
-    Raises:
-        UserError: where ``flags.<key>`` is something else.
-    """
-    words = text.strip("()[] ").rstrip(",").split(",")
-    try:
-        return [int(word) for word in words]
-    except ValueError:
-        raise UserError(f"flags.{key}={text} must be integers, separated by commas") from None

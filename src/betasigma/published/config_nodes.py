@@ -1,0 +1,87 @@
+"""Nodes of a run's config that say what a published DDPM is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from betasigma.errors import UserError
+
+Node = dict[str, Any]
+
+GROUPS = 32
+"""Groups of a normalisation in all of the public codes, at any width."""
+
+
+def unet_node(
+    size: int, widths: Sequence[int], blocks: int, attending: Sequence[bool], **others: Any
+) -> Node:
+    """The node ``network``.
+
+    Args:
+        size: side of the images.
+        widths: channels of each level, from fine to coarse.
+        blocks: residual blocks of a level on the way down.
+        attending: which levels attend.
+        others: options that differ from ours.
+
+    Raises:
+        UserError: where a width is no multiple of the first.
+    """
+    first = widths[0]
+    if any(width % first for width in widths):
+        raise UserError(
+            f"the levels have {', '.join(map(str, widths))} channels; ours are multiples of the "
+            f"first"
+        )
+    return {
+        "_target_": "betasigma.networks.unet.UNet",
+        "channels": first,
+        "multipliers": [width // first for width in widths],
+        "blocks": blocks,
+        "attention": [size >> level for level, attends in enumerate(attending) if attends],
+        "norm_groups": GROUPS,
+        "group_width": 1,
+        **others,
+    }
+
+
+def ddpm_config(
+    network: Node,
+    schedule: Node,
+    variance: str,
+    clip: bool,
+    prediction: str = "epsilon",
+    timestep_scale: float = 1.0,
+) -> Node:
+    """All nodes of a DDPM.
+
+    Args:
+        network, schedule: their nodes.
+        variance: of the ancestral sampler; where it is ``learned``, the network has learned one.
+        clip: whether x̂_0 is clipped to the range of the data.
+        prediction: what the output means.
+        timestep_scale: factor of the time step that the network is told.
+    """
+    objective = "Hybrid" if variance == "learned" else "Denoising"
+    return {
+        "network": network,
+        "schedule": schedule,
+        "preconditioning": {
+            "_target_": "betasigma.preconditioning.Preconditioning",
+            "prediction": prediction,
+            "timestep_scale": timestep_scale,
+        },
+        "objective": {"_target_": f"betasigma.objectives.{objective}"},
+        "sampler": {
+            "_target_": "betasigma.samplers.Ancestral",
+            "variance": variance,
+            "clip": clip,
+        },
+    }
+
+
+def schedule_node(kind: str, steps: int, start: float, end: float) -> Node:
+    """The node ``schedule``; a cosine has no start and no end."""
+    ends = {} if kind == "cosine" else {"start": start, "end": end}
+    return {"_target_": f"betasigma.schedules.{kind}", "steps": steps, **ends}
