@@ -166,9 +166,8 @@ class _SequentialWeights:
         weights: Weights = {}
         for name in ("conditioning.hidden", "conditioning.out", "enter"):
             weights |= self._tensors.layer(self._place(), name)
-        weights |= unet_weights(
-            self._widths, settings["num_res_blocks"], self._shown, True, self._part
-        )
+        blocks = self._settings["num_res_blocks"]
+        weights |= unet_weights(self._widths, blocks, self._shown, True, self._part)
         for name in ("leave.0", "leave.2"):
             weights |= self._tensors.layer(self._place(), name)
         return weights
