@@ -94,13 +94,17 @@ def test_what_the_network_is_told(schedule: NoiseSchedule) -> None:
         conditioning: Preconditioning("epsilon", conditioning, levels=schedule.levels)(
             t, alpha, sigma
         ).c_noise
-        for conditioning in ("timestep", "log_sigma", "none")
+        for conditioning in ("timestep", "scaled_time", "log_sigma", "level_number", "none")
     }
     steps = torch.arange(schedule.levels, dtype=torch.float64)
     torch.testing.assert_close(
         told["timestep"], steps[:: max(1, schedule.levels // 10)], rtol=0, atol=1e-9
     )
+    torch.testing.assert_close(told["scaled_time"], 999 * t)
     torch.testing.assert_close(told["log_sigma"], torch.log(sigma / alpha))
+    torch.testing.assert_close(  # NCSN's σ_1 is the largest, and number 0
+        told["level_number"], schedule.levels - 1 - told["timestep"], rtol=0, atol=1e-9
+    )
     assert not told["none"].any()
 
 

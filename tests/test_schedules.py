@@ -22,12 +22,14 @@ from betasigma.schedules import (
     posterior,
     sigmoid,
     transition,
+    vp_sde,
 )
 
 FAMILIES = {
     "linear": linear(),
     "cosine": cosine(),
     "sigmoid": sigmoid(),
+    "vp_sde": vp_sde(),
     "geometric": geometric(),
     "dense": geometric(232, 50.0, 0.01),
     "single": geometric(1, 2.0, 0.01),
@@ -56,6 +58,28 @@ def betas(name: str, steps: int) -> np.ndarray:
         return start + (end - start) / (1 + np.exp(6 - 12 * i / (steps - 1)))
     f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1 - f[1:] / f[:-1], 0.999)
+
+
+def test_the_vp_sde_is_that_of_the_paper_at_every_time() -> None:
+    """Song et al. 2021, equations 32 and 33: β from 0.1 to 20."""
+    schedule = vp_sde(steps=10)
+    t = between(schedule, 100)
+    log_mean = -(t**2) * (20 - 0.1) / 4 - t * 0.1 / 2
+    torch.testing.assert_close(schedule.alpha(t), log_mean.exp(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        schedule.sigma(t), (1 - (2 * log_mean).exp()).sqrt(), rtol=1e-12, atol=0
+    )
+    f, g2 = schedule.sde(t)
+    beta = 0.1 + t * (20 - 0.1)
+    torch.testing.assert_close(f, -beta / 2, rtol=1e-10, atol=0)
+    torch.testing.assert_close(g2, beta, rtol=1e-10, atol=0)
+
+
+def test_ddpm_s_steps_are_those_of_the_vp_sde() -> None:
+    steps = linear(steps=1000)
+    torch.testing.assert_close(
+        vp_sde().sigma(steps.times()[9:]), steps.sigma(steps.times()[9:]), rtol=0.03, atol=0
+    )
 
 
 @pytest.mark.parametrize("steps", [1000, 50])
@@ -168,7 +192,9 @@ def test_time_and_log_snr_are_inverse(schedule: NoiseSchedule) -> None:
             schedule.t_of_log_snr(outside)
 
 
-@curves
+@pytest.mark.parametrize(
+    "schedule", [s for n, s in FAMILIES.items() if s.levels > 1 and n != "vp_sde"]
+)
 def test_between_levels_log_snr_is_linear(schedule: NoiseSchedule) -> None:
     left, right = schedule.times()[:-1], schedule.times()[1:]
     for share in (0.25, 0.5, 0.9):

@@ -57,13 +57,15 @@ class Preconditioning:
     Args:
         prediction: what the network's output means (table above).
         conditioning: the number that the network sees. ``timestep`` is t·L − 1, DDPM's t − 1 ∈ {0,
-            …, T − 1}; ``log_sigma`` is log(σ/α), for NCSN log σ; ``none`` is 0, for networks that
-            are told nothing (NCSNv2).
+            …, T − 1}; ``scaled_time`` is 999·t (the VP SDE of Song et al. 2021); ``log_sigma`` is
+            log(σ/α), for NCSN log σ; ``level_number`` is L − t·L, which counts NCSN's levels from
+            the noisiest, 0, down to L − 1; ``none`` is 0, for networks that are told nothing
+            (NCSNv2).
         input_scaling: ``none`` shows the network x_t itself; ``unit_variance`` shows
             x_t/√(α²σ_data² + σ²), which for NCSN and σ_data = 1 is the variance-preserving input of
             DDPM at the same SNR.
         sigma_data: standard deviation σ_data of the data, used by ``edm`` and ``unit_variance``.
-        levels: L of the schedule, needed by ``timestep``.
+        levels: L of the schedule, needed by ``timestep`` and ``level_number``.
         timestep_scale: factor of the number that ``timestep`` is; 1000/L where a model was told
             its step as one of 1000 (``rescale_timesteps`` of Nichol & Dhariwal 2021's code).
     """
@@ -117,5 +119,9 @@ class Preconditioning:
             return torch.zeros_like(t)
         if self.conditioning == "timestep":
             return (t * self.levels - 1) * self.timestep_scale
+        if self.conditioning == "scaled_time":
+            return 999 * t
+        if self.conditioning == "level_number":
+            return self.levels - t * self.levels
         log_ratio = torch.log(sigma / alpha)
         return log_ratio / 4 if self.prediction == "edm" else log_ratio

@@ -28,7 +28,12 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.options.noise_schedules import CosineOptions, GeometricOptions, LinearOptions
+from betasigma.options.noise_schedules import (
+    CosineOptions,
+    GeometricOptions,
+    LinearOptions,
+    VPSDEOptions,
+)
 from betasigma.randomness import Stream
 
 Times = Tensor | float
@@ -95,8 +100,8 @@ class NoiseSchedule:
             UserError: where ``t``, which is step/levels, is neither in [t_min, 1] nor 0.
         """
         t = self._check(t)
-        value = torch.from_numpy(np.asarray(np.interp(t.numpy(), self._times, self._log_snr)))
-        return torch.where(t == 0, torch.inf, value)
+        value = self._log_snr_at(t.clamp(min=self.t_min).numpy())
+        return torch.where(t == 0, torch.inf, torch.from_numpy(np.asarray(value)))
 
     def t_of_log_snr(self, log_snr: Times) -> Tensor:
         """Time at which the curve has this log-SNR (inverse of :meth:`log_snr` on [t_min, 1]).
@@ -111,9 +116,7 @@ class NoiseSchedule:
             raise ValueError(
                 f"log-SNR {value} is outside the schedule's range [{low:.6g}, {high:.6g}]"
             )
-        return torch.from_numpy(
-            np.asarray(np.interp(-value, -self._log_snr, self._times), dtype=np.float64)
-        )
+        return torch.from_numpy(np.asarray(self._t_at(value.clip(low, high)), dtype=np.float64))
 
     def log_snr_slope(self, t: Times) -> Tensor:
         """d log-SNR/dt at ``t`` ∈ [t_min, 1]; at a level, the slope of the interval below it.
@@ -127,9 +130,7 @@ class NoiseSchedule:
                 "a noise schedule of one level has no slope in t: sigma.levels or beta.steps must "
                 "be at least 2 for what integrates over t"
             )
-        slopes = np.diff(self._log_snr) * self.levels
-        interval = np.searchsorted(self._times, t.numpy(), side="left") - 1
-        return torch.from_numpy(np.asarray(slopes[np.clip(interval, 0, slopes.size - 1)]))
+        return torch.from_numpy(np.asarray(self._slope_at(t.numpy())))
 
     def ratio(self, t: Times) -> Tensor:
         """σ_t/α_t, the noise in the variance-exploding view x_t/α_t; float64, 0 at t = 0."""
@@ -165,6 +166,17 @@ class NoiseSchedule:
         """α_t, σ_t and log-SNR, looked up once."""
         log_snr = self.log_snr(t)
         return Kernel(self._alpha(log_snr), self._sigma(log_snr), log_snr)
+
+    def _log_snr_at(self, t: np.ndarray) -> np.ndarray:
+        return np.interp(t, self._times, self._log_snr)
+
+    def _t_at(self, log_snr: np.ndarray) -> np.ndarray:
+        return np.interp(-log_snr, -self._log_snr, self._times)
+
+    def _slope_at(self, t: np.ndarray) -> np.ndarray:
+        slopes = np.diff(self._log_snr) * self.levels
+        interval = np.searchsorted(self._times, t, side="left") - 1
+        return slopes[np.clip(interval, 0, slopes.size - 1)]
 
     def _alpha(self, log_snr: Tensor) -> Tensor:
         raise self._unfinished()
@@ -222,6 +234,32 @@ class VariancePreserving(NoiseSchedule):
         return torch.sigmoid(-log_snr) / 2
 
 
+class LinearRate(VariancePreserving):
+    """The VP SDE dx = −½β(t)·x dt + √β(t) dw with β(t) = β₀ + t·(β₁ − β₀), exact at every t (Song
+    et al. 2021, equations 11 and 32).
+
+    With B(t) = ∫₀ᵗ β = t·β₀ + ½t²·(β₁ − β₀), α² = e^{−B}, hence log-SNR = −log(e^B − 1).
+    """
+
+    def __init__(self, start: float, end: float, levels: int) -> None:
+        self._start, self._rise = start, end - start
+        super().__init__(self._log_snr_at(np.arange(1, levels + 1) / levels))
+
+    def _log_snr_at(self, t: np.ndarray) -> np.ndarray:
+        return -np.log(np.expm1(self._integral(t)))
+
+    def _t_at(self, log_snr: np.ndarray) -> np.ndarray:
+        integral = np.log1p(np.exp(-log_snr))
+        root = np.sqrt(self._start**2 + 2 * self._rise * integral)
+        return np.clip(2 * integral / (self._start + root), self.t_min, 1)
+
+    def _slope_at(self, t: np.ndarray) -> np.ndarray:
+        return (self._start + t * self._rise) / np.expm1(-self._integral(t))
+
+    def _integral(self, t: np.ndarray) -> np.ndarray:
+        return t * self._start + t**2 * self._rise / 2
+
+
 class VarianceExploding(NoiseSchedule):
     """α_t = 1 (Song & Ermon 2019): x_t = x_0 + σ_t·ε."""
 
@@ -263,6 +301,17 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     t = np.arange(steps + 1) / steps
     f = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
     return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
+
+
+def vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> LinearRate:
+    """The VP SDE with a rate β(t) that rises linearly from ``start`` to ``end`` (Song et al. 2021,
+    appendix C); its ``steps`` levels at t = i/steps are those that samplers visit.
+
+    Unlike :func:`linear`, which is its discretisation, it is exact between the levels, for models
+    trained on every t.
+    """
+    VPSDEOptions.check(start=start, end=end, steps=steps)
+    return LinearRate(start, end, steps)
 
 
 def geometric(levels: int = 10, max: float = 1.0, min: float = 0.01) -> VarianceExploding:

@@ -44,9 +44,9 @@ BAD = {
     "train model=ddpm sigma.levels=10": r"=10 .*geometric or geometric_auto \(model=ncsn\)",
     "train model=ddpm +sigma.levels=10": r"sigma\.levels=10 .*schedule=linear.*model=ncsn",
     "train model=ddpm +sigma=5": r"sigma=5 .*schedule=linear.*model=ncsn",
-    "train model=ncsn beta.end=0.1": r"beta\.end=0\.1 .*schedule=linear or sigmoid \(model=ddpm\)",
+    "train model=ncsn beta.end=0.1": r"beta\.end=0\.1 .*schedule=linear .* \(model=ddpm\)",
     "train sampler.eta=0.5": r"sampler\.eta=0\.5 .*sampler=ddim",
-    "train sampler=heun sampler.corrector_steps=1": r"=1 .*belongs to sampler=predictor_corrector$",
+    "train sampler=heun sampler.corrector_steps=1": r"=1 .*belongs to sampler=predictor_corrector",
     "train sampler=predictor_corrector sampler.snr=0": r"sampler\.snr=0 must be above 0",
     # points of the bridge
     "train bridge=7": r"bridge=7 is unknown; choose from 0, 1, 2, 3, 4, 5, 6",

@@ -21,6 +21,8 @@ from betasigma.likelihood import ContinuousBound, DiscreteBound, FlowLikelihood
 from betasigma.modules import DDPM, NCSN, Oracle
 from betasigma.networks.energy import energy_mlp
 from betasigma.networks.mlp import MLP
+from betasigma.networks.ncsnpp import NCSNpp
+from betasigma.networks.refinenet import RefineNet
 from betasigma.networks.unet import UNet
 from betasigma.objectives import (
     Denoising,
@@ -43,7 +45,7 @@ from betasigma.samplers import (
     PredictorCorrector,
     Sampler,
 )
-from betasigma.schedules import cosine, geometric, linear, sigmoid
+from betasigma.schedules import cosine, geometric, linear, sigmoid, vp_sde
 from betasigma.testing import (
     check_dataset,
     check_likelihood,
@@ -64,6 +66,11 @@ def unet(**options: Any) -> Callable[[], UNet]:
     return lambda: UNet(**{"in_channels": 1, "image_size": 8, **small, **options})
 
 
+def ncsnpp(**options: Any) -> Callable[[], NCSNpp]:
+    small = dict(channels=8, multipliers=(1, 2), blocks=1, attention=(4,))
+    return lambda: NCSNpp(**{"in_channels": 1, "image_size": 8, **small, **options})
+
+
 NETWORKS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "unet": (unet(dropout=0.1), (1, 8, 8), {}),
     "unet, classes": (unet(in_channels=3, num_classes=3), (3, 8, 8), {"num_classes": 3}),
@@ -73,6 +80,28 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
         unet(head_channels=4, conditional=False),
         (1, 8, 8),
         {"conditional": False},
+    ),
+    "refinenet": (lambda: RefineNet(3, 8, channels=8, value_range=(-1.0, 1.0)), (3, 8, 8), {}),
+    "refinenet, v2": (
+        lambda: RefineNet(1, 8, channels=8, pooling="max", conditional=False),
+        (1, 8, 8),
+        {"conditional": False},
+    ),
+    "ddpmpp": (ncsnpp(num_classes=2), (1, 8, 8), {"num_classes": 2}),
+    "ncsnpp": (
+        ncsnpp(embedding="fourier", resample_filter="fir", progressive_input="residual"),
+        (1, 8, 8),
+        {},
+    ),
+    "ncsnpp, progressive, recomputed": (
+        ncsnpp(progressive_input="skip", progressive_output="skip", checkpoint=True),
+        (1, 8, 8),
+        {},
+    ),
+    "ncsnpp, variance, unconditional": (
+        ncsnpp(out_channels=2, conditional=False),
+        (1, 8, 8),
+        {"learns_variance": True, "conditional": False},
     ),
     "mlp": (lambda: MLP(2, width=16), (2,), {}),
     "mlp, classes, variance": (
@@ -87,6 +116,8 @@ SCHEDULES = {
     "sigmoid": sigmoid,
     "cosine": cosine,
     "geometric": geometric,
+    "vp_sde": vp_sde,
+    "vp_sde, coarse": lambda: vp_sde(steps=8),
     "two levels": lambda: geometric(2, 1.0, 0.1),
     "one level": lambda: geometric(1, 1.0, 0.01),
 }
@@ -153,6 +184,8 @@ def test_preconditionings(name: str, prediction: Any) -> None:
     schedule = SCHEDULES[name]()
     for conditioning, scaling in (
         ("timestep", "none"),
+        ("scaled_time", "none"),
+        ("level_number", "none"),
         ("log_sigma", "unit_variance"),
         ("none", "none"),
     ):
@@ -274,7 +307,7 @@ def targets(group: str) -> set[Any]:
 @pytest.mark.parametrize(
     ("group", "checked"),
     [
-        ("network", {UNet, MLP, energy_mlp}),
+        ("network", {UNet, NCSNpp, RefineNet, MLP, energy_mlp}),
         ("schedule", set(SCHEDULES.values())),
         ("objective", {*map(type, OBJECTIVES.values()), ExplicitScoreMatching}),
         ("sampler", set(map(type, SAMPLERS.values()))),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -66,7 +69,9 @@ def make_denoiser(
     schedule = make_schedule(config["schedule"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        network = _make_network(config["network"], sample_shape, learns_variance(config))
+        offered = {"levels": schedule.levels, "value_range": value_range}
+        doubled = learns_variance(config)
+        network = _make_network(config["network"], sample_shape, doubled, offered)
     objective = parse_component("objective", config["objective"])
     return Denoiser(
         network,
@@ -86,9 +91,11 @@ def make_schedule(node: Config) -> NoiseSchedule:
     return require(make(node, "schedule"), NoiseSchedule, "schedule", node["_target_"])
 
 
-def _make_network(node: Config, sample_shape: tuple[int, ...], doubled: bool) -> nn.Module:
+def _make_network(
+    node: Config, sample_shape: tuple[int, ...], doubled: bool, more: Mapping[str, Any]
+) -> nn.Module:
     options = parse_component("network", node)
-    offered = options.shape_arguments(sample_shape, doubled)
+    offered = {**more, **options.shape_arguments(sample_shape, doubled)}
     return require(make(node, "network", offered=offered), nn.Module, "network", node["_target_"])
 
 

@@ -18,7 +18,7 @@ identity.
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,14 @@ def initialised(layer: Layer, zero: bool = False) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def centred(x: Tensor, value_range: tuple[float, float]) -> Tensor:
+    """``x`` with the values of ``value_range`` moved to [−1, 1], where both ends are as far from
+    the zeros that convolutions pad with.
+    """
+    low, high = value_range
+    return x if (low, high) == (-1, 1) else x * (2 / (high - low)) - (high + low) / (high - low)
 
 
 class Positional(nn.Module):
@@ -82,6 +90,18 @@ class Fourier(nn.Module):
 
 def _sines(angles: Tensor) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def refuse_labels() -> NoReturn:
+    """Refuse class labels for a network that has none.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        "Class labels were given to a network with network.num_classes=0: train one with "
+        "network.num_classes set to the number of classes, or leave the labels out."
+    )
 
 
 class Conditioning(nn.Module):
@@ -143,10 +163,7 @@ class Conditioning(nn.Module):
                 "give class labels, labels=[…] or labels=all"
             )
         if y is not None and self.labels is None:
-            raise UserError(
-                "Class labels were given to a network with network.num_classes=0: train one with "
-                "network.num_classes set to the number of classes, or leave the labels out."
-            )
+            refuse_labels()
         e: Tensor | None = None
         if self.features is not None:
             phi = self.features(c_noise).to(self.hidden.weight.dtype)

@@ -23,6 +23,9 @@ from betasigma.options.composition import Composition
 Embedding = Literal["positional", "fourier"]
 Resampling = Literal["convolution", "residual"]
 Padding = Literal["end", "both"]
+Pooling = Literal["average", "max"]
+Filter = Literal["box", "fir"]
+Pyramid = Literal["none", "skip", "residual"]
 EvenWidth = Annotated[int, Field(ge=4, multiple_of=2)]
 """Half of it carries the sines of the noise level, half the cosines."""
 
@@ -37,6 +40,11 @@ class NetworkOptions(ComponentOptions):
     can_learn_variance: ClassVar[bool] = True
 
     num_classes: Index = option(0, "class labels; 0: unconditional")
+
+    @property
+    def conditioning(self) -> str | None:
+        """The only ``preconditioning.conditioning`` that it understands; ``None`` for any."""
+        return None
 
     def shape_arguments(self, sample_shape: Sequence[int], doubled: bool) -> dict[str, Any]:
         """Return the arguments that follow from the data, which a constructor may ask for by name.
@@ -155,14 +163,7 @@ class UNetOptions(NetworkOptions):
         return self
 
     def check_image_size(self, image_size: int) -> None:
-        sizes = resolutions(image_size, len(self.multipliers))
-        for resolution in self.attention:
-            if resolution not in sizes:
-                raise UserError(
-                    f"network.attention={self.attention} asks for resolution {resolution}, which "
-                    f"never occurs: {image_size}x{image_size} images and {len(self.multipliers)} "
-                    f"multipliers give {_listed(sizes)}."
-                )
+        sizes = check_attention(self.attention, image_size, len(self.multipliers))
         if self.attention:
             pairs = zip(sizes, self.multipliers, strict=True)
             attending = {m for size, m in pairs if size in self.attention}
@@ -179,6 +180,59 @@ class UNetOptions(NetworkOptions):
                 f"network.{key}={value} does not divide the {width} channels of an attention "
                 f"layer: give one of {_listed(divisors)}."
             )
+
+
+class RefineNetOptions(NetworkOptions):
+    targets = ("betasigma.networks.refinenet.RefineNet",)
+    takes = "images"
+
+    channels: Count = option(128, "width at full resolution")
+    multipliers: Annotated[list[Count], Field(min_length=3)] = option(
+        [1, 2, 2, 2],
+        "width of each stage, in units of channels; the last two dilate, those between the first "
+        "and them halve the image",
+    )
+    pooling: Pooling = option("average", "of the refinement blocks: NCSN's, or NCSNv2's max")
+    conditional: bool = option(True, "false: the network is not told the noise level (NCSNv2)")
+    num_classes: Literal[0] = option(0, "it takes no class labels")
+
+    @property
+    def conditioning(self) -> str | None:
+        return "level_number" if self.conditional else None
+
+    def check_image_size(self, image_size: int) -> None:
+        halvings = len(self.multipliers) - 3
+        if image_size % 2**halvings or image_size <= 2**halvings:
+            raise UserError(
+                f"network.multipliers={self.multipliers} halves the image {halvings} times, which "
+                f"{image_size}x{image_size} images do not allow: give fewer multipliers, or a size "
+                f"that {2**halvings} divides"
+            )
+
+
+class NCSNppOptions(NetworkOptions):
+    targets = ("betasigma.networks.ncsnpp.NCSNpp",)
+    takes = "images"
+
+    channels: EvenWidth = option(128, "width at full resolution")
+    multipliers: Annotated[list[Count], Field(min_length=1)] = option(
+        [1, 2, 2, 2], "width at each resolution, in units of channels; each halves the image"
+    )
+    blocks: Count = option(4, "residual blocks at each resolution")
+    attention: list[Count] = option([16], "resolutions with self-attention")
+    dropout: Probability = option(0.1, "dropout before the second convolution of a block")
+    embedding: Embedding = option("positional", "how the noise level enters")
+    fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
+    conditional: bool = option(True, "false: the network is not told the noise level")
+    resample_filter: Filter = option("box", "averages and repetition, or the filter [1, 3, 3, 1]")
+    progressive_input: Pyramid = option("none", "how the image enters at lower resolutions")
+    progressive_output: Literal["none", "skip"] = option(
+        "none", "skip: the output is a sum over resolutions"
+    )
+    checkpoint: bool = option(False, "recompute activations in the backward pass to save memory")
+
+    def check_image_size(self, image_size: int) -> None:
+        check_attention(self.attention, image_size, len(self.multipliers))
 
 
 class MLPOptions(NetworkOptions):
@@ -215,6 +269,23 @@ def resolutions(image_size: int, levels: int) -> tuple[int, ...]:
             f"by {2 ** (levels - 1)}."
         )
     return tuple(sizes)
+
+
+def check_attention(attention: list[int], image_size: int, levels: int) -> tuple[int, ...]:
+    """Return the :func:`resolutions`, among which those of the attention must be.
+
+    Raises:
+        UserError: for one that never occurs, or if the image cannot be halved so often.
+    """
+    sizes = resolutions(image_size, levels)
+    for resolution in attention:
+        if resolution not in sizes:
+            raise UserError(
+                f"network.attention={attention} asks for resolution {resolution}, which never "
+                f"occurs: {image_size}x{image_size} images and {levels} multipliers give "
+                f"{_listed(sizes)}."
+            )
+    return sizes
 
 
 def _listed(values: Sequence[object]) -> str:

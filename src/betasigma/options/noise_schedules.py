@@ -104,6 +104,22 @@ class LinearOptions(ScheduleOptions):
         return self
 
 
+class VPSDEOptions(ScheduleOptions):
+    targets = ("betasigma.schedules.vp_sde",)
+    knobs = "beta"
+    model = "ddpm"
+
+    start: Positive = option(0.1, "rate beta(0)")
+    end: Positive = option(20.0, "rate beta(1)")
+    steps: Count = option(1000, "number of levels that samplers visit")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.start > self.end:
+            raise ValueError(f"beta.end={self.end:g} must be at least beta.start={self.start:g}")
+        return self
+
+
 class CosineOptions(ScheduleOptions):
     targets = ("betasigma.schedules.cosine",)
     knobs = "beta"
@@ -137,7 +153,7 @@ class BetaOptions(Options):
     node = "beta"
 
     steps: Count = option(1000, "number of steps T")
-    start: OpenUnit | None = option(None, "beta of the first step")
-    end: OpenUnit | None = option(None, "beta of the last step")
+    start: Positive | None = option(None, "beta of the first step; of schedule=vp_sde, a rate")
+    end: Positive | None = option(None, "beta of the last step; of schedule=vp_sde, a rate")
     offset: OpenUnit | None = option(None, "s of schedule=cosine")
     max: OpenUnit | None = option(None, "largest beta of a step of schedule=cosine")

@@ -355,7 +355,7 @@ OFFERED = frozenset(
     {
         *("sample_shape", "in_channels", "out_channels", "image_size", "dim", "out_dim"),
         *("true_score", "seed", "split", "root", "params", "optimizer", "fused", "levels"),
-        "save_dir",
+        *("save_dir", "value_range"),
         *("denoiser", "objective", "warmup", "decay", "compile", "lr_schedule", "extractor"),
     }
 )
