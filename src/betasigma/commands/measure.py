@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 from pytorch_lightning.loggers import Logger
+from torch import Tensor
 
 from betasigma.commands.assemble import Config
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import DenoiserLike, guided
-from betasigma.display import Display
+from betasigma.display import Display, warn
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.runs.record import format_settings
-from betasigma.samplers import Sampler, labels_in_turn
+from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
 from betasigma.training.tracking import log_values
 
 COLUMNS = ["metric", "value", "n", "NFE"]
@@ -133,6 +134,13 @@ def log_measurements(
             **(of_model if m.nfe is not None else {}),
         }
         log_values(loggers, {f"{prefix}/{label(m)}": m.value}, step, context)
+
+
+def say_not_finite(x: Tensor) -> None:
+    """Warn of samples that are not finite."""
+    bad = count_not_finite(x)
+    if bad:
+        warn(f"{bad} of {len(x)} samples are not finite")
 
 
 def rank_and_world_size() -> tuple[int, int]:

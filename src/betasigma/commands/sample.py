@@ -10,6 +10,7 @@ from torch import Tensor
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.load import load_run
+from betasigma.commands.measure import say_not_finite
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.devices import move_to_device, precision_of
@@ -18,7 +19,7 @@ from betasigma.options.apps import Sample
 from betasigma.pictures import picture, save
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start
-from betasigma.samplers import labels_in_turn
+from betasigma.samplers import count_not_finite, labels_in_turn
 
 
 def sample(config: DictConfig, start: Start) -> None:
@@ -45,6 +46,7 @@ def sample(config: DictConfig, start: Start) -> None:
             batch_size=content["batch_size"],
             progress=progress,
         )
+    say_not_finite(drawn.x)
     images = to_uint8(drawn.x, denoiser)
     display.line(f"{content['n']} samples by {sampler.name}, {drawn.nfe} network evaluations each")
     if content["save"] in ("png", "both"):
@@ -64,6 +66,7 @@ def sample(config: DictConfig, start: Start) -> None:
             "sampler": sampler.name,
             "n": content["n"],
             "nfe": drawn.nfe,
+            "not_finite": count_not_finite(drawn.x),
             "seed": content["seed"],
             "guidance": content["guidance"],
         },

@@ -29,7 +29,7 @@ from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_content
 from betasigma.commands.config import trains
 from betasigma.commands.finished import FinishedRun
-from betasigma.commands.measure import COLUMNS, Meter
+from betasigma.commands.measure import COLUMNS, Meter, say_not_finite
 from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.commands.resume import has_ended
 from betasigma.data.datamodule import ImageDataModule
@@ -61,6 +61,7 @@ from betasigma.training.interrupts import Interrupts, Terminated, catch_sigterm
 from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Metrics
+from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import Stopwatch
 from betasigma.training.tracking import close_loggers, make_loggers
 from betasigma.training.trainer import make_callbacks, make_trainer, validation_interval
@@ -156,6 +157,7 @@ def run_callbacks(
                 y=labels_in_turn(denoiser.num_classes, settings["num_samples"]),
                 progress=progress,
             )
+        say_not_finite(drawn.x)
         return data.to_uint8(drawn.x)
 
     header = {
@@ -171,6 +173,7 @@ def run_callbacks(
     watch = Stopwatch()
     checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], watch)
     return [
+        SkippedSteps(settings["skip_limit"], settings["log_every"], run),
         Metrics(display, watch, settings["log_every"], content["batch_size"], content["steps"]),
         checkpoints,
         Interrupts(display, validation_interval(content), checkpoints.save),

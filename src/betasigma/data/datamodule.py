@@ -9,7 +9,7 @@ Bytes travel to the device and become float32 there (:mod:`betasigma.data.pixels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -319,9 +319,7 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Return endless micro-batches, starting at the Trainer's optimizer step."""
         source = self.source("train")
-        order, division = DataOrder(len(source), self.seed), self.division()
-        if self.one_batch:
-            order = OneBatch(len(source), self.seed, self.batch_size)
+        order, division = self._order(), self.division()
         return Batches(
             source,
             lambda: training_order(order, division, self._step()),
@@ -329,6 +327,20 @@ class ImageDataModule(LightningDataModule):
             workers=self.workers,
             pin=self._pin(),
         )
+
+    def training_examples(self, step: int, index: Sequence[int]) -> list[int]:
+        """Return the numbers, in the data set, of the training examples at these positions of the
+        batch of optimizer step ``step``, from 0.
+        """
+        counter = step * self.batch_size
+        batch = self._order().examples(counter, counter + self.batch_size)
+        return [int(batch[position]) for position in index]
+
+    def _order(self) -> DataOrder:
+        size = len(self.source("train"))
+        if self.one_batch:
+            return OneBatch(size, self.seed, self.batch_size)
+        return DataOrder(size, self.seed)
 
     def val_dataloader(self) -> SizedBatches:
         """Return this rank's share of ``val_size`` test images, always the same ones."""

@@ -38,7 +38,7 @@ from betasigma.evaluation.reference import (
     Work,
     unseen,
 )
-from betasigma.evaluation.sharding import broadcast, gather_rows, shard
+from betasigma.evaluation.sharding import broadcast, gather, gather_rows, shard
 from betasigma.options.evaluation import (
     Entry,
     EvaluationOptions,
@@ -47,6 +47,7 @@ from betasigma.options.evaluation import (
     no_logits,
     node_of,
 )
+from betasigma.samplers import count_not_finite
 
 Progress = Callable[[float], None]
 
@@ -142,6 +143,7 @@ class Evaluator:
             if [metric.name for metric in made].count(name) > 1:
                 raise UserError(f"evaluation.metrics measures {name} twice; leave one out")
         self._pixels = False
+        self._not_finite = 0
         self._columns = [column for metric in made for column in self._columns_of(metric)]
         self.measures_frechet = any(isinstance(metric, FrechetDistance) for metric in made)
 
@@ -168,14 +170,30 @@ class Evaluator:
                 share of the samples, and all return the same list.
             progress: called with the share of this process's sampling that each step was.
 
+        Returns:
+            The measurements; where samples are not finite only their number,
+            ``not_finite_samples``.
+
         Raises:
             UserError: if n is too small for a metric, or is not the number of labels.
         """
         self._check_n(n, warn=rank == 0)
         if y is not None and len(y) != n:
             raise UserError(f"n={n} samples need as many class labels, not {len(y)}")
+        self._not_finite = 0
         drawn = self._draw(denoiser, sampler, shard(n, rank, world_size), seed, y, progress)
         _, nfe = self._take_in(drawn)
+        parts = gather(self._not_finite, rank, world_size)
+        not_finite = broadcast(sum(parts or []), world_size)
+        if not_finite:
+            if rank == 0:
+                warnings.warn(
+                    f"{not_finite} of {n} samples by {sampler.name} are not finite: nothing is "
+                    "measured of them or of the others",
+                    stacklevel=2,
+                )
+            name, space = "not_finite_samples", self.extractor.name
+            return [Measurement(name, not_finite, n, nfe, sampler.name, seed, None, space)]
         return self._measure(n, nfe, sampler.name, seed, rank, world_size)
 
     def evaluate_images(
@@ -254,6 +272,7 @@ class Evaluator:
                 progress=_scaled(progress, len(chunk) / len(indices)),
             )
             first, batch_size = first + len(chunk), samples.batch_size
+            self._not_finite += count_not_finite(samples.x)
             yield self.datamodule.to_uint8(samples.x), samples.nfe
 
     def _columns_of(self, metric: SampleMetric) -> Iterator[Column]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, Literal
@@ -9,11 +10,13 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
+from betasigma.modules.finite import FiniteSteps
 from betasigma.modules.learning_rate import LearningRate, constant
 from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
@@ -34,6 +37,10 @@ BINS = 10
 """Number of equal parts of [0, 1], or of levels where there are fewer, that the loss is split
 into.
 """
+
+
+WINDOW = "window"
+"""Key of a checkpoint with what was counted since the last value of the log."""
 
 
 class MeasuredModule(LightningModule):
@@ -137,6 +144,7 @@ class DiffusionModule(MeasuredModule):
             for model in (denoiser, self.average):
                 compile_in_place(model.network, cuda_graphs=compile == "cuda_graphs")
         self.training_loss = TrainingLoss(min(BINS, denoiser.schedule.levels))
+        self.finite_steps = FiniteSteps()
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.denoiser.parameters())
@@ -150,7 +158,24 @@ class DiffusionModule(MeasuredModule):
         rng = Stream("train", self._seed, step, indices=index, device=self.device)
         terms = self.objective.loss(self.denoiser, batch["x"], self.labels(batch), rng)
         self.training_loss.update(terms.per_sample, terms.t)
+        self.finite_steps.see(terms.loss, terms.per_sample, terms.t, int(index[0]))
         return terms.loss
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient, and have a step that is not finite skipped."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        several = self.trainer.world_size > 1
+        self.finite_steps.decide(optimizer, norm, self.trainer.global_step + 1, several)
+        if gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -169,6 +194,27 @@ class DiffusionModule(MeasuredModule):
         self.log_mean(VALIDATION_LOSS, loss, len(x))
         self.log_denoising_error(batch, rng)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is counted between two values of the log; all ranks call it together."""
+        sums = torch.stack([self.training_loss.sums, self.training_loss.counts])
+        ranks = self.all_gather(sums)
+        assert isinstance(ranks, Tensor)
+        loss = ranks.reshape(-1, *sums.shape).cpu()
+        checkpoint[WINDOW] = {"loss": loss, **self.finite_steps.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the counters up again; early checkpoints lack them."""
+        saved = checkpoint.get(WINDOW)
+        if saved is None:
+            return
+        self.finite_steps.load_state_dict(saved)
+        loss, device = saved["loss"], self.training_loss.sums.device
+        if len(loss) == self.trainer.world_size:
+            sums, counts = loss[self.global_rank]
+        else:
+            sums, counts = loss.sum(0) if self.global_rank == 0 else torch.zeros_like(loss[0])
+        self.training_loss.sums, self.training_loss.counts = sums.to(device), counts.to(device)
+
     def pop_training_metrics(self) -> dict[str, float]:
         """Mean loss, and mean loss of each part of the noise levels, since the last call.
 
@@ -182,7 +228,8 @@ class DiffusionModule(MeasuredModule):
 
 
 class TrainingLoss(Metric):
-    """Mean training loss: of all examples and of each part of the noise levels.
+    """Mean training loss: of all examples and of each part of the noise levels. A loss that is not
+    finite is left out: its step is skipped and counted.
 
     Sums stay on the device: nothing is read back until they are logged. (They are no buffers:
     DistributedDataParallel would overwrite each rank's with the first one's.)
@@ -205,13 +252,14 @@ class TrainingLoss(Metric):
         """Take in the losses of examples at times t, both ``(b,)``."""
         part = ((t * self.parts - 1e-9).ceil().long() - 1).clamp(0, self.parts - 1)
         part = part.to(self.device, non_blocking=True)
-        self.sums.index_add_(0, part, per_sample.float())
-        self.counts.index_add_(0, part, torch.ones_like(per_sample, dtype=torch.float32))
+        finite = per_sample.isfinite()
+        self.sums.index_add_(0, part, torch.where(finite, per_sample, 0).float())
+        self.counts.index_add_(0, part, finite.float())
 
     def compute(self) -> dict[str, float]:
         """``train/loss``, and ``train/loss_by_noise/<part>`` of the parts that had examples."""
         sums, counts = torch.stack([self.sums, self.counts]).tolist()
-        metrics = {TRAIN_LOSS: sum(sums) / sum(counts)}
+        metrics = {TRAIN_LOSS: sum(sums) / sum(counts) if any(counts) else math.nan}
         for part, (loss, examples) in enumerate(zip(sums, counts, strict=True), start=1):
             if examples:
                 metrics[f"train/loss_by_noise/{part:02d}"] = loss / examples

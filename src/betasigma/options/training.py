@@ -64,6 +64,9 @@ class TrainingOptions(GuidedOptions):
     warmup: Index = option(100, "steps over which the learning rate rises to optimizer.lr")
     clip: Positive | None = option(1.0, "largest norm of the gradient; null: no clipping")
     accumulate: Count = option(1, "micro-batches per optimizer step")
+    skip_limit: Count = option(
+        20, "steps in a row that may be skipped, as loss or gradient is not finite"
+    )
     log_every: Count = option(50, "steps between two values of the loss")
     validate_every: Count = option(1000, "steps between two validations")
     sample_every: Count = option(1000, "steps between two sample grids")

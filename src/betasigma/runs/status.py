@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ def recorded(run: Path, job: int | None = None) -> Iterator[None]:
     except Exception as error:
         with suppress(OSError):  # a full disk must not hide the error
             error_file(run).write_text(traceback.format_exc(), encoding="utf-8")
-        _end(run, FAILED, summary(error))
+        _end(run, FAILED, summary(error), getattr(error, "details", None))
         raise
     except BaseException as stop:
         _end(run, INTERRUPTED, type(stop).__name__)
@@ -97,11 +97,14 @@ def summary(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def _end(run: Path, status: str, error: str | None = None) -> None:
+def _end(
+    run: Path, status: str, error: str | None = None, details: Mapping[str, Any] | None = None
+) -> None:
     content = read_status(run)
     if content.get("status") == FAILED:
         return
-    _write(run, {**content, "status": status, "ended": _now(), "error": error})
+    ended = {"status": status, "ended": _now(), "error": error, **(details or {})}
+    _write(run, {**content, **ended})
 
 
 def _write(run: Path, content: dict[str, Any]) -> None:

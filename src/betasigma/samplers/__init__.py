@@ -10,6 +10,7 @@ from betasigma.samplers.sampler import (
     Noise,
     Sampler,
     Samples,
+    count_not_finite,
     labels_in_turn,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "PredictorCorrector",
     "Sampler",
     "Samples",
+    "count_not_finite",
     "labels_in_turn",
 ]

@@ -53,6 +53,13 @@ class Samples(NamedTuple):
     """How many were integrated at once, at most: what was asked for, or what memory allowed."""
 
 
+def count_not_finite(x: Tensor) -> int:
+    """Number of samples, of ``(n, *sample_shape)``, with a value that is not finite: as images they
+    would be arbitrary bytes.
+    """
+    return int((~x.flatten(1).isfinite().all(1)).sum())
+
+
 def time_grid(
     schedule: NoiseSchedule, steps: int | None, grid: Grid, rho: float = 7.0
 ) -> list[float]:

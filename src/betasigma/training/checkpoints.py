@@ -14,6 +14,7 @@ from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
 from betasigma.runs.header import BEST, LAST
 from betasigma.training.interrupts import Terminated
+from betasigma.training.skipped import refuse_not_finite, skipping
 from betasigma.training.steps import StepCallback, Stopwatch
 
 STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states", "lr_schedulers")
@@ -110,11 +111,14 @@ class Checkpoints(StepCallback):
             self.save(trainer)
 
     def save(self, trainer: Trainer) -> None:
-        """Write ``last.ckpt``, unless it is already of this step; all ranks call it together."""
-        if trainer.global_step != self.saved:
+        """Write ``last.ckpt``, unless it is already of this step or the steps before were skipped;
+        all ranks call it together.
+        """
+        if trainer.global_step != self.saved and not skipping(trainer.lightning_module):
             self._write(trainer, LAST)
             self.saved = trainer.global_step
 
     def _write(self, trainer: Trainer, name: str) -> None:
+        refuse_not_finite(trainer)
         with self._watch.pause(trainer.strategy.root_device):
             trainer.save_checkpoint(self._folder / name)
