@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from betasigma.launch.sweeps import Sweep, left_behind, report
-from betasigma.runs.status import job_number
+from betasigma.runs.record import Record
+from betasigma.runs.status import job_number, read_status
 
 pytestmark = pytest.mark.slow
 
@@ -147,10 +149,10 @@ def test_a_job_that_slurm_lost_is_named(tmp_path: Path) -> None:
 
 def test_who_stops_waiting_is_told_how_to_end_the_jobs(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, [["seed=0"]])
-    assert left_behind(sweep) is None
+    assert "0 jobs finished, 0 begun and not finished, 1 never begun" in left_behind(sweep)
     for name in ("12", "12_0", "12_1"):
         (tmp_path / "slurm" / name).mkdir(parents=True)
-    assert "scancel 12 ends them" in str(left_behind(sweep))
+    assert "scancel 12 ends them" in left_behind(sweep)
 
 
 # ---------------------------------------------------------------------- through SLURM
@@ -286,3 +288,64 @@ def test_slurm_says_itself_why_it_takes_no_job(slurm: dict[str, str], tmp_path: 
     assert done.status == 1
     assert "error: SLURM did not take the jobs: invalid partition specified: nowhere" in done.err
     assert "Traceback" not in done.err
+
+
+def wait_for(what: str, seen: Callable[[], object], seconds: float = 100) -> None:
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < deadline, f"no {what}"
+        time.sleep(0.2)
+
+
+def rows(run: Path) -> list[tuple[str, ...]]:
+    """Every row of metrics.csv, except what a clock enters."""
+    kept = ("step", "metric", "value")
+    found = [tuple(row[key] for key in kept) for row in Record.of(run).rows()]
+    return [row for row in found if row[1] != "train/images_per_second"]
+
+
+def test_a_job_goes_on_after_each_way_of_starting_it_again(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    """A warning that its time ends (USR2), and a requeue by somebody else, who just ends it."""
+    steps = ("steps=600", "training.log_every=10", "training.checkpoint_every=50")
+    words = (*TINY, "sampler=ddim", "evaluation=none", *steps)
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *HERE, *words]
+    environment = {**os.environ, **slurm, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said.txt").open("w") as said:
+        parent = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=said, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_for("checkpoint", lambda: list(tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")))
+            (run,) = (
+                path.parents[1] for path in tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")
+            )
+            job = read_status(run)["slurm_job"]
+            for ask in (["scancel", "-s", "USR2", job], ["scontrol", "requeue", job]):
+                before, first = len(rows(run)), read_status(run)["process"]
+                subprocess.run(ask, env=environment, check=True)
+                at_once = [
+                    "scontrol",
+                    "update",
+                    f"jobid={job}",
+                    "starttime=now",
+                ]  # not in 2 minutes
+
+                def started_again(old: int = first, hurry: list[str] = at_once) -> bool:
+                    subprocess.run(hurry, env=environment, capture_output=True, check=False)
+                    return bool(read_status(run)["process"] != old)
+
+                wait_for("second start", started_again)
+                wait_for("further row", lambda seen=before: len(rows(run)) > seen)
+            assert parent.wait(timeout=200) == 0, (tmp_path / "said.txt").read_text()
+        finally:
+            parent.kill()
+            parent.wait()
+    assert read_status(run)["status"] == "finished"
+    found = rows(run)
+    assert len({row[:2] for row in found}) == len(found)
+    whole = train(tmp_path / "whole", *words, environment={"OMP_NUM_THREADS": "1"})
+    assert whole.status == 0, whole.err
+    (alone,) = (tmp_path / "whole" / "outputs").iterdir()
+    assert found == rows(alone)

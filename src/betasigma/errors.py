@@ -1,7 +1,8 @@
-"""The error for bad input."""
+"""The error for bad input, and the end of a run that was stopped from outside."""
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,3 +19,18 @@ class UserError(Exception):
     """
 
     details: Mapping[str, Any] = MappingProxyType({})
+
+
+class Stopped(SystemExit):
+    """A signal has stopped the run. The process ends with the status of one that the signal killed.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+    def __str__(self) -> str:
+        return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name

@@ -193,8 +193,16 @@ def press_ctrl_c() -> None:
 
 @pytest.mark.parametrize(
     ("number", "status", "last"),
-    [(signal.SIGINT, 1, 8), (signal.SIGTERM, 128 + signal.SIGTERM, 9)],
-    ids=["Ctrl-C at a step that is sampled", "SIGTERM at one that is validated"],
+    [
+        (signal.SIGINT, 128 + signal.SIGINT, 8),
+        (signal.SIGTERM, 128 + signal.SIGTERM, 9),
+        (signal.SIGUSR1, 128 + signal.SIGUSR1, 7),
+    ],
+    ids=[
+        "Ctrl-C at a step that is sampled",
+        "SIGTERM at one that is validated",
+        "USR1 at one in the middle of a window",
+    ],
 )
 def test_a_signal_ends_the_step_saves_it_and_says_how_to_continue(
     here: Path,

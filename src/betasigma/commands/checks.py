@@ -72,7 +72,7 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     options = Train.parse(content)
     _check_times(options.sampler, options, overrides)
     if content["resume"] is not None:
-        check_steps_left(Path(content["resume"]), content["steps"])
+        check_steps_left(Path(content["resume"]), content)
     return directory
 
 

@@ -16,13 +16,14 @@ from betasigma.commands.config import complete, plain, saved_header, trains, upg
 from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
+from betasigma.options.training import StopOptions
 from betasigma.runs.directory import SUMMARY, newest_run
 from betasigma.runs.header import CHECKPOINTS, LAST, checkpoint_path, read_header
 from betasigma.runs.status import process_rank
 
 CHANGEABLE = (
     *("steps", "name", "tags", "plugins", "hardware", "cluster", "logger"),
-    *("evaluation", "likelihood", "sampler", "objective_metric"),
+    *("stop", "evaluation", "likelihood", "sampler", "objective_metric"),
     "training.log_every",
     "training.validate_every",
     "training.sample_every",
@@ -150,22 +151,34 @@ def refuse_oracle(content: dict[str, Any]) -> None:
         raise UserError("resume continues training, and model=oracle trains nothing: start it anew")
 
 
-def check_steps_left(checkpoint: Path, steps: int) -> None:
+def check_steps_left(checkpoint: Path, content: dict[str, Any]) -> None:
     """Refuse to continue a run that has ended.
 
     A run that was interrupted after its last step, before its summary, may continue.
     """
-    done = read_header(checkpoint, "resume")["step"]
+    done, steps = read_header(checkpoint, "resume")["step"], content["steps"]
     if done > steps or (done == steps and not _lacks_summary(checkpoint)):
         raise UserError(
             f"resume={checkpoint} has already taken {done} of {steps} steps; to train further "
             f"give more, e.g. steps={2 * done}"
         )
+    if _budget_is_spent(checkpoint, content):
+        raise UserError(
+            f"resume={checkpoint} has trained for as long as stop.minutes or stop.hours lets it; "
+            f"to train further give more"
+        )
 
 
-def has_ended(checkpoint: Path, steps: int) -> bool:
-    """Whether a run has taken all its steps and written its summary."""
-    return read_header(checkpoint)["step"] >= steps and not _lacks_summary(checkpoint)
+def has_ended(checkpoint: Path, content: dict[str, Any]) -> bool:
+    """Whether a run has taken all its steps, or spent its time, and written its summary."""
+    done = read_header(checkpoint)["step"] >= content["steps"]
+    ended = done or _budget_is_spent(checkpoint, content)
+    return ended and not _lacks_summary(checkpoint)
+
+
+def _budget_is_spent(checkpoint: Path, content: dict[str, Any]) -> bool:
+    budget = StopOptions.parse(content["stop"]).seconds
+    return budget is not None and read_header(checkpoint).get("seconds", 0) >= budget
 
 
 def _lacks_summary(checkpoint: Path) -> bool:

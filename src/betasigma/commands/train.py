@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,11 @@ from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.devices import precision_of, prepare_model
 from betasigma.display import Display, plain_warnings
-from betasigma.errors import UserError
+from betasigma.errors import Stopped, UserError
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
-from betasigma.options.training import SPEED, TRAIN_LOSS, VALIDATION_LOSS
+from betasigma.options.training import SPEED, TRAIN_LOSS, VALIDATION_LOSS, StopOptions
 from betasigma.oracles import ExactDenoiser
 from betasigma.runs.directory import (
     CONFIG,
@@ -57,7 +58,7 @@ from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import Checkpoints
-from betasigma.training.interrupts import Interrupts, Terminated, catch_sigterm
+from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
 from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Metrics
@@ -79,12 +80,17 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
         UserError: for bad input.
     """
     content: Config = check_content(config)
+    with queued_again(start.directory), caught_signals():
+        return _train(content, start)
+
+
+def _train(content: Config, start: Start) -> FinishedRun:
     run = start.directory
     quiet_libraries()
     display = Display(quiet=_rank() != 0)
     resumed = Path(content["resume"]) if content["resume"] else None
-    if resumed and has_ended(resumed, content["steps"]):
-        display.line(f"{run} has taken its {content['steps']} steps: nothing to do")
+    if resumed and has_ended(resumed, content):
+        display.line(f"{run} has ended after {read_header(resumed)['step']} steps: nothing to do")
         return FinishedRun(run)
     data = make_data(content)
     data.prepare_data()
@@ -111,12 +117,11 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
             else:
                 trainer.validate(module, data, verbose=False)
                 trainer.save_checkpoint(run / CHECKPOINTS / LAST)
-            with catch_sigterm():
-                finish(trainer, module.average, start, content, display, meter, callbacks)
+            finish(trainer, module.average, start, content, display, meter, callbacks)
     except BaseException as stop:  # of which Ctrl-C is one
         _say_how_to_continue(display, start)
         if isinstance(stop, SIGTERMException):  # Lightning's, of several processes: status 0
-            raise Terminated from None
+            raise Stopped(signal.SIGTERM) from None
         raise
     finally:
         close_loggers(loggers)
@@ -176,7 +181,13 @@ def run_callbacks(
         SkippedSteps(settings["skip_limit"], settings["log_every"], run),
         Metrics(display, watch, settings["log_every"], content["batch_size"], content["steps"]),
         checkpoints,
-        Interrupts(display, validation_interval(content), checkpoints.save),
+        Interrupts(
+            display,
+            validation_interval(content),
+            checkpoints.save,
+            StopOptions.parse(content["stop"]).seconds,
+            content["stop"]["grace"],
+        ),
         SampleGrids(run, samples, settings["sample_every"], watch),
         PeriodicEvaluation(
             lambda denoiser, step: meter.log(

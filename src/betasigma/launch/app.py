@@ -29,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
-from betasigma.errors import UserError
+from betasigma.errors import Stopped, UserError
 from betasigma.launch import search_path
 from betasigma.launch.command_line import (
     PATHS,
@@ -118,11 +118,10 @@ def app(
                 if not is_refusal(error):
                     raise
                 fail(error, configs)
-            except KeyboardInterrupt:
-                note = left_behind(_sweeps[-1]) if _sweeps else None
-                if note:
-                    print(note, file=sys.stderr)
-                sys.exit(130)
+            except (KeyboardInterrupt, Stopped) as stop:
+                if _sweeps:
+                    print(left_behind(_sweeps[-1]), file=sys.stderr)
+                sys.exit(stop.code if isinstance(stop, Stopped) else 130)
             finally:
                 _sweeps.clear()
                 os.environ.pop(PASSED_ON)

@@ -95,11 +95,20 @@ def conclude(sweep: Sweep) -> None:
             report_runs([read_run(job) for job in jobs], sweep.directory)
 
 
-def left_behind(sweep: Sweep) -> str | None:
-    """Return what to print when the user stops waiting for a sweep on a cluster."""
+def left_behind(sweep: Sweep) -> str:
+    """Return what to print when the user stops a sweep, or stops waiting for one on a cluster."""
     folders = [path.name for path in (sweep.directory / LOGS).glob("[0-9]*")]
     if not folders:
-        return None
+        states = [read_status(path.parent).get("status") for path in _statuses(sweep)]
+        finished = states.count(FINISHED)
+        text = (
+            f"stopped: {_count(finished)} finished, {len(states) - finished} begun and not finished"
+        )
+        if sweep.jobs:
+            text += f", {max(0, len(sweep.jobs) - len(states))} never begun"
+        return (
+            f"{text}; to go on, give the same command with hydra.sweep.dir={short(sweep.directory)}"
+        )
     numbers = sorted({name.partition("_")[0] for name in folders})
     return (
         f"no longer waiting; the jobs go on, into {short(sweep.directory)} "

@@ -220,10 +220,15 @@ class DiffusionModule(MeasuredModule):
 
         To be called by all ranks together.
         """
+        metrics = self.training_metrics()
+        self.training_loss.reset()
+        return metrics
+
+    def training_metrics(self) -> dict[str, float]:
+        """The same, without beginning anew; all ranks call it together."""
         if not self.training_loss.update_called:
             return {}
         metrics: dict[str, float] = self.training_loss.compute()
-        self.training_loss.reset()
         return metrics
 
 

@@ -38,6 +38,7 @@ from betasigma.options.training import (
     BatchOptions,
     DenoiserOptions,
     GuidedOptions,
+    StopOptions,
     StudyOptions,
     TrainingOptions,
 )
@@ -111,6 +112,7 @@ class Train(ModelConfig, BatchOptions):
     cluster: dict[str, Any] = option({"name": "none"}, "where the jobs of a sweep run")
     optimizer: Optimizer
     training: TrainingOptions = option(TrainingOptions(), "the training loop")
+    stop: StopOptions = option(StopOptions(), "when a run ends before its last step")
     ema: AveragingOptions = option(AveragingOptions(), "the averaged weights")
     lr_schedule: LearningRate = option(
         ConstantRateOptions.default(), "learning rate after the warm-up"

@@ -74,6 +74,36 @@ class TrainingOptions(GuidedOptions):
     num_samples: Count = option(64, "samples in a grid")
 
 
+class StopOptions(Options):
+    """When a run ends before its last step."""
+
+    node = "stop"
+
+    minutes: Positive | None = option(
+        None, "training time of the whole run, over all its starts; null: no limit"
+    )
+    hours: Positive | None = option(None, "the same in hours")
+    grace: Positive = option(
+        30.0, "seconds that a signal leaves; a step that takes longer is saved when it has ended"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.minutes is not None and self.hours is not None:
+            raise ValueError(
+                f"stop.minutes={self.minutes:g} and stop.hours={self.hours:g} say the same: leave "
+                f"one out"
+            )
+        return self
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget in seconds."""
+        if self.hours is not None:
+            return 3600 * self.hours
+        return None if self.minutes is None else 60 * self.minutes
+
+
 class AveragingOptions(Options):
     node = "ema"
 

@@ -58,6 +58,12 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
     )
 
 
+def newest_step(run: Path) -> int | None:
+    """Step of a run's last checkpoint; ``None`` without one."""
+    last = run / CHECKPOINTS / LAST
+    return read_header(last)["step"] if last.is_file() else None
+
+
 def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     """Header of a checkpoint.
 

@@ -49,7 +49,7 @@ def recorded(run: Path, job: int | None = None) -> Iterator[None]:
         _end(run, FAILED, summary(error), getattr(error, "details", None))
         raise
     except BaseException as stop:
-        _end(run, INTERRUPTED, type(stop).__name__)
+        _end(run, INTERRUPTED, "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else str(stop))
         raise
     if first:
         _end(run, FINISHED)
@@ -112,11 +112,15 @@ def _write(run: Path, content: dict[str, Any]) -> None:
         write_json(run / STATUS, content)
 
 
-def _machine() -> dict[str, Any]:
-    job = os.environ.get("SLURM_JOB_ID")
+def slurm_job() -> str | None:
+    """SLURM's id of the job that this process belongs to."""
     if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
-    return {"host": socket.gethostname(), "process": os.getpid(), "slurm_job": job}
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def _machine() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "process": os.getpid(), "slurm_job": slurm_job()}
 
 
 def _now() -> str:

@@ -9,11 +9,10 @@ from typing import Any
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 
-from betasigma.errors import UserError
+from betasigma.errors import Stopped, UserError
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
 from betasigma.runs.header import BEST, LAST
-from betasigma.training.interrupts import Terminated
 from betasigma.training.skipped import refuse_not_finite, skipping
 from betasigma.training.steps import StepCallback, Stopwatch
 
@@ -78,7 +77,8 @@ class Checkpoints(StepCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[HEADER] = {**self._header, "step": trainer.global_step}
+        own = {**self._header, "step": trainer.global_step}
+        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **own}
         assert isinstance(pl_module, MeasuredModule)
         moments = pl_module.average.moments
         if moments is not None:
@@ -106,7 +106,7 @@ class Checkpoints(StepCallback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         # any other error may leave the weights of half a step
-        stopped = isinstance(exception, KeyboardInterrupt | Terminated)
+        stopped = isinstance(exception, KeyboardInterrupt | Stopped)
         if stopped and self.between_steps and trainer.global_step > self._first:
             self.save(trainer)
 

@@ -1,114 +1,195 @@
-"""How a run is stopped from outside: Ctrl-C, and the SIGTERM of a cluster or of ``kill``."""
+"""How a run ends before its last step: Ctrl-C, a signal of ``kill`` or a cluster, a time budget.
+
+There is one mechanism for all. A signal lets the step end; it is saved, and the run ends with the
+status of its signal. Whoever starts the same command again continues it
+(:func:`betasigma.commands.resume.continue_in`). Where SLURM warns a job by USR1 or USR2 that its
+time ends, SLURM is asked to start it again. On SIGTERM it is not: whoever preempts a job queues it
+again, and whoever cancels it wants it to end.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from betasigma.display import Display
+from betasigma.display import Display, warn
+from betasigma.errors import Stopped
 from betasigma.modules import DiffusionModule
+from betasigma.runs.checkpoint import HEADER
+from betasigma.runs.header import newest_step
+from betasigma.runs.status import process_rank, slurm_job
 from betasigma.training.steps import StepCallback
 
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals by which a cluster says that a job's time ends."""
 
-class Terminated(SystemExit):
-    """SIGTERM was received. The process ends with status 143, as one that SIGTERM killed."""
+STOPS = (signal.SIGTERM, *WARNINGS)
 
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
+IDLE_STARTS = 3
+"""How often a job may be started again by SLURM without having taken a step."""
 
 
 @contextmanager
-def catch_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise :class:`Terminated` inside the block, unless it already has a handler."""
-    main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+def caught_signals() -> Iterator[None]:
+    """Make the signals that stop a run raise :class:`Stopped` inside the block."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def terminate(number: int, frame: Any) -> None:
-        raise Terminated
+    def stop(number: int, frame: Any) -> None:
+        raise Stopped(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    before = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def queued_again(run: Path) -> Iterator[None]:
+    """Ask SLURM to start the job again if the block ends because its time does.
+
+    Args:
+        run: the run directory.
+    """
+    begun = newest_step(run)
+    try:
+        yield
+    except Stopped as stop:
+        job = slurm_job()
+        if stop.number in WARNINGS and job and process_rank() == 0:
+            idle = newest_step(run) == begun
+            if idle and int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= IDLE_STARTS:
+                warn(f"SLURM job {job} is not queued again: it has not taken a step in its time")
+            else:
+                _queue_again(job)
+        raise
+
+
+def _queue_again(job: str) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which SLURM ends the job that it queues
+    try:
+        subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or error
+        warn(f"SLURM does not queue job {job} again: {str(said).strip()}")
 
 
 class Interrupts(StepCallback):
-    """Stops a run between two steps after Ctrl-C or SIGTERM; a second signal stops it at once.
+    """Stops a run between two steps; a second signal stops it at once.
 
-    If a validation belongs to the step, the run stops after it. Several processes exchange the
-    signal at every step, so that all stop at the same one.
+    If a validation belongs to the step, the run stops after it. Several processes exchange what
+    they know at every step, so that all stop at the same one.
 
     Args:
-        display: where it says that the signal was received.
+        display: where it says that a signal was received.
         validate_every: steps between two validations.
-        save: saves a step before its validation, which may take longer than the cluster waits.
+        save: saves a step before its validation, which may take longer than a cluster waits.
+        budget: seconds of training of the whole run, over all its starts; ``None`` for no limit.
+        grace: seconds between a signal and the end. A step that takes longer is saved when it has
+            ended: a signal during the next one would come too late.
     """
 
     def __init__(
-        self, display: Display, validate_every: int, save: Callable[[Trainer], None]
+        self,
+        display: Display,
+        validate_every: int,
+        save: Callable[[Trainer], None],
+        budget: float | None,
+        grace: float,
     ) -> None:
         super().__init__()
         self._display, self._validate_every, self._save = display, validate_every, save
-        self._signal = 0
+        self._budget, self._grace = budget, grace
+        self._signal, self._spent = 0, False
         self._several, self._validation_follows = False, False
+        self._before, self._started, self._step_began = 0.0, 0.0, 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training, validation and sampling in all starts of the run."""
+        return self._before + (time.monotonic() - self._started if self._started else 0.0)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), "seconds": round(self.seconds, 1)}
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._before = float(checkpoint[HEADER].get("seconds", 0.0))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        self._started = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            # the Trainer restores the previous handlers
-            signal.signal(signal.SIGINT, self._receive)
-            signal.signal(signal.SIGTERM, self._receive)
+            for number in (signal.SIGINT, *STOPS):  # the Trainer restores the previous handlers
+                signal.signal(number, self._receive)
         self._several = trainer.world_size > 1
         if self._several:  # on the CPU: an exchange between GPUs would wait for their work
             group = torch.distributed.new_group(backend="gloo")
             assert isinstance(group, torch.distributed.ProcessGroup)
             self._group = group
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self.between_steps:
+            self._step_began = time.monotonic()
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         self._validation_follows = step % self._validate_every == 0
-        self._exchange()
-        if self._signal and self._validation_follows:
+        slow = self._exchange(time.monotonic() - self._step_began > self._grace)
+        if slow or (self._signal and self._validation_follows):
             self._save(trainer)
-        else:
+        if self._spent and not trainer.should_stop:
+            self._display.line(f"the time budget (stop.minutes, stop.hours) ends at step {step}")
+            trainer.should_stop = True
+        if not self._validation_follows:
             self._stop_if_signalled()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
         self._validation_follows = False
-        self._exchange()
+        self._exchange(False)
         self._stop_if_signalled()
 
     def _receive(self, number: int, frame: Any) -> None:
         safe = self.between_steps and not self._validation_follows and not self._several
         if safe or self._signal:
-            raise _exception(number)
+            raise Stopped(number)
         self._signal = number
-        again = "SIGTERM" if number == signal.SIGTERM else "Ctrl-C"
+        again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._display.line(f"stopping after this step; {again} again stops at once")
 
-    def _exchange(self) -> None:
-        """Learn whether any process has received a signal."""
+    def _exchange(self, slow: bool) -> bool:
+        """Learn whether any process has received a signal, has spent the budget or was slow."""
+        spent = self._budget is not None and self.seconds >= self._budget
+        known = torch.tensor([self._signal, spent, slow])
         if self._several:
-            received = torch.tensor(self._signal)
-            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self._group)
-            self._signal = int(received)
+            torch.distributed.all_reduce(known, torch.distributed.ReduceOp.MAX, self._group)
+        self._signal, self._spent = int(known[0]), bool(known[1])
+        return bool(known[2])
 
     def _stop_if_signalled(self) -> None:
         if not self._signal:
             return
         if self._several:  # the first process to end must not end the others, which are saving
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise _exception(self._signal)
-
-
-def _exception(number: int) -> KeyboardInterrupt | Terminated:
-    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        raise Stopped(self._signal)

@@ -47,14 +47,7 @@ class Metrics(StepCallback):
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         if step % self._every == 0 or step == self._total:
-            metrics = module.pop_training_metrics()  # waits for the device
-            speed = (step - self._logged) * self._batch_size / self._watch.lap()
-            self._logged = step
-            metrics[SPEED] = speed
-            metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-            self._note = f"loss {metrics[TRAIN_LOSS]:.4f}  {speed:.0f} images/s"
-            if trainer.is_global_zero:
-                log_values(trainer.loggers, metrics, step)
+            self._log(trainer, module.pop_training_metrics(), step)
         if self._update is not None:
             self._update(step, self._note)
 
@@ -71,7 +64,20 @@ class Metrics(StepCallback):
             log_values(trainer.loggers, values, trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._logged < trainer.global_step:  # it was stopped between two values
+            assert isinstance(pl_module, DiffusionModule)
+            self._log(trainer, pl_module.training_metrics(), trainer.global_step)
         self._bar.close()
+
+    def _log(self, trainer: Trainer, metrics: dict[str, float], step: int) -> None:
+        """Log the losses since the last value, which have waited for the device, and the speed."""
+        speed = (step - self._logged) * self._batch_size / self._watch.lap()
+        self._logged = step
+        metrics[SPEED] = speed
+        metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self._note = f"loss {metrics[TRAIN_LOSS]:.4f}  {speed:.0f} images/s"
+        if trainer.is_global_zero:
+            log_values(trainer.loggers, metrics, step)
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException

@@ -13,7 +13,7 @@ from betasigma.errors import UserError
 from betasigma.evaluation.sharding import broadcast, gather
 from betasigma.modules import DiffusionModule
 from betasigma.modules.finite import Skipped, all_finite
-from betasigma.runs.header import CHECKPOINTS, LAST, read_header
+from betasigma.runs.header import newest_step
 from betasigma.training.steps import StepCallback
 from betasigma.training.tracking import log_values
 
@@ -66,8 +66,7 @@ class SkippedSteps(StepCallback):
         parts = broadcast(own, size) or []
         index = [position for positions, _ in parts for position in positions]
         times = [t for _, many in parts for t in many]
-        last = self._run / CHECKPOINTS / LAST
-        step = read_header(last)["step"] if last.is_file() else None
+        step = newest_step(self._run)
         stands = "there is no checkpoint yet" if step is None else f"that of step {step} stands"
         what = f"the loss of {len(index)} examples" if index else "the gradient"
         error = NotFinite(

@@ -1,0 +1,169 @@
+"""Preemption and time limits: a signal, a cluster, or a clock of one's own ends a run early."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import ROOT, TINY, launch
+
+from betasigma.modules import DiffusionModule
+from betasigma.runs.checkpoint import read
+from betasigma.runs.record import Record
+from betasigma.runs.status import INTERRUPTED, read_status
+
+
+def step(run: Path) -> int:
+    return int(read(run / "checkpoints" / "last.ckpt")["global_step"])
+
+
+def rows(run: Path) -> list[tuple[str, str, str]]:
+    """Every row except what a clock enters."""
+    return [
+        (row["step"], row["metric"], row["value"])
+        for row in Record.of(run).rows()
+        if row["metric"] != "train/images_per_second"
+    ]
+
+
+@pytest.fixture
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for SLURM's command, and what it was asked. (test_slurm.py asks a real one.)"""
+    asked = tmp_path / "asked.txt"
+    program = tmp_path / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    return asked
+
+
+def stopped(number: int, *words: str, at: int = 4) -> Any:
+    """A run that receives a signal in the middle of a step."""
+    original = DiffusionModule.training_step
+
+    def training_step(self: DiffusionModule, batch: dict[str, Any], batch_idx: int) -> Any:
+        if batch["step"] == at - 1:
+            signal.raise_signal(number)
+        return original(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DiffusionModule, "training_step", training_step)
+        return launch("train", *TINY, *words)
+
+
+@pytest.mark.parametrize(
+    ("number", "again"),
+    [(signal.SIGUSR1, True), (signal.SIGUSR2, True), (signal.SIGTERM, False)],
+)
+def test_a_warning_of_slurm_queues_the_job_again_and_it_continues(
+    here: Path, scontrol: Path, number: signal.Signals, again: bool
+) -> None:
+    words = ("hydra.run.dir=run", "steps=8", "training.log_every=3")
+    outcome = stopped(number, *words, at=4)
+    assert outcome.status == 128 + number
+    assert "Traceback" not in outcome.err
+    assert scontrol.exists() == again
+    if again:
+        assert scontrol.read_text() == "requeue 77\n"
+    run = here / "run"
+    assert step(run) == 4
+    status = read_status(run)
+    assert (status["status"], status["error"]) == (INTERRUPTED, number.name)
+    assert launch("train", *TINY, *words).status == 0  # the same command, as SLURM gives it
+    whole = launch("train", *TINY, *words, "hydra.run.dir=whole")
+    assert whole.status == 0
+    assert rows(run) == rows(here / "whole")
+
+
+def test_a_job_that_never_takes_a_step_is_not_queued_for_ever(
+    here: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "betasigma.commands.train.make_data", lambda content: signal.raise_signal(signal.SIGUSR2)
+    )
+    assert launch("train", *TINY).status == 128 + signal.SIGUSR2
+    assert scontrol.read_text() == "requeue 77\n"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    outcome = launch("train", *TINY)
+    assert "not queued again: it has not taken a step" in outcome.err
+    assert scontrol.read_text() == "requeue 77\n"
+
+
+def test_a_budget_of_time_ends_a_run_as_its_last_step_would(here: Path) -> None:
+    budget = ("hydra.run.dir=run", "steps=100000", "training.log_every=100000")
+    began = time.monotonic()
+    outcome = launch("train", *TINY, *budget, "stop.minutes=0.02")
+    assert outcome.status == 0, outcome.err
+    assert time.monotonic() - began < 100
+    assert "the time budget (stop.minutes, stop.hours) ends at step" in outcome.out
+    run = here / "run"
+    done = step(run)
+    assert json.loads((run / "summary.json").read_text())["step"] == done
+    assert Record.of(run).curve("train/loss")[0] == [done]  # the last window is not lost
+    refused = launch("train", "resume=run", "stop.minutes=0.02")
+    assert "has trained for as long as stop.minutes" in refused.err
+    again = launch("train", *TINY, *budget, "stop.minutes=0.02")
+    assert f"has ended after {done} steps: nothing to do" in again.out
+    more = launch("train", "resume=run", f"steps={done + 2}", "stop.minutes=10")
+    assert more.status == 0, more.err
+    assert step(run) == done + 2
+
+
+def test_two_budgets_are_refused(here: Path) -> None:
+    refused = launch("train", *TINY, "stop.minutes=1", "stop.hours=1")
+    assert "stop.minutes=1 and stop.hours=1 say the same" in refused.err
+    assert not (here / "outputs").exists()
+
+
+def test_a_step_longer_than_the_grace_period_loses_only_itself(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(self: Any, trainer: Any, module: Any, now: int) -> None:
+        if now == 5:
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr("betasigma.training.progress.Metrics.on_step", die)
+    words = ("hydra.run.dir=run", "training.checkpoint_every=100")
+    assert launch("train", *TINY, *words, "stop.grace=0.0001").status == 1
+    assert step(here / "run") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_process_of_its_own(tmp_path: Path, number: signal.Signals) -> None:
+    """From outside, at no chosen moment, until the run has ended by its last step."""
+    words = [*TINY, "hydra.run.dir=run", "steps=60", "training.log_every=7"]
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    run, stops = tmp_path / "run", 0
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    while True:
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if stops < 2:
+            seen = len(rows(run))
+            while len(rows(run)) == seen and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(number)
+        out, _ = process.communicate(timeout=200)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 128 + number, out
+        stops += 1
+    assert stops >= 1
+    found = rows(run)
+    assert len({row[:2] for row in found}) == len(found)
+    whole = subprocess.run(
+        [*command, "hydra.run.dir=whole"], cwd=tmp_path, env=environment, check=True
+    )
+    assert whole.returncode == 0
+    assert found == rows(tmp_path / "whole")
