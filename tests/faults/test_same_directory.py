@@ -51,7 +51,7 @@ def test_a_repeated_command_leaves_a_finished_run_alone(copy_of_ddpm_run: Path) 
     written = last.stat().st_mtime_ns
     status, out, _ = in_directory(copy_of_ddpm_run)
     assert status == 0
-    assert "has taken its 6 steps: nothing to do" in out
+    assert "has ended after 6 steps: nothing to do" in out
     assert last.stat().st_mtime_ns == written
 
 
