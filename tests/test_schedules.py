@@ -49,8 +49,9 @@ def between(schedule: NoiseSchedule, n: int) -> torch.Tensor:
 
 
 def betas(name: str, steps: int) -> np.ndarray:
-    """β_1 … β_T written out from the papers, in long double."""
-    start, end = np.longdouble("1e-4"), np.longdouble("0.02")
+    """β_1 … β_T written out from the papers, in long double; where T is not 1000, the ends are
+    those of iDDPM's code, 1000/T times as much."""
+    start, end = (np.longdouble(b) * 1000 / steps for b in ("1e-4", "0.02"))
     i = np.arange(steps, dtype=np.longdouble)
     if name == "linear":
         return start + (end - start) * i / (steps - 1)
@@ -105,7 +106,7 @@ def test_alpha_bar_equals_diffusers(make, theirs: str, steps: int) -> None:
     scheduler = DDPMScheduler(
         num_train_timesteps=steps, beta_start=1e-4, beta_end=0.02, beta_schedule=theirs
     )
-    schedule = make(steps=steps)
+    schedule = make(steps=steps) if make is cosine else make(1e-4, 0.02, steps)
     # they accumulate a thousand factors in float32
     np.testing.assert_allclose(
         schedule.alpha_bar.numpy(), scheduler.alphas_cumprod.numpy(), rtol=2e-4
@@ -132,6 +133,20 @@ def test_published_end_points() -> None:
     assert linear().alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
     assert linear().alpha_bar[0].item() == pytest.approx(1 - 1e-4, rel=1e-12)
     assert cosine().alpha_bar[-1].item() < 1e-8
+    # iDDPM trains its linear schedule with 4,000 steps and ends where DDPM's 1,000 do
+    assert linear(steps=4000).alpha_bar[-1].item() == pytest.approx(4.2e-5, rel=0.02)
+    assert linear(1e-4, 0.02, 4000).alpha_bar[-1].item() == pytest.approx(2.7e-18, rel=0.02)
+    assert linear(1e-4, 0.02, 100).alpha_bar[-1].item() == pytest.approx(0.364, rel=2e-3)
+
+
+@pytest.mark.parametrize("steps", [21, 100, 4000])
+@pytest.mark.parametrize("make", [linear, sigmoid])
+def test_the_number_of_steps_does_not_move_the_end(make, steps: int) -> None:
+    """T·β is, so that Σβ = (0.1 + 20)/2 at any T, and ᾱ_T = exp(−Σβ) up to Σβ²/2 and more."""
+    alpha_bar = make(steps=steps).alpha_bar
+    beta = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    assert beta.sum().item() == pytest.approx(10.05, rel=1e-6)
+    assert alpha_bar[-1].item() < math.exp(-10.05)
 
 
 @every_family
@@ -175,7 +190,7 @@ def test_the_number_of_a_step_is_told_from_its_time() -> None:
         "is t=0.01"
     )
     with pytest.raises(UserError, match=r"clean data$"):
-        linear(steps=5).alpha(torch.tensor([0.2, 6.0]))
+        linear(1e-4, 0.02, 5).alpha(torch.tensor([0.2, 6.0]))
 
 
 @curves
@@ -334,8 +349,8 @@ def test_posterior_variance_equals_diffusers(respaced: int) -> None:
 @pytest.mark.parametrize(
     ("schedule", "t", "s"),
     [
-        (linear(steps=20), 1.0, 0.95),
-        (linear(steps=20), 0.7, 0.3),
+        (linear(1e-3, 0.4, 20), 1.0, 0.95),
+        (linear(1e-3, 0.4, 20), 0.7, 0.3),
         (cosine(steps=20), 0.5, 0.05),
         (geometric(10, 2.0, 0.3), 1.0, 0.4),
     ],
@@ -374,6 +389,7 @@ def test_posterior_at_clean_data(schedule: NoiseSchedule) -> None:
         (lambda: linear(start=0.03), r"beta\.end=0\.02 must be at least beta\.start=0\.03"),
         (lambda: linear(end=2.0), r"beta\.end=2"),
         (lambda: sigmoid(end=1.0), r"beta\.end=1"),
+        (lambda: linear(steps=20), r"beta\.steps=20 is too few .*: take more than 20 steps"),
         (lambda: linear(steps=0), r"beta\.steps=0 must be at least 1"),
         (lambda: cosine(steps=0), r"beta\.steps=0"),
         (lambda: cosine(offset=0.0), r"beta\.offset=0"),

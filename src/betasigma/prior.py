@@ -32,6 +32,12 @@ class DataMoments:
     variance: Tensor
 
     @classmethod
+    def uniform(cls, low: float, high: float) -> DataMoments:
+        """Moments of U[low, high] in each dimension."""
+        middle, variance = (low + high) / 2, (high - low) ** 2 / 12
+        return cls(torch.tensor(middle).double(), torch.tensor(variance).double())
+
+    @classmethod
     def of(cls, batches: Iterable[Tensor]) -> DataMoments:
         """Moments of all examples of these batches, each ``(b, *sample_shape)``.
 
@@ -60,15 +66,23 @@ class GaussianPrior:
     variance: Tensor | float
 
     @classmethod
-    def standard(cls, schedule: NoiseSchedule) -> GaussianPrior:
-        """N(0, prior_std²·I), the papers' choice."""
-        return cls(0.0, schedule.prior_std**2)
+    def standard(cls, schedule: NoiseSchedule, t: float = 1.0) -> GaussianPrior:
+        """N(0, prior_std²·I), the papers' choice, or what stands in for it at ``t``."""
+        return cls(0.0, schedule.start_std(t).item() ** 2)
 
     @classmethod
-    def matched(cls, schedule: NoiseSchedule, moments: DataMoments) -> GaussianPrior:
-        """The Gaussian with the moments of q(x_1), from those of clean data."""
-        alpha, sigma = schedule.alpha(1.0).item(), schedule.sigma(1.0).item()
+    def matched(
+        cls, schedule: NoiseSchedule, moments: DataMoments, t: float = 1.0
+    ) -> GaussianPrior:
+        """The Gaussian with the moments of q(x_t), from those of clean data."""
+        alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
         return cls(alpha * moments.mean, alpha**2 * moments.variance + sigma**2)
+
+    def excess_bits(self, data: GaussianPrior) -> float:
+        """KL(``data`` ‖ this) in bits per dimension: how far from the data this begins."""
+        ratio = torch.as_tensor(data.variance / self.variance, dtype=torch.float64)
+        shift = torch.as_tensor((data.mean - self.mean) ** 2 / self.variance, dtype=torch.float64)
+        return ((ratio - 1 - ratio.log() + shift) / 2).mean().item() / math.log(2)
 
     def draw(self, noise: Tensor) -> Tensor:
         """A draw made of standard normal numbers, in their dtype and on their device."""

@@ -38,6 +38,10 @@ from betasigma.randomness import Stream
 
 Times = Tensor | float
 
+DROWNED = math.exp(5.1)
+"""σ/α = 164, where the noise has drowned data of unit variance: log-SNR −10.2, λ = −5.1 at which
+DPM-Solver's code begins (Lu et al. 2022). DDPM's own schedule ends at 157."""
+
 ROUNDING = 1e-6
 """How far beyond its ends, relatively, a time may lie: float32 has some multiples of 1e-7."""
 
@@ -88,6 +92,21 @@ class NoiseSchedule:
         = 1.
         """
         raise self._unfinished()
+
+    @property
+    def ratio_max(self) -> float:
+        """σ/α from which a solver of few steps begins: the end of the curve, but at most 164 times
+        ``prior_std``. A cosine ends at 20,291 because β is kept below 1, and on the way there is
+        nothing to integrate; the end of a σ-ladder is a choice, and stays.
+        """
+        return min(self.ratio(1.0).item(), DROWNED * self.prior_std)
+
+    def start_std(self, t: Times) -> Tensor:
+        """Standard deviation of N(0, start_std²·I), which stands in for q(x_t) where sampling
+        begins at ``t``: ``prior_std`` at t = 1, and falling as σ_t does; float64, the shape of
+        ``t``.
+        """
+        return self.prior_std * self.sigma(t) / self.sigma(1.0)
 
     def times(self) -> Tensor:
         """Times of levels 1 … L: i/L, shape ``(levels,)``, rising."""
@@ -219,6 +238,10 @@ class VariancePreserving(NoiseSchedule):
     def prior_std(self) -> float:
         return 1.0
 
+    def start_std(self, t: Times) -> Tensor:
+        """1 at every ``t``: that of data of unit variance."""
+        return torch.ones_like(self.sigma(t))
+
     @property
     def alpha_bar(self) -> Tensor:
         """ᾱ_1 … ᾱ_T, shape ``(levels,)``."""
@@ -277,19 +300,27 @@ class VarianceExploding(NoiseSchedule):
         return torch.zeros_like(log_snr)
 
 
-def linear(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> VariancePreserving:
-    """β rising linearly from ``start`` to ``end`` in ``steps`` steps (Ho et al. 2020, section
-    4).
+def linear(
+    start: float | None = None, end: float | None = None, steps: int = 1000
+) -> VariancePreserving:
+    """β rising linearly from ``start`` to ``end`` in ``steps`` steps (Ho et al. 2020, section 4).
+
+    Without ``start`` and ``end`` it ends at the same noise whatever the number of steps, as in
+    iDDPM's code: β from 0.1/steps to 20/steps, DDPM's 10⁻⁴ and 0.02 at 1,000.
     """
-    LinearOptions.check(start=start, end=end, steps=steps)
-    return _from_betas(np.linspace(start, end, steps, dtype=np.float64))
+    first, last = LinearOptions.check(start=start, end=end, steps=steps).ends
+    return _from_betas(np.linspace(first, last, steps, dtype=np.float64))
 
 
-def sigmoid(start: float = 1e-4, end: float = 0.02, steps: int = 1000) -> VariancePreserving:
-    """β rising from ``start`` to ``end`` along a sigmoid over [−6, 6] (Xu et al. 2022, GeoDiff)."""
-    LinearOptions.check(start=start, end=end, steps=steps)
+def sigmoid(
+    start: float | None = None, end: float | None = None, steps: int = 1000
+) -> VariancePreserving:
+    """β rising from ``start`` to ``end`` along a sigmoid over [−6, 6] (Xu et al. 2022, GeoDiff);
+    without them, between the ends of :func:`linear`.
+    """
+    first, last = LinearOptions.check(start=start, end=end, steps=steps).ends
     ramp = _sigmoid(np.linspace(-6, 6, steps, dtype=np.float64))
-    return _from_betas(start + (end - start) * ramp)
+    return _from_betas(first + (last - first) * ramp)
 
 
 def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> VariancePreserving:

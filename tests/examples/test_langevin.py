@@ -149,7 +149,7 @@ def test_total_variation_of_separate_round_modes(sigma: float) -> None:
     assert plane.total_variation(TWO, sigma) == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.parametrize("schedule", [geometric(3, 0.5, 0.05), linear(steps=20)])
+@pytest.mark.parametrize("schedule", [geometric(3, 0.5, 0.05), linear(1e-4, 0.02, 20)])
 def test_score_error_of_a_displaced_mixture(schedule) -> None:
     """At a mode far from the other the score of N(αμ, C) is −(x − αμ)/C, C = α²a² + σ²."""
     shift = np.array([0.03, -0.04])
@@ -207,7 +207,7 @@ def test_plain_langevin_cannot_tell_the_weights_and_annealed_can() -> None:
 
 def test_langevin_starts_uniformly_and_every_model_at_the_same_points() -> None:
     sampler = AnnealedLangevin(inner_steps=1)
-    explodes, preserves = geometric(2), linear(steps=5)
+    explodes, preserves = geometric(2), linear(1e-4, 0.02, 5)
     first = next(plane.langevin(sampler, plane.truth(TWO, explodes), 4000, seed=0))
     other = next(plane.langevin(sampler, plane.truth(TWO, preserves), 4000, seed=0))
     assert first.abs().max() <= 0.8
@@ -227,7 +227,7 @@ def of_one_image(schedule: NoiseSchedule, value_range: tuple[float, float]) -> E
     return EmpiricalDenoiser(image[None], schedule, None, value_range)
 
 
-@pytest.mark.parametrize("schedule", [linear(steps=50), geometric(10)])
+@pytest.mark.parametrize("schedule", [linear(1e-4, 0.02, 50), geometric(10)])
 def test_frames_are_at_the_noise_levels_they_are_labelled_with(schedule: NoiseSchedule) -> None:
     denoiser = of_one_image(schedule, (-1.0, 1.0))
     x0 = denoiser.data[0].reshape(SHAPE)

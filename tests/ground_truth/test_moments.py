@@ -46,7 +46,7 @@ EYE = np.eye(D)
 MEAN = np.array([0.3, -0.6])
 COVARIANCE = np.array([[0.4, 0.15], [0.15, 0.08]])
 SCHEDULES: dict[str, NoiseSchedule] = {
-    "vp": linear(steps=200),
+    "vp": linear(1e-4, 0.02, 200),
     "ve": geometric(200, 20.0, 0.02),
 }
 families = pytest.mark.parametrize("family", SCHEDULES)

@@ -44,7 +44,7 @@ BATCH = 3
 DDPM_SCHEDULES = {
     "linear": (linear(), {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02}),
     "cosine": (cosine(), {"beta_schedule": "squaredcos_cap_v2"}),
-    "short": (linear(steps=60), {"beta_schedule": "linear", "num_train_timesteps": 60}),
+    "short": (linear(1e-4, 0.02, 60), {"beta_schedule": "linear", "num_train_timesteps": 60}),
 }
 
 

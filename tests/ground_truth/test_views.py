@@ -26,7 +26,7 @@ from betasigma.samplers import (
 )
 from betasigma.schedules import NoiseSchedule, VarianceExploding, linear
 
-VP = linear(steps=200)
+VP = linear(1e-4, 0.02, 200)
 VE = VarianceExploding(VP.log_snr(VP.times()).numpy())
 STEPS = 25
 

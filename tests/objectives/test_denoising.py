@@ -189,7 +189,7 @@ class TestWeighting:
 
     def test_the_simple_loss_is_2_9_reweighted(self) -> None:
         """(2.9): 1/(2β̃_t)·β_t²/((1 − ᾱ_t)·α_t)·‖ε − ε̂‖² for t ≥ 2; (2.10) drops the weight."""
-        denoiser = make(linear(steps=8))
+        denoiser = make(linear(1e-4, 0.02, 8))
         beta = np.linspace(1e-4, 0.02, 8)
         alpha_bar = np.cumprod(1 - beta)
         before = np.concatenate([[1.0], alpha_bar[:-1]])
@@ -206,7 +206,7 @@ class TestWeighting:
         # level 1 has a decoder N(x̂_0, σ_1²/α_1²): ½·α_1²/σ_1²·‖x_0 − x̂_0‖² = ½·‖ε − ε̂‖²
         np.testing.assert_allclose(found[~later], 8 * simple[~later] / 2, rtol=1e-4)
 
-    @pytest.mark.parametrize("schedule", [linear(steps=6, end=0.5), geometric(6)])
+    @pytest.mark.parametrize("schedule", [linear(1e-4, 0.5, 6), geometric(6)])
     def test_weighted_by_2_9_it_is_the_bound_s_diffusion_term(self, schedule) -> None:
         covariance = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]])
         model = GaussianMixture([0.4, 0.6], np.eye(2), covariance, schedule)

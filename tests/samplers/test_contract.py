@@ -270,7 +270,7 @@ def test_off_the_levels_the_model_s_policy_decides(make_model) -> None:
     ("make", "message"),
     [
         (lambda: DDIM(steps=0), r"sampler\.steps=0 must be at least 1"),
-        (lambda: Ancestral(grid="even"), r"sampler\.grid=even must be 'levels', 'uniform_t'"),
+        (lambda: Ancestral(grid="even"), r"sampler\.grid=even must be 'levels', 'strided'"),
         (lambda: Heun(rho=0.0), r"sampler\.rho=0\.0 must be above 0"),
         (
             lambda: Euler(start="zeros"),

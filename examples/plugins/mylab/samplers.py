@@ -19,7 +19,7 @@ class Restart(Sampler):
         low, high: the stretch, in σ/α.
         restarts: K.
         inner: Heun steps of a stretch, even in log σ/α.
-        steps, clip, grid, rho, start, dtype: see :class:`betasigma.samplers.Sampler`.
+        steps, clip, grid, rho, start, dtype, ratio_max: see :class:`betasigma.samplers.Sampler`.
     """
 
     name = "restart"
@@ -36,8 +36,9 @@ class Restart(Sampler):
         rho: float = 7.0,
         start: Start = "prior",
         dtype: Dtype = "float32",
+        ratio_max: float | None = None,
     ) -> None:
-        super().__init__(steps, clip, grid, rho, start, dtype)
+        super().__init__(steps, clip, grid, rho, start, dtype, ratio_max)
         RestartOptions.check(low=low, high=high, restarts=restarts, inner=inner)
         self.low, self.high, self.restarts, self.inner = low, high, restarts, inner
         self._heun = Heun()

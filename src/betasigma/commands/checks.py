@@ -302,6 +302,8 @@ def _check_times(sampler: SamplerOptions, model: ModelConfig, overrides: list[st
     levels, steps = model.schedule.level_count, getattr(sampler, "steps", None)
     if not isinstance(levels, int):
         return
+    if isinstance(steps, list):
+        steps = sum(steps)
     typed = any(word.lstrip("+").startswith("sampler.steps=") for word in overrides)
     if levels == 1:
         if typed and steps is not None and steps > 1:
@@ -311,7 +313,7 @@ def _check_times(sampler: SamplerOptions, model: ModelConfig, overrides: list[st
             )
         return
     grid = getattr(sampler, "grid", None)
-    between = grid not in (None, "levels") or (steps is not None and steps > levels)
+    between = grid not in (None, "levels", "strided") or (steps is not None and steps > levels)
     strict = model.denoiser.off_levels == "refuse" and model.objective.times == "levels"
     if strict and between and model.model.trains:
         raise UserError(

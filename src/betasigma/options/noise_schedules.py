@@ -21,6 +21,10 @@ from betasigma.options.base import (
 Overlap = Annotated[float, Field(gt=0, lt=0.997)]
 """C of NCSNv2's Technique 2; two equal levels overlap by 0.9973."""
 
+FIRST, LAST = 0.1, 20.0
+"""T·beta of the first and of the last of T steps, where nothing else is said: DDPM's at 1,000, and
+iDDPM's at any T, so that every T ends at the same noise."""
+
 FEWEST_DIMENSIONS = 5
 """Least dimension for which NCSNv2's Technique 2 finds a number of levels: √(2D) > 3
 (betasigma.ladder)."""
@@ -91,16 +95,27 @@ class LinearOptions(ScheduleOptions):
     knobs = "beta"
     model = "ddpm"
 
-    start: OpenUnit = option(1e-4, "beta of the first step")
-    end: OpenUnit = option(0.02, "beta of the last step")
+    start: OpenUnit | None = option(None, f"beta of the first step; null: {FIRST:g}/steps")
+    end: OpenUnit | None = option(None, f"beta of the last step; null: {LAST:g}/steps")
     steps: Count = option(1000, "number of steps T")
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """beta of the first and of the last step."""
+        first = FIRST / self.steps if self.start is None else self.start
+        return first, LAST / self.steps if self.end is None else self.end
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
-        if self.start > self.end:
+        first, last = self.ends
+        if last >= 1:
             raise ValueError(
-                f"beta.end={self.end:g} must be at least beta.start={self.start:g} and below 1"
+                f"beta.steps={self.steps} is too few for a beta.end of {LAST:g}/steps, which must "
+                f"be below 1: take more than {LAST:g} steps, give beta.start and beta.end, or use "
+                f"schedule=cosine"
             )
+        if first > last:
+            raise ValueError(f"beta.end={last:g} must be at least beta.start={first:g} and below 1")
         return self
 
 
@@ -153,7 +168,11 @@ class BetaOptions(Options):
     node = "beta"
 
     steps: Count = option(1000, "number of steps T")
-    start: Positive | None = option(None, "beta of the first step; of schedule=vp_sde, a rate")
-    end: Positive | None = option(None, "beta of the last step; of schedule=vp_sde, a rate")
+    start: Positive | None = option(
+        None, f"beta of the first step, null: {FIRST:g}/steps; of schedule=vp_sde, a rate"
+    )
+    end: Positive | None = option(
+        None, f"beta of the last step, null: {LAST:g}/steps; of schedule=vp_sde, a rate"
+    )
     offset: OpenUnit | None = option(None, "s of schedule=cosine")
     max: OpenUnit | None = option(None, "largest beta of a step of schedule=cosine")

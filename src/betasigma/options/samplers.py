@@ -24,11 +24,18 @@ from betasigma.options.composition import Composition
 DRAWN_AT_ONCE = 256
 """Samples that are drawn at once, where nothing else is said."""
 
-Grid = Literal["levels", "uniform_t", "uniform_log_snr", "karras"]
+Grid = Literal["levels", "strided", "uniform_t", "uniform_log_snr", "karras"]
+Steps = Count | list[Count] | None
 Start = Literal["prior", "uniform", "moments"]
 Dtype = Literal["float32", "float64"]
 Variance = Literal["beta", "posterior", "learned"]
 Predictor = Literal["reverse_diffusion", "euler_maruyama", "ancestral"]
+
+TIMES = (
+    "times on the grid; null: every level of the model; a list: levels of as many equal sections "
+    "of the ladder, the cleanest first"
+)
+SPACING = "how the times are spaced; strided: DDIM's levels 1, 1+k, 1+2k, …"
 
 
 class SamplerOptions(ComponentOptions):
@@ -41,6 +48,11 @@ class SamplerOptions(ComponentOptions):
         "where sampling begins: N(0, prior_std^2), uniform on the value range, or the Gaussian "
         "with the moments of the noisiest data",
     )
+    ratio_max: Positive | None = option(
+        None,
+        "sigma/alpha where sampling begins, at the Gaussian of that noise; null: the schedule's "
+        "largest, but on grids even in noise at most 164 of a variance-preserving one",
+    )
     clip: bool = option(False, "clip every predicted x_0 to the value range")
     dtype: Dtype = option("float32", "of the state; the network computes in its own")
 
@@ -48,9 +60,26 @@ class SamplerOptions(ComponentOptions):
 class GridOptions(SamplerOptions):
     """Options of a sampler that steps along a grid of times."""
 
-    steps: Count | None = option(None, "times on the grid; null: every level of the model")
-    grid: Grid = option("levels", "how the times are spaced")
+    steps: Steps = option(None, TIMES)
+    grid: Grid = option("levels", SPACING)
     rho: Positive = option(7.0, "of grid=karras")
+
+    @model_validator(mode="after")
+    def _sections_of_levels(self) -> Self:
+        if isinstance(self.steps, list):
+            if self.grid != "levels":
+                raise ValueError(
+                    f"sampler.steps={self.steps} counts the levels of sections and needs "
+                    f"sampler.grid=levels, not {self.grid}"
+                )
+            if not self.steps:
+                raise ValueError("sampler.steps=[] must count the levels of at least one section")
+        return self
+
+    def check_with(self, composition: Composition) -> None:
+        levels = composition.schedule.level_count
+        if isinstance(levels, int) and levels > 1:
+            check_levels_taken(self.steps, self.grid, levels)
 
 
 class AncestralOptions(GridOptions):
@@ -60,6 +89,7 @@ class AncestralOptions(GridOptions):
     variance: Variance = option("beta", "of a step: beta, the posterior's, or the model's own")
 
     def check_with(self, composition: Composition) -> None:
+        super().check_with(composition)
         if self.variance == "learned" and not composition.learns_variance:
             raise UserError(
                 "sampler.variance=learned needs a model that has learned one: train it with "
@@ -70,7 +100,7 @@ class AncestralOptions(GridOptions):
 class DDIMOptions(GridOptions):
     targets = ("betasigma.samplers.DDIM",)
 
-    steps: Count | None = option(50, "times on the grid; null: every level of the model")
+    steps: Steps = option(50, TIMES)
     clip: bool = option(True, "clip every predicted x_0 to the value range")
     eta: UnitInterval = option(0.0, "0: deterministic, 1: ancestral")
 
@@ -85,6 +115,7 @@ class AnnealedLangevinOptions(GridOptions):
     denoise: bool = option(False, "NCSNv2's last step to the mean of x_0")
 
     def check_with(self, composition: Composition) -> None:
+        super().check_with(composition)
         if self.step == AUTO and not composition.schedule.geometric:
             raise UserError(
                 f"sampler.step=auto follows from the ratio of a geometric ladder (model=ncsn); "
@@ -104,13 +135,14 @@ class PredictorCorrectorOptions(GridOptions):
 class EulerOptions(GridOptions):
     targets = ("betasigma.samplers.Euler",)
 
-    steps: Count | None = option(100, "times on the grid; null: every level of the model")
+    steps: Steps = option(100, TIMES)
 
 
 class HeunOptions(GridOptions):
     targets = ("betasigma.samplers.Heun",)
 
-    steps: Count | None = option(18, "2 evaluations each, the last one 1")
+    steps: Steps = option(18, f"{TIMES}; 2 evaluations each, the last one 1")
+    grid: Grid = option("karras", SPACING)
     s_churn: NonNegative = option(0.0, "noise added on the way; 0: the sampler is deterministic")
     s_min: NonNegative = option(0.0, "least sigma/alpha at which it is added")
     s_max: Positive | None = option(None, "greatest sigma/alpha at which it is added; null: any")
@@ -128,8 +160,12 @@ class HeunOptions(GridOptions):
 class DPMSolverOptions(GridOptions):
     targets = ("betasigma.samplers.DPMSolver",)
 
-    steps: Count | None = option(20, "times on the grid; null: every level of the model")
+    steps: Steps = option(20, TIMES)
+    grid: Grid = option("uniform_log_snr", SPACING)
     eta: UnitInterval = option(0.0, "0: the ODE, 1: the SDE")
+    lower_order_final: bool = option(
+        True, "a step of order 1 to the smallest noise where there are fewer than 10 steps"
+    )
 
 
 class AdaptiveODEOptions(SamplerOptions):
@@ -137,3 +173,43 @@ class AdaptiveODEOptions(SamplerOptions):
 
     rtol: Positive = option(1e-5, "relative tolerance of the solver")
     atol: Positive = option(1e-5, "absolute tolerance of the solver")
+
+
+def check_levels_taken(steps: Steps, grid: Grid, levels: int) -> None:
+    """Refuse a choice of levels that a ladder of this many does not have.
+
+    Raises:
+        UserError: for a section that is shorter than its count, or a number of levels that no
+            stride gives.
+    """
+    if isinstance(steps, list):
+        for size, count in zip(sections(levels, len(steps)), steps, strict=True):
+            if count > size:
+                raise UserError(
+                    f"sampler.steps={steps} takes {count} levels of a section of {size}: the "
+                    f"model has {levels} in all"
+                )
+    elif grid == "strided" and steps is not None:
+        stride_of(steps, levels)
+
+
+def sections(levels: int, count: int) -> list[int]:
+    """Sizes of ``count`` sections of a ladder, as equal as can be, the larger ones first."""
+    size, extra = divmod(levels, count)
+    return [size + (i < extra) for i in range(count)]
+
+
+def stride_of(steps: int, levels: int) -> int:
+    """The least k for which levels 1, 1+k, 1+2k, … of a ladder are ``steps`` in number.
+
+    Raises:
+        UserError: if there is none.
+    """
+    counts = {-(-levels // stride): stride for stride in range(levels, 0, -1)}
+    if steps not in counts:
+        nearest = sorted(sorted(counts, key=lambda count: abs(count - steps))[:2])
+        raise UserError(
+            f"sampler.steps={steps} of grid=strided has no whole stride over {levels} levels; "
+            f"the nearest numbers that have are {' and '.join(map(str, nearest))}"
+        )
+    return counts[steps]

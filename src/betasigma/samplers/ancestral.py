@@ -26,7 +26,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from betasigma.options.samplers import AncestralOptions, DDIMOptions, Variance
+from betasigma.options.samplers import AncestralOptions, DDIMOptions, Steps, Variance
 from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 from betasigma.schedules import posterior, reverse_log_variances, transition
 
@@ -44,7 +44,7 @@ class Ancestral(Sampler):
     def __init__(
         self,
         variance: Variance = "beta",
-        steps: int | None = None,
+        steps: Steps = None,
         clip: bool = True,
         **options: Unpack[GridArguments],
     ) -> None:
@@ -80,7 +80,7 @@ class DDIM(Sampler):
     def __init__(
         self,
         eta: float = 0.0,
-        steps: int | None = 50,
+        steps: Steps = 50,
         clip: bool = True,
         **options: Unpack[GridArguments],
     ) -> None:

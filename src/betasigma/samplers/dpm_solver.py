@@ -25,16 +25,24 @@ from typing import Unpack
 
 from torch import Tensor
 
-from betasigma.options.samplers import DPMSolverOptions
-from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
+from betasigma.options.samplers import DPMSolverOptions, Grid, Steps
+from betasigma.samplers.sampler import CountingDenoiser, Noise, Sampler, StartArguments
+
+FEW_STEPS = 10
+"""Times with fewer than 10 steps between them, for which ``lower_order_final`` was made."""
 
 
 class DPMSolver(Sampler):
     """DPM-Solver++(2M).
 
+    The authors' code takes ``steps`` steps from the largest noise to t_min; here these are the
+    steps between ``steps`` + 1 times, and their ``denoise_to_zero`` follows.
+
     Args:
         eta: η ∈ [0, 1]; 0 is the ODE solver, 1 SDE-DPM-Solver++(2M).
-        steps, clip, options: see :class:`Sampler`.
+        lower_order_final: the last step to t_min has order 1 where there are fewer than 10, as in
+            their code.
+        steps, clip, grid, options: see :class:`Sampler`.
     """
 
     name = "dpm_solver"
@@ -42,24 +50,32 @@ class DPMSolver(Sampler):
     def __init__(
         self,
         eta: float = 0.0,
-        steps: int | None = 20,
+        steps: Steps = 20,
         clip: bool = False,
-        **options: Unpack[GridArguments],
+        grid: Grid = "uniform_log_snr",
+        lower_order_final: bool = True,
+        **options: Unpack[StartArguments],
     ) -> None:
-        super().__init__(steps, clip, **options)
-        DPMSolverOptions.check(eta=eta)
-        self.eta = eta
+        super().__init__(steps, clip, grid, **options)
+        DPMSolverOptions.check(eta=eta, lower_order_final=lower_order_final)
+        self.eta, self.lower_order_final = eta, lower_order_final
 
     def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         schedule, eta = model.schedule, self.eta
         before: tuple[Tensor, float] | None = None
-        for t, s in pairwise([*self.times(schedule), 0.0]):
+        times = self.times(schedule)
+        first_order = times[-1] if self.lower_order_final and len(times) <= FEW_STEPS else None
+        for t, s in pairwise([*times, 0.0]):
             x0 = model(x, t).x0
             if s == 0:
                 yield x0
                 return
             h = (schedule.log_snr(s) - schedule.log_snr(t)).item() / 2
-            line = x0 if before is None else x0 + h / (2 * before[1]) * (x0 - before[0])
+            line = (
+                x0
+                if before is None or s == first_order
+                else x0 + h / (2 * before[1]) * (x0 - before[0])
+            )
             kept = (schedule.sigma(s) / schedule.sigma(t)).item() * math.exp(-eta * h)
             x = kept * x - schedule.alpha(s).item() * math.expm1(-(1 + eta) * h) * line
             if eta > 0:

@@ -25,7 +25,7 @@ from typing import Unpack
 
 from torch import Tensor
 
-from betasigma.options.samplers import AnnealedLangevinOptions
+from betasigma.options.samplers import AnnealedLangevinOptions, Steps
 from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 
 
@@ -46,7 +46,7 @@ class AnnealedLangevin(Sampler):
         inner_steps: int = 100,
         step: float = 0.2,
         denoise: bool = False,
-        steps: int | None = None,
+        steps: Steps = None,
         clip: bool = False,
         **options: Unpack[GridArguments],
     ) -> None:

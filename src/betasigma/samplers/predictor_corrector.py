@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from betasigma.denoiser import Prediction
-from betasigma.options.samplers import Predictor, PredictorCorrectorOptions
+from betasigma.options.samplers import Predictor, PredictorCorrectorOptions, Steps
 from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
 from betasigma.schedules import NoiseSchedule, posterior, transition
 
@@ -90,7 +90,7 @@ class PredictorCorrector(Sampler):
         predictor: Predictor = "reverse_diffusion",
         snr: float = 0.16,
         corrector_steps: int = 1,
-        steps: int | None = None,
+        steps: Steps = None,
         clip: bool = False,
         **options: Unpack[GridArguments],
     ) -> None:

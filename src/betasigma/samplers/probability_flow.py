@@ -30,8 +30,22 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from betasigma.options.samplers import AdaptiveODEOptions, Dtype, HeunOptions, Start
-from betasigma.samplers.sampler import CountingDenoiser, GridArguments, Noise, Sampler
+from betasigma.options.samplers import (
+    AdaptiveODEOptions,
+    Dtype,
+    Grid,
+    HeunOptions,
+    Start,
+    Steps,
+)
+from betasigma.samplers.sampler import (
+    CountingDenoiser,
+    GridArguments,
+    Noise,
+    Sampler,
+    StartArguments,
+    start_time,
+)
 from betasigma.schedules import NoiseSchedule
 
 
@@ -48,7 +62,7 @@ class Euler(Sampler):
     name = "euler"
 
     def __init__(
-        self, steps: int | None = 100, clip: bool = False, **options: Unpack[GridArguments]
+        self, steps: Steps = 100, clip: bool = False, **options: Unpack[GridArguments]
     ) -> None:
         super().__init__(steps, clip, **options)
 
@@ -81,11 +95,12 @@ class Heun(Sampler):
         s_min: float = 0.0,
         s_max: float | None = None,
         s_noise: float = 1.0,
-        steps: int | None = 18,
+        steps: Steps = 18,
         clip: bool = False,
-        **options: Unpack[GridArguments],
+        grid: Grid = "karras",
+        **options: Unpack[StartArguments],
     ) -> None:
-        super().__init__(steps, clip, **options)
+        super().__init__(steps, clip, grid, **options)
         upper = math.inf if s_max is None else s_max
         HeunOptions.check(s_churn=s_churn, s_min=s_min, s_max=s_max, s_noise=s_noise)
         self.s_churn, self.s_min, self.s_max, self.s_noise = s_churn, s_min, upper, s_noise
@@ -110,7 +125,7 @@ class Heun(Sampler):
         ratio = schedule.ratio(t).item()
         if self.s_churn == 0 or not self.s_min <= ratio <= self.s_max:
             return x, t
-        gamma = min(self.s_churn / (self.steps or schedule.levels), math.sqrt(2) - 1)
+        gamma = min(self.s_churn / len(self.times(schedule)), math.sqrt(2) - 1)
         higher = min(ratio * (1 + gamma), schedule.ratio(1.0).item())
         noise = self.s_noise * math.sqrt(higher**2 - ratio**2) * rng.normal(x.shape[1:], x.dtype)
         t_hat = schedule.t_of_ratio(higher).item()
@@ -127,7 +142,7 @@ class AdaptiveODE(Sampler):
 
     Args:
         rtol, atol: relative and absolute tolerance on x/α, > 0; 1e-5 is Song et al.'s.
-        clip, start, dtype: see :class:`Sampler`.
+        clip, start, dtype, ratio_max: see :class:`Sampler`.
     """
 
     name = "adaptive_ode"
@@ -139,28 +154,31 @@ class AdaptiveODE(Sampler):
         clip: bool = False,
         start: Start = "prior",
         dtype: Dtype = "float32",
+        ratio_max: float | None = None,
     ) -> None:
-        super().__init__(clip=clip, start=start, dtype=dtype)
+        super().__init__(clip=clip, start=start, dtype=dtype, ratio_max=ratio_max)
         AdaptiveODEOptions.check(rtol=rtol, atol=atol)
         self.rtol, self.atol = rtol, atol
 
     def times(self, schedule: NoiseSchedule) -> list[float]:
-        return [1.0, schedule.t_min] if schedule.levels > 1 else [1.0]
+        if schedule.levels == 1:
+            return [1.0]
+        return [start_time(schedule, self.ratio_max, in_noise=True), schedule.t_min]
 
     def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         times = self.times(model.schedule)
         if len(times) > 1:
-            x = self._integrate(model, x)
+            x = self._integrate(model, x, times)
             yield x
         yield model(x, times[-1]).x0
 
-    def _integrate(self, model: CountingDenoiser, x: Tensor) -> Tensor:
+    def _integrate(self, model: CountingDenoiser, x: Tensor, times: list[float]) -> Tensor:
         from torchdiffeq import odeint
 
         schedule = model.schedule
-        times = torch.tensor([1.0, schedule.t_min], dtype=torch.float64)
-        span = schedule.log_snr(times) / 2
-        alpha = schedule.alpha(times).tolist()
+        ends = torch.tensor(times, dtype=torch.float64)
+        span = schedule.log_snr(ends) / 2
+        alpha = schedule.alpha(ends).tolist()
 
         def slope(point: Tensor, x_bar: Tensor) -> Tensor:
             log_snr = (2 * point.double().cpu()).clamp(2 * span[0], 2 * span[1])

@@ -1,9 +1,9 @@
 """What every sampler shares: the start, the time grid, per-sample noise, the count of network
 evaluations.
 
-A sampler integrates from noise at t = 1 to data along a falling grid of times; a subclass says what
-one ``step`` from t to s < t does, or overrides ``trajectory`` where a step needs to remember the
-one before. It speaks to a Denoiser and never asks which family that is.
+A sampler integrates from noise, at t = 1 or somewhat below, to data along a falling grid of times;
+a subclass says what one ``step`` from t to s < t does, or overrides ``trajectory`` where a step
+needs to remember the one before. It speaks to a Denoiser and never asks which family that is.
 
 Sample i is a function of (seed, i): its start and every later draw come from its own stream (see
 ``betasigma.randomness``), so the same picture appears whatever the batch size or the number of
@@ -17,6 +17,7 @@ state becomes x̂_0.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol, TypedDict
@@ -26,10 +27,24 @@ from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.errors import UserError
-from betasigma.options.samplers import DRAWN_AT_ONCE, Dtype, Grid, GridOptions, Start
-from betasigma.prior import GaussianPrior
+from betasigma.options.samplers import (
+    DRAWN_AT_ONCE,
+    Dtype,
+    Grid,
+    GridOptions,
+    Start,
+    Steps,
+    check_levels_taken,
+    sections,
+    stride_of,
+)
+from betasigma.prior import DataMoments, GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
+
+FAR_START = 1e-3
+"""Bits per dimension between the start and the data there, from which a warning says so. DDPM's
+10⁻⁵ is far below, NCSN's at σ_max = 1 a hundred times above."""
 
 
 class Noise(Protocol):
@@ -61,28 +76,46 @@ def count_not_finite(x: Tensor) -> int:
 
 
 def time_grid(
-    schedule: NoiseSchedule, steps: int | None, grid: Grid, rho: float = 7.0
+    schedule: NoiseSchedule,
+    steps: Steps,
+    grid: Grid,
+    rho: float = 7.0,
+    ratio_max: float | None = None,
 ) -> list[float]:
-    """Falling times 1 = t_1 > … > t_steps = t_min.
+    """Falling times t_1 > … > t_steps = t_min.
 
     Args:
         schedule: the noise levels; one that has a single level has a single time, t = 1.
-        steps: how many; ``None`` for the schedule's own number of levels.
+        steps: how many; ``None`` for the schedule's own number of levels; a list for as many levels
+            of each of its equal sections, the cleanest first (iDDPM's ``space_timesteps``).
         grid: ``levels`` takes the model's own levels, evenly spaced by index (where more steps than
-            levels are asked for, times between them); ``uniform_t`` and ``uniform_log_snr`` are
-            even in t and in log-SNR; ``karras`` is even in (σ/α)^(1/ρ) (Karras et al. 2022,
+            levels are asked for, times between them); ``strided`` takes levels 1, 1+k, 1+2k, …
+            (DDIM's code: 0, 20, …, 980 are 50 of its 1000); ``uniform_t`` and ``uniform_log_snr``
+            are even in t and in log-SNR; ``karras`` is even in (σ/α)^(1/ρ) (Karras et al. 2022,
             equation 5).
         rho: ρ > 0 of ``karras``; 1 is even in σ/α, and as ρ grows it becomes even in log-SNR.
+        ratio_max: largest σ/α. ``None``: the schedule's end, and on the grids that are even in
+            noise its ``ratio_max``, beyond which they would spend their steps on pure noise.
 
     Raises:
-        UserError: where ``steps`` < 1, ``rho`` ≤ 0 or the grid is unknown.
+        UserError: where ``steps`` < 1, ``rho`` ≤ 0, ``ratio_max`` is no noise of the schedule, or
+            the grid is unknown or takes levels that there are not.
     """
-    GridOptions.check(steps=steps, grid=grid, rho=rho)
-    count = schedule.levels if steps is None else steps
-    if count == 1 or schedule.levels == 1:
+    GridOptions.check(steps=steps, grid=grid, rho=rho, ratio_max=ratio_max)
+    in_noise = grid in ("uniform_log_snr", "karras")
+    if schedule.levels == 1:
         return [1.0]
-    first, last = 1.0, schedule.t_min
-    if grid in ("uniform_log_snr", "karras"):
+    first, last = start_time(schedule, ratio_max, in_noise), schedule.t_min
+    if grid in ("levels", "strided"):
+        ladder = max(int(first * schedule.levels + 1e-9), 1)
+        if steps is None or isinstance(steps, list) or grid == "strided" or steps <= ladder:
+            chosen = _levels_taken(steps, grid, ladder)
+            return [level / schedule.levels for level in reversed(chosen)]
+    assert not isinstance(steps, list)
+    count = schedule.levels if steps is None else steps
+    if count == 1:
+        return [first]
+    if in_noise:
         low, high = schedule.log_snr(first).item(), schedule.log_snr(last).item()
         if grid == "uniform_log_snr":
             log_snr = _even(low, high, count)
@@ -91,23 +124,69 @@ def time_grid(
             log_snr = -2 * rho * torch.log(roots)
         # the ends are met exactly, not up to the rounding of a root
         return [first, *schedule.t_of_log_snr(log_snr[1:-1]).tolist(), last]
-    times = _even(first, last, count)
-    if grid == "levels" and count <= schedule.levels:
-        times = (times * schedule.levels).round() / schedule.levels
-    return times.tolist()
+    return _even(first, last, count).tolist()
+
+
+def start_time(schedule: NoiseSchedule, ratio_max: float | None, in_noise: bool) -> float:
+    """Time where a trajectory begins.
+
+    Args:
+        schedule: the noise levels.
+        ratio_max: σ/α there; ``None`` for 1, or for the schedule's own bound if
+        in_noise: steps are even in noise.
+
+    Raises:
+        UserError: where ``ratio_max`` leaves no noise of the schedule.
+    """
+    least, greatest = schedule.ratio(schedule.t_min).item(), schedule.ratio(1.0).item()
+    ratio = (schedule.ratio_max if in_noise else greatest) if ratio_max is None else ratio_max
+    if ratio <= least:
+        raise UserError(
+            f"sampler.ratio_max={ratio:g} must be above {least:.3g}, sigma/alpha at the smallest "
+            f"noise of the schedule (its largest is {greatest:.5g})"
+        )
+    return 1.0 if ratio >= greatest else schedule.t_of_ratio(ratio).item()
+
+
+def _levels_taken(steps: Steps, grid: Grid, levels: int) -> list[int]:
+    """Rising numbers of the levels that a grid takes of 1 … ``levels``."""
+    check_levels_taken(steps, grid, levels)
+    if steps is None or steps == levels:
+        return list(range(1, levels + 1))
+    if grid == "strided":
+        assert isinstance(steps, int)
+        return list(range(1, levels + 1, stride_of(steps, levels)))
+    if steps == 1:
+        return [levels]
+    counts = steps if isinstance(steps, list) else [steps]
+    chosen, first = list[int](), 1
+    for size, count in zip(sections(levels, len(counts)), counts, strict=True):
+        # added up as iDDPM does, so that halves round alike
+        place, stride = 0.0, (size - 1) / (count - 1) if count > 1 else 1.0
+        for _ in range(count):
+            chosen.append(first + round(place))
+            place += stride
+        first += size
+    return chosen
 
 
 def _even(first: float, last: float, count: int) -> Tensor:
     return torch.linspace(first, last, count, dtype=torch.float64)
 
 
-class GridArguments(TypedDict, total=False):
-    """Arguments that every sampler on a time grid hands on to :class:`Sampler`."""
+class StartArguments(TypedDict, total=False):
+    """Arguments that a sampler with a grid of its own hands on to :class:`Sampler`."""
 
-    grid: Grid
     rho: float
     start: Start
     dtype: Dtype
+    ratio_max: float | None
+
+
+class GridArguments(StartArguments, total=False):
+    """Arguments that every other sampler on a time grid hands on to :class:`Sampler`."""
+
+    grid: Grid
 
 
 class Sampler:
@@ -116,10 +195,11 @@ class Sampler:
     Args:
         steps: number of times on the grid; ``None`` for every level of the model.
         clip: clip every x̂_0 to the value range before it is used.
-        grid, rho: how the times are spaced (see :func:`time_grid`).
-        start: ``prior`` is N(0, prior_std²·I) of the schedule; ``uniform`` is U[low, high] of the
-            value range, where NCSN began; ``moments`` is the Gaussian with the mean and variance
-            that q(x_1) has in each dimension.
+        grid, rho, ratio_max: how the times are spaced, and where they begin (see
+            :func:`time_grid`).
+        start: ``prior`` is N(0, std²·I), the schedule's Gaussian at the first time; ``uniform`` is
+            U[low, high] of the value range, where NCSN began; ``moments`` is the Gaussian with the
+            mean and variance that the data have there in each dimension.
         dtype: of the state; the network computes in its own.
 
     Raises:
@@ -130,15 +210,25 @@ class Sampler:
 
     def __init__(
         self,
-        steps: int | None = None,
+        steps: Steps = None,
         clip: bool = False,
         grid: Grid = "levels",
         rho: float = 7.0,
         start: Start = "prior",
         dtype: Dtype = "float32",
+        ratio_max: float | None = None,
     ) -> None:
-        GridOptions.check(steps=steps, clip=clip, grid=grid, rho=rho, start=start, dtype=dtype)
+        GridOptions.check(
+            steps=steps,
+            clip=clip,
+            grid=grid,
+            rho=rho,
+            start=start,
+            dtype=dtype,
+            ratio_max=ratio_max,
+        )
         self.steps, self.grid, self.rho, self.start, self.clip = steps, grid, rho, start, clip
+        self.ratio_max = ratio_max
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
 
     @property
@@ -177,6 +267,7 @@ class Sampler:
         """
         if (n is None) == (indices is None):
             raise UserError("give either n, the number of samples, or their indices")
+        self._say_start(denoiser)
         wanted = list(range(n)) if n is not None else [int(i) for i in indices or ()]
         share = len(wanted) * len(self.reached(self.times(denoiser.schedule)))
         parts, first, nfe = [], 0, 0
@@ -204,7 +295,7 @@ class Sampler:
 
         Args:
             denoiser: the model.
-            x: state at t = 1, shape ``(n, *sample_shape)``.
+            x: state at the first of :meth:`times`, shape ``(n, *sample_shape)``.
             rng: random numbers for these n.
             y: class labels, int64 ``(n,)``, or ``None``.
         """
@@ -212,7 +303,7 @@ class Sampler:
 
     def times(self, schedule: NoiseSchedule) -> list[float]:
         """The falling times at which this sampler visits the model."""
-        return time_grid(schedule, self.steps, self.grid, self.rho)
+        return time_grid(schedule, self.steps, self.grid, self.rho, self.ratio_max)
 
     def reached(self, times: list[float]) -> list[float]:
         """The time that each state of ``trajectory`` has come to, falling to 0 (clean data)."""
@@ -244,7 +335,7 @@ class Sampler:
             raise
 
     def begin(self, denoiser: DenoiserLike, rng: Stream) -> Tensor:
-        """State at t = 1, shape ``(n, *sample_shape)``.
+        """State at the first time, shape ``(n, *sample_shape)``.
 
         Raises:
             UserError: where it should match moments that the model does not know.
@@ -252,15 +343,38 @@ class Sampler:
         if self.start == "uniform":
             low, high = denoiser.value_range
             return low + (high - low) * rng.uniform(denoiser.sample_shape, self.dtype)
-        if self.start == "moments":
-            if denoiser.moments is None:
-                raise UserError(
-                    "sampler.start=moments needs the moments of the training data, which this "
-                    "checkpoint does not have; use sampler.start=prior"
-                )
-            prior = GaussianPrior.matched(denoiser.schedule, denoiser.moments)
-            return prior.draw(rng.normal(denoiser.sample_shape, self.dtype))
-        return rng.normal(denoiser.sample_shape, self.dtype) * denoiser.schedule.prior_std
+        noise = rng.normal(denoiser.sample_shape, self.dtype)
+        return self._start(denoiser).draw(noise)
+
+    def _start(self, denoiser: DenoiserLike) -> GaussianPrior:
+        """The Gaussian that the trajectory starts from, or with the moments of what it does."""
+        schedule, first = denoiser.schedule, self.times(denoiser.schedule)[0]
+        if self.start == "uniform":
+            moments = DataMoments.uniform(*denoiser.value_range)
+            return GaussianPrior(moments.mean, moments.variance)
+        if self.start == "prior":
+            return GaussianPrior.standard(schedule, first)
+        if denoiser.moments is None:
+            raise UserError(
+                "sampler.start=moments needs the moments of the training data, which this "
+                "checkpoint does not have; use sampler.start=prior"
+            )
+        return GaussianPrior.matched(schedule, denoiser.moments, first)
+
+    def _say_start(self, denoiser: DenoiserLike) -> None:
+        """Warn where the start is not what the data become at the first time."""
+        schedule, first = denoiser.schedule, self.times(denoiser.schedule)[0]
+        moments = denoiser.moments or DataMoments.uniform(*denoiser.value_range)
+        data = GaussianPrior.matched(schedule, moments, first)
+        excess = self._start(denoiser).excess_bits(data)
+        if excess > FAR_START:
+            warnings.warn(
+                f"sampling starts at sigma/alpha={schedule.ratio(first).item():.3g} from "
+                f"sampler.start={self.start}, {excess:.2g} bits/dim away from the data there: "
+                f"sampler.start=moments matches their mean and variance, and a schedule that ends "
+                f"at more noise needs no matching",
+                stacklevel=3,
+            )
 
     def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
         """States after each step; the last is the sample. The last step ends at clean data, s =

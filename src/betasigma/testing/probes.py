@@ -83,6 +83,9 @@ class Disguised(NoiseSchedule):
     def prior_std(self) -> float:
         return self._schedule.prior_std
 
+    def start_std(self, t: Times) -> Tensor:
+        return self._schedule.start_std(t)
+
     def times(self) -> Tensor:
         return self._schedule.times()
 
