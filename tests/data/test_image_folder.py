@@ -1,4 +1,7 @@
+import errno
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,10 +100,10 @@ def test_decoding_resizes_the_shorter_side_and_keeps_the_centre(tmp_path):
     pixels = np.zeros((10, 30, 3), dtype=np.uint8)
     pixels[:, 10:20] = 200
     Image.fromarray(pixels).save(path)
-    image = Decoder(10, 3)(path)
+    image = Decoder((10, 10), 3)(path)
     assert (image == 200).all()
-    assert Decoder(5, 1)(path).shape == (1, 5, 5)
-    assert (Decoder(20, 3)(path)[:, :, 3:17] == 200).all()
+    assert Decoder((5, 5), 1)(path).shape == (1, 5, 5)
+    assert (Decoder((20, 20), 3)(path)[:, :, 3:17] == 200).all()
 
 
 def test_antialiasing(tmp_path):
@@ -108,7 +111,7 @@ def test_antialiasing(tmp_path):
     path = tmp_path / "board.png"
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(board).save(path)
-    image = Decoder(16, 1)(path).float()
+    image = Decoder((16, 16), 1)(path).float()
     assert image[:, 2:-2, 2:-2].sub(127.5).abs().max() < 10
 
 
@@ -117,22 +120,22 @@ def test_crop_comes_first(tmp_path):
     pixels = np.full((30, 20), 255, dtype=np.uint8)
     pixels[10:20, 5:15] = 50
     Image.fromarray(pixels).save(path)
-    assert (Decoder(4, 1, crop=10)(path) == 50).all()
+    assert (Decoder((4, 4), 1, crop=10)(path) == 50).all()
     with pytest.raises(image_files.Undecodable, match="20×30 is smaller than crop=center_25"):
-        Decoder(4, 1, crop=25)(path)
+        Decoder((4, 4), 1, crop=25)(path)
 
 
 def test_sixteen_bits_and_orientation(tmp_path):
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 200 * 256 + 7, dtype=np.uint16)).save(deep)
-    assert (Decoder(4, 1)(deep) == 200).all()
+    assert (Decoder((4, 4), 1)(deep) == 200).all()
     turned = tmp_path / "turned.jpg"
     pixels = np.zeros((16, 16), dtype=np.uint8)
     pixels[:8] = 255
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(pixels).save(turned, exif=exif, quality=95)
-    image = Decoder(16, 1)(turned)
+    image = Decoder((16, 16), 1)(turned)
     assert image[0, 12:].float().mean() > 250
     assert image[0, :4].float().mean() < 5
 
@@ -185,13 +188,39 @@ def test_nothing_but_corrupt_files(tmp_path):
             sources.load("image_folder", tmp_path, "train", 8, in_memory=in_memory)
 
 
-def test_a_file_that_disappears_is_an_error_not_a_corrupt_file(folder):
+def test_a_file_that_disappears_is_replaced_and_all_of_them_are_an_error(folder, monkeypatch):
     source = sources.load("image_folder", folder, "train", 8, in_memory=False)
-    for path in folder.rglob("*.*"):
-        if path.is_file():
-            path.unlink()
-    with pytest.raises(UserError, match="cannot be read"):
+    names = listing.list_folder(folder).train.names
+    (folder / names[0]).unlink()
+    with pytest.warns(UserWarning, match=rf"skipped an image .*{names[0]} \(missing\)"):
+        taken = source.take(np.array([0, 1]))["image"]
+    assert torch.equal(taken[0], taken[1])
+    for name in names[1:]:
+        (folder / name).unlink()
+    with (
+        pytest.warns(UserWarning, match="missing"),
+        pytest.raises(UserError, match="16 images in a row"),
+    ):
+        source.take(np.array([20]))
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="can no longer be read"):
         source.take(np.array([0]))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_failing_disk_is_no_corrupt_file(folder, monkeypatch, code, in_memory):
+    """No disk that fails is at hand: ``open`` answers as the system does when one fails."""
+    opened, name = Path.open, listing.list_folder(folder).train.names[3]
+
+    def fails(path, *arguments, **options):
+        if str(path).endswith(name):
+            raise OSError(code, os.strerror(code), str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(UserError, match=rf"image that cannot be read: .*{name}"):
+        sources.load("image_folder", folder, "train", 8, in_memory=in_memory)
 
 
 def test_content_key_of_a_stream_follows_files_and_decoding(folder):

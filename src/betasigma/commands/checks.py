@@ -19,6 +19,7 @@ from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts, SamplerOptions
 from betasigma.options.apps import Compare, Evaluate, Import, ModelConfig, Sample, Train
 from betasigma.options.base import REGISTRY
+from betasigma.options.composition import numbered
 from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
@@ -183,8 +184,9 @@ def saved_facts(header: dict[str, Any]) -> DataFacts:
     data = header["config"]["data"]
     if "sample_shape" not in header:
         return described_facts(data)
-    shape, classes = tuple(header["sample_shape"]), header["num_classes"]
-    return DataFacts(data["name"], shape, lambda: classes)
+    shape, count = tuple(header["sample_shape"]), header["num_classes"]
+    named: list[str] = header.get("classes") or []
+    return DataFacts(data["name"], shape, lambda: named or numbered(count))
 
 
 def decide_train(config: DictConfig) -> Decision:

@@ -29,6 +29,7 @@ from betasigma.commands.assemble import (
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_content
 from betasigma.commands.config import trains
+from betasigma.commands.describe_data import describe_data, keep_description
 from betasigma.commands.finished import FinishedRun
 from betasigma.commands.measure import COLUMNS, Meter, say_not_finite
 from betasigma.commands.measure_likelihood import measure_likelihood
@@ -109,6 +110,9 @@ def _train(content: Config, start: Start) -> FinishedRun:
     ]
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, run, content, data, denoiser, resumed)
+    found = describe_data(display, data)
+    if _rank() == 0:
+        keep_description(run, found)
     _explain_ladder(display, run, reasons, ladder)
     try:
         with launched_processes(trainer, start, content["resume"]):
@@ -172,6 +176,7 @@ def run_callbacks(
         "value_range": list(data.value_range),
         "sample_shape": list(data.sample_shape),
         "num_classes": data.num_classes,
+        "classes": list(data.class_names),
         "plugins": plugins.versions(content),
         "config": {**content, **ONCE},
     }

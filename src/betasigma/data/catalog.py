@@ -9,13 +9,20 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from betasigma.data import listing
 from betasigma.errors import UserError
 from betasigma.options import DataOptions
+from betasigma.options.base import typed
+from betasigma.options.composition import numbered
+from betasigma.options.data import height_and_width
+
+CHANNELS = (1, 2, 3, 4)
+"""Channels that image files can be converted to."""
 
 MIXTURE_RANGE = (-1.0, 1.0)
 """Range of the points of a mixture. Points are not rescaled."""
@@ -35,6 +42,8 @@ class DataSet:
         compressed: whether ``file.gz`` may replace each of ``files``.
         downloadable: whether ``data.download=true`` can fetch it.
         hint: more advice for a user without the files.
+        class_names: of the classes, where they are not numbers.
+        takes: keys that only some data sets have, and this one does.
     """
 
     channels: int | None
@@ -47,6 +56,15 @@ class DataSet:
     compressed: bool = False
     downloadable: bool = False
     hint: str = ""
+    class_names: tuple[str, ...] = ()
+    takes: frozenset[str] = frozenset()
+
+
+OF_FILES = frozenset({"crop", "in_memory"})
+"""Keys of data sets of image files."""
+
+OF_FOLDERS = OF_FILES | {"layout", "labels", "background", "bits", "window", "max_pixels"}
+"""Keys of images whose files a user brings."""
 
 
 def _idx_files(folder: str) -> tuple[str, ...]:
@@ -73,7 +91,14 @@ _MNIST = DataSet(
 DATA_SETS = {
     "digits": DataSet(channels=1, size=8, classes=10, train=1437, test=360),
     "mnist": _MNIST,
-    "fashion_mnist": replace(_MNIST, files=_idx_files("FashionMNIST")),
+    "fashion_mnist": replace(
+        _MNIST,
+        files=_idx_files("FashionMNIST"),
+        class_names=(
+            *("t-shirt", "trouser", "pullover", "dress", "coat"),
+            *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+        ),
+    ),
     "cifar10": DataSet(
         channels=3,
         size=32,
@@ -82,6 +107,10 @@ DATA_SETS = {
         test=10_000,
         files=tuple(f"cifar-10-batches-py/{name}" for name in _CIFAR10),
         downloadable=True,
+        class_names=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
     ),
     "celeba": DataSet(
         channels=3,
@@ -93,9 +122,16 @@ DATA_SETS = {
         files=("celeba/img_align_celeba", "celeba/list_eval_partition.txt"),
         downloadable=True,
         hint=" (needs `pip install gdown`; Google often refuses, then unpack img_align_celeba.zip)",
+        takes=OF_FILES,
     ),
     "image_folder": DataSet(
-        channels=None, size=None, classes=None, train=None, test=None, in_memory=None
+        channels=None,
+        size=None,
+        classes=None,
+        train=None,
+        test=None,
+        in_memory=None,
+        takes=OF_FOLDERS,
     ),
     "mixture": DataSet(channels=None, size=None, classes=None, train=50_000, test=10_000),
 }
@@ -117,14 +153,13 @@ def describe(name: str) -> DataSet:
 
 
 def sample_shape(
-    name: str, image_size: int | None = None, channels: int | None = None
+    name: str, image_size: int | Sequence[int] | None = None, channels: int | None = None
 ) -> tuple[int, ...]:
     """Shape of one example: ``(C, H, W)``, or ``(2,)`` for ``mixture``.
 
     Args:
-        image_size: height and width to resize to; ``None`` for the native size.
-        channels: 3 (RGB) or 1 (greyscale) for ``image_folder``, 3 by default; elsewhere ``None`` or
-            what the data set has.
+        image_size: height and width to resize to, one number or two; ``None`` for the native size.
+        channels: of ``image_folder``, 3 by default; elsewhere ``None`` or what the data set has.
 
     Raises:
         UserError: for a size or a number of channels that the data set cannot have.
@@ -136,30 +171,49 @@ def sample_shape(
     if size is None:
         raise UserError(f"data.image_size must be given for data={name}, e.g. data.image_size=64")
     DataOptions.check(image_size=size)
-    allowed = (1, 3) if facts.channels is None else (facts.channels,)
-    chosen = allowed[-1] if channels is None else channels
+    allowed = CHANNELS if facts.channels is None else (facts.channels,)
+    chosen = (facts.channels or 3) if channels is None else channels
     if chosen not in allowed:
         raise UserError(
             f"data.channels={chosen} is not possible for data={name}, which has "
             f"{' or '.join(map(str, allowed))}"
         )
-    return chosen, size, size
+    return chosen, *height_and_width(size)
 
 
-def num_classes(
+def class_names(
     name: str,
-    root: str | Path | None = None,
+    listed: listing.Listing | None = None,
     mixture: str = DataOptions.DEFAULTS["mixture"],
-) -> int:
-    """Number of class labels, 0 for none; reads the names of the files of an ``image_folder``."""
+) -> tuple[str, ...]:
+    """Names of the classes by number, ``()`` for none.
+
+    Args:
+        listed: the files of an ``image_folder``.
+    """
+    if listed is not None:
+        return listed.classes
     facts = describe(name)
-    if facts.classes is not None:
-        return facts.classes
     if name == "mixture":
         from betasigma.data import toy  # imports NumPy
 
-        return len(toy.mixture(mixture).weights)
-    return len(listing.list_folder(_folder(name, root)).classes)
+        return numbered(len(toy.mixture(mixture).weights))
+    return facts.class_names or numbered(facts.classes or 0)
+
+
+def refuse_what_does_not_apply(name: str, node: Mapping[str, Any]) -> None:
+    """Refuse keys of other data sets.
+
+    Raises:
+        UserError: naming the first one.
+    """
+    special = frozenset().union(*(known.takes for known in DATA_SETS.values()))
+    for key in sorted(special - describe(name).takes):
+        default = DataOptions.DEFAULTS[key]
+        if node.get(key, default) != default:
+            raise UserError(
+                f"data.{key}={typed(node[key])} does not apply to data={name}: remove it"
+            )
 
 
 def crop_size(name: str, crop: str | None) -> int | None:
@@ -168,10 +222,9 @@ def crop_size(name: str, crop: str | None) -> int | None:
     Raises:
         UserError: for another crop, or for a data set that cannot be cropped.
     """
+    refuse_what_does_not_apply(name, {"crop": crop})
     if crop is None:
         return None
-    if describe(name).in_memory is not None:
-        raise UserError(f"data.crop={crop} does not apply to data={name}: remove it")
     match = re.fullmatch(r"center_([1-9]\d*)", crop)
     if match is None:
         raise UserError(f"data.crop={crop} is not a crop; use center_<side>, e.g. center_140")
@@ -186,7 +239,7 @@ def check(name: str, root: str | Path | None, download: bool = False) -> None:
     """
     facts = describe(name)
     if name == "image_folder":
-        _check_folder(_folder(name, root))
+        folder(root)
         return
     if not facts.files or (download and facts.downloadable and root is not None):
         return
@@ -211,22 +264,23 @@ def missing(name: str, root: str | Path) -> list[str]:
     return [f for f in facts.files if not any(os.path.exists(base / f"{f}{end}") for end in ends)]
 
 
-def _folder(name: str, root: str | Path | None) -> Path:
+def folder(root: str | Path | None) -> Path:
+    """Return the folder or archive of an ``image_folder``.
+
+    Raises:
+        UserError: if it is not given, not there, or cannot be read.
+    """
     if root is None:
-        raise UserError(f"data.root is not set: data={name} needs data.root=/path/to/images")
-    return Path(root).expanduser()
-
-
-def _check_folder(root: Path) -> None:
-    if not os.path.isdir(root):
-        raise UserError(f"data.root={root} is not a folder: give the path of a folder of images")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise UserError(f"data.root={root} cannot be read: `chmod -R u+rX {root}` would allow it")
-    if not listing.has_images(root):
+        raise UserError("data.root is not set: data=image_folder needs data.root=/path/to/images")
+    place = Path(root).expanduser()
+    if not place.exists():
         raise UserError(
-            f"data.root={root} has no images ({', '.join(listing.EXTENSIONS)}) in it or below: "
-            f"give the path of a folder that has"
+            f"data.root={root} is not a folder or a file: give the path of a folder of images, or "
+            f"of a zip archive"
         )
+    if not os.access(place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK):
+        raise UserError(f"data.root={root} cannot be read: `chmod -R u+rX {root}` would allow it")
+    return place
 
 
 def _elsewhere(name: str, root: Path) -> str | None:

@@ -37,6 +37,7 @@ from betasigma.data.listing import HELD_OUT
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
+from betasigma.options.composition import numbered
 from betasigma.options.data import Split
 from betasigma.options.plugins import locate, takes
 
@@ -77,7 +78,8 @@ class OpenedSplits:
     def facts(self, name: str) -> DataFacts:
         """Return the facts that other groups ask for."""
         train = self._splits["train"]
-        return DataFacts(name, train.shape, lambda: train.num_classes, value_range=self.value_range)
+        classes = numbered(train.num_classes)
+        return DataFacts(name, train.shape, lambda: classes, value_range=self.value_range)
 
 
 _opened: dict[str, OpenedSplits] = {}

@@ -9,10 +9,10 @@ Bytes travel to the device and become float32 there (:mod:`betasigma.data.pixels
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from betasigma.data import catalog, pixels, sources
 from betasigma.data.custom import open_examples
-from betasigma.data.facts import described_facts
+from betasigma.data.facts import described_facts, list_images
+from betasigma.data.listing import Listing
 from betasigma.data.loading import Batch, Batches, SizedBatches
 from betasigma.data.order import (
     DataOrder,
@@ -35,12 +36,14 @@ from betasigma.data.order import (
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
-from betasigma.options.data import DataOptions, OnCorrupt, Split
+from betasigma.options.data import DataOptions, Layout, OnCorrupt, Split
 from betasigma.options.training import BatchOptions
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 
 _STAY_ON_CPU = ("index", "step", "augment")
+
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 MOMENT_EXAMPLES = 4096
 """Training examples from which moments are taken: enough for a Gaussian, quick to decode."""
@@ -64,10 +67,15 @@ class ImageDataModule(LightningDataModule):
         name: data set, one of ``catalog.NAMES``; with ``source``, any name.
         root: folder of its files; ``None`` for a data set without files.
         batch_size: examples per optimizer step, over all devices and micro-batches.
-        image_size: height and width to resize to; ``None`` for the native size.
-        channels: of an ``image_folder``: 3 for RGB, 1 for greyscale.
+        image_size: height and width to resize to, one number or both; ``None`` for the native size.
+        layout: what the folders of an ``image_folder`` mean (:mod:`betasigma.data.listing`);
+            ``None`` for what their names say.
+        labels: file of labels of an ``image_folder`` (:mod:`betasigma.data.labels`).
+        channels: of an ``image_folder``: 3 for RGB, 1 for greyscale, 4 and 2 with transparency.
         crop: of ``celeba`` and ``image_folder``: ``center_<side>``, cut out before resizing;
             NCSN, NCSNv2 and score_sde use ``center_140`` on CelebA.
+        background, bits, window, max_pixels: of an ``image_folder``, as
+            :class:`~betasigma.data.image_files.Decoder` has them.
         value_range: what bytes 0 and 255 become. A ``mixture`` keeps its own coordinates, in
             [−1, 1].
         flip: mirror each training image with probability ½.
@@ -100,9 +108,15 @@ class ImageDataModule(LightningDataModule):
         root: str | Path | None = None,
         *,
         batch_size: int = BatchOptions.DEFAULTS["batch_size"],
-        image_size: int | None = None,
+        image_size: int | Sequence[int] | None = None,
+        layout: Layout | None = None,
+        labels: str | None = None,
         channels: int | None = None,
         crop: str | None = None,
+        background: str | Sequence[int] = "white",
+        bits: int | None = None,
+        window: tuple[float, float] | None = None,
+        max_pixels: int = 100_000_000,
         value_range: tuple[float, float] = (-1.0, 1.0),
         flip: bool = False,
         dequantize: bool = False,
@@ -120,17 +134,26 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.data_name = name
         self._custom = None if source is None else open_examples(source, _text(root), seed)
-        self._given = {
-            "image_size": image_size,
+        decoding: dict[str, Any] = {
+            "layout": layout,
+            "labels": labels,
             "channels": channels,
             "crop": crop,
-            "in_memory": in_memory,
+            "background": background,
+            "bits": bits,
+            "window": window,
+            "max_pixels": max_pixels,
         }
-        node = {"name": name, "root": root, "image_size": image_size, "channels": channels}
+        DataOptions.check(
+            workers=workers,
+            val_size=val_size,
+            image_size=image_size,
+            **decoding,
+        )
+        self._given = {"image_size": image_size, "in_memory": in_memory, **decoding}
+        self._node = {"name": name, "root": root, "mixture": mixture, **self._given}
         self.facts: DataFacts = (
-            described_facts({**node, "mixture": mixture})
-            if self._custom is None
-            else self._custom.facts(name)
+            described_facts(self._node) if self._custom is None else self._custom.facts(name)
         )
         self.sample_shape = self.facts.shape
         self.value_range = self._checked_range(value_range)
@@ -145,17 +168,16 @@ class ImageDataModule(LightningDataModule):
         self.download = download
         self.one_batch = one_batch
         self._refuse_what_does_not_apply()
-        self._open = partial(
+        self._load: Callable[..., Source] = partial(
             sources.load,
             name,
             root,
             image_size=image_size,
-            channels=channels,
-            crop=crop,
             on_corrupt=on_corrupt,
             in_memory=in_memory,
             mixture=mixture,
             seed=seed,
+            **decoding,
         )
         self._sources: dict[Split, Source] = {}
 
@@ -166,12 +188,24 @@ class ImageDataModule(LightningDataModule):
         """Whether examples are images, not points."""
         return not self.facts.points
 
+    @cached_property
+    def listing(self) -> Listing | None:
+        """The files of an ``image_folder``, found once; ``None`` for another data set.
+
+        Raises:
+            UserError: if there are none, or the folders can be read in two ways.
+        """
+        return None if self._custom is not None else list_images(self._node)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class label, ``()`` for none."""
+        return self.facts.classes if self.listing is None else self.listing.classes
+
     @property
     def num_classes(self) -> int:
         """Number of class labels, 0 for none."""
-        if self._custom is None and catalog.describe(self.data_name).classes is None:
-            return self.source("train").num_classes
-        return self.facts.num_classes
+        return len(self.class_names)
 
     def source(self, split: Split) -> Source:
         """Return the examples of ``split``. It is opened at the first call.
@@ -181,7 +215,9 @@ class ImageDataModule(LightningDataModule):
         """
         if split not in self._sources:
             custom = self._custom
-            self._sources[split] = self._open(split) if custom is None else custom[split]
+            self._sources[split] = (
+                self._load(split, listed=self.listing) if custom is None else custom[split]
+            )
         return self._sources[split]
 
     def size(self, split: Split) -> int:
@@ -250,6 +286,31 @@ class ImageDataModule(LightningDataModule):
         of names, sizes, times of change, crop and image size.
         """
         return self.source(split).content_key()
+
+    def describe(self) -> dict[str, Any]:
+        """What the data were found to be, in plain containers: number of examples of each split
+        and a digest of their order, classes with their numbers and examples, layout, what was left
+        out.
+        """
+        counts = {split: self._class_counts(split) for split in SPLITS}
+        return {
+            "name": self.data_name,
+            "shape": list(self.sample_shape),
+            **{
+                split: {"examples": self.size(split), "order": self.source(split).order_key()}
+                for split in SPLITS
+            },
+            "classes": [
+                {"number": i, "name": name, **{split: counts[split][i] for split in SPLITS}}
+                for i, name in enumerate(self.class_names)
+            ],
+            **({} if self.listing is None else self.listing.describe()),
+        }
+
+    def _class_counts(self, split: Split) -> list[int]:
+        labels = self.source(split).labels
+        count = self.num_classes
+        return [] if labels is None else torch.bincount(labels, minlength=count).tolist()
 
     # ------------------------------------------------------------------ values
 
@@ -380,12 +441,11 @@ class ImageDataModule(LightningDataModule):
         Division(self.batch_size)
         if self._custom is not None:
             for key, value in self._given.items():
-                if value is not None:
+                if value != DataOptions.DEFAULTS[key]:
                     raise UserError(
                         f"data.{key}={value} does not apply to a data set of one's own "
-                        f"(data.source): leave it at null"
+                        f"(data.source): leave it out"
                     )
-        DataOptions.check(workers=self.workers, val_size=self.val_size)
         if not self.has_pixels and (self.flip or self.dequantize or self.val_dequantize):
             raise UserError(
                 f"data={self.data_name} has no pixels: data.flip and data.dequantize must be off"

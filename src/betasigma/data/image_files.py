@@ -1,24 +1,33 @@
-"""Decode images from files: any folder of images, and CelebA.
+"""Decode images: those of a folder, of a zip archive or of a table, and CelebA.
 
-An image is turned upright (EXIF), converted to RGB or greyscale, cropped to a centred square of
-``crop`` pixels where asked, resized so that its shorter side is ``size`` (bilinear, antialiased:
-Pillow's, as in the published NCSN and NCSNv2 pipelines), and its centre ``size`` × ``size`` kept.
+An image is turned upright (EXIF), its transparent parts are filled with ``background``, it is
+converted to the wanted channels, cropped to a centred square of ``crop`` pixels where asked,
+resized to cover ``size`` (bilinear, antialiased: Pillow's, as in the published NCSN and NCSNv2
+pipelines), and its centre kept. Of several frames the first is taken.
 
-A warning names files that cannot be decoded. Files with a broken header are left out when the data
-set is opened. A file whose body is found broken later is replaced by the next image, because the
-number of examples, and with it the data order, must not change during a run.
+Greyscale of 16 bits becomes its upper byte, or the byte of ``bits`` or ``window``.
+
+A warning names files that cannot be decoded. Files that are missing or have a broken header are
+left out when the data set is opened. A file whose body is found broken later is replaced by the
+next image, because the number of examples, and with it the data order, must not change during a
+run. A file that the operating system cannot read although it is there ends the run: a disk may be
+failing.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -26,17 +35,49 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from betasigma.data import listing
+from betasigma.data.file_tree import Files, printable
+from betasigma.data.listing import DECODERS, Listing
 from betasigma.errors import UserError
-from betasigma.options.data import OnCorrupt, Split
+from betasigma.options.data import DataOptions, OnCorrupt, Split
+
+# Pillow's own limit is one of the whole process, and is met before its size is known here
+Image.MAX_IMAGE_PIXELS = None
+
+MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+"""Pillow's mode of images of so many channels."""
+
+COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 
 _READERS = 8
 _SUBSTITUTES = 16
+_PROBED = 64
+_HARDLY = 1 / 8
+"""Share of the range of 16 bits below which a warning is due: at least 3 of 8 bits are lost."""
+
+_FRAMED = ("GIF", "TIFF", "WEBP", "PNG", "AVIF", "DCX")
 _CELEBA_PARTITION = {"train": "0", "test": "2"}
 
 
 class Undecodable(Exception):
     """A file that is not a usable image. The message says why."""
+
+
+class Decoded(NamedTuple):
+    """An image, and what was found in the file.
+
+    Attributes:
+        image: uint8 ``(C, H, W)``.
+        transparent: whether parts of it were transparent and are filled.
+        deepest: largest value of 16-bit pixels; ``None`` for images of 8 bits.
+        colour: whether those were of several channels.
+        frames: number of frames, of which the first was taken.
+    """
+
+    image: Tensor
+    transparent: bool
+    deepest: int | None
+    colour: bool
+    frames: int
 
 
 @dataclass(frozen=True)
@@ -45,93 +86,203 @@ class Decoder:
 
     Args:
         size: height and width of the result.
-        channels: 3 for RGB, 1 for greyscale.
+        channels: 1 for greyscale, 3 for RGB; 2 and 4 for the same with transparency as a channel.
         crop: side of the centred square that is cut out first; ``None`` for no cut.
+        background: what shows through transparent parts.
+        bits: of 16-bit greyscale, if fewer are used: 2^bits − 1 becomes 255.
+        window: values of greyscale that become 0 and 255; others are clipped.
+        max_pixels: largest image that is decoded.
     """
 
-    size: int
+    size: tuple[int, int]
     channels: int
     crop: int | None = None
+    background: str | Sequence[int] = DataOptions.DEFAULTS["background"]
+    bits: int | None = None
+    window: tuple[float, float] | None = None
+    max_pixels: int = DataOptions.DEFAULTS["max_pixels"]
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` of every image."""
-        return self.channels, self.size, self.size
+        return self.channels, *self.size
 
-    def __call__(self, path: Path) -> Tensor:
-        """Decode ``path`` to uint8 of shape ``(C, H, W)``.
+    @property
+    def most_bytes(self) -> int:
+        """Largest file that is unpacked: four channels of 16 bits, uncompressed."""
+        return 8 * self.max_pixels + 2**20
+
+    def __call__(self, file: Path | BinaryIO) -> Tensor:
+        """Decode a file to uint8 of shape ``(C, H, W)``.
 
         Raises:
             Undecodable: where it is not an image, or smaller than the crop.
-            UserError: if the file cannot be read at all.
+            UserError: if the file is there and cannot be read.
         """
-        image = _open(path).convert("L" if self.channels == 1 else "RGB")
+        return self.decode(file).image
+
+    def decode(self, file: Path | BinaryIO) -> Decoded:
+        """The same, with what was found in the file."""
+        with _pillow(), self.open(file) as image:
+            frames = getattr(image, "n_frames", 1) if image.format in _FRAMED else 1
+            colour = _is_deep_colour(image)
+            if colour and not self.bits == self.window is None:
+                raise Undecodable("its colours have 16 bits, of which Pillow reads the upper 8")
+            scaled_already = image.format == "PPM"
+            upright = ImageOps.exif_transpose(image)
+            eight, deepest = (
+                (_upper_byte(upright), None) if scaled_already else self._eight_bit(upright)
+            )
+            filled, transparent = self._without_transparency(eight)
+            if colour:
+                deepest = 257 * max(high for _, high in _extrema(filled))
         if self.crop is not None:
-            if min(image.size) < self.crop:
-                width, height = image.size
+            if min(filled.size) < self.crop:
+                width, height = filled.size
                 raise Undecodable(f"{width}×{height} is smaller than crop=center_{self.crop}")
-            image = functional.center_crop(image, [self.crop, self.crop])
-        image = functional.resize(image, [self.size], InterpolationMode.BILINEAR)
-        return functional.pil_to_tensor(functional.center_crop(image, [self.size, self.size]))
+            filled = functional.center_crop(filled, [self.crop, self.crop])
+        cover = covering((filled.height, filled.width), self.size)
+        resized = functional.resize(filled, cover, InterpolationMode.BILINEAR)
+        pixels = functional.pil_to_tensor(functional.center_crop(resized, list(self.size)))
+        return Decoded(pixels, transparent, deepest, colour, frames)
+
+    def open(self, file: Path | BinaryIO) -> Image.Image:
+        """Read the header of an image.
+
+        Raises:
+            Undecodable: if it is too large.
+        """
+        image = Image.open(file, formats=_formats())
+        width, height = image.size
+        if width * height > self.max_pixels:
+            image.close()
+            raise Undecodable(
+                f"{width}×{height} are {width * height:,} pixels; data.max_pixels={width * height} "
+                f"allows them"
+            )
+        return image
+
+    def _eight_bit(self, image: Image.Image) -> tuple[Image.Image, int | None]:
+        """Bring numbers of greyscale to bytes; and their largest value where they have 16 bits."""
+        deep = image.mode.startswith("I;16")
+        if not deep and image.mode not in ("I", "F"):
+            image.load()
+            return image, None
+        if "transparency" in image.info:
+            raise Undecodable("one of its 16-bit values is transparent")
+        values = np.asarray(image)
+        if self.window is not None:
+            if not np.isfinite(values).all():
+                raise Undecodable("it has values that are not finite")
+            low, high = self.window
+            scaled = (values.astype(np.float64) - low) * (255 / (high - low))
+            return Image.fromarray(scaled.round().clip(0, 255).astype(np.uint8)), None
+        if not deep:
+            raise Undecodable(
+                f"its pixels are numbers (mode {image.mode}), not bytes: data.window=[low,high] "
+                f"says which become black and white"
+            )
+        bits, deepest = self.bits or 16, int(values.max())
+        if deepest >= 2**bits:
+            raise Undecodable(f"it has values up to {deepest:,}, and data.bits={bits} ends before")
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8)), deepest
+
+    def _without_transparency(self, image: Image.Image) -> tuple[Image.Image, bool]:
+        """Convert to the wanted channels, on the background; and whether it shows anywhere."""
+        mode = MODES[self.channels]
+        if self.channels in (2, 4) or not image.has_transparency_data:
+            return image.convert(mode), False
+        layer = image.convert("RGBA")
+        low, _ = _extrema(layer)[3]
+        if low == 255:
+            return layer.convert(mode), False
+        known = self.background
+        colour = COLOURS[known] if isinstance(known, str) else tuple(known)
+        ground = Image.new("RGBA", layer.size, (*colour, 255))
+        ground.alpha_composite(layer)
+        return ground.convert("RGB").convert(mode), True
 
 
-def _open(path: Path) -> Image.Image:
-    with _pillow(), Image.open(path) as image:
-        return _eight_bit(ImageOps.exif_transpose(image))
+def covering(size: tuple[int, int], wanted: tuple[int, int]) -> list[int]:
+    """Height and width of an image that is scaled until it just covers ``wanted``."""
+    (height, width), (tall, wide) = size, wanted
+    if width * tall >= wide * height:
+        return [tall, max(wide, int(tall * width / height))]
+    return [max(tall, int(wide * height / width)), wide]
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Take the high byte of 16-bit greyscale, which Pillow would clip at 255."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise Undecodable(f"its pixels are numbers (mode {image.mode}), not bytes")
-    image.load()
-    return image
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(form for form in DECODERS if form in Image.OPEN)
 
 
-def _broken_header(path: Path) -> Undecodable | None:
-    """Return why ``path`` does not begin like an image; ``None`` if it does."""
-    try:
-        with _pillow():
-            Image.open(path).close()
-    except Undecodable as error:
-        return error
-    return None
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    """Least and greatest byte of each channel."""
+    return [channel.getextrema() for channel in image.split()]  # type: ignore[misc]
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether several channels have 16 bits, which Pillow would not say."""
+    tiles = getattr(image, "tile", [])[:1]
+    several = len(image.getbands()) > 1
+    return several and any(re.search(r";16[BLN]\b", str(tile.args)) for tile in tiles)
+
+
+def _upper_byte(image: Image.Image) -> Image.Image:
+    """PGM says how far its values go, and Pillow has scaled them to 16 bits."""
+    if image.mode != "I":
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 @contextmanager
 def _pillow() -> Iterator[None]:
-    """Translate Pillow's errors: broken files, and files that cannot be read.
+    """Translate Pillow's errors: broken files, files that are missing, a disk that fails.
 
     Raises:
-        Undecodable: for a broken file.
-        UserError: if the operating system refuses.
+        Undecodable: for a broken or missing file.
+        UserError: if the operating system refuses one that is there.
     """
     try:
         yield
-    except (Undecodable, MemoryError):
+    except (Undecodable, UserError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         raise Undecodable("not an image") from error
     except Exception as error:  # what a broken file raises depends on its format
-        if isinstance(error, OSError) and error.errno is not None:
+        code = getattr(error, "errno", None) if isinstance(error, OSError) else None
+        if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise Undecodable("missing") from error
+        if code is not None:
             raise UserError(f"data.root has an image that cannot be read: {error}") from error
         raise Undecodable(str(error) or type(error).__name__) from error
 
 
+class Place(Protocol):
+    """Where images are: a folder, an archive, a table."""
+
+    def open(self, name: str, most: int) -> BinaryIO:
+        """An image as an open file of at most ``most`` bytes."""
+
+    def stamp(self, name: str) -> str:
+        """What changes when the image does."""
+
+    def where(self, name: str) -> str:
+        """The place of an image, for messages."""
+
+    def is_there(self) -> bool:
+        """Whether the images can still be reached."""
+
+
 @dataclass(frozen=True)
 class Listed:
-    """Image files with their labels, before anything is decoded."""
+    """Images with their labels, before anything is decoded."""
 
-    base: Path
+    place: Place
     names: tuple[str, ...]
     labels: tuple[int, ...] | None
     num_classes: int
-
-    def path(self, number: int) -> Path:
-        """Path of image ``number``."""
-        return self.base / self.names[number]
 
     def only(self, keep: Sequence[int]) -> Listed:
         """The images of the numbers ``keep``.
@@ -140,16 +291,16 @@ class Listed:
             UserError: if none is left.
         """
         if not keep:
-            raise UserError(f"data.root has no image in {self.base} that can be decoded")
+            where = os.path.dirname(self.place.where(self.names[0]))
+            raise UserError(f"data.root has no image in {where} that can be decoded")
         labels = self.labels and tuple(self.labels[i] for i in keep)
         return replace(self, names=tuple(self.names[i] for i in keep), labels=labels)
 
 
-def folder(root: Path, split: Split) -> Listed:
-    """Images below ``root`` (:mod:`betasigma.data.listing`)."""
-    found = listing.list_folder(root)
-    part = found.train if split == "train" else found.test
-    return Listed(part.base, part.names, part.labels, len(found.classes))
+def listed(found: Listing, split: Split) -> Listed:
+    """Images of a folder or an archive (:mod:`betasigma.data.listing`)."""
+    part = found.split(split)
+    return Listed(found.files, part.names, part.labels, len(found.classes))
 
 
 def celeba(root: Path, split: Split) -> Listed:
@@ -165,118 +316,188 @@ def celeba(root: Path, split: Split) -> Listed:
         ) from error
     if not names:
         raise UserError(f"data.root={root} has a {partition.name} without {split} images")
-    return Listed(root / "celeba" / "img_align_celeba", names, None, 0)
+    return Listed(Files(root / "celeba" / "img_align_celeba"), names, None, 0)
 
 
 def decode_all(
-    listed: Listed, decoder: Decoder, on_corrupt: OnCorrupt
+    images: Listed, decoder: Decoder, on_corrupt: OnCorrupt
 ) -> tuple[Tensor, Tensor | None]:
     """All images that can be decoded, uint8 ``(N, C, H, W)``, and their labels, int64 ``(N,)``."""
-    paths = [listed.path(i) for i in range(len(listed.names))]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = list(pool.map(lambda path: _attempt(decoder, path), paths))
-    found = zip(paths, decoded, strict=True)
-    _report({path: d for path, d in found if isinstance(d, Undecodable)}, on_corrupt)
-    kept = listed.only([i for i, d in enumerate(decoded) if isinstance(d, Tensor)])
-    images = torch.stack([d for d in decoded if isinstance(d, Tensor)])
-    return images, None if kept.labels is None else torch.tensor(kept.labels)
+        decoded = list(pool.map(lambda name: _attempt(decoder, images.place, name), images.names))
+    found = zip(images.names, decoded, strict=True)
+    broken = {name: d for name, d in found if isinstance(d, Undecodable)}
+    _report(images.place, broken, on_corrupt)
+    whole = [d for d in decoded if isinstance(d, Decoded)]
+    _remark(whole, decoder, len(whole))
+    kept = images.only([i for i, d in enumerate(decoded) if isinstance(d, Decoded)])
+    tensor = torch.stack([d.image for d in whole])
+    return tensor, None if kept.labels is None else torch.tensor(kept.labels)
 
 
-def _attempt(decoder: Decoder, path: Path) -> Tensor | Undecodable:
+def _attempt(decoder: Decoder, place: Place, name: str) -> Decoded | Undecodable:
     try:
-        return decoder(path)
+        with _pillow(), place.open(name, decoder.most_bytes) as file:
+            return decoder.decode(file)
     except Undecodable as error:
         return error
+
+
+def _header(decoder: Decoder, place: Place, name: str) -> Undecodable | None:
+    """Return why an image does not begin like one; ``None`` if it does."""
+    try:
+        with _pillow(), place.open(name, decoder.most_bytes) as file:
+            decoder.open(file).close()
+    except Undecodable as error:
+        return error
+    return None
 
 
 class ImageFiles:
     """Examples that are decoded each time they are asked for.
 
     Args:
-        listed: the files.
+        images: where they are.
         decoder: file → image.
         on_corrupt: ``warn`` names and skips files that cannot be decoded, ``error`` refuses them.
-        scan: read the header of every file now, and leave out broken ones.
+        scan: read the header of every file now, leave out broken ones, and look at some of them.
 
     Raises:
         UserError: if no file is left, or ``on_corrupt=error`` and one is broken.
     """
 
     def __init__(
-        self, listed: Listed, decoder: Decoder, on_corrupt: OnCorrupt, scan: bool = True
+        self, images: Listed, decoder: Decoder, on_corrupt: OnCorrupt, scan: bool = True
     ) -> None:
-        self._listed = _with_headers(listed, on_corrupt) if scan else listed
+        self._images = _with_headers(images, decoder, on_corrupt) if scan else images
         self._decoder = decoder
         self._on_corrupt: OnCorrupt = on_corrupt
         self._broken: set[int] = set()
         self._key: str | None = None
         self.shape: tuple[int, ...] = decoder.shape
-        self.num_classes = listed.num_classes
+        self.num_classes = images.num_classes
+        if scan:
+            self._probe()
 
     def __len__(self) -> int:
-        return len(self._listed.names)
+        return len(self._images.names)
 
     def take(self, examples: np.ndarray) -> dict[str, Tensor]:
         """As :meth:`betasigma.data.sources.Source.take`; a broken image is replaced by the next."""
         found = [self._decode(int(number)) for number in examples]
         taken = {"image": torch.stack([image for image, _ in found])}
-        if self._listed.labels is not None:
-            taken["label"] = torch.tensor([self._listed.labels[number] for _, number in found])
+        if self._images.labels is not None:
+            taken["label"] = torch.tensor([self._images.labels[number] for _, number in found])
         return taken
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Class of each example, int64 ``(N,)``, or ``None``."""
+        return None if self._images.labels is None else torch.tensor(self._images.labels)
+
+    def order_key(self) -> str:
+        """Digest of the images' names and labels."""
+        content = repr((self._images.names, self._images.labels))
+        return blake2b(content.encode(errors="surrogateescape"), digest_size=16).hexdigest()
+
     def content_key(self) -> str:
-        """Digest of the files' names, sizes and times of change, and of how they are decoded."""
+        """Digest of the images' names and stamps (:meth:`Files.stamp`), and of how they are
+        decoded.
+        """
         if self._key is None:
             digest = blake2b(repr(self._decoder).encode(), digest_size=16)
-            for number, name in enumerate(self._listed.names):
-                status = _status(self._listed.path(number))
-                digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            for name in self._images.names:
+                digest.update(f"{name}\0{self._stamp(name)}\n".encode(errors="surrogateescape"))
             self._key = digest.hexdigest()
         return self._key
 
+    def _stamp(self, name: str) -> str:
+        try:
+            return self._images.place.stamp(name)
+        except OSError as error:
+            raise UserError(f"data.root lacks an image that it should have: {error}") from error
+
     def _decode(self, number: int) -> tuple[Tensor, int]:
         """Return image ``number``, or the next that can be decoded, and its number."""
+        place = self._images.place
         for ahead in range(min(_SUBSTITUTES, len(self))):
             candidate = (number + ahead) % len(self)
             if candidate in self._broken:
                 continue
-            image = _attempt(self._decoder, self._listed.path(candidate))
-            if isinstance(image, Tensor):
-                return image, candidate
+            name = self._images.names[candidate]
+            found = _attempt(self._decoder, place, name)
+            if isinstance(found, Decoded):
+                return found.image, candidate
+            if not place.is_there():
+                raise UserError(f"{place.where('')} can no longer be read: check the disk")
             self._broken.add(candidate)
-            _report({self._listed.path(candidate): image}, self._on_corrupt)
+            _report(place, {name: found}, self._on_corrupt)
         raise UserError(
             f"data.root has {_SUBSTITUTES} images in a row that cannot be decoded, from "
-            f"{self._listed.path(number)} on: remove them, or check the disk"
+            f"{place.where(self._images.names[number])} on: remove them, or check the disk"
         )
 
+    def _probe(self) -> None:
+        """Look at some images for what a user should know of all."""
+        count = len(self)
+        numbers = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).round().astype(int))
+        names = [self._images.names[number] for number in numbers]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda name: _attempt(self._decoder, self._images.place, name), names)
+        _remark([d for d in found if isinstance(d, Decoded)], self._decoder, count)
 
-def _status(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise UserError(f"data.root lacks an image that it should have: {error}") from error
 
-
-def _with_headers(listed: Listed, on_corrupt: OnCorrupt) -> Listed:
-    paths = [listed.path(i) for i in range(len(listed.names))]
+def _with_headers(images: Listed, decoder: Decoder, on_corrupt: OnCorrupt) -> Listed:
     with ThreadPoolExecutor(_READERS) as pool:
-        errors = list(pool.map(_broken_header, paths))
-    _report({p: e for p, e in zip(paths, errors, strict=True) if e is not None}, on_corrupt)
-    return listed.only([i for i, error in enumerate(errors) if error is None])
+        errors = list(pool.map(lambda name: _header(decoder, images.place, name), images.names))
+    found = zip(images.names, errors, strict=True)
+    _report(images.place, {name: e for name, e in found if e is not None}, on_corrupt)
+    return images.only([i for i, error in enumerate(errors) if error is None])
 
 
-def _report(broken: dict[Path, Undecodable], on_corrupt: OnCorrupt) -> None:
+def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt) -> None:
     """Name the ``broken`` files in a warning, or refuse them."""
     if not broken:
         return
-    named = _enumerated([f"{path} ({error})" for path, error in broken.items()])
+    items = [f"{printable(place.where(name))} ({error})" for name, error in broken.items()]
+    named = _enumerated(items)
     if on_corrupt == "error":
         raise UserError(
             f"data.on_corrupt=error and {named} cannot be decoded: remove what is broken, or set "
             f"data.on_corrupt=warn to skip it"
         )
-    warnings.warn(f"skipped, because it cannot be decoded: {named}", stacklevel=3)
+    count = f"{len(broken):,} images" if len(broken) > 1 else "an image"
+    warnings.warn(f"skipped {count} that cannot be decoded: {named}", stacklevel=3)
+
+
+def _remark(found: Sequence[Decoded], decoder: Decoder, total: int) -> None:
+    """Warn of what decoding has changed or lost."""
+    of = f"of {len(found):,} images" + ("" if len(found) == total else f" looked at ({total:,})")
+    transparent = sum(d.transparent for d in found)
+    if transparent:
+        warnings.warn(
+            f"{transparent:,} {of} have transparent parts, which show "
+            f"data.background={decoder.background}",
+            stacklevel=3,
+        )
+    several = sum(d.frames > 1 for d in found)
+    if several:
+        warnings.warn(f"{several:,} {of} have several frames; the first is taken", stacklevel=3)
+    deep = [d for d in found if d.deepest is not None]
+    if not deep:
+        return
+    most, bits = max(int(d.deepest or 0) for d in deep), decoder.bits or 16
+    if most < _HARDLY * 2**bits:
+        remedy = (
+            "Pillow reads no more of colours: spread them over their range first"
+            if any(d.colour for d in deep)
+            else f"data.bits={max(most.bit_length(), 9)} spreads them"
+        )
+        warnings.warn(
+            f"{len(deep):,} {of} have {bits} bits and values up to {most:,} of {2**bits - 1:,}, "
+            f"which become {most >> (bits - 8)} of 255: {remedy}",
+            stacklevel=3,
+        )
 
 
 def _enumerated(items: Sequence[str], limit: int = 20) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -24,12 +24,17 @@ from torchvision.datasets.utils import extract_archive
 from torchvision.transforms.v2 import functional
 
 from betasigma.data import catalog, image_files, toy
+from betasigma.data.facts import list_images
+from betasigma.data.listing import Listing
 from betasigma.errors import UserError
 from betasigma.options.data import DataOptions, OnCorrupt, Split
 from betasigma.randomness import philox
 
 IN_MEMORY_BYTES = 2**28
 """Image folders up to this size, decoded, are held in memory by default."""
+
+OF_VALUES = ("background", "bits", "window", "max_pixels")
+"""Options of what becomes of the values of image files."""
 
 _TORCHVISION: dict[str, Any] = {
     "mnist": datasets.MNIST,
@@ -48,10 +53,14 @@ class Source(Protocol):
     Attributes:
         shape: of one example.
         num_classes: number of class labels, 0 for none.
+        labels: class of each example, int64 ``(N,)``, or ``None``.
     """
 
     shape: tuple[int, ...]
     num_classes: int
+
+    @property
+    def labels(self) -> Tensor | None: ...
 
     def __len__(self) -> int: ...
 
@@ -60,6 +69,9 @@ class Source(Protocol):
 
     def content_key(self) -> str:
         """Hex digest that changes when the data change."""
+
+    def order_key(self) -> str:
+        """Hex digest that changes when an example gets another number. Nothing is decoded."""
 
 
 class InMemory:
@@ -73,7 +85,7 @@ class InMemory:
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
         self.images = images.contiguous()
-        self.labels = labels if num_classes else None
+        self._labels = labels if num_classes else None
         self.num_classes = num_classes
         self.shape = tuple(images.shape[1:])
         self._key: str | None = None
@@ -81,13 +93,18 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Class of each example, int64 ``(N,)``, or ``None``."""
+        return self._labels
+
     def take(self, examples: np.ndarray) -> dict[str, Tensor]:
         """As :meth:`Source.take`."""
         # numpy copies rows several times faster than torch.index_select at the size of a batch,
         # and without waking a thread pool that the training step is using
         taken = {"image": torch.from_numpy(self.images.numpy().take(examples, axis=0))}
-        if self.labels is not None:
-            taken["label"] = torch.from_numpy(self.labels.numpy().take(examples))
+        if self._labels is not None:
+            taken["label"] = torch.from_numpy(self._labels.numpy().take(examples))
         return taken
 
     def content_key(self) -> str:
@@ -99,19 +116,23 @@ class InMemory:
             self._key = digest.hexdigest()
         return self._key
 
+    def order_key(self) -> str:
+        """The same."""
+        return self.content_key()
+
 
 def load(
     name: str,
     root: str | Path | None,
     split: Split,
-    image_size: int | None = None,
+    image_size: int | Sequence[int] | None = None,
     *,
-    channels: int | None = None,
-    crop: str | None = None,
+    listed: Listing | None = None,
     on_corrupt: OnCorrupt = DataOptions.DEFAULTS["on_corrupt"],
     in_memory: bool | None = None,
     mixture: str = DataOptions.DEFAULTS["mixture"],
     seed: int = 0,
+    **decoding: Any,
 ) -> Source:
     """Open one split of a data set.
 
@@ -119,22 +140,23 @@ def load(
         name: one of ``catalog.NAMES``.
         root: folder of the files, in torchvision's layout where torchvision has the data set.
         image_size: height and width to resize to; ``None`` for the native size.
-        channels: of an ``image_folder``: 3 for RGB (default), 1 for greyscale.
-        crop: of ``celeba`` and ``image_folder``: ``center_<side>`` is cut out before resizing.
+        listed: the files of an ``image_folder``; ``None`` to look for them.
         on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
         in_memory: of ``celeba`` and ``image_folder``: decode all images now, or each when it is
             needed; ``None`` holds at most ``IN_MEMORY_BYTES``.
         mixture: toy distribution of ``mixture``.
         seed: from which the points of a ``mixture`` are drawn.
+        decoding: ``channels``, ``crop``, ``background``, ``bits``, ``window`` and ``max_pixels``,
+            as :class:`~betasigma.options.DataOptions` has them; ``layout`` and ``labels``.
 
     Raises:
         UserError: if files are missing or unreadable, or an option does not apply.
     """
-    shape = catalog.sample_shape(name, image_size, channels)
-    side = catalog.crop_size(name, crop)
+    node = {"name": name, "root": root, "in_memory": in_memory, **decoding}
+    catalog.refuse_what_does_not_apply(name, node)
+    shape = catalog.sample_shape(name, image_size, decoding.get("channels"))
+    side = catalog.crop_size(name, decoding.get("crop"))
     catalog.check(name, root)
-    if in_memory is not None and catalog.describe(name).in_memory is not None:
-        raise UserError(f"data.in_memory={in_memory} does not apply to data={name}: remove it")
     if name == "mixture":
         return _mixture(mixture, split, seed)
     if name == "digits":
@@ -143,14 +165,15 @@ def load(
     base = Path(root).expanduser()
     if name in _TORCHVISION:
         return _resized(_torchvision(name, base, split), shape)
-    decoder = image_files.Decoder(size=shape[1], channels=shape[0], crop=side)
-    listed = (
-        image_files.celeba(base, split) if name == "celeba" else image_files.folder(base, split)
-    )
-    size = len(listed.names) * int(np.prod(shape))
+    channels, height, width = shape
+    of_values = {key: decoding[key] for key in OF_VALUES if decoding.get(key) is not None}
+    decoder = image_files.Decoder((height, width), channels, side, **of_values)
+    found = listed or list_images(node)
+    images = image_files.celeba(base, split) if found is None else image_files.listed(found, split)
+    size = len(images.names) * int(np.prod(shape))
     if size <= IN_MEMORY_BYTES if in_memory is None else in_memory:
-        return InMemory(*image_files.decode_all(listed, decoder, on_corrupt), listed.num_classes)
-    return image_files.ImageFiles(listed, decoder, on_corrupt, scan=name == "image_folder")
+        return InMemory(*image_files.decode_all(images, decoder, on_corrupt), images.num_classes)
+    return image_files.ImageFiles(images, decoder, on_corrupt, scan=name != "celeba")
 
 
 def download(name: str, root: str | Path) -> None:
@@ -254,7 +277,10 @@ def _mixture(name: str, split: Split, seed: int) -> InMemory:
 def _resized(source: InMemory, shape: tuple[int, ...]) -> InMemory:
     if source.shape == shape:
         return source
-    images = functional.resize(source.images, list(shape[1:]), antialias=True)
+    _, height, width = shape
+    cover = image_files.covering((source.shape[1], source.shape[2]), (height, width))
+    images = functional.resize(source.images, cover, antialias=True)
+    images = functional.center_crop(images, [height, width])
     return InMemory(images, source.labels, source.num_classes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,21 +23,26 @@ class DataFacts:
     Attributes:
         name: of the data set.
         shape: of one example: ``(C, H, W)``, or ``(d,)`` for points.
-        count_classes: gives the number of class labels, 0 for none; it may read many file names.
+        find_classes: gives the names of the classes, by number; it may read many file names.
         has_density: whether the density of the data is known in closed form.
         value_range: least and greatest value of clean data; ``None`` if the model chooses.
     """
 
     name: str
     shape: tuple[int, ...]
-    count_classes: Callable[[], int] = lambda: 0
+    find_classes: Callable[[], Sequence[str]] = tuple
     has_density: bool = False
     value_range: tuple[float, float] | None = None
 
     @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Name of each class label; ``()`` for none."""
+        return tuple(self.find_classes())
+
+    @property
     def num_classes(self) -> int:
         """Class labels; 0 for none."""
-        return self.count_classes()
+        return len(self.classes)
 
     @property
     def dimensions(self) -> int:
@@ -48,6 +53,11 @@ class DataFacts:
     def points(self) -> bool:
         """Whether examples are points; else they are images."""
         return len(self.shape) == 1
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that have none: their numbers."""
+    return tuple(map(str, range(count)))
 
 
 @dataclass(frozen=True)

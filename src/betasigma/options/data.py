@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
 
 from betasigma.options.base import ComponentOptions, Count, Index, option
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
 MixtureName = Literal["ring", "two", "grid"]
+Layout = Literal["flat", "classes", "splits", "splits_in_classes"]
+Byte = Annotated[int, Field(ge=0, le=255)]
+Background = (
+    Literal["white", "black", "grey"] | Annotated[list[Byte], Field(min_length=3, max_length=3)]
+)
+Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class DataOptions(ComponentOptions):
@@ -21,11 +30,31 @@ class DataOptions(ComponentOptions):
     source: dict[str, Any] | None = option(
         None, "a callable (_target_) that returns a data set of one's own"
     )
-    root: str | None = option(None, "folder of the files")
+    root: str | None = option(
+        None, "folder of the files; of an image_folder also a zip archive; of an array, its file"
+    )
     download: bool = option(False, "fetch them if they are missing")
-    image_size: Count | None = option(None, "height and width to resize to; null: the native size")
-    channels: Literal[1, 3] | None = option(None, "of an image_folder: 3 for RGB, 1 for greyscale")
+    layout: Layout | None = option(
+        None, "what the folders of an image_folder mean; null: what their names say"
+    )
+    labels: str | None = option(
+        None, "a CSV or JSON file of labels; null: dataset.json if there is one, else the folders"
+    )
+    image_size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] | None = option(
+        None, "height and width to resize to, or [height, width]; null: the native size"
+    )
+    channels: Count | None = option(
+        None, "of an image_folder: 3 for RGB, 1 for greyscale, 4 and 2 with transparency"
+    )
     crop: str | None = option(None, "center_<side>, cut out before resizing")
+    background: Background = option("white", "what shows through transparent parts of images")
+    bits: Annotated[int, Field(ge=9, le=16)] | None = option(
+        None, "that 16-bit greyscale images use; null: all"
+    )
+    window: Interval | None = option(
+        None, "values of greyscale that become black and white, instead of bits"
+    )
+    max_pixels: Count = option(100_000_000, "of the largest image that is decoded")
     flip: bool = option(False, "mirror training images with probability 1/2")
     dequantize: bool = option(False, "spread the bytes of training images uniformly")
     val_size: Count = option(1000, "test images used for validation during training")
@@ -36,3 +65,22 @@ class DataOptions(ComponentOptions):
     on_corrupt: OnCorrupt = option("warn", "at images that cannot be decoded")
     one_batch: bool = option(False, "train on the first batch only, again and again")
     mixture: MixtureName = option("ring", "toy distribution of data=mixture")
+
+    @model_validator(mode="after")
+    def _depth(self) -> Self:
+        if self.bits is not None and self.window is not None:
+            raise ValueError(
+                f"data.bits={self.bits} and data.window={self.window} exclude each other: both say "
+                f"which values become black and white"
+            )
+        if self.window is not None and self.window[0] >= self.window[1]:
+            raise ValueError(f"data.window={self.window} must have its lesser value first")
+        return self
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return ``data.image_size`` as height and width."""
+    if isinstance(image_size, int):
+        return image_size, image_size
+    height, width = image_size
+    return height, width

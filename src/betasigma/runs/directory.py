@@ -32,6 +32,9 @@ ENVIRONMENT = "environment.json"
 LADDER = "ladder.json"
 """How each ``auto`` was resolved."""
 
+DATA = "data.json"
+"""What the data were found to be: splits, counts, classes, what was left out."""
+
 SAMPLES = "samples"
 """Folder of a training run with its sample grids."""
 
@@ -77,7 +80,7 @@ def clear(run: Path, overwrite: bool) -> None:
     if not ((run / CONFIG).is_file() and (run / ENVIRONMENT).is_file()):
         return  # no run of ours was here
     left = [*(run / CHECKPOINTS).glob("*.ckpt"), *(run / SAMPLES).glob("step_*.png")]
-    names = (METRICS, SUMMARY, LADDER, ENVIRONMENT, *([WANDB_ID] if overwrite else []))
+    names = (METRICS, SUMMARY, LADDER, DATA, ENVIRONMENT, *([WANDB_ID] if overwrite else []))
     for path in (*left, *(run / name for name in names)):
         path.unlink(missing_ok=True)
 

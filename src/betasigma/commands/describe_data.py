@@ -1,0 +1,60 @@
+"""Say what the data were found to be, and keep it in the run directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from betasigma.data.datamodule import ImageDataModule
+from betasigma.display import Display, warn
+from betasigma.runs.directory import DATA
+from betasigma.runs.files import write_json
+
+SHOWN = 20
+"""Most classes in one line."""
+
+
+def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
+    """Print splits, counts, classes and what was left out, and return it."""
+    found = data.describe()
+    train, test = (found[split]["examples"] for split in ("train", "test"))
+    counts = [f"{train:,} examples to train on, {test:,} to test"]
+    for line in counts if data.listing is None else data.listing.sentences():
+        display.line(f"data: {line}")
+    classes = found["classes"]
+    if classes:
+        named = [f"{c['number']} {c['name']} {c['train']}+{c['test']}" for c in classes]
+        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+        display.line(
+            f"data: {len(named)} classes (to train + to test): {', '.join(named[:SHOWN])}{more}"
+        )
+    unknown = [c["name"] for c in classes if not c["train"]]
+    if unknown:
+        warn(f"no training image is of class {', '.join(unknown[:SHOWN])}")
+    return found
+
+
+def keep_description(run: Path, found: dict[str, Any]) -> None:
+    """Write the description to a run directory, and warn if the data are others than before."""
+    path = run / DATA
+    earlier = _read(path)
+    changed = [
+        split for split in ("train", "test") if earlier.get(split, found[split]) != found[split]
+    ]
+    for split in changed:
+        before, now = earlier[split]["examples"], found[split]["examples"]
+        warn(
+            f"the {split} split has changed since this run was last started ({before:,} examples, "
+            f"now {now:,}): it does not end as one that was never stopped would"
+        )
+    history = [*earlier.pop("before", []), earlier] if changed else earlier.get("before", [])
+    write_json(path, {**found, "before": history})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    except (OSError, ValueError):
+        return {}
