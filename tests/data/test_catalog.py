@@ -73,7 +73,7 @@ def test_unknown_names_get_the_nearest():
     with pytest.raises(UserError, match=r"did you mean mnist\?"):
         catalog.check("mnits", None)
     with pytest.raises(UserError, match=r"data\.mixture=rings must be 'ring', 'two' or 'grid'"):
-        catalog.num_classes("mixture", mixture="rings")
+        catalog.class_names("mixture", mixture="rings")
 
 
 def test_sample_shapes():

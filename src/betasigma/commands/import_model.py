@@ -24,6 +24,7 @@ from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.apps import Import, Train
 from betasigma.options.base import dump
+from betasigma.options.composition import numbered
 from betasigma.published import FORMATS
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.weight_file import WeightFile
@@ -199,7 +200,7 @@ def _options(model: PublishedModel, asked: Import) -> Train:
         }
     )
     classes = options.network.num_classes
-    check_composition(options, DataFacts(name, shape, lambda: classes))
+    check_composition(options, DataFacts(name, shape, lambda: numbered(classes)))
     return options
 
 

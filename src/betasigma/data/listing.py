@@ -385,7 +385,8 @@ def _by_folder(names: Sequence[str], prefix: str) -> dict[str, list[str]]:
 
 
 def _images(names: Sequence[str], left_out: LeftOut) -> list[str]:
-    known, images = endings(), []
+    images: list[str] = []
+    known = endings() if names else frozenset()  # an empty folder needs no Pillow to be refused
     for name in names:
         end = os.path.splitext(name)[1].lower()
         if end in known:
