@@ -114,7 +114,8 @@ def load(
     Nothing in the file is executed.
 
     Args:
-        path: the run directory or the checkpoint.
+        path: the run directory or the checkpoint; or a published model, which is imported to
+            ``outputs/imported`` at the first time.
         device: where the denoiser computes, ``"cuda"`` say.
         which: checkpoint of a run directory: its ``last``, or its ``best`` by the least
             ``val/denoising_error``.
@@ -124,6 +125,7 @@ def load(
     Raises:
         betasigma.errors.UserError: where there is no such checkpoint, or it cannot be read.
     """
+    from betasigma.commands.checks import run_or_published
     from betasigma.commands.load import load_run
     from betasigma.errors import UserError
     from betasigma.options.plugins import allow, allow_named
@@ -131,6 +133,8 @@ def load(
 
     allow_named()
     allow([plugins] if isinstance(plugins, str) else plugins)
+    if which == "last":
+        path = run_or_published(path, "path")
     checkpoint = checkpoint_path(path, "path", which)
     if which != "last" and checkpoint.name != f"{which}.ckpt":
         raise UserError(

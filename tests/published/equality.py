@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,15 +14,25 @@ CLOSE = 1e-5
 """Largest relative error of outputs in float32."""
 
 
+def random_weights(shapes: Mapping[str, Sequence[int]], seed: int = 0) -> dict[str, Tensor]:
+    """Weights that are a function of their names: matrices of unit gain, vectors near 0, and near 1
+    where they are the weights of a normalisation.
+    """
+    weights = {}
+    for name, shape in shapes.items():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+        noise = torch.randn(tuple(shape), generator=generator)
+        if len(shape) > 1:
+            weights[name] = noise / noise[0].numel() ** 0.5
+        else:
+            weights[name] = float(name.endswith("weight")) + 0.1 * noise
+    return weights
+
+
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
     """The module with every weight random, those that start at zero or one too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            scale = 0.1 if parameter.ndim < 2 else parameter[0].numel() ** -0.5
-            centre = float(parameter.ndim < 2 and name.endswith("weight"))
-            parameter.copy_(centre + scale * noise)
+    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+    module.load_state_dict(random_weights(shapes, seed), strict=False)
     return module.eval()
 
 
@@ -30,7 +43,7 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def images(batch: int, shape: tuple[int, ...], seed: int = 1) -> Tensor:
+def images(batch: int, shape: Sequence[int], seed: int = 1) -> Tensor:
     """Noise of the shape of a batch of images."""
     return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
 

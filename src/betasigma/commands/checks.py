@@ -6,6 +6,7 @@ Nothing heavy is imported here.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
 from betasigma.report.runs import check_curves, read_runs
-from betasigma.runs.header import checkpoint_path, read_header
+from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 
 OF_TRAINING = (
     *("steps", "network", "preconditioning", "objective", "denoiser"),
@@ -47,10 +48,14 @@ class Decision(NamedTuple):
 NOTHING = Decision({})
 
 
+Check = Callable[[DictConfig, list[str]], Path | None]
+"""What refuses a config that cannot work."""
+
+
 class AppChecks(NamedTuple):
     """What ``Preflight`` does for one app."""
 
-    check: Callable[[DictConfig, list[str]], Path | None]
+    check: Check
     """Refuse a config that cannot work. Return the directory of the run that is continued, or
     ``None`` for a new one.
     """
@@ -128,6 +133,43 @@ def family(options: ModelConfig) -> str:
     return known or str(getattr(locate(options.model.target, "model"), "family", ""))
 
 
+def run_or_published(run: str | Path, key: str = "run") -> str | Path:
+    """The run that a path names; of a model that others published, the run directory that it is
+    imported to.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    path = Path(run)
+    try:
+        read_header(checkpoint_path(path, key), key)
+    except UserError:
+        if not may_be_published(path):
+            raise
+        from betasigma.commands.import_model import imported_run  # imports PyTorch
+        from betasigma.display import Display
+
+        imported = imported_run(path, key, Display())
+        if imported is None:
+            raise
+        return imported
+    return run
+
+
+def of_a_run(check: Check) -> Check:
+    """``check``, of a config whose ``run`` may be a published model, too."""
+
+    @wraps(check)
+    def checked(config: DictConfig, overrides: list[str]) -> Path | None:
+        run = None if OmegaConf.is_missing(config, "run") else config.run
+        if isinstance(run, str) and run:
+            config.run = str(run_or_published(run))
+        return check(config, overrides)
+
+    return checked
+
+
+@of_a_run
 def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/sample.py``."""
     leave_out_former_keys(config, overrides)
@@ -147,6 +189,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
+@of_a_run
 def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/evaluate.py``."""
     leave_out_former_keys(config, overrides)
@@ -249,8 +292,16 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
 
 
 def _find_data(saved: ModelConfig, place: dict[str, Any]) -> None:
-    """Check that the data of a run exist, where ``place`` says or where the run found them."""
-    find_facts({**saved.data.arguments, **place, "seed": saved.seed})
+    """Check that the data of a run exist, where ``place`` says or where the run found them, and
+    have the classes that the model knows.
+    """
+    facts = find_facts({**saved.data.arguments, **place, "seed": saved.seed})
+    classes = saved.network.num_classes
+    if classes and facts.num_classes != classes:
+        raise UserError(
+            f"data.root={place.get('root', saved.data.root)} has {facts.num_classes} classes, and "
+            f"the model knows {classes}: give the data that it was trained on"
+        )
 
 
 def _refuse_training(config: DictConfig, overrides: list[str]) -> None:

@@ -85,30 +85,33 @@ def describe(readable: Readable, display: Display) -> None:
         display.line(note)
 
 
-def read_published(asked: Import) -> Readable:
-    """Read and check a published model, as far as possible before anything is written.
+def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
+    """Read and check a published model, all of it before anything is written.
+
+    Args:
+        asked: what to read, and what is said of it.
+        source: the file, where it is open already.
 
     Raises:
         UserError: if it is of no known format, or computes something that this package does not
             have, or its weights do not fit its settings.
     """
-    path = Path(asked.source)
-    source = open_weights(path)
+    if source is None:
+        source = open_weights(Path(asked.source))
     form = _format(source, asked.format)
     settings = form.settings(source, asked.published, asked.flags or {})
     model = form.convert(source, settings)
-    options = _options(model, asked)
-    config = dump(options)
+    config = dump(_options(model, asked, source))
     low, high = config["model"]["value_range"]
-    _check_weights(model.weights, config, model.sample_shape, (low, high), path)
+    _check_weights(model.weights, config, model.sample_shape, (low, high), source)
     origin = {
         "format": form.name,
         "published": asked.published or form.published_name(source),
-        "file": str(path),
+        "file": str(source.path),
         "sha256": _digest(source.weights),
         "flags": {key: value for key, value in settings.items() if key in form.defaults},
         "code": form.origin,
-        "licence": form.licence,
+        "licence": settings.get("licence", form.licence),
     }
     return Readable(model, config, origin, (low, high))
 
@@ -136,23 +139,37 @@ def write_run(readable: Readable, directory: Path, overrides: list[str]) -> None
     save({"state_dict": weights, HEADER: header}, directory / CHECKPOINTS / LAST)
 
 
-def imported_run(path: str, display: Display) -> str:
+def imported_run(path: Path, key: str, display: Display) -> Path | None:
     """The run directory of a published model that was named where a run is expected.
 
     It is written below ``outputs/imported`` at the first time, under a name that holds the digest
     of the file.
 
+    Returns:
+        ``None`` where the file is of no known format.
+
     Raises:
-        UserError: see :func:`read_published`.
+        UserError: where it is of one, and cannot be read: see :func:`read_published`.
     """
-    weights = open_weights(Path(path), "run").weights
-    directory = OUTPUTS / IMPORTED / f"{Path(path).stem}_{_digest(weights)[:8]}"
+    try:
+        source = open_weights(path, key)
+        form = _format(source, None)
+    except UserError:
+        return None
+    directory = OUTPUTS / IMPORTED / f"{plain_name(path)}_{_digest(source.weights)[:8]}"
     if not (directory / CHECKPOINTS / LAST).is_file():
-        readable = read_published(Import.parse({"from": path}))
-        write_run(readable, directory, [f"run={path}"])
+        try:
+            readable = read_published(Import.parse({"from": str(path)}), source)
+        except UserError as error:
+            asked = f"from={path} to={OUTPUTS}/{plain_name(path)}"
+            raise UserError(
+                f"{error} ({key}={path} is of {form.name}: betasigma import {asked} takes it as "
+                f"you say)"
+            ) from None
+        write_run(readable, directory, [f"{key}={path}"])
         describe(readable, display)
-        display.line(f"run directory {directory}")
-    return str(directory)
+    display.line(f"{key}={path} is imported: {key}={directory}")
+    return directory
 
 
 def _format(source: WeightFile, name: str | None) -> ModelFormat:
@@ -165,12 +182,12 @@ def _format(source: WeightFile, name: str | None) -> ModelFormat:
         if form.detect(source):
             return form
     raise UserError(
-        f"from={source.path} has weights of no known code ({', '.join(known)}); a diffusers model "
+        f"{source.named} has weights of no known code ({', '.join(known)}); a diffusers model "
         f"is recognised by its folder with config.json"
     )
 
 
-def _options(model: PublishedModel, asked: Import) -> Train:
+def _options(model: PublishedModel, asked: Import, source: WeightFile) -> Train:
     """The config of a run, with this package's defaults for what is only about training."""
     channels, height, _ = model.sample_shape
     name = asked.data.name or model.data or "image_folder"
@@ -186,12 +203,12 @@ def _options(model: PublishedModel, asked: Import) -> Train:
     shape = catalog.sample_shape(name, data.get("image_size"), data.get("channels"))
     if shape != model.sample_shape:
         raise UserError(
-            f"data.name={name} has images of shape {shape}, and from={asked.source} is of images "
-            f"of shape {model.sample_shape}"
+            f"data.name={name} has images of shape {shape}, and {source.named} is of images of "
+            f"shape {model.sample_shape}"
         )
     options = Train.parse(
         {
-            "name": re_name(Path(asked.source).stem),
+            "name": plain_name(source.path),
             "steps": max(model.step, 1),
             "model": {"_target_": "betasigma.modules.DDPM", "name": "ddpm", "family": "ddpm"},
             "data": data,
@@ -204,9 +221,10 @@ def _options(model: PublishedModel, asked: Import) -> Train:
     return options
 
 
-def re_name(text: str) -> str:
-    """A run's name out of any text."""
-    return "".join(c if c.isalnum() or c in "_.+-" else "_" for c in text) or "imported"
+def plain_name(path: Path) -> str:
+    """The name of a file as that of a run, which has letters, digits and ``_.+-``."""
+    name = "".join(c if c.isalnum() or c in "_.+-" else "_" for c in path.resolve().stem)
+    return name or IMPORTED
 
 
 def _check_weights(
@@ -214,7 +232,7 @@ def _check_weights(
     config: dict[str, Any],
     shape: tuple[int, ...],
     value_range: tuple[float, float],
-    path: Path,
+    source: WeightFile,
 ) -> None:
     """Compare names and shapes with those of the network that the settings describe, which takes no
     memory for that.
@@ -228,7 +246,7 @@ def _check_weights(
         members = value if isinstance(value, list) else [value]
         numbers = [m for m in members if isinstance(m, int | float)]
         if len(members) > most or max(numbers, default=0) > most:
-            raise UserError(f"from={path} has network.{key}={value}, which no tensor in it fits")
+            raise UserError(f"{source.named} has network.{key}={value}, which no tensor in it fits")
     with torch.device("meta"):
         network = make_denoiser(config, shape, value_range).network
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -237,12 +255,12 @@ def _check_weights(
         ours, theirs = expected.get(name), found.get(name)
         if ours != theirs:
             raise UserError(
-                f"from={path} does not fit its settings: {name} has shape "
+                f"{source.named} does not fit its settings: {name} has shape "
                 f"{theirs or 'nothing'} in the file, and {ours or 'nothing'} by its settings"
             )
     for name, value in weights.items():
         if not bool(value.isfinite().all()):
-            raise UserError(f"from={path} has weights that are not finite: {name}")
+            raise UserError(f"{source.named} has weights that are not finite: {name}")
 
 
 def _digest(file: Path) -> str:

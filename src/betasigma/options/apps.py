@@ -148,7 +148,7 @@ class DataPlace(Options):
 class OfARun(GuidedOptions):
     """What the commands that read a run share."""
 
-    run: str = option("", "a run directory or a checkpoint")
+    run: str = option("", "a run directory, a checkpoint or a published model")
     plugins: list[str] = option([], "outside packages that the run may name")
     seed: Seed = option(0, "sample i is a function of seed and i")
     sampler: OptionalSampler = option(None, "null: the one the run was configured with")

@@ -126,7 +126,7 @@ class DiffusersUNet(ModelFormat):
         ):
             if config.get(key) not in known:
                 raise _unlike(source, "config", key, config.get(key), known[0])
-        tensors = Tensors(checked_tensors(source.content, source), source.path)
+        tensors = Tensors(checked_tensors(source.content, source), source.named)
         structure = _DiffusersWeights(config, tensors)
         network = structure.network(config, shape[1])
         weights = structure.weights()
@@ -169,7 +169,7 @@ class _DiffusersWeights:
         self._residual = any(between.values())
         if self._residual and not all(between.values()):
             raise UserError(
-                "from has resampling inside residual blocks at some resolutions and between them "
+                "the model resamples inside residual blocks at some resolutions and between them "
                 "at others; ours has one of the two everywhere"
             )
 
@@ -291,6 +291,6 @@ def _diffusion(
 
 def _unlike(source: WeightFile, file: str, key: str, value: Any, needed: Any) -> UserError:
     return UserError(
-        f"from={source.path} has {key}={value} in {file}.json, and this package computes only "
+        f"{source.named} has {key}={value} in {file}.json, and this package computes only "
         f"{key}={needed}"
     )

@@ -95,7 +95,7 @@ class ModelFormat(ABC):
         typed = _typed(flags, self.defaults)
         if self.defaults and name is None and not typed:
             raise UserError(
-                f"from={source.path} is of {self.name}, which does not write down "
+                f"{source.named} is of {self.name}, which does not write down "
                 f"{', '.join(self.defaults)}: give published=… ({', '.join(self.published)}), or "
                 f"flags='--key value …' as its authors ran it"
             )

@@ -113,7 +113,7 @@ class ImprovedDiffusion(ModelFormat):
         return _is_unet(source) and _has_strided_convolutions(source)
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        tensors = Tensors(checked_tensors(source.content, source), source.path)
+        tensors = Tensors(checked_tensors(source.content, source), source.named)
         structure = _OpenAIWeights(source, settings, tensors)
         weights = structure.weights()
         tensors.finish()
@@ -212,13 +212,13 @@ class _OpenAIWeights:
         self.size = size
         entry = source.content["input_blocks.0.0.weight"]
         if not isinstance(entry, Tensor) or entry.ndim != 4:
-            raise UserError(f"from={source.path} has no image as its input")
+            raise UserError(f"{source.named} has no image as its input")
         self.channels = entry.shape[1]
         last = source.content["out.2.weight"]
         outputs = self.channels * (2 if settings["learn_sigma"] else 1)
         if not isinstance(last, Tensor) or last.shape[:1] != (outputs,):
             raise UserError(
-                f"from={source.path} takes {self.channels} channels and gives "
+                f"{source.named} takes {self.channels} channels and gives "
                 f"{tuple(getattr(last, 'shape', ()))[:1]}, not {outputs}: learn_sigma="
                 f"{settings['learn_sigma']} is wrong, or it is an upsampler, which is shown a "
                 f"small image too and is no model of images alone"
@@ -227,7 +227,7 @@ class _OpenAIWeights:
         self._classes = len(labels) if isinstance(labels, Tensor) else 0
         if bool(self._classes) != settings["class_cond"]:
             raise UserError(
-                f"flags.class_cond={settings['class_cond']} does not fit from={source.path}, which "
+                f"flags.class_cond={settings['class_cond']} does not fit {source.named}, which "
                 f"has {self._classes} classes"
             )
         if settings["num_heads_upsample"] not in (-1, settings["num_heads"]):

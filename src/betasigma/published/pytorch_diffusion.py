@@ -58,7 +58,7 @@ class PytorchDiffusion(ModelFormat):
         return isinstance(source.content, dict) and all(name in source.content for name in names)
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        tensors = Tensors(checked_tensors(source.content, source), source.path)
+        tensors = Tensors(checked_tensors(source.content, source), source.named)
         structure = _NamedWeights(source.content)
         weights = structure.weights(tensors)
         tensors.finish()
@@ -152,5 +152,5 @@ def _count(content: Mapping[str, Any], pattern: str) -> int:
 def _rows(content: Mapping[str, Any], name: str) -> int:
     tensor = content.get(name)
     if not isinstance(tensor, Tensor) or tensor.ndim != 4:
-        raise UserError(f"from has no convolution {name}")
+        raise UserError(f"the file has no convolution {name}")
     return len(tensor)

@@ -54,13 +54,13 @@ def averaged_weights(source: WeightFile) -> dict[str, Tensor]:
     averages = source.content["ema"].get("shadow_params")
     if not isinstance(averages, list) or len(averages) != len(raw):
         raise UserError(
-            f"from={source.path} has {len(raw)} parameters, and "
+            f"{source.named} has {len(raw)} parameters, and "
             f"{len(averages) if isinstance(averages, list) else 'no'} averages of them"
         )
     averaged = checked_tensors(dict(zip(raw, averages, strict=True)), source)
     for name, value in averaged.items():
         if value.shape != raw[name].shape:
-            raise UserError(f"from={source.path} has an average of {name} of another shape")
+            raise UserError(f"{source.named} has an average of {name} of another shape")
     return averaged
 
 
@@ -116,7 +116,7 @@ class ScoreSdeDDPM(ModelFormat):
                 raise UserError(
                     f"flags.{key}={settings[key]} of {self.name} is not read: only {key}={needed}"
                 )
-        tensors = Tensors(averaged_weights(source), source.path)
+        tensors = Tensors(averaged_weights(source), source.named)
         structure = _SequentialWeights(settings, tensors)
         weights = structure.weights()
         tensors.finish()

@@ -7,7 +7,7 @@ attention is missing: there it is put in with zeros, which adds nothing to the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ class Tensors:
 
     Args:
         tensors: by name.
-        path: of the file, for messages.
+        named: the file, for messages: ``from=model.pt``.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], path: object) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], named: str) -> None:
         self._left = dict(tensors)
-        self._path = path
+        self._named = named
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -44,7 +44,7 @@ class Tensors:
             UserError: if it is not there.
         """
         if name not in self._left:
-            raise UserError(f"from={self._path} has no {name}, which its settings ask for")
+            raise UserError(f"{self._named} has no {name}, which its settings ask for")
         return self._left.pop(name).detach().to(torch.float32)
 
     def layer(self, theirs: str, ours: str) -> Weights:
@@ -61,11 +61,6 @@ class Tensors:
             found |= self.layer(f"{theirs}{name}", ours)
         return found
 
-    def without(self, names: Iterable[str]) -> Tensors:
-        """The same without tensors that have no part in the function."""
-        gone = set(names)
-        return Tensors({k: v for k, v in self._left.items() if k not in gone}, self._path)
-
     def finish(self) -> None:
         """Check that every tensor was taken.
 
@@ -74,7 +69,7 @@ class Tensors:
         """
         for name in self._left:
             raise UserError(
-                f"from={self._path} has {len(self._left)} tensors that its settings have no place "
+                f"{self._named} has {len(self._left)} tensors that its settings have no place "
                 f"for, {name} first"
             )
 

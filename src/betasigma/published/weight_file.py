@@ -37,14 +37,21 @@ class WeightFile:
     Attributes:
         path: as it was given.
         content: plain containers with tensors, as its writer nested them.
-        settings: plain content of JSON files beside the weights, by name without ``.json``.
         weights: the file that the tensors are in.
+        settings: plain content of JSON files beside the weights, by name without ``.json``.
+        key: the config key that named it.
     """
 
     path: Path
     content: Any
     weights: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    key: str = "from"
+
+    @property
+    def named(self) -> str:
+        """Key and path, as a sentence begins with them: ``from=model.pt``."""
+        return f"{self.key}={self.path}"
 
 
 def read_weights(file: Path, key: str = "from") -> Any:
@@ -107,15 +114,15 @@ def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str,
     size = source.weights.stat().st_size
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise UserError(f"from={source.path} has {name}, which is no tensor with a name")
+            raise UserError(f"{source.named} has {name}, which is no tensor with a name")
         if tensor.layout != torch.strided or tensor.dtype not in DTYPES or tensor.is_meta:
             raise UserError(
-                f"from={source.path} has {name} of {tensor.dtype}, {tensor.layout}; weights must "
+                f"{source.named} has {name} of {tensor.dtype}, {tensor.layout}; weights must "
                 f"be dense and one of {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
             )
         if tensor.numel() * tensor.element_size() > size:
             raise UserError(
-                f"from={source.path} has {name} of shape {tuple(tensor.shape)}, which is larger "
+                f"{source.named} has {name} of shape {tuple(tensor.shape)}, which is larger "
                 f"than the file"
             )
     return dict(tensors)

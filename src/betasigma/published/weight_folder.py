@@ -6,9 +6,7 @@ from pathlib import Path
 
 from betasigma.errors import UserError
 from betasigma.published.weight_file import WeightFile, read_json, read_weights
-
-ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""Endings of files of weights. Where a folder has them twice, the first of these is read."""
+from betasigma.runs.header import WEIGHTS
 
 CONFIGS = ("config", "scheduler_config")
 """JSON files that a folder may have beside its weights."""
@@ -26,7 +24,7 @@ def open_weights(path: Path, key: str = "from") -> WeightFile:
     if not path.exists():
         raise UserError(f"{key}={path} does not exist; give a file or a folder of weights")
     if path.is_file():
-        return WeightFile(path, read_weights(path, key), path)
+        return WeightFile(path, read_weights(path, key), path, key=key)
     places = [place for place in (path / "unet", path, path / "scheduler") if place.is_dir()]
     weights = _weights_in(places, path, key)
     settings = {}
@@ -35,12 +33,12 @@ def open_weights(path: Path, key: str = "from") -> WeightFile:
         found = next((file for file in beside if file.is_file()), None)
         if found is not None:
             settings[name] = read_json(found, key)
-    return WeightFile(path, read_weights(weights, key), weights, settings)
+    return WeightFile(path, read_weights(weights, key), weights, settings, key)
 
 
 def _weights_in(places: list[Path], path: Path, key: str) -> Path:
     for place in places:
-        for ending in ENDINGS:
+        for ending in WEIGHTS:
             files = sorted(place.glob(f"*{ending}"))
             if len(files) > 1:
                 raise UserError(
@@ -50,6 +48,6 @@ def _weights_in(places: list[Path], path: Path, key: str) -> Path:
             if files:
                 return files[0]
     raise UserError(
-        f"{key}={path} has no weights ({', '.join(ENDINGS)}); give a file of weights, or a folder "
+        f"{key}={path} has no weights ({', '.join(WEIGHTS)}); give a file of weights, or a folder "
         f"with one"
     )

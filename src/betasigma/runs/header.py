@@ -64,6 +64,31 @@ def newest_step(run: Path) -> int | None:
     return read_header(last)["step"] if last.is_file() else None
 
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""Endings of files of weights that others write. Where a folder has them twice, the first of these
+is read.
+"""
+
+
+def may_be_published(run: Path) -> bool:
+    """Whether a path that is no run of ours may be a model that others published, by its name and
+    its first bytes.
+    """
+    if run.is_dir():
+        return not (run / CHECKPOINTS).is_dir() and any(
+            file.suffix in WEIGHTS for place in (run, run / "unet") for file in _files(place)
+        )
+    if run.suffix not in WEIGHTS or not run.is_file():
+        return False
+    with run.open("rb") as file:
+        begins_as_archive = file.read(2) == b"PK"
+    return zipfile.is_zipfile(run) or not begins_as_archive  # which would be cut short
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+
+
 def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     """Header of a checkpoint.
 

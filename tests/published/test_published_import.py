@@ -1,0 +1,344 @@
+"""Published weights: recorded outputs, every command on an imported model, what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from equality import CLOSE, images, output, random_weights, randomised
+from launching import launch
+from record import CASES, RECORDED, probes
+from safetensors.torch import save_file
+
+import betasigma
+from betasigma.commands.import_model import read_published
+from betasigma.commands.load import Loaded
+from betasigma.denoiser import Denoiser
+from betasigma.errors import UserError
+from betasigma.options.apps import Import
+from betasigma.runs.header import read_header
+
+
+def recorded(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((RECORDED / f"{name}.json").read_text("utf-8"))
+    return content
+
+
+def written(name: str, folder: Path) -> Path:
+    """The file that the public code would have written of the recorded model."""
+    weights = random_weights(recorded(name)["shapes"])
+    content: dict[str, Any] = weights
+    if name.startswith("score_sde"):
+        content = {
+            "model": {f"module.{key}": torch.zeros_like(w) for key, w in weights.items()},
+            "ema": {"decay": 0.9999, "num_updates": 1, "shadow_params": list(weights.values())},
+            "optimizer": {},
+            "step": 7,
+        }
+    torch.save(content, folder / "model.pt")
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_are_those_that_public_code_gave(
+    name: str, tmp_path: Path, imported: Callable[..., Loaded]
+) -> None:
+    known = recorded(name)
+    loaded = imported(written(name, tmp_path), flags=known["flags"])
+    denoiser = loaded.denoiser
+    assert isinstance(denoiser, Denoiser)
+    assert loaded.step == (7 if name.startswith("score_sde") else 0)
+    x = images(2, denoiser.sample_shape)
+    y = torch.tensor(known["labels"]) if known["labels"] else None
+    for row in known["outputs"]:
+        found = output(denoiser, x, row["step"], y)
+        missed = torch.tensor(probes(found)) - torch.tensor(row["at"])
+        assert float(missed.abs().max()) < CLOSE * row["largest"]
+
+
+# ---------------------------------------------------------------- an imported model is a run
+
+
+@pytest.fixture(scope="module")
+def digits_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder of a small model of 8x8 greyscale images."""
+    model = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    randomised(model)
+    folder = tmp_path_factory.mktemp("published") / "ddpm-digits"
+    DDPMPipeline(model, DDPMScheduler(num_train_timesteps=20)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def digits_run(digits_pipeline: Path, here: Path) -> str:
+    """The run directory that it is imported to."""
+    done = launch("import", f"from={digits_pipeline}", "to=outputs/digits", "data.name=digits")
+    assert done.status == 0, done.err
+    assert done.out.splitlines()[0].startswith(f"{digits_pipeline}: diffusers, ")
+    return "outputs/digits"
+
+
+FEW = ("sampler.steps=3",)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        ("ancestral", FEW),
+        ("ddim", FEW),
+        ("euler", FEW),
+        ("heun", FEW),
+        ("dpm_solver", FEW),
+        ("predictor_corrector", FEW),
+        ("annealed_langevin", (*FEW, "sampler.inner_steps=1")),
+        ("adaptive_ode", ("sampler.rtol=0.1", "sampler.atol=0.1")),
+    ],
+)
+def test_every_sampler_draws_from_an_imported_model(
+    sampler: str, words: tuple[str, ...], digits_run: str
+) -> None:
+    done = launch("sample", f"run={digits_run}", "n=2", f"sampler={sampler}", *words, "save=npz")
+    assert done.status == 0, done.err
+
+
+def test_it_is_measured_and_its_likelihood_bounded(digits_run: str) -> None:
+    words = ["n=4", "sampler=ddim", "sampler.steps=2", "error_curve=2"]
+    small = ["evaluation.metrics=[]", "likelihood=discrete_bound", "likelihood.n=2"]
+    done = launch("evaluate", f"run={digits_run}", *words, *small)
+    assert done.status == 0, done.err
+    assert "bits_per_dim" in (Path(digits_run) / "metrics.csv").read_text("utf-8")
+
+
+def test_its_origin_is_kept(digits_run: str, digits_pipeline: Path) -> None:
+    origin = json.loads((Path(digits_run) / "origin.json").read_text("utf-8"))
+    assert read_header(Path(digits_run) / "checkpoints" / "last.ckpt")["origin"] == origin
+    assert origin["format"] == "diffusers"
+    assert origin["licence"] == "Apache-2.0"
+    assert origin["file"] == str(digits_pipeline)
+    assert len(origin["sha256"]) == 64
+
+
+def test_a_published_model_stands_where_a_run_does(digits_pipeline: Path, here: Path) -> None:
+    words = [f"run={digits_pipeline}", "n=2", "sampler=ddim", "sampler.steps=2"]
+    first, again = launch("sample", *words), launch("sample", *words)
+    assert (first.status, again.status) == (0, 0), first.err + again.err
+    assert "ddpm-digits: diffusers" in first.out
+    assert "ddpm-digits: diffusers" not in again.out
+    (run,) = (here / "outputs" / "imported").iterdir()
+    denoiser, _ = betasigma.load(digits_pipeline)
+    ours, _ = betasigma.load(run)
+    x = images(2, (1, 8, 8))
+    assert torch.equal(denoiser(x, 0.5).eps, ours(x, 0.5).eps)
+
+
+def test_a_directory_in_use_is_refused(digits_run: str, digits_pipeline: Path) -> None:
+    done = launch("import", f"from={digits_pipeline}", f"to={digits_run}")
+    assert done.status == 1
+    assert done.err.startswith(f"error: to={digits_run} is not empty")
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def refusal(path: Path, **asked: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read_published(Import.parse({"from": str(path), **asked}))
+    return str(caught.value)
+
+
+class Foreign:
+    """An object whose unpickling would run code."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return open, ("executed", "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_nothing_in_a_file_is_executed(zipped: bool, here: Path) -> None:
+    torch.save({"w": Foreign()}, "evil.pt", _use_new_zipfile_serialization=zipped)
+    assert "nothing in it was executed" in refusal(Path("evil.pt"))
+    assert not Path("executed").exists()
+    Path("plain.ckpt").write_bytes(pickle.dumps(Foreign()))
+    assert "nothing in it was executed" in refusal(Path("plain.ckpt"))
+    assert not Path("executed").exists()
+
+
+def test_old_files_are_read(tmp_path: Path, imported: Callable[..., Loaded]) -> None:
+    name = "pytorch_diffusion"
+    file = written(name, tmp_path)
+    torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
+    assert not zipfile.is_zipfile(file)
+    assert imported(file, flags=recorded(name)["flags"]).denoiser.sample_shape == (3, 16, 16)
+
+
+def test_an_old_file_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+    file = written("pytorch_diffusion", tmp_path)
+    torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
+    content = file.read_bytes()
+    shown = next(n for n in (128 * 128, 32 * 32 * 9) if b"M" + n.to_bytes(2, "little") in content)
+    small, huge = b"M" + shown.to_bytes(2, "little"), b"J" + (2**30).to_bytes(4, "little")
+    file.write_bytes(content.replace(small + b"N", huge + b"N"))
+    assert "claims more numbers than it holds" in refusal(file)
+
+
+def changed(name: str, folder: Path, **changes: Any) -> Path:
+    file = written(name, folder)
+    content = {**torch.load(file), **changes}
+    torch.save({key: w for key, w in content.items() if w is not None}, file)
+    return file
+
+
+ENTRY, BIAS = "input_blocks.0.0.weight", "input_blocks.0.0.bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags", "sentence"),
+    [
+        ({BIAS: torch.full((32,), torch.nan)}, {}, "weights that are not finite: enter.bias"),
+        ({BIAS: torch.zeros(32).long()}, {}, "has input_blocks.0.0.bias of torch.int64"),
+        ({BIAS: torch.zeros(32).to_sparse()}, {}, "weights must be dense"),
+        ({BIAS: torch.zeros(1).expand(10**12)}, {}, "which is larger than the file"),
+        ({BIAS: torch.zeros(31)}, {}, "enter.bias has shape (31,) in the file, and (32,)"),
+        ({BIAS: None}, {}, "enter.bias has shape nothing in the file"),
+        ({"more.weight": torch.zeros(1)}, {}, "1 tensors that its settings have no place for"),
+        ({}, {"num_res_blocks": 2}, "has no "),
+        ({}, {"num_res_blocks": 10**9}, "has no "),
+        ({}, {"num_channels": 64}, "does not fit its settings"),
+        ({}, {"num_heads": 3}, "flags.num_heads=3 does not divide an attention"),
+        ({}, {"learn_sigma": False}, "learn_sigma=False is wrong, or it is an upsampler"),
+        ({}, {"class_cond": True}, "class_cond=True does not fit"),
+        ({}, {"num_heads_upsample": 1}, "num_heads_upsample=1 must be num_heads"),
+        ({}, {"noise_schedule": "quad"}, "noise_schedule=quad must be linear or cosine"),
+        ({}, {"attention_resolutions": "5"}, "must name a resolution of images of 32x32"),
+        ({}, {"attention_resolutions": "a"}, "attention_resolutions=a must be integers"),
+        ({}, {"image_size": 48}, "image_size=48 has no channel_mult"),
+        ({}, {"num_head": 3}, "flags.num_head=3 is unknown; did you mean num_heads?"),
+        ({}, {"num_heads": "four"}, "flags.num_heads=four must be of type int"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    changes: dict[str, Any], flags: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    name = "improved-diffusion"
+    file = changed(name, tmp_path, **changes)
+    assert sentence in refusal(file, flags={**recorded(name)["flags"], **flags})
+
+
+def test_what_a_file_leaves_open_is_asked_for(tmp_path: Path) -> None:
+    file = written("improved-diffusion", tmp_path)
+    asked = refusal(file)
+    assert "does not write down image_size" in asked
+    assert "cifar10_uncond_50M_500K" in asked
+    assert refusal(file, published="cifar10_uncond") == (
+        "published=cifar10_uncond is not known; did you mean cifar10_uncond_50M_500K?"
+    )
+    assert "flags=--num_heads must be words" in refusal(file, flags="--num_heads")
+
+
+def test_flags_are_taken_as_their_scripts_take_them(
+    tmp_path: Path, imported: Callable[..., Loaded]
+) -> None:
+    name = "improved-diffusion"
+    flags = recorded(name)["flags"]
+    typed = " ".join(f"--{key} {value}" for key, value in flags.items())
+    config = imported(written(name, tmp_path), flags=typed).config
+    assert config["network"]["heads"] == flags["num_heads"]
+    assert config["network"]["attention"] == [8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"time_embedding_type": "fourier"}, "time_embedding_type=fourier in config.json"),
+        ({"act_fn": "gelu"}, "act_fn=gelu in config.json"),
+        ({"attn_norm_num_groups": 8}, "attn_norm_num_groups=8 in config.json"),
+        ({"sample_size": None}, "config.json has sample_size=None"),
+        ({"block_out_channels": [8, 12]}, "the levels have 8, 12 channels"),
+        ({"block_out_channels": [10**9, 10**9]}, "which no tensor in it fits"),
+        ({"layers_per_block": 10**9}, "has no down_blocks"),
+        ({"out_channels": 2}, "has out_channels=2 in config.json"),
+    ],
+)
+def test_settings_that_ours_lacks_are_refused(
+    changes: dict[str, Any], sentence: str, digits_pipeline: Path, tmp_path: Path
+) -> None:
+    assert sentence in refusal(copy_with("unet/config.json", changes, digits_pipeline, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {"beta_schedule": "scaled_linear"},
+            "beta_schedule=scaled_linear in scheduler_config.json",
+        ),
+        ({"prediction_type": "flow"}, "prediction_type=flow in scheduler_config.json"),
+        ({"variance_type": "learned"}, "variance_type=learned in scheduler_config.json"),
+        ({"thresholding": True}, "thresholding=True in scheduler_config.json"),
+    ],
+)
+def test_schedulers_that_ours_lacks_are_refused(
+    changes: dict[str, Any], sentence: str, digits_pipeline: Path, tmp_path: Path
+) -> None:
+    file = "scheduler/scheduler_config.json"
+    assert sentence in refusal(copy_with(file, changes, digits_pipeline, tmp_path))
+
+
+def copy_with(file: str, changes: dict[str, Any], pipeline: Path, folder: Path) -> Path:
+    """The pipeline with another config."""
+    for name in ("unet", "scheduler"):
+        (folder / name).mkdir()
+        for path in (pipeline / name).iterdir():
+            (folder / name / path.name).write_bytes(path.read_bytes())
+    content = json.loads((folder / file).read_text("utf-8"))
+    (folder / file).write_text(json.dumps({**content, **changes}), "utf-8")
+    return folder
+
+
+def test_attention_has_two_namings(digits_pipeline: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    file = "unet/diffusion_pytorch_model.safetensors"
+    folder = copy_with("unet/config.json", {}, digits_pipeline, tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = {}
+    for name, value in load_file(folder / file).items():
+        for new, former in old.items():
+            name = name.replace(f"attentions.0.{new}.", f"attentions.0.{former}.")
+        renamed[name] = value
+    assert any("proj_attn" in name for name in renamed)
+    (folder / file).unlink()
+    torch.save(renamed, folder / "unet" / "diffusion_pytorch_model.bin")
+    now, then = (
+        read_published(Import.parse({"from": str(path)})).model.weights
+        for path in (digits_pipeline, folder)
+    )
+    assert now.keys() == then.keys()
+    assert all(torch.equal(now[name], then[name]) for name in now)
+
+
+def test_weights_of_no_known_code_are_refused(tmp_path: Path) -> None:
+    save_file({"w": torch.zeros(3)}, tmp_path / "w.safetensors")
+    assert "weights of no known code (diffusers, " in refusal(tmp_path / "w.safetensors")
+    assert refusal(tmp_path / "w.safetensors", format="jax").startswith("format=jax is not one of")
+    (tmp_path / "w.safetensors").write_bytes(b"damaged")
+    assert "is not a whole safetensors file" in refusal(tmp_path / "w.safetensors")
+    (tmp_path / "empty").mkdir()
+    assert "has no weights (.safetensors, " in refusal(tmp_path / "empty")
+    assert "does not exist" in refusal(tmp_path / "nowhere")
