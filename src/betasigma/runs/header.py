@@ -80,9 +80,14 @@ def may_be_published(run: Path) -> bool:
         )
     if run.suffix not in WEIGHTS or not run.is_file():
         return False
-    with run.open("rb") as file:
-        begins_as_archive = file.read(2) == b"PK"
-    return zipfile.is_zipfile(run) or not begins_as_archive  # which would be cut short
+    if not zipfile.is_zipfile(run):
+        with run.open("rb") as file:
+            return file.read(2) != b"PK"  # an archive that is cut short
+    try:
+        with zipfile.ZipFile(run) as archive:
+            return not any(name.rpartition("/")[2] == RECORD for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _files(folder: Path) -> list[Path]:
