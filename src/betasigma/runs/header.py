@@ -29,6 +29,11 @@ RECORD = "betasigma.json"
 LARGEST_RECORD = 16 * 2**20
 """Largest size of the record in bytes; a config has a few thousand."""
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""Endings of files of weights that others write. Where a folder has them twice, the first of these
+is read.
+"""
+
 FIELDS = {"version": str, "step": int, "seed": int, "value_range": list, "config": dict}
 """Fields of a header besides its format number."""
 
@@ -62,12 +67,6 @@ def newest_step(run: Path) -> int | None:
     """Step of a run's last checkpoint; ``None`` without one."""
     last = run / CHECKPOINTS / LAST
     return read_header(last)["step"] if last.is_file() else None
-
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
-"""Endings of files of weights that others write. Where a folder has them twice, the first of these
-is read.
-"""
 
 
 def may_be_published(run: Path) -> bool:
