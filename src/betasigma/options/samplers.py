@@ -42,6 +42,10 @@ class SamplerOptions(ComponentOptions):
     """Options of a sampler."""
 
     group: ClassVar[str] = "sampler"
+    repeatable: ClassVar[bool] = True
+    """Whether a step depends on the state alone, so that it can be taken again."""
+    adaptive: ClassVar[bool] = False
+    """Whether steps are chosen by how smooth the model is along them."""
 
     start: Start = option(
         "prior",
@@ -107,6 +111,7 @@ class DDIMOptions(GridOptions):
 
 class AnnealedLangevinOptions(GridOptions):
     targets = ("betasigma.samplers.AnnealedLangevin",)
+    repeatable = False
 
     inner_steps: Count = option(100, "T, steps at each noise level")
     step: OpenUnit | Auto = option(
@@ -159,6 +164,7 @@ class HeunOptions(GridOptions):
 
 class DPMSolverOptions(GridOptions):
     targets = ("betasigma.samplers.DPMSolver",)
+    repeatable = False
 
     steps: Steps = option(20, TIMES)
     grid: Grid = option("uniform_log_snr", SPACING)
@@ -170,6 +176,8 @@ class DPMSolverOptions(GridOptions):
 
 class AdaptiveODEOptions(SamplerOptions):
     targets = ("betasigma.samplers.AdaptiveODE",)
+    repeatable = False
+    adaptive = True
 
     rtol: Positive = option(1e-5, "relative tolerance of the solver")
     atol: Positive = option(1e-5, "absolute tolerance of the solver")

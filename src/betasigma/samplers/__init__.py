@@ -11,6 +11,7 @@ from betasigma.samplers.sampler import (
     Sampler,
     Samples,
     count_not_finite,
+    in_batches,
     labels_in_turn,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "Sampler",
     "Samples",
     "count_not_finite",
+    "in_batches",
     "labels_in_turn",
 ]

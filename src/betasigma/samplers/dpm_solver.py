@@ -46,6 +46,7 @@ class DPMSolver(Sampler):
     """
 
     name = "dpm_solver"
+    repeatable = False
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class AnnealedLangevin(Sampler):
     """
 
     name = "annealed_langevin"
+    repeatable = False
 
     def __init__(
         self,

@@ -24,12 +24,13 @@ equation 1; Song, Meng & Ermon 2021, equation 14):
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from betasigma.denoiser import Prediction
 from betasigma.options.samplers import (
     AdaptiveODEOptions,
     Dtype,
@@ -146,6 +147,8 @@ class AdaptiveODE(Sampler):
     """
 
     name = "adaptive_ode"
+    repeatable = False
+    adaptive = True
 
     def __init__(
         self,
@@ -163,38 +166,60 @@ class AdaptiveODE(Sampler):
     def times(self, schedule: NoiseSchedule) -> list[float]:
         if schedule.levels == 1:
             return [1.0]
-        return [start_time(schedule, self.ratio_max, in_noise=True), schedule.t_min]
+        first = start_time(schedule, self.ratio_max, in_noise=True)
+        return self.from_first([first, schedule.t_min])
 
     def trajectory(self, model: CountingDenoiser, x: Tensor, rng: Noise) -> Iterator[Tensor]:
-        times = self.times(model.schedule)
-        if len(times) > 1:
-            x = self._integrate(model, x, times)
+        first, *rest = self.times(model.schedule)
+        for last in rest:
+            x = follow_flow(model, model.schedule, x, first, last, self.rtol, self.atol)
             yield x
-        yield model(x, times[-1]).x0
+        yield model(x, rest[-1] if rest else first).x0
 
-    def _integrate(self, model: CountingDenoiser, x: Tensor, times: list[float]) -> Tensor:
-        from torchdiffeq import odeint
 
-        schedule = model.schedule
-        ends = torch.tensor(times, dtype=torch.float64)
-        span = schedule.log_snr(ends) / 2
-        alpha = schedule.alpha(ends).tolist()
+def follow_flow(
+    model: Callable[[Tensor, float], Prediction],
+    schedule: NoiseSchedule,
+    x: Tensor,
+    t: float,
+    s: float,
+    rtol: float,
+    atol: float,
+) -> Tensor:
+    """State at s on the path of the flow (b) through x at t, towards less noise or more.
 
-        def slope(point: Tensor, x_bar: Tensor) -> Tensor:
-            log_snr = (2 * point.double().cpu()).clamp(2 * span[0], 2 * span[1])
-            t = schedule.t_of_log_snr(log_snr).item()
-            eps = model(schedule.alpha(t).item() * x_bar, t).eps
-            return -schedule.ratio(t).item() * eps
+    Args:
+        model: the prediction at a state and a time.
+        schedule: the noise levels.
+        x: state at t, shape ``(n, *sample_shape)``.
+        t, s: times in [t_min, 1], different ones.
+        rtol, atol: tolerance on x/α, > 0; the step is chosen for the batch as a whole.
+    """
+    from torchdiffeq import odeint
 
-        # a step must end at t_min: there is no curve beyond it to step onto and interpolate from
-        options = {"dtype": torch.float64, "step_t": span[1:].to(x.device)}
-        path = odeint(
-            slope,
-            x / alpha[0],
-            span.to(x.device),
-            rtol=self.rtol,
-            atol=self.atol,
-            method="dopri5",
-            options=options,
-        )
-        return alpha[1] * path[-1]
+    ends = torch.tensor([t, s], dtype=torch.float64)
+    log_ratios = -schedule.log_snr(ends) / 2
+    alpha = schedule.alpha(ends).tolist()
+    # a solver's time must rise
+    direction = 1.0 if log_ratios[1] > log_ratios[0] else -1.0
+    span = direction * log_ratios
+    low, high = log_ratios.aminmax()
+
+    def slope(point: Tensor, x_bar: Tensor) -> Tensor:
+        log_ratio = (direction * point.double().cpu()).clamp(low, high)
+        time = schedule.t_of_log_snr(-2 * log_ratio).item()
+        eps = model(schedule.alpha(time).item() * x_bar, time).eps
+        return direction * schedule.ratio(time).item() * eps
+
+    # a step must end at s: there may be no curve beyond it to step onto and interpolate from
+    options = {"dtype": torch.float64, "step_t": span[1:].to(x.device)}
+    path = odeint(
+        slope,
+        x / alpha[0],
+        span.to(x.device),
+        rtol=rtol,
+        atol=atol,
+        method="dopri5",
+        options=options,
+    )
+    return alpha[1] * path[-1]

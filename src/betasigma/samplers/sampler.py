@@ -19,8 +19,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, Self, TypedDict
 
 import torch
 from torch import Tensor
@@ -207,6 +208,12 @@ class Sampler:
     """
 
     name = ""
+    repeatable = True
+    """Whether a step depends on the state alone, so that it can be taken again."""
+    adaptive = False
+    """Whether steps are chosen by how smooth the model is along them."""
+    first: float | None = None
+    """Time at which the sampler begins; ``None`` for that of its grid."""
 
     def __init__(
         self,
@@ -270,22 +277,12 @@ class Sampler:
         self._say_start(denoiser)
         wanted = list(range(n)) if n is not None else [int(i) for i in indices or ()]
         share = len(wanted) * len(self.reached(self.times(denoiser.schedule)))
-        parts, first, nfe = [], 0, 0
-        while first < len(wanted):
-            chunk = wanted[first : first + batch_size]
-            labels = None if y is None else y[first : first + batch_size].to(denoiser.device)
-            try:
-                x, cost = self._sample_batch(denoiser, chunk, seed, labels, share, progress)
-            except torch.OutOfMemoryError:
-                if len(chunk) == 1:
-                    raise
-                batch_size = (len(chunk) + 1) // 2
-                continue
-            parts.append(x)
-            first += len(chunk)
-            nfe = max(nfe, cost)
-        shape = (0, *denoiser.sample_shape)
-        return Samples(torch.cat(parts) if parts else torch.empty(shape), nfe, batch_size)
+
+        def part(rows: slice) -> tuple[Tensor, int]:
+            labels = None if y is None else y[rows].to(denoiser.device)
+            return self._sample_batch(denoiser, wanted[rows], seed, labels, share, progress)
+
+        return in_batches(part, len(wanted), batch_size, denoiser.sample_shape)
 
     @torch.no_grad()
     def states(
@@ -301,9 +298,27 @@ class Sampler:
         """
         yield from self.trajectory(CountingDenoiser(denoiser, self.clip, y), x, rng)
 
+    def begun_at(self, t: float) -> Self:
+        """This sampler for a state at t instead of 1: it visits t and then what of its grid lies
+        below.
+
+        Args:
+            t: time in [t_min, 1].
+        """
+        later = copy(self)
+        later.first = t
+        return later
+
     def times(self, schedule: NoiseSchedule) -> list[float]:
         """The falling times at which this sampler visits the model."""
-        return time_grid(schedule, self.steps, self.grid, self.rho, self.ratio_max)
+        return self.from_first(
+            time_grid(schedule, self.steps, self.grid, self.rho, self.ratio_max)
+        )
+
+    def from_first(self, times: list[float]) -> list[float]:
+        """A grid of falling times, from where :meth:`begun_at` says this sampler begins."""
+        first = self.first
+        return times if first is None else [first, *(t for t in times if t < first)]
 
     def reached(self, times: list[float]) -> list[float]:
         """The time that each state of ``trajectory`` has come to, falling to 0 (clean data)."""
@@ -404,6 +419,38 @@ class CountingDenoiser:
         self.nfe += self._denoiser.evaluations_per_call
         prediction = self._denoiser(x, t, self._y)
         return prediction.clipped(*self._range) if self._range else prediction
+
+
+def in_batches(
+    part: Callable[[slice], tuple[Tensor, int]],
+    n: int,
+    batch_size: int,
+    sample_shape: tuple[int, ...],
+) -> Samples:
+    """Samples 0 … n−1, batch by batch.
+
+    Args:
+        part: gives some of them, float32 on the CPU, and the network evaluations that each took.
+        n: how many.
+        batch_size: at most so many at once; halved as often as the device runs out of memory.
+        sample_shape: of one.
+
+    Raises:
+        torch.OutOfMemoryError: where there is no memory for one sample.
+    """
+    parts, first, nfe = [torch.empty(0, *sample_shape)], 0, 0
+    while first < n:
+        rows = slice(first, min(first + batch_size, n))
+        try:
+            x, cost = part(rows)
+        except torch.OutOfMemoryError:
+            if rows.stop - first == 1:
+                raise
+            batch_size = (rows.stop - first + 1) // 2
+            continue
+        parts.append(x)
+        first, nfe = rows.stop, max(nfe, cost)
+    return Samples(torch.cat(parts), nfe, batch_size)
 
 
 def labels_in_turn(num_classes: int, n: int) -> Tensor | None:

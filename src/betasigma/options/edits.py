@@ -1,0 +1,178 @@
+"""Options of edits, and what they ask of the model and of the sampler."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from betasigma.errors import UserError
+from betasigma.options.base import ComponentOptions, Count, Positive, option
+from betasigma.options.composition import Composition
+from betasigma.options.samplers import SamplerOptions
+
+Frames = Annotated[int, Field(ge=2)]
+Time = Annotated[float, Field(gt=0, le=1)]
+
+
+class EditOptions(ComponentOptions):
+    """Options of an edit."""
+
+    group: ClassVar[str] = "edit"
+    needs_images: ClassVar[bool] = True
+    """Whether there is nothing to do without images."""
+    draws: ClassVar[bool] = True
+    """Whether results are drawn by the sampler; else they follow the probability flow."""
+
+    def check_sampler(self, sampler: SamplerOptions) -> None:
+        """Refuse a sampler that cannot do it.
+
+        Raises:
+            UserError: naming it.
+        """
+
+
+class FlowOptions(EditOptions):
+    """Options of an edit that follows the probability flow."""
+
+    draws = False
+
+    tolerance: Positive = option(1e-5, "of the adaptive solver, relative and absolute")
+
+    def check_with(self, composition: Composition) -> None:
+        levels = composition.schedule.level_count
+        if isinstance(levels, int):
+            check_path(levels)
+
+
+class InterpolationOptions(FlowOptions):
+    targets = ("betasigma.editing.Interpolation",)
+    needs_images = False
+
+    frames: Frames = option(9, "points on a path, its ends included")
+
+
+class InversionOptions(FlowOptions):
+    targets = ("betasigma.editing.Inversion",)
+
+
+class CompletionOptions(EditOptions):
+    """Options of an edit that knows a part of the image."""
+
+    repeats: Count = option(
+        1, "how often each step is taken, its noise put back between: nearer to the exact law"
+    )
+
+    def check_sampler(self, sampler: SamplerOptions) -> None:
+        name = sampler.target.rpartition(".")[2]
+        if sampler.adaptive:
+            raise UserError(adaptive_sampler(name))
+        if self.repeats > 1 and not sampler.repeatable:
+            raise UserError(unrepeatable_sampler(name, self.repeats))
+
+
+class InpaintingOptions(CompletionOptions):
+    targets = ("betasigma.editing.Inpainting",)
+
+    hole: str = option(
+        "center",
+        "what is painted: left, right, top, bottom, center, or a picture, white where to paint",
+    )
+
+    def check_with(self, composition: Composition) -> None:
+        check_pixels(composition.data.shape)
+
+
+class ColourisationOptions(CompletionOptions):
+    targets = ("betasigma.editing.Colourisation",)
+
+    def check_with(self, composition: Composition) -> None:
+        check_colours(composition.data.shape)
+
+
+class VariationOptions(EditOptions):
+    targets = ("betasigma.editing.Variation",)
+
+    t: Time = option(0.5, "time = step/levels up to which noise is added; 1: nothing is kept")
+
+    def check_with(self, composition: Composition) -> None:
+        levels = composition.schedule.level_count
+        if isinstance(levels, int):
+            check_time(self.t, levels)
+
+
+def check_path(levels: int) -> None:
+    """Refuse the probability flow of a model without a path from noise to data.
+
+    Raises:
+        UserError: for a single noise level.
+    """
+    if levels < 2:
+        raise UserError(
+            "the probability flow needs at least 2 noise levels (sigma.levels or beta.steps); this "
+            "model has 1"
+        )
+
+
+def check_ends(given: int) -> None:
+    """Refuse a path of fewer than two ends.
+
+    Raises:
+        UserError: naming the keys that give them.
+    """
+    if given < 2:
+        raise UserError(
+            f"edit=interpolate needs at least 2 seeds or images, not {given}: give seeds=[0,1], or "
+            f"images=… with at least 2"
+        )
+
+
+def check_pixels(shape: tuple[int, ...]) -> None:
+    """Refuse to paint a hole into points.
+
+    Raises:
+        UserError: for a shape that is not an image's.
+    """
+    if len(shape) != 3:
+        raise UserError(f"edit=inpaint needs a model of images; this one's data are {shape[0]}-d")
+
+
+def check_colours(shape: tuple[int, ...]) -> None:
+    """Refuse to colour what has one channel.
+
+    Raises:
+        UserError: for points or greyscale images.
+    """
+    if len(shape) != 3 or shape[0] < 2:
+        raise UserError(
+            f"edit=colourise needs a model of colour images; this one's data have shape "
+            f"{'×'.join(map(str, shape))}"
+        )
+
+
+def check_time(t: float, levels: int) -> None:
+    """Refuse a time with less noise than the first level has.
+
+    Raises:
+        UserError: naming it and the least.
+    """
+    if not 1 / levels <= t <= 1:
+        raise UserError(
+            f"edit.t={t:g} is not a time with noise: t is step/levels, here in [1/{levels}, 1]"
+        )
+
+
+def adaptive_sampler(name: str) -> str:
+    """The sentence for a solver that would look for a smooth slope in vain."""
+    return (
+        f"sampler={name} chooses its steps by how smooth the model is, and the known part of an "
+        f"image is drawn anew at each: use sampler=predictor_corrector or ancestral, say"
+    )
+
+
+def unrepeatable_sampler(name: str, repeats: int) -> str:
+    """The sentence for a sampler whose steps cannot be taken again."""
+    return (
+        f"edit.repeats={repeats} does not go with sampler={name}, whose steps depend on more than "
+        f"the state: use edit.repeats=1, or sampler=predictor_corrector or ancestral, say"
+    )
