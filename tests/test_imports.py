@@ -23,7 +23,7 @@ ORDER = (
     {"denoiser"},
     {"oracles"},
     {"objectives", "samplers", "likelihood"},
-    {"data"},
+    {"data", "editing"},
     {"evaluation", "modules"},
     {"training", "report"},
     {"commands"},

@@ -169,7 +169,7 @@ def test_without_a_command_the_commands_are_listed() -> None:
     shown = program("--help")
     assert shown.returncode == 0
     assert program().stdout == shown.stdout
-    for name in ("train", "sample", "evaluate", "compare"):
+    for name in ("train", "sample", "edit", "evaluate", "compare"):
         assert f"\n  {name} " in shown.stdout
     assert program("--version").stdout == f"betasigma {betasigma.__version__}\n"
 
@@ -181,7 +181,7 @@ def test_without_a_command_the_commands_are_listed() -> None:
             "trian",
             "trian is no command of betasigma; did you mean train? choose from train,",
         ),
-        ("xyzzy", "xyzzy is no command of betasigma; choose from train, sample, evaluate, compare"),
+        ("xyzzy", "xyzzy is no command of betasigma; choose from train, sample, edit, evaluate,"),
         ("steps=3", "steps=3 belongs behind a command: betasigma train steps=3"),
         ("-m", "-m belongs behind a command: betasigma train -m"),
     ],

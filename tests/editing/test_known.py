@@ -70,25 +70,24 @@ def distance(x: Tensor) -> float:
     return float(kstest(x[..., 1].double().flatten().numpy(), cdf).statistic)
 
 
-def painted(sampler: Sampler, schedule: NoiseSchedule, repeats: int, n: int = 1500) -> Tensor:
+def painted(sampler: Sampler, schedule: NoiseSchedule, repeats: int, n: int = 1000) -> Tensor:
     x0 = torch.full((n, 1, 1, 2), KNOWN)
     found = complete(mixture(schedule), sampler, x0, outside(HOLE), repeats=repeats, batch_size=n).x
     torch.testing.assert_close(found[..., 0], x0[..., 0])
     return found
 
 
-CLOSE = 1.63 / 1500**0.5
-"""Kolmogorov's distance of 1500 exact draws exceeds this once in a hundred."""
+CLOSE = 1.63 / 1000**0.5
+"""Kolmogorov's distance of 1000 exact draws exceeds this once in a hundred."""
 
 
 @pytest.mark.parametrize(
     ("sampler", "repeats"),
     [
         (PredictorCorrector(corrector_steps=16, snr=0.3), 1),
-        (PredictorCorrector("ancestral", snr=0.3, corrector_steps=8), 2),
         (Ancestral(clip=False, variance="posterior"), 16),
     ],
-    ids=["predictor_corrector", "corrected_ancestral", "ancestral"],
+    ids=["predictor_corrector", "ancestral"],
 )
 def test_many_steps_at_each_level_draw_from_the_exact_conditional(
     sampler: Sampler, repeats: int
@@ -101,9 +100,10 @@ def test_many_steps_at_each_level_draw_from_the_exact_conditional(
     ("sampler", "repeats"),
     [
         (PredictorCorrector(corrector_steps=16, snr=0.3), 1),
+        (PredictorCorrector("ancestral", snr=0.3, corrector_steps=8), 2),
         (Ancestral(clip=False, variance="beta"), 32),
     ],
-    ids=["predictor_corrector", "ancestral"],
+    ids=["predictor_corrector", "corrected_ancestral", "ancestral"],
 )
 def test_in_either_family(sampler: Sampler, repeats: int, schedule: NoiseSchedule) -> None:
     assert distance(painted(sampler, schedule, repeats)) < 1.5 * CLOSE

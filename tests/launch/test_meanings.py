@@ -42,7 +42,7 @@ def help_of_train(tmp_path_factory: pytest.TempPathFactory) -> str:
     return outcome.out
 
 
-@pytest.mark.parametrize("app", ["sample", "evaluate", "compare"])
+@pytest.mark.parametrize("app", ["sample", "edit", "evaluate", "compare"])
 def test_every_command_says_what_its_keys_mean(here: Path, app: str) -> None:
     outcome = launch(app, "--help")
     assert outcome.status == 0, outcome.err

@@ -43,7 +43,7 @@ def test_there_is_a_file_for_every_sampler() -> None:
     import betasigma.samplers as package
 
     targets = {composed(name)["sampler"]["_target_"].rpartition(".")[2] for name in NAMES}
-    others = {"CountingDenoiser", "Noise", "Sampler", "Samples", "labels_in_turn"}
+    others = {"CountingDenoiser", "Noise", "Sampler", "Samples", "in_batches", "labels_in_turn"}
     assert targets == set(package.__all__) - others
 
 

@@ -18,9 +18,10 @@ from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts, SamplerOptions
-from betasigma.options.apps import Compare, Evaluate, Import, ModelConfig, Sample, Train
+from betasigma.options.apps import Compare, EditApp, Evaluate, Import, ModelConfig, Sample, Train
 from betasigma.options.base import REGISTRY
 from betasigma.options.composition import numbered
+from betasigma.options.edits import check_ends
 from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
@@ -181,12 +182,55 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
         _check_times(asked.sampler, saved, overrides)
     if not saved.model.trains:
         _find_data(saved, asked.data.given)
-    labels, classes = asked.labels, saved.network.num_classes
+    _check_labels(asked.labels, saved)
+    return None
+
+
+def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/edit.py``."""
+    leave_out_former_keys(config, overrides)
+    asked = EditApp.parse(validate(config, EditApp))
+    saved, facts = saved_model(asked.run)
+    composition = saved.composition(facts)
+    asked.edit.check_with(composition)
+    if asked.edit.draws:
+        sampler = asked.sampler or saved.sampler
+        asked.edit.check_sampler(sampler)
+        sampler.check_with(composition)
+        _check_times(sampler, saved, overrides)
+    elif asked.sampler is not None and (asked.edit.needs_images or asked.images is not None):
+        raise UserError(
+            f"sampler={asked.sampler.target.rpartition('.')[2]} has no effect: this edit follows "
+            f"the probability flow, by a solver of its own (edit.tolerance)"
+        )
+    _check_guidance("guidance", asked.guidance, saved)
+    _check_labels(asked.labels, saved)
+    if asked.labels is None and asked.guidance != 1:
+        raise UserError(f"guidance={asked.guidance:g} needs labels=[…] to guide towards")
+    if asked.labels is None and saved.network.num_classes and not _knows_no_label(saved):
+        raise UserError(
+            "this model was trained with a label on every image: give labels=[…], those of the "
+            "images"
+        )
+    if asked.images is not None:
+        if not Path(asked.images).expanduser().exists():
+            raise UserError(
+                f"images={asked.images} is not there: give a folder, a file or an array"
+            )
+    elif not asked.edit.needs_images:
+        check_ends(len(asked.seeds))
+    if not saved.model.trains or (asked.images is None and asked.edit.needs_images):
+        _find_data(saved, asked.data.given)
+    return None
+
+
+def _check_labels(labels: list[int] | str | None, saved: ModelConfig) -> None:
+    """Refuse labels that the model has not."""
+    classes = saved.network.num_classes
     if labels is not None and not classes:
         raise UserError(f"labels={labels} needs a model trained with class labels; this has none")
     if isinstance(labels, list) and (not labels or max(labels) >= classes):
         raise UserError(f"labels={labels} must be class labels of the model, 0 to {classes - 1}")
-    return None
 
 
 @of_a_run
@@ -274,6 +318,7 @@ def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
 CHECKS = {
     "train": AppChecks(check_train, decide_train, continue_in),
     "sample": AppChecks(check_sample),
+    "edit": AppChecks(check_edit),
     "compare": AppChecks(check_compare),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
@@ -378,9 +423,13 @@ def _check_times(sampler: SamplerOptions, model: ModelConfig, overrides: list[st
 
 def _check_guidance(key: str, weight: float, model: ModelConfig) -> None:
     """Refuse guidance of a model that was not trained both with and without labels."""
-    knows_both = model.objective.label_dropout or not model.model.trains
-    if weight != 1 and not (model.network.num_classes and knows_both):
+    if weight != 1 and not (model.network.num_classes and _knows_no_label(model)):
         raise UserError(
             f"{key}={weight:g} needs a model trained with network.num_classes and "
             f"objective.label_dropout (0.1, say): it must know both with and without a label"
         )
+
+
+def _knows_no_label(model: ModelConfig) -> bool:
+    """Whether a model with classes was also trained without a label."""
+    return bool(model.objective.label_dropout) or not model.model.trains

@@ -77,7 +77,12 @@ def choose_labels(wanted: list[int] | str | None, denoiser: DenoiserLike, n: int
     """Return the class label of each sample: the wanted ones in turn, or all classes in turn."""
     if not isinstance(wanted, list):
         return labels_in_turn(denoiser.num_classes, n)
-    return torch.tensor(wanted, dtype=torch.int64).repeat(-(-n // len(wanted)))[:n]
+    return in_turn(wanted, n)
+
+
+def in_turn(labels: list[int], n: int) -> Tensor:
+    """These labels again and again, int64 ``(n,)``."""
+    return torch.tensor(labels, dtype=torch.int64).repeat(-(-n // len(labels)))[:n]
 
 
 def to_uint8(x: Tensor, denoiser: DenoiserLike) -> Tensor:

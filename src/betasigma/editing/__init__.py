@@ -1,6 +1,5 @@
 """Editing: what a trained model does with images that there are already."""
 
-from betasigma.editing.edit import Edit, Edited, Request
 from betasigma.editing.known import (
     Colourisation,
     Conditioned,
@@ -17,6 +16,7 @@ from betasigma.editing.latents import (
     interpolate,
     slerp,
 )
+from betasigma.editing.request import Edit, Edited, Request
 from betasigma.editing.variation import Variation, vary
 
 __all__ = [

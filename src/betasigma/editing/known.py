@@ -15,9 +15,8 @@ is isotropic, so the projection alone does the same.
 each network evaluation sees a fresh x̂, and the known part of what comes back is x̂_0 = y.
 
 What is dropped is what the noisy z says about y. The approximation is exact only as t → 0, and a
-reverse process that visits each noise level once carries the error of the high levels down: on a
-Gaussian of two coordinates with correlation 0.9 it draws z with a mean of 0.68·y instead of 0.9·y
-(``docs/editing.md`` has the table). Langevin steps within a level forget it: a corrector
+reverse process that visits each noise level once carries the error of the high levels down
+(``docs/editing.md`` has a table). Steps within a level forget it: a corrector's
 (``sampler=predictor_corrector``), or ``repeats`` of each step with the noise of the step put back
 between, for any sampler that steps (Lugmayr et al. 2022, RePaint, algorithm 1). In the limit of
 many at small noise the law of z is the exact conditional one.
@@ -33,8 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from betasigma.denoiser import DenoiserLike, Prediction, perturb
-from betasigma.editing.edit import Edit, Edited, Request, beside, last_of, numbered
 from betasigma.editing.holes import hole_of
+from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
 from betasigma.errors import UserError
 from betasigma.options.edits import (
     ColourisationOptions,
@@ -50,6 +49,11 @@ from betasigma.schedules import NoiseSchedule, Times, transition
 
 Projection = Callable[[Tensor], Tensor]
 """Orthogonal projection of ``(n, *sample_shape)`` on what is known, the same shape."""
+
+APPROXIMATE = (
+    "results follow Score-SDE's approximation, and edit.repeats=10, say, comes nearer to the exact "
+    "law (docs/editing.md)"
+)
 
 
 def outside(hole: Tensor) -> Projection:
@@ -273,4 +277,9 @@ def _completed(request: Request, known: Projection, repeats: int, first: list[Te
         progress=request.progress,
     )
     results = drawn.x.unflatten(0, (len(images), variants))
-    return Edited(beside(first, results), ["image", "known", *numbered(variants)], drawn.nfe)
+    return Edited(
+        beside(first, results),
+        ["image", "known", *numbered(variants)],
+        drawn.nfe,
+        note="" if repeats > 1 else APPROXIMATE,
+    )

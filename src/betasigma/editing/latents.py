@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Prediction
-from betasigma.editing.edit import Edit, Edited, Request, beside, rms
+from betasigma.editing.request import Edit, Edited, Request, beside, rms
 from betasigma.options.edits import InterpolationOptions, InversionOptions, check_ends, check_path
 from betasigma.randomness import Stream
 from betasigma.samplers import in_batches

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, perturb
-from betasigma.editing.edit import Edit, Edited, Request, beside, last_of, numbered
+from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
 from betasigma.errors import UserError
 from betasigma.options.edits import VariationOptions, check_time
 from betasigma.randomness import Stream

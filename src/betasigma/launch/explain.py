@@ -78,7 +78,11 @@ def unknown_key(override: str, configs: Configs) -> str:
     owners = _files_with(key, configs)
     node = key.partition(".")[0]
     typed = {word.partition("=")[0].lstrip("+~") for word in configs.line.overrides}
-    if node == "sampler" and configs.config_name in ("sample", "evaluate") and node not in typed:
+    if (
+        node == "sampler"
+        and configs.config_name in ("sample", "edit", "evaluate")
+        and node not in typed
+    ):
         return f"{override} needs a sampler beside it: give sampler={_chooses(owners)}, say"
     if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
         owned = f" ({key} belongs to {node}={_chooses(owners)})" if owners else ""

@@ -28,6 +28,14 @@ def sample(config: DictConfig, start: Start) -> None:
     run(config, start)
 
 
+@app("edit")
+def edit(config: DictConfig, start: Start) -> None:
+    """Edit images by a trained model: betasigma edit run=outputs/… edit=inpaint"""
+    from betasigma.commands.edit import edit as run
+
+    run(config, start)
+
+
 @app("evaluate")
 def evaluate(config: DictConfig, start: Start) -> None:
     """Measure a trained model: betasigma evaluate run=outputs/… sampler=ddim"""
@@ -55,6 +63,7 @@ def import_model(config: DictConfig, start: Start) -> None:
 APPS = {
     "train": train,
     "sample": sample,
+    "edit": edit,
     "evaluate": evaluate,
     "compare": compare,
     "import": import_model,

@@ -18,6 +18,7 @@ from betasigma.options.base import (
 )
 from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.data import DataOptions
+from betasigma.options.edits import EditOptions
 from betasigma.options.evaluation import EvaluationOptions
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.lightning import TrainerOptions, check_callbacks
@@ -51,6 +52,7 @@ Model = Annotated[ModelOptions, component("model")]
 Data = Annotated[DataOptions, component("data")]
 Optimizer = Annotated[OptimizerOptions, component("optimizer")]
 Sampler = Annotated[SamplerOptions, component("sampler")]
+AnEdit = Annotated[EditOptions, component("edit")]
 OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional=True)]
 OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
 LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
@@ -187,6 +189,26 @@ class Evaluate(OfARun):
         return self
 
 
+class EditApp(OfARun):
+    """The config of ``scripts/edit.py``."""
+
+    edit: AnEdit
+    images: str | None = option(
+        None, "a file, a folder or an array; null: test images of the run's data, or seeds"
+    )
+    indices: Annotated[list[Index], Field(min_length=1)] | None = option(
+        None, "which of the images; null: the first 4"
+    )
+    seeds: list[Seed] = option(
+        [0, 1, 2, 3], "of latents to interpolate between, where there are no images"
+    )
+    n: Count = option(4, "results for each image, where they are drawn")
+    labels: Annotated[list[Index], Field(min_length=1)] | None = option(
+        None, "class label of each image or path, taken in turn; null: no label"
+    )
+    batch_size: Count = option(64, "edited at once; halved where the memory of a GPU ends")
+
+
 class ImportedData(Options):
     """What a published model was trained on."""
 
@@ -227,6 +249,7 @@ class Compare(Options):
 TOP_LEVEL: dict[str, type[Options]] = {
     "train": Train,
     "sample": Sample,
+    "edit": EditApp,
     "evaluate": Evaluate,
     "compare": Compare,
     "import": Import,

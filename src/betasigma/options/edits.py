@@ -32,7 +32,7 @@ class EditOptions(ComponentOptions):
         """
 
 
-class FlowOptions(EditOptions):
+class LatentOptions(EditOptions):
     """Options of an edit that follows the probability flow."""
 
     draws = False
@@ -45,14 +45,14 @@ class FlowOptions(EditOptions):
             check_path(levels)
 
 
-class InterpolationOptions(FlowOptions):
+class InterpolationOptions(LatentOptions):
     targets = ("betasigma.editing.Interpolation",)
     needs_images = False
 
     frames: Frames = option(9, "points on a path, its ends included")
 
 
-class InversionOptions(FlowOptions):
+class InversionOptions(LatentOptions):
     targets = ("betasigma.editing.Inversion",)
 
 

@@ -297,6 +297,7 @@ KINDS = {
     "schedule": ("betasigma.schedules", "NoiseSchedule"),
     "objective": ("betasigma.objectives", "Objective"),
     "sampler": ("betasigma.samplers", "Sampler"),
+    "edit": ("betasigma.editing", "Edit"),
     "model": ("betasigma.modules", "DiffusionModule"),
     "metric": ("betasigma.evaluation.metrics", "SampleMetric"),
     "extractor": ("betasigma.evaluation.features", "FeatureExtractor"),

@@ -63,6 +63,7 @@ class Edited:
             squares in units of the value range.
         latents: of the images or seeds, float32 ``(n, *sample_shape)`` on the CPU; ``None`` where
             none were found.
+        note: what a user should know of the result; ``""`` for nothing.
     """
 
     x: Tensor
@@ -70,6 +71,7 @@ class Edited:
     nfe: int
     errors: dict[str, float] = field(default_factory=dict)
     latents: Tensor | None = None
+    note: str = ""
 
 
 class Edit:

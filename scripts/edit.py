@@ -1,0 +1,6 @@
+"""Edit images by a trained model: python scripts/edit.py run=outputs/… edit=inpaint"""
+
+from betasigma.launch.scripts import edit as main
+
+if __name__ == "__main__":
+    main()

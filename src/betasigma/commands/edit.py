@@ -1,0 +1,134 @@
+"""What ``scripts/edit.py`` does: edit images by a trained model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+from torch import Tensor
+
+from betasigma.build import make, require
+from betasigma.commands.assemble import make_data
+from betasigma.commands.auto import choose_sampler
+from betasigma.commands.config import validate
+from betasigma.commands.load import Loaded, load_run, with_place
+from betasigma.commands.sample import in_turn, to_uint8
+from betasigma.data import image_sets, pixels
+from betasigma.denoiser import guided
+from betasigma.devices import move_to_device, precision_of
+from betasigma.display import Display, plain_warnings
+from betasigma.editing import Edit, Request
+from betasigma.errors import UserError
+from betasigma.options.apps import EditApp
+from betasigma.pictures import picture, save
+from betasigma.runs.files import replace_file, write_json
+from betasigma.runs.start import Start
+
+FIRST = 4
+"""Images that are edited where nobody says which."""
+
+
+def edit(config: DictConfig, start: Start) -> None:
+    """Edit images by the model of a run or a checkpoint, into a new directory.
+
+    Raises:
+        UserError: for bad input.
+    """
+    content = validate(config, EditApp)
+    out, node = start.directory, content["edit"]
+    plain_warnings()
+    display = Display()
+    doing = require(make(node, "edit"), Edit, "edit", node["_target_"])
+    # a solver that adapts its steps would follow the rounding of bf16
+    precision = precision_of(content["hardware"]) if doing.draws else None
+    loaded = load_run(content["run"], precision, content["data"])
+    denoiser = loaded.denoiser
+    move_to_device(denoiser, content["hardware"])
+    sampler = choose_sampler(content.get("sampler"), loaded, display)
+    seeded = not doing.needs_images and content.get("images") is None
+    images = None if seeded else given_images(content, loaded)
+    seeds = tuple(content["seeds"]) if seeded else ()
+    rows = len(seeds) if images is None else len(images)
+    labels = content.get("labels")
+    name = type(doing).__name__
+    with display.share(name) as progress:
+        found = doing.apply(
+            Request(
+                guided(denoiser, content["guidance"]),
+                sampler,
+                images,
+                seeds=seeds,
+                variants=content["n"],
+                seed=content["seed"],
+                y=None if labels is None else in_turn(labels, rows),
+                batch_size=content["batch_size"],
+                progress=progress,
+            )
+        )
+    by = f"by {sampler.name}, " if doing.draws else "along the probability flow, "
+    display.line(f"{name} {by}{found.nfe} network evaluations each")
+    if found.note:
+        display.line(found.note)
+    for between, error in found.errors.items():
+        display.line(
+            f"root mean square between {between}: {error:.3g} of the value range, "
+            f"{255 * error:.3g} of 255"
+        )
+    edited = to_uint8(found.x.flatten(0, 1), denoiser)
+    save(picture(edited, len(found.columns)), out / "edited.png")
+    display.line(f"picture {out}/edited.png, a row: {', '.join(found.columns)}")
+    arrays = {"images": edited.unflatten(0, found.x.shape[:2])}
+    if found.latents is not None:
+        arrays["latents"] = found.latents
+    with replace_file(out / "edited.npz") as partial, partial.open("wb") as file:
+        np.savez_compressed(file, **{key: value.numpy() for key, value in arrays.items()})
+    display.line(f"numbers {out}/edited.npz")
+    write_json(
+        out / "edited.json",
+        {
+            "run": content["run"],
+            "step": loaded.step,
+            "edit": node,
+            "sampler": sampler.name if doing.draws else None,
+            "images": content.get("images"),
+            "seeds": list(seeds),
+            "seed": content["seed"],
+            "guidance": content["guidance"],
+            "columns": found.columns,
+            "nfe": found.nfe,
+            "rms": found.errors,
+        },
+    )
+
+
+def given_images(content: dict[str, Any], loaded: Loaded) -> Tensor:
+    """The images to edit, in the model's value range, ``(n, *sample_shape)`` on the CPU.
+
+    Raises:
+        UserError: if there are none, or fewer than ``indices`` names.
+    """
+    path, denoiser = content.get("images"), loaded.denoiser
+    if path is None:
+        data = make_data(with_place(loaded.config, content["data"]))
+        data.prepare_data()
+        size = data.size("test")
+        numbers = chosen(content.get("indices"), size)
+        (batch,) = data.examples("test", np.array(numbers), len(numbers))
+        return data.from_uint8(batch["image"])
+    found = image_sets.open_images(path, "images", denoiser.sample_shape)
+    numbers = chosen(content.get("indices"), len(found))
+    return pixels.from_uint8(found.take(np.array(numbers))["image"], denoiser.value_range)
+
+
+def chosen(indices: list[int] | None, size: int) -> list[int]:
+    """The images that ``indices`` names; the first few without it.
+
+    Raises:
+        UserError: for one that is not there.
+    """
+    if indices is None:
+        return list(range(min(FIRST, size)))
+    if max(indices) >= size:
+        raise UserError(f"indices={indices} must be numbers of images, 0 to {size - 1}")
+    return indices
