@@ -36,11 +36,12 @@ from betasigma.editing.holes import hole_of
 from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
 from betasigma.errors import UserError
 from betasigma.options.edits import (
+    BATCH_SIZE,
     ColourisationOptions,
     InpaintingOptions,
     adaptive_sampler,
     check_colours,
-    unrepeatable_sampler,
+    check_repeats,
 )
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
@@ -138,7 +139,7 @@ def complete(
     seed: int = 0,
     y: Tensor | None = None,
     repeats: int = 1,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> Samples:
     """Draw images with a part of each known.
@@ -207,8 +208,8 @@ def with_repeats(
 def _check_sampler(sampler: Sampler, repeats: int) -> None:
     if sampler.adaptive:
         raise UserError(adaptive_sampler(sampler.name))
-    if repeats > 1 and not sampler.repeatable:
-        raise UserError(unrepeatable_sampler(sampler.name, repeats))
+    if not sampler.repeatable:
+        check_repeats(sampler.name, repeats)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike
+from betasigma.options.edits import BATCH_SIZE
 from betasigma.samplers import Sampler
 
 
@@ -37,7 +38,7 @@ class Request:
     variants: int = 1
     seed: int = 0
     y: Tensor | None = None
-    batch_size: int = 64
+    batch_size: int = BATCH_SIZE
     progress: Callable[[float], None] | None = None
 
     @property

@@ -17,7 +17,7 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike, perturb
 from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
 from betasigma.errors import UserError
-from betasigma.options.edits import VariationOptions, check_time
+from betasigma.options.edits import BATCH_SIZE, VariationOptions, check_time
 from betasigma.randomness import Stream
 from betasigma.samplers import CountingDenoiser, Sampler, Samples, in_batches
 
@@ -32,7 +32,7 @@ def vary(
     indices: Sequence[int] | None = None,
     seed: int = 0,
     y: Tensor | None = None,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> Samples:
     """Draw images that share with each given one what noise at t leaves of it.

@@ -18,7 +18,7 @@ from betasigma.options.base import (
 )
 from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.data import DataOptions
-from betasigma.options.edits import EditOptions
+from betasigma.options.edits import BATCH_SIZE, EditOptions
 from betasigma.options.evaluation import EvaluationOptions
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.lightning import TrainerOptions, check_callbacks
@@ -206,7 +206,7 @@ class EditApp(OfARun):
     labels: Annotated[list[Index], Field(min_length=1)] | None = option(
         None, "class label of each image or path, taken in turn; null: no label"
     )
-    batch_size: Count = option(64, "edited at once; halved where the memory of a GPU ends")
+    batch_size: Count = option(BATCH_SIZE, "edited at once; halved where the memory of a GPU ends")
 
 
 class ImportedData(Options):

@@ -11,6 +11,9 @@ from betasigma.options.base import ComponentOptions, Count, Positive, option
 from betasigma.options.composition import Composition
 from betasigma.options.samplers import SamplerOptions
 
+BATCH_SIZE = 64
+"""Images that are edited at once, at most."""
+
 Frames = Annotated[int, Field(ge=2)]
 Time = Annotated[float, Field(gt=0, le=1)]
 
@@ -67,8 +70,8 @@ class CompletionOptions(EditOptions):
         name = sampler.target.rpartition(".")[2]
         if sampler.adaptive:
             raise UserError(adaptive_sampler(name))
-        if self.repeats > 1 and not sampler.repeatable:
-            raise UserError(unrepeatable_sampler(name, self.repeats))
+        if not sampler.repeatable:
+            check_repeats(name, self.repeats)
 
 
 class InpaintingOptions(CompletionOptions):
@@ -170,9 +173,14 @@ def adaptive_sampler(name: str) -> str:
     )
 
 
-def unrepeatable_sampler(name: str, repeats: int) -> str:
-    """The sentence for a sampler whose steps cannot be taken again."""
-    return (
-        f"edit.repeats={repeats} does not go with sampler={name}, whose steps depend on more than "
-        f"the state: use edit.repeats=1, or sampler=predictor_corrector or ancestral, say"
-    )
+def check_repeats(name: str, repeats: int) -> None:
+    """Refuse to repeat the steps of a sampler that cannot take one again.
+
+    Raises:
+        UserError: for more than one.
+    """
+    if repeats > 1:
+        raise UserError(
+            f"edit.repeats={repeats} does not go with sampler={name}, whose steps depend on more "
+            f"than the state: use edit.repeats=1, or sampler=predictor_corrector or ancestral, say"
+        )
