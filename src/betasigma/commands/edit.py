@@ -13,6 +13,7 @@ from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.load import Loaded, load_run, with_place
+from betasigma.commands.measure import say_not_finite
 from betasigma.commands.sample import in_turn, to_uint8
 from betasigma.data import image_sets, pixels
 from betasigma.denoiser import guided
@@ -66,6 +67,7 @@ def edit(config: DictConfig, start: Start) -> None:
                 progress=progress,
             )
         )
+    say_not_finite(found.x.flatten(0, 1))
     by = f"by {sampler.name}, " if doing.draws else "along the probability flow, "
     display.line(f"{name} {by}{found.nfe} network evaluations each")
     if found.note:
