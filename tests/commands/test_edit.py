@@ -68,9 +68,11 @@ def test_paths_between_seeds_and_between_images(here: Path, ddpm_run: Path) -> N
     found = arrays["images"][0, [0, 3]].astype(float) / 127.5 - 1
     assert np.abs(found - ends.numpy()).max() < 2 / 127.5
 
+    Path("pair").mkdir()
     for name, number in (("b.png", 1), ("a.png", 5)):
-        Image.fromarray(ImageDataModule("digits").tensor("test")[number, 0].numpy()).save(name)
-    arrays, told, out = edited(run, "images=.", "edit.frames=2", "edit.tolerance=1e-4")
+        digit = ImageDataModule("digits").tensor("test")[number, 0]
+        Image.fromarray(digit.numpy()).save(f"pair/{name}")
+    arrays, told, out = edited(run, "images=pair", "edit.frames=2", "edit.tolerance=1e-4")
     assert "images and the ends of their paths" in out
     assert told["rms"]["images and the ends of their paths"] < 3e-3
     ends = ImageDataModule("digits").tensor("test")[[5, 1]].numpy().astype(int)

@@ -1,90 +1,130 @@
-"""Sets of images that are no data set of a run: a folder, one file, or an array.
+"""Sets of images that are no data set of a run: a folder, a zip archive, one file, or an array.
 
 Arrays are what evaluators of images exchange: ``.npz`` with ``arr_0``, uint8 ``(n, H, W, C)``, and
-perhaps labels in ``arr_1``; what ``scripts/sample.py`` writes; or a plain ``.npy``. Files are taken
-in the order of their names, as they are unless a shape is asked for.
+perhaps labels in ``arr_1``; or a plain ``.npy``. Files are taken in the order of their names, as
+they are unless a shape is asked for, and one that cannot be decoded is refused: a set of which some
+are left out is another set.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from betasigma.data import listing
-from betasigma.data.image_files import Decoder, ImageFiles, Listed
+from betasigma.data.file_tree import Files, LeftOut
+from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable
+from betasigma.data.listing import endings
+from betasigma.data.order import subset
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
+from betasigma.options.data import Split
 
 ARRAYS = (".npz", ".npy")
 IMAGE_ARRAYS, LABEL_ARRAYS = ("arr_0", "samples", "images"), ("arr_1", "labels")
 """Names of arrays in an ``.npz`` file; the first that is there."""
 
 
-def open_images(path: str, key: str, shape: tuple[int, ...] | None = None) -> Source:
+def open_images(
+    path: str | Path, key: str, shape: tuple[int, ...] | None = None, channels: int | None = None
+) -> Source:
     """Open a set of images.
 
     Args:
-        path: of a folder, an image, or an array.
+        path: of a folder, a zip archive, an image or an array.
         key: of the config that names it, for messages.
-        shape: ``(C, H, W)`` that every image is brought to, as those of a data set are; ``None``
-            to take them as they are, which must be of one size.
+        shape: ``(C, H, W)`` that files are brought to, as those of a data set are; ``None`` to take
+            them as they are, which must be of one size.
+        channels: of files that are taken as they are, 1 or 3; ``None``: 1 where all are greyscale.
 
     Raises:
-        UserError: if it cannot be read, or has images of several sizes.
+        UserError: if it cannot be read, or has no images, or images of several sizes.
     """
     place = Path(path).expanduser()
     if place.suffix.lower() in ARRAYS:
         return _array(place, key, shape)
-    if place.is_dir():
-        names = listing._names(place)
-    elif place.is_file():
-        place, names = place.parent, [place.name]
-    else:
-        raise UserError(f"{key}={path} is not there: give a folder, an image, an .npz or an .npy")
+    if not place.exists():
+        raise UserError(
+            f"{key}={path} is not there: give a folder, a zip archive, an image, an .npz or an .npy"
+        )
+    single = place.is_file() and place.suffix.lower() in endings()
+    files, left_out = _files(place.parent if single else place, key), LeftOut()
+    names = [place.name] if single else _images(files, left_out)
     if not names:
-        raise UserError(f"{key}={path} has no images ({', '.join(listing.EXTENSIONS)}) in it")
-    channels, height, _ = shape or _common_shape(place, names, key)
-    listed = Listed(place, tuple(names), None, 0)
-    return ImageFiles(listed, Decoder(height, channels), "error", scan=False)
+        raise UserError(f"{key}={path} has no images in it{_beside(left_out)}")
+    if left_out.counts:
+        warnings.warn(f"{key}={path}: left out {left_out}", stacklevel=2)
+    if shape is None:
+        shape = _common_shape(files, names, key, channels)
+    depth, height, width = shape
+    listed = Listed(files, tuple(names), None, 0)
+    return ImageFiles(listed, Decoder((height, width), depth), "error", scan=False)
 
 
-def _common_shape(base: Path, names: list[str], key: str) -> tuple[int, int, int]:
-    sizes: Counter[tuple[int, int]] = Counter()
-    first: dict[tuple[int, int], str] = {}
-    modes = set()
-    for name in names:
-        with Image.open(base / name) as image:
-            sizes[image.size] += 1
-            first.setdefault(image.size, name)
-            modes.add(image.mode)
-    if len(sizes) > 1:
-        several = ", ".join(f"{n} of {w}×{h} ({first[w, h]})" for (w, h), n in sizes.most_common(3))
-        raise UserError(f"{key}={base} has images of several sizes: {several}; resize them first")
-    ((width, height),) = sizes
-    return (1 if modes <= {"L", "1"} else 3), height, width
-
-
-def _array(path: Path, key: str, shape: tuple[int, ...] | None) -> Source:
+def _files(root: Path, key: str) -> Files:
     try:
-        found = np.load(path, allow_pickle=False)
-        arrays = {"": found} if isinstance(found, np.ndarray) else found
-        name = next((n for n in ("", *IMAGE_ARRAYS) if n in arrays), None)
-        label = next((n for n in LABEL_ARRAYS if n in arrays), None)
-        if name is None:
-            raise UserError(
-                f"{key}={path} has {', '.join(arrays)}; images must be under one of "
-                f"{', '.join(IMAGE_ARRAYS)}"
-            )
-        images = arrays[name]
-        labels = None if label is None else arrays[label]
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(f"{key}={path} cannot be read ({error})") from None
+        return Files(root)
+    except UserError as error:
+        raise UserError(str(error).replace("data.root", key)) from None
+
+
+def _images(files: Files, left_out: LeftOut) -> list[str]:
+    found = files.list(lambda name: False, left_out)
+    names, known = [], set(found.names)
+    for name in found.names:
+        end = os.path.splitext(name)[1].lower()
+        if end not in endings():
+            left_out.add(end or "without an ending", name)
+        elif found.targets.get(name) in known:
+            left_out.add("links to images that are read already", name)
+        else:
+            names.append(name)
+    return names
+
+
+def _beside(left_out: LeftOut) -> str:
+    return f" (it has {left_out})" if left_out.counts else ""
+
+
+def _common_shape(
+    files: Files, names: Sequence[str], key: str, channels: int | None
+) -> tuple[int, int, int]:
+    """The shape that all images have, from their headers."""
+    decoder = Decoder((1, 1), 3)
+
+    def header(name: str) -> tuple[tuple[int, int], bool] | Undecodable:
+        try:
+            with files.open(name, decoder.most_bytes) as file, decoder.open(file) as image:
+                return image.size, image.mode in ("1", "L", "I;16")
+        except Exception as error:  # what a broken file raises depends on its format
+            return Undecodable(str(error))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(header, names))
+    sizes: dict[tuple[int, int], list[str]] = {}
+    grey = True
+    for name, seen in zip(names, found, strict=True):
+        if isinstance(seen, Undecodable):
+            raise UserError(f"{key}={files.root} has {name}, which cannot be decoded ({seen})")
+        sizes.setdefault(seen[0], []).append(name)
+        grey = grey and seen[1]
+    if len(sizes) > 1:
+        of_each = sorted(sizes.items(), key=lambda item: -len(item[1]))
+        several = ", ".join(f"{len(n)} of {w}×{h} ({n[0]})" for (w, h), n in of_each[:3])
+        raise UserError(f"{key}={files.root} has images of several sizes, {several}: resize them")
+    ((width, height),) = sizes
+    return channels or (1 if grey else 3), height, width
+
+
+def _array(path: Path, key: str, shape: tuple[int, ...] | None) -> InMemory:
+    images, labels = _read(path, key)
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise UserError(
             f"{key}={path} has an array of {images.dtype} and shape {images.shape}; images are "
@@ -94,16 +134,61 @@ def _array(path: Path, key: str, shape: tuple[int, ...] | None) -> Source:
     if images.shape[3] in (1, 3):
         tensor = tensor.permute(0, 3, 1, 2)
     elif images.shape[1] not in (1, 3):
-        raise UserError(f"{key}={path} has shape {images.shape}, and images have 1 or 3 channels")
-    if shape is not None and tuple(tensor.shape[1:]) != shape:
+        raise UserError(f"{key}={path} has shape {images.shape}; images have 1 or 3 channels")
+    if shape is not None and tuple(tensor.shape[1:]) != tuple(shape):
         raise UserError(
             f"{key}={path} has images of shape {tuple(tensor.shape[1:])}, and the model's have "
             f"{tuple(shape)}"
         )
-    return InMemory(tensor, *_labels(labels, len(tensor)))
+    if labels is None or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        return InMemory(tensor)
+    numbers = torch.from_numpy(labels.astype(np.int64))
+    return InMemory(tensor, numbers, int(numbers.max()) + 1)
 
 
-def _labels(labels: np.ndarray | None, n: int) -> tuple[Tensor | None, int]:
-    if labels is None or labels.shape != (n,) or labels.dtype.kind not in "iu":
-        return None, 0
-    return torch.from_numpy(labels.astype(np.int64)), int(labels.max()) + 1
+def _read(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images and labels of a file. Nothing is unpickled."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found, None
+        with found as arrays:
+            name = next((name for name in IMAGE_ARRAYS if name in arrays), None)
+            label = next((name for name in LABEL_ARRAYS if name in arrays), None)
+            if name is None:
+                raise UserError(
+                    f"{key}={path} has {', '.join(arrays) or 'no array'}; images must be under one "
+                    f"of {', '.join(IMAGE_ARRAYS)}"
+                )
+            return arrays[name], None if label is None else arrays[label]
+    except (OSError, ValueError, EOFError, MemoryError, BadZipFile) as error:
+        raise UserError(f"{key}={path} cannot be read as an array ({error})") from None
+
+
+class ReferenceImages:
+    """A set of images in the place of a data set's training split, which is its only one.
+
+    Args:
+        source: the images.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def size(self, split: Split) -> int:
+        """Number of images."""
+        return len(self.source)
+
+    def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
+        """``limit`` images, always the same ones (all by default), uint8 ``(b, C, H, W)``."""
+        chosen = subset(len(self.source), limit)
+        for first in range(0, len(chosen), batch_size):
+            yield self.source.take(chosen[first : first + batch_size])["image"]
+
+    def content_key(self, split: Split) -> str:
+        """Hex digest that changes when the images do."""
+        return self.source.content_key()
+
+    def to_uint8(self, x: Tensor) -> Tensor:
+        """Bytes stay as they are."""
+        return x

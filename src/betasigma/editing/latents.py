@@ -30,6 +30,7 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.editing.request import Edit, Edited, Request, beside, rms
 from betasigma.options.edits import InterpolationOptions, InversionOptions, check_ends, check_path
+from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.samplers import in_batches
 from betasigma.samplers.probability_flow import follow_flow
@@ -241,6 +242,14 @@ class Interpolation(Edit):
 
 
 def _drawn(request: Request, seed: int) -> Tensor:
-    """The latent from which sample 0 of a seed is drawn, on the CPU."""
-    rng = Stream("sample", seed, indices=[0], device=request.denoiser.device)
-    return request.sampler.begin(request.denoiser, rng).float().cpu()
+    """A latent by the random numbers of sample 0 of a seed, on the CPU: from the Gaussian with the
+    moments of q(x_1), where the model knows them.
+    """
+    denoiser = request.denoiser
+    schedule, moments = denoiser.schedule, denoiser.moments
+    noise = Stream("sample", seed, indices=[0], device=denoiser.device).normal(
+        denoiser.sample_shape
+    )
+    if moments is None:
+        return GaussianPrior.standard(schedule).draw(noise).cpu()
+    return GaussianPrior.matched(schedule, moments).draw(noise).cpu()

@@ -311,9 +311,7 @@ class Sampler:
 
     def times(self, schedule: NoiseSchedule) -> list[float]:
         """The falling times at which this sampler visits the model."""
-        return self.from_first(
-            time_grid(schedule, self.steps, self.grid, self.rho, self.ratio_max)
-        )
+        return self.from_first(time_grid(schedule, self.steps, self.grid, self.rho, self.ratio_max))
 
     def from_first(self, times: list[float]) -> list[float]:
         """A grid of falling times, from where :meth:`begun_at` says this sampler begins."""
