@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from betasigma.errors import UserError
 from betasigma.options.objectives import Times as TrainedOn
+from betasigma.options.samplers import only_levels
 from betasigma.options.training import DenoiserOptions, GuidedOptions, OffLevels
 from betasigma.preconditioning import Preconditioning
 from betasigma.prior import DataMoments
@@ -290,9 +291,8 @@ class Denoiser(nn.Module):
             return t
         if self.off_levels == "refuse":
             raise UserError(
-                f"this model was trained on {self.schedule.levels} noise levels only and "
-                f"denoiser.off_levels=refuse; use sampler.grid=levels with at most "
-                f"sampler.steps={self.schedule.levels}, or off_levels=snap or interpolate"
+                f"this model was trained on {self.schedule.levels} noise levels only, and "
+                f"{only_levels(self.schedule.levels)}"
             )
         if not self._warned and self.schedule.levels < DENSE:
             self._warned = True

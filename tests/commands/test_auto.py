@@ -21,7 +21,7 @@ from sklearn.datasets import load_digits
 import betasigma
 from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import resolve_auto
-from betasigma.commands.checks import check_content
+from betasigma.commands.checks import check_run
 from betasigma.data import catalog
 from betasigma.display import Display
 from betasigma.launch.app import register_resolvers
@@ -35,7 +35,7 @@ def composed(*overrides: str) -> dict[str, Any]:
     """The checked config of a command line."""
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return check_content(compose("train", list(overrides)))
+        return check_run(compose("train", list(overrides))).content
 
 
 def settled(*overrides: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from betasigma.build import make
 from betasigma.commands.assemble import make_sampler
-from betasigma.commands.checks import check_content
+from betasigma.commands.checks import check_run
 from betasigma.denoiser import Denoiser, perturb
 from betasigma.launch.app import register_resolvers
 from betasigma.networks.mlp import MLP
@@ -60,7 +60,7 @@ def content(*overrides: str) -> dict[str, Any]:
     """The complete config of a command line."""
     register_resolvers()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return check_content(compose("train", list(overrides)))
+        return check_run(compose("train", list(overrides))).content
 
 
 def point(number: int) -> dict[str, Any]:

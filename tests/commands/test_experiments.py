@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from betasigma.commands.assemble import make_data, make_denoiser, make_module, make_sampler
 from betasigma.commands.auto import resolve_auto
-from betasigma.commands.checks import check_content
+from betasigma.commands.checks import check_run
 from betasigma.data import catalog
 from betasigma.denoiser import Denoiser
 from betasigma.devices import precision_of
@@ -53,7 +53,7 @@ def config(*overrides: str) -> dict[str, Any]:
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         composed = compose("train", list(overrides))
-    content = check_content(composed)
+    content = check_run(composed).content
     assert not OmegaConf.missing_keys(composed)
     return content
 

@@ -44,6 +44,18 @@ every_sampler = pytest.mark.parametrize("name", SAMPLERS)
 every_schedule = pytest.mark.parametrize("family", SCHEDULES)
 
 
+@pytest.mark.parametrize("off_levels", ["snap", "interpolate"])
+@pytest.mark.parametrize(
+    "sampler", [Ancestral, AnnealedLangevin, DDIM, DPMSolver, Euler, Heun, PredictorCorrector]
+)
+def test_more_steps_than_levels_have_an_effect(make_model, sampler, off_levels: str) -> None:
+    """They visit times between the levels; a model that refuses those refuses such a grid."""
+    model = make_model(geometric(4, 3.0, 0.02), trained_on="levels", off_levels=off_levels)
+    levels, more = (sampler(steps=steps).sample(model, 8, seed=1) for steps in (4, 16))
+    assert more.nfe > levels.nfe
+    assert (more.x - levels.x).flatten(1).norm(dim=1).mean() > 0.01
+
+
 @every_schedule
 @every_sampler
 def test_samples_do_not_depend_on_the_batch_and_evaluations_are_counted(

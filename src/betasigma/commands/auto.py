@@ -38,7 +38,7 @@ def resolve_auto(config: Config, data: ImageDataModule, display: Display) -> Res
     """Compute what is ``auto`` in the config of a training run.
 
     Args:
-        config: checked (``check_content``).
+        config: checked (``check_run``).
         data: the datamodule, set up.
         display: where progress is shown.
 

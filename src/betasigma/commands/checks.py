@@ -5,14 +5,14 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from betasigma.commands.config import leave_out_former_keys, plain, saved_header, validate
+from betasigma.commands.config import leave_out_former_keys, parsed, plain, saved_header, validate
 from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
 from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
@@ -75,24 +75,32 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     leave_out_former_keys(config, overrides)
     _refuse_training(config, overrides)
     directory = continue_run(config, overrides) if config.get("resume") is not None else None
-    content = check_content(config)
-    options = Train.parse(content)
-    _check_times(options.sampler, options, overrides)
+    content, options, _ = check_run(config)
+    _check_steps(options.sampler, options.schedule.level_count, overrides)
     if content["resume"] is not None:
         check_steps_left(Path(content["resume"]), content)
     return directory
 
 
-def check_content(config: DictConfig) -> dict[str, Any]:
-    """Check the composed config of a training run and return it as plain containers.
+class CheckedRun(NamedTuple):
+    """The config of a training run, and what it says."""
+
+    content: dict[str, Any]
+    """As plain containers."""
+    options: Train
+    facts: DataFacts
+    """Of the data."""
+
+
+def check_run(config: DictConfig) -> CheckedRun:
+    """Check the composed config of a training run.
 
     Raises:
         UserError: for the first thing that cannot work.
     """
     _check_knobs(config)
-    content = validate(config, Train)
-    options = Train.parse(content)
-    facts = find_facts({**content["data"], "seed": content["seed"]})
+    content, options = parsed(config, Train)
+    facts = look_for_data(options)
     check_composition(options, facts)
     content["model"]["family"] = family(options)
     if not options.model.trains:
@@ -106,7 +114,7 @@ def check_content(config: DictConfig) -> dict[str, Any]:
             f"training.accumulate={accumulate} does not go with hardware.compile=cuda_graphs, "
             f"whose next replay overwrites gradients that are kept: use hardware.compile=true"
         )
-    return content
+    return CheckedRun(content, options, facts)
 
 
 def check_composition(options: Train, facts: DataFacts) -> None:
@@ -174,14 +182,14 @@ def of_a_run(check: Check) -> Check:
 def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/sample.py``."""
     leave_out_former_keys(config, overrides)
-    asked = Sample.parse(validate(config, Sample))
+    _, asked = parsed(config, Sample)
     saved, facts = saved_model(asked.run)
     _check_guidance("guidance", asked.guidance, saved)
     if asked.sampler is not None:
         asked.sampler.check_with(saved.composition(facts))
-        _check_times(asked.sampler, saved, overrides)
+        _check_steps(asked.sampler, saved.schedule.level_count, overrides)
     if not saved.model.trains:
-        _find_data(saved, asked.data.given)
+        _check_data(saved, asked.data.given)
     _check_labels(asked.labels, saved)
     return None
 
@@ -189,7 +197,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
 def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/edit.py``."""
     leave_out_former_keys(config, overrides)
-    asked = EditApp.parse(validate(config, EditApp))
+    _, asked = parsed(config, EditApp)
     saved, facts = saved_model(asked.run)
     composition = saved.composition(facts)
     asked.edit.check_with(composition)
@@ -197,7 +205,7 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
         sampler = asked.sampler or saved.sampler
         asked.edit.check_sampler(sampler)
         sampler.check_with(composition)
-        _check_times(sampler, saved, overrides)
+        _check_steps(sampler, saved.schedule.level_count, overrides)
     elif asked.sampler is not None and (asked.edit.needs_images or asked.images is not None):
         raise UserError(
             f"sampler={asked.sampler.target.rpartition('.')[2]} has no effect: this edit follows "
@@ -220,7 +228,7 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     elif not asked.edit.needs_images:
         check_ends(len(asked.seeds))
     if not saved.model.trains or (asked.images is None and asked.edit.needs_images):
-        _find_data(saved, asked.data.given)
+        _check_data(saved, asked.data.given)
     return None
 
 
@@ -244,18 +252,23 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
                 f"{override} is for training, and has no effect here: n={value} says how many "
                 f"samples are measured"
             )
-    asked = Evaluate.parse(validate(config, Evaluate))
+    _, asked = parsed(config, Evaluate)
     saved, facts = saved_model(asked.run)
     composition = saved.composition(facts)
     _check_guidance("guidance", asked.guidance, saved)
     if asked.sampler is not None:
         asked.sampler.check_with(composition)
-        _check_times(asked.sampler, saved, overrides)
-    _find_data(saved, asked.data.given)
+        _check_steps(asked.sampler, saved.schedule.level_count, overrides)
+    _check_data(saved, asked.data.given)
     check_n(asked.n, asked.evaluation.metrics)
     if asked.likelihood is not None:
         asked.likelihood.check_with(composition)
     return None
+
+
+def look_for_data(model: ModelConfig, given: Mapping[str, Any] | None = None) -> DataFacts:
+    """Return the facts of a run's data, which must be where the config or ``given`` says."""
+    return find_facts({**model.data.arguments, **(given or {}), "seed": model.seed})
 
 
 def saved_model(run: str) -> tuple[ModelConfig, DataFacts]:
@@ -305,7 +318,7 @@ def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
 
 def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/import.py``, and the model that it names."""
-    asked = Import.parse(validate(config, Import))
+    _, asked = parsed(config, Import)
     directory = Path(asked.to) if asked.to is not None else None
     if directory is not None and directory.exists() and any(directory.iterdir()):
         raise UserError(f"to={directory} is not empty; give the path of a new directory")
@@ -336,15 +349,15 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
     return Decision(decided, choice.note)
 
 
-def _find_data(saved: ModelConfig, place: dict[str, Any]) -> None:
-    """Check that the data of a run exist, where ``place`` says or where the run found them, and
-    have the classes that the model knows.
+def _check_data(saved: ModelConfig, given: Mapping[str, Any]) -> None:
+    """Check that the data of a run are where ``given`` says, or where the run found them, and have
+    the classes that the model knows.
     """
-    facts = find_facts({**saved.data.arguments, **place, "seed": saved.seed})
+    facts = look_for_data(saved, given)
     classes = saved.network.num_classes
     if classes and facts.num_classes != classes:
         raise UserError(
-            f"data.root={place.get('root', saved.data.root)} has {facts.num_classes} classes, and "
+            f"data.root={given.get('root', saved.data.root)} has {facts.num_classes} classes, and "
             f"the model knows {classes}: give the data that it was trained on"
         )
 
@@ -395,29 +408,14 @@ def _check_knobs(config: DictConfig) -> None:
         )
 
 
-def _check_times(sampler: SamplerOptions, model: ModelConfig, overrides: list[str]) -> None:
-    """Refuse a number of steps without effect, and times that the model refuses to be asked for."""
-    levels, steps = model.schedule.level_count, getattr(sampler, "steps", None)
-    if not isinstance(levels, int):
-        return
-    if isinstance(steps, list):
-        steps = sum(steps)
+def _check_steps(sampler: SamplerOptions, levels: Any, overrides: list[str]) -> None:
+    """Refuse a number of steps that has no effect, where it was typed."""
+    steps = getattr(sampler, "steps", None)
     typed = any(word.lstrip("+").startswith("sampler.steps=") for word in overrides)
-    if levels == 1:
-        if typed and steps is not None and steps > 1:
-            raise UserError(
-                f"sampler.steps={steps} has no effect on a model of one noise level, which a "
-                f"sampler visits once: leave it out"
-            )
-        return
-    grid = getattr(sampler, "grid", None)
-    between = grid not in (None, "levels", "strided") or (steps is not None and steps > levels)
-    strict = model.denoiser.off_levels == "refuse" and model.objective.times == "levels"
-    if strict and between and model.model.trains:
+    if levels == 1 and typed and steps not in (None, 1):
         raise UserError(
-            f"sampler.grid={grid} with sampler.steps={steps} visits times between the model's "
-            f"{levels} noise levels, and denoiser.off_levels=refuse: use sampler.grid=levels with "
-            f"at most sampler.steps={levels}, or off_levels=snap or interpolate"
+            f"sampler.steps={steps} has no effect on a model of one noise level, which a sampler "
+            f"visits once: leave it out"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -17,6 +17,9 @@ from betasigma.options.base import REGISTRY, Options, dump, parse_component, par
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
 
 STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
+
+
+Asked = TypeVar("Asked", bound=Options)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -45,6 +48,15 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
     """Return the config as plain containers after checking that it fits ``schema``.
 
+    Raises:
+        UserError: for the first key that does not fit.
+    """
+    return parsed(config, schema)[0]
+
+
+def parsed(config: DictConfig, schema: type[Asked]) -> tuple[dict[str, Any], Asked]:
+    """Return the config as plain containers, and as the options of ``schema``.
+
     Keys beside those of the schema are allowed if other nodes read from them by interpolation: the
     knobs of an outside schedule, for example.
 
@@ -58,7 +70,8 @@ def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
     for key, field in known.items():
         if key not in content and field.get_default(call_default_factory=True) is not None:
             raise UserError(f"{key} has no value; give {key}=…")
-    return filled(content, dump(schema.parse(content)))
+    options = schema.parse(content)
+    return filled(content, dump(options)), options
 
 
 def filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from betasigma.commands.assemble import (
     make_sampler,
 )
 from betasigma.commands.auto import resolve_auto
-from betasigma.commands.checks import check_content
+from betasigma.commands.checks import check_run
 from betasigma.commands.config import trains
 from betasigma.commands.describe_data import describe_data, keep_description
 from betasigma.commands.finished import FinishedRun
@@ -80,7 +80,7 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
     Raises:
         UserError: for bad input.
     """
-    content: Config = check_content(config)
+    content: Config = check_run(config).content
     with queued_again(start.directory), caught_signals():
         return _train(content, start)
 

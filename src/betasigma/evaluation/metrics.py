@@ -25,7 +25,7 @@ A metric of one's own is a subclass of :class:`SampleMetric` that says what it `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -216,6 +216,11 @@ class SampleMetric(Metric):
     def _number(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=float64_device(self.device))
 
+    def _mean_and_std(self, found: Mapping[str, float], name: str) -> Tensor:
+        """What torch-fidelity has found."""
+        self.std = float(found[f"{name}_std"])
+        return self._number(found[f"{name}_mean"])
+
     def _apply(self, fn: Callable, exclude_state: Sequence[str] = "") -> SampleMetric:
         super()._apply(fn, exclude_state)
         if self.extractor is not None:
@@ -290,8 +295,7 @@ class KernelDistance(SampleMetric):
         samples, real = self.rows().cpu(), self.rows(real=True).cpu()
         size = min(self.subset_size, len(samples), len(real))
         found = kid_features_to_metric(samples, real, kid_subset_size=size, verbose=False)
-        self.std = float(found["kernel_inception_distance_std"])
-        return self._number(found["kernel_inception_distance_mean"])
+        return self._mean_and_std(found, "kernel_inception_distance")
 
 
 class InceptionScore(SampleMetric):
@@ -310,8 +314,7 @@ class InceptionScore(SampleMetric):
         from torch_fidelity.metric_isc import isc_features_to_metric
 
         found = isc_features_to_metric(self.rows().cpu())
-        self.std = float(found["inception_score_std"])
-        return self._number(found["inception_score_mean"])
+        return self._mean_and_std(found, "inception_score")
 
 
 class Precision(SampleMetric):

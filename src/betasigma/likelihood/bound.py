@@ -89,6 +89,8 @@ class VariationalBound:
     """
 
     name: ClassVar[str] = ""
+    stream: ClassVar[str] = ""
+    """Of the random numbers."""
 
     decoder_std: DecoderStd | float
     seed: int = 0
@@ -138,6 +140,7 @@ class VariationalBound:
         """Calls of the denoiser that the diffusion term takes."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def bits_per_dim(
         self,
         denoiser: DenoiserLike,
@@ -146,7 +149,34 @@ class VariationalBound:
         indices: Tensor | None = None,
         y: Tensor | None = None,
     ) -> Bound:
-        """The bound, term by term."""
+        """Bound on clean 8-bit data.
+
+        Args:
+            denoiser: the model.
+            x0: ``(B, *sample_shape)`` in the model's value range, on the denoiser's device.
+            prior: ``None`` for N(0, prior_std²·I).
+            indices: of the examples, for their noise; ``None`` for 0 … B−1.
+            y: class labels.
+
+        Raises:
+            UserError: for a schedule of one level.
+        """
+        check_levels(denoiser.schedule.levels)
+        rng = _stream(self.stream, self.seed, x0, indices)
+        diffusion, per_level = self.diffusion(denoiser, x0, y, rng)
+        return Bound(
+            _prior_bits(denoiser, x0, prior),
+            diffusion,
+            decoder_bits(denoiser, x0, self.decoder_std, y, rng),
+            per_level,
+        )
+
+    def diffusion(
+        self, denoiser: DenoiserLike, x0: Tensor, y: Tensor | None, rng: Stream
+    ) -> tuple[Tensor, Tensor]:
+        """Bits per dimension of the diffusion term, float64 ``(B,)``, and of each of its levels
+        ``(B, levels)``, where it has any.
+        """
         raise NotImplementedError
 
 
@@ -160,6 +190,7 @@ class DiscreteBound(VariationalBound):
     """
 
     name: ClassVar[str] = "discrete_bound"
+    stream: ClassVar[str] = "bound"
 
     variance: Variance = "beta"
     decoder_std: DecoderStd | float = "kernel"
@@ -173,33 +204,11 @@ class DiscreteBound(VariationalBound):
         """Calls of the denoiser that the diffusion term takes."""
         return schedule.levels - 1
 
-    @torch.no_grad()
-    def bits_per_dim(
-        self,
-        denoiser: DenoiserLike,
-        x0: Tensor,
-        prior: GaussianPrior | None = None,
-        indices: Tensor | None = None,
-        y: Tensor | None = None,
-    ) -> Bound:
-        """Bound on clean 8-bit data.
-
-        Args:
-            denoiser: the model; one network evaluation per level.
-            x0: ``(B, *sample_shape)`` in the model's value range, on the denoiser's device.
-            prior: ``None`` for N(0, prior_std²·I).
-            indices: of the examples, for their noise; ``None`` for 0 … B−1.
-            y: class labels.
-
-        Raises:
-            UserError: for a schedule of one level.
-        """
-        check_levels(denoiser.schedule.levels)
-        schedule = denoiser.schedule
-        rng = _stream("bound", self.seed, x0, indices)
-        times = schedule.times().tolist()
-        levels = []
-        for s, t in pairwise(times):
+    def diffusion(
+        self, denoiser: DenoiserLike, x0: Tensor, y: Tensor | None, rng: Stream
+    ) -> tuple[Tensor, Tensor]:
+        schedule, levels = denoiser.schedule, []
+        for s, t in pairwise(schedule.times().tolist()):
             predicted = _predict(denoiser, x0, t, y, rng)
             low, high = reverse_log_variances(schedule, t, s)
             if self.variance == "learned":
@@ -210,12 +219,7 @@ class DiscreteBound(VariationalBound):
             kl = divergence(low - log_v, gap.square() * torch.exp(-log_v))
             levels.append(kl.flatten(1).mean(1).cpu())
         per_level = torch.stack(levels, dim=1) / math.log(2)
-        return Bound(
-            _prior_bits(denoiser, x0, prior),
-            per_level.sum(1),
-            decoder_bits(denoiser, x0, self.decoder_std, y, rng),
-            per_level,
-        )
+        return per_level.sum(1), per_level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +232,7 @@ class ContinuousBound(VariationalBound):
     """
 
     name: ClassVar[str] = "continuous_bound"
+    stream: ClassVar[str] = "continuous bound"
 
     draws: int = 64
     decoder_std: DecoderStd | float = "fitted"
@@ -236,19 +241,10 @@ class ContinuousBound(VariationalBound):
         """Calls of the denoiser that the diffusion term takes."""
         return self.draws
 
-    @torch.no_grad()
-    def bits_per_dim(
-        self,
-        denoiser: DenoiserLike,
-        x0: Tensor,
-        prior: GaussianPrior | None = None,
-        indices: Tensor | None = None,
-        y: Tensor | None = None,
-    ) -> Bound:
-        """Bound on clean 8-bit data; arguments as :meth:`DiscreteBound.bits_per_dim`."""
-        check_levels(denoiser.schedule.levels)
+    def diffusion(
+        self, denoiser: DenoiserLike, x0: Tensor, y: Tensor | None, rng: Stream
+    ) -> tuple[Tensor, Tensor]:
         schedule = denoiser.schedule
-        rng = _stream("continuous bound", self.seed, x0, indices)
         low = float(schedule.log_snr(1.0))
         width = float(schedule.log_snr(schedule.t_min)) - low
         total = torch.zeros(len(x0), dtype=torch.float64)
@@ -258,12 +254,8 @@ class ContinuousBound(VariationalBound):
             eps = rng.normal(x0.shape[1:], torch.float32).to(x0)
             predicted = denoiser(perturb(schedule, x0, t, eps), t, y)
             total += (eps - predicted.eps).double().square().flatten(1).mean(1).cpu()
-        return Bound(
-            _prior_bits(denoiser, x0, prior),
-            total / self.draws * width / 2 / math.log(2),
-            decoder_bits(denoiser, x0, self.decoder_std, y, rng),
-            torch.empty(len(x0), 0, dtype=torch.float64),
-        )
+        none = torch.empty(len(x0), 0, dtype=torch.float64)
+        return total / self.draws * width / 2 / math.log(2), none
 
 
 def decoder_bits(

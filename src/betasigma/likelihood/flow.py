@@ -29,7 +29,7 @@ from torchdiffeq import odeint
 from betasigma.denoiser import DenoiserLike
 from betasigma.derivatives import jacobian_trace
 from betasigma.likelihood.terms import Examples, Terms
-from betasigma.options.likelihoods import Trace, check_exact_trace, check_levels
+from betasigma.options.likelihoods import Trace, check_flow_trace, check_levels
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 
@@ -77,7 +77,7 @@ class FlowLikelihood:
         check_levels(denoiser.schedule.levels)
         dim = x[0].numel()
         if self.trace == "exact":
-            check_exact_trace(dim)
+            check_flow_trace(dim)
         schedule = denoiser.schedule
         ends = -torch.stack([schedule.log_snr(schedule.t_min), schedule.log_snr(1.0)]) / 2
         chosen = torch.arange(len(x)) if indices is None else indices

@@ -82,6 +82,7 @@ class ModelConfig(Options):
             self.schedule,
             self.objective,
             self.model,
+            self.denoiser,
             hardware or HardwareOptions(),
         )
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from betasigma.options.networks import NetworkOptions
     from betasigma.options.noise_schedules import ScheduleOptions
     from betasigma.options.objectives import ObjectiveOptions
+    from betasigma.options.training import DenoiserOptions
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,19 @@ class Composition:
     schedule: ScheduleOptions
     objective: ObjectiveOptions
     model: ModelOptions
+    denoiser: DenoiserOptions
     hardware: HardwareOptions
 
     @property
     def trains(self) -> bool:
         """Whether there is something to train: an oracle has no weights."""
         return self.model.trains
+
+    @property
+    def refuses_between_levels(self) -> bool:
+        """Whether the model refuses times between its noise levels."""
+        levels_only = self.objective.times == "levels" and self.denoiser.off_levels == "refuse"
+        return self.trains and levels_only
 
     @property
     def learns_variance(self) -> bool:

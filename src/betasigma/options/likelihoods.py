@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -10,7 +11,7 @@ from betasigma.errors import UserError
 from betasigma.options.base import ComponentOptions, Count, Positive, option
 from betasigma.options.composition import Composition
 from betasigma.options.data import Split
-from betasigma.options.objectives import TRACE_LIMIT
+from betasigma.options.objectives import check_trace
 from betasigma.options.samplers import Variance
 
 Prior = Literal["standard", "moments"]
@@ -93,21 +94,16 @@ class FlowOptions(LikelihoodOptions):
     def check_with(self, composition: Composition) -> None:
         super().check_with(composition)
         if self.trace == "exact":
-            check_exact_trace(composition.data.dimensions)
+            check_flow_trace(composition.data.dimensions)
 
 
-def check_exact_trace(dimensions: int) -> None:
-    """Refuse the exact trace of a flow in many dimensions, with what it would cost.
-
-    Raises:
-        UserError: for more than ``TRACE_LIMIT`` dimensions.
-    """
-    if dimensions > TRACE_LIMIT:
-        raise UserError(
-            f"likelihood.trace=exact would take {dimensions} backward passes at each of some "
-            f"hundred evaluations; it is meant for at most {TRACE_LIMIT} dimensions: use "
-            f"likelihood.trace=hutchinson"
-        )
+check_flow_trace = partial(
+    check_trace,
+    what="likelihood.trace=exact",
+    times="at each of some hundred evaluations",
+    instead="likelihood.trace=hutchinson",
+)
+"""Refuse the exact trace of a flow in many dimensions."""
 
 
 def check_levels(levels: int) -> None:

@@ -150,15 +150,25 @@ class HybridOptions(WeightedOptions):
             raise UserError(f"{name}=1 leaves objective=hybrid no step to learn the variance of")
 
 
-def check_trace(dimensions: int) -> None:
-    """Refuse implicit score matching in many dimensions, with what it would cost.
+def check_trace(
+    dimensions: int,
+    what: str = "implicit score matching",
+    times: str = "a step",
+    instead: str = "objective=sliced_vr or denoising",
+) -> None:
+    """Refuse the exact trace of a Jacobian in many dimensions, with what it would cost.
+
+    Args:
+        dimensions: of the data.
+        what: takes the trace.
+        times: how often.
+        instead: what to use.
 
     Raises:
         UserError: for more than ``TRACE_LIMIT`` dimensions.
     """
     if dimensions > TRACE_LIMIT:
         raise UserError(
-            f"implicit score matching in {dimensions} dimensions would take {dimensions} backward "
-            f"passes a step; it is meant for at most {TRACE_LIMIT}: use sliced or denoising score "
-            f"matching (objective=sliced_vr or denoising)"
+            f"{what} in {dimensions} dimensions would take {dimensions} backward passes {times}; "
+            f"it is meant for at most {TRACE_LIMIT}: use {instead}"
         )

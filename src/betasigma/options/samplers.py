@@ -32,8 +32,8 @@ Variance = Literal["beta", "posterior", "learned"]
 Predictor = Literal["reverse_diffusion", "euler_maruyama", "ancestral"]
 
 TIMES = (
-    "times on the grid; null: every level of the model; a list: levels of as many equal sections "
-    "of the ladder, the cleanest first"
+    "times on the grid, between the levels where they are more; null: every level; a list: levels "
+    "of as many equal sections of the ladder, the cleanest first"
 )
 SPACING = "how the times are spaced; strided: DDIM's levels 1, 1+k, 1+2k, …"
 
@@ -61,6 +61,14 @@ class SamplerOptions(ComponentOptions):
     dtype: Dtype = option("float32", "of the state; the network computes in its own")
 
 
+def only_levels(levels: int) -> str:
+    """What a model says that refuses times between its levels."""
+    return (
+        f"denoiser.off_levels=refuse: use sampler.grid=levels with at most sampler.steps={levels}, "
+        f"or off_levels=snap or interpolate"
+    )
+
+
 class GridOptions(SamplerOptions):
     """Options of a sampler that steps along a grid of times."""
 
@@ -84,6 +92,14 @@ class GridOptions(SamplerOptions):
         levels = composition.schedule.level_count
         if isinstance(levels, int) and levels > 1:
             check_levels_taken(self.steps, self.grid, levels)
+            between = self.grid not in ("levels", "strided") or (
+                isinstance(self.steps, int) and self.steps > levels
+            )
+            if between and composition.refuses_between_levels:
+                raise UserError(
+                    f"sampler.grid={self.grid} with sampler.steps={self.steps} visits times "
+                    f"between the model's {levels} noise levels, and {only_levels(levels)}"
+                )
 
 
 class AncestralOptions(GridOptions):
