@@ -11,7 +11,7 @@ from launching import launch
 SHOWN = {
     "steps: 2000": r"optimizer steps \(integer ≥ 0\)",
     "  channels: 32": r"width at full resolution \(integer ≥ 4, a multiple of 2\)",
-    "  times: levels": r"which noise levels training draws \(levels \| continuous\)",
+    "  times: levels": r"which noise levels training draws \(levels \| continuous \| log_normal\)",
     "  clip: 1.0": r"largest norm of the gradient; null: no clipping \(number > 0 \| null\)",
     "  multipliers: [1, 2]": r"width at each resolution.* \(\[integer ≥ 1, …\]\)",
     "  project: betasigma": r"where runs appear \(text\)",

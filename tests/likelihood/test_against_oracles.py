@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from betasigma.data.pixels import dequantized_bits
@@ -19,7 +20,7 @@ from betasigma.likelihood import (
     FlowLikelihood,
     GaussianPrior,
 )
-from betasigma.oracles import GaussianMixture
+from betasigma.oracles import EmpiricalDenoiser, GaussianMixture
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, geometric, linear
@@ -244,3 +245,38 @@ def test_exact_trace_in_many_dimensions_says_what_it_would_cost() -> None:
     )
     with pytest.raises(UserError, match=r"784 backward passes.*trace=hutchinson"):
         FlowLikelihood(trace="exact").log_prob(oracle, torch.zeros(1, 784))
+
+
+def test_the_decoder_of_ddpm_s_code() -> None:
+    """√β̃_2 and x̂_0 clipped, written out with scipy's normal distribution."""
+    schedule = linear()
+    beta = np.linspace(1e-4, 0.02, 1000)[:2]
+    alpha_bar = np.cumprod(1 - beta)
+    std = math.sqrt(beta[1] * (1 - alpha_bar[0]) / (1 - alpha_bar[1]))
+    assert std == pytest.approx(0.007385, abs=1e-6)  # Ho et al.'s; 0.01 is the kernel's
+    data = (torch.randint(0, 256, (50, 1, 4, 4)) / 127.5 - 1).double()
+
+    class Beyond(EmpiricalDenoiser):
+        """Knows x_0 and misses it by 0.02, at white pixels beyond the range."""
+
+        def posterior_mean(self, x_t, alpha, sigma, y=None):
+            return data + 0.02
+
+    model = Beyond(data, schedule)
+    found = DiscreteBound(decoder_std="posterior", clip=True).bits_per_dim(model, data)
+    mean = np.clip(data.numpy() + 0.02, -1, 1)
+    upper, lower = data.numpy() + 1 / 255, data.numpy() - 1 / 255
+    upper[upper > 1], lower[lower < -1] = np.inf, -np.inf
+    mass = stats.norm.cdf(upper, mean, std) - stats.norm.cdf(lower, mean, std)
+    expected = -np.log2(mass).mean((1, 2, 3))
+    np.testing.assert_allclose(found.decoder.numpy(), expected, rtol=1e-5)
+    plain = DiscreteBound().bits_per_dim(model, data)
+    assert plain.decoder.mean() != pytest.approx(found.decoder.mean().item(), rel=0.02)
+    white = (data == 1).flatten(1).any(1)
+    assert (found.diffusion[white] < plain.diffusion[white]).all()
+    torch.testing.assert_close(found.prior, plain.prior)
+
+
+def test_what_a_bound_was_made_with_is_recorded() -> None:
+    theirs = DiscreteBound(decoder_std="posterior", clip=True)
+    assert theirs.settings == "variance=beta decoder=posterior clip=true"

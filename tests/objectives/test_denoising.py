@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from betasigma.denoiser import Denoiser, perturb
 from betasigma.errors import UserError
-from betasigma.likelihood import DiscreteBound
+from betasigma.likelihood import ContinuousBound, DiscreteBound
 from betasigma.networks.mlp import MLP
 from betasigma.objectives import Denoising
 from betasigma.objectives.denoising import draw_times, drop_labels
@@ -307,3 +307,55 @@ class TestErrorCurve:
         by_x0 = (alpha / sigma) ** 2 * (x0 - found.x0).square().mean(1)
         torch.testing.assert_close(error, by_x0, rtol=1e-3, atol=1e-4)
         assert not error.requires_grad
+
+
+class TestPublishedWeights:
+    @pytest.mark.parametrize("schedule", [linear(), geometric(1000, 20.0, 0.01)], ids=["vp", "ve"])
+    def test_weighted_by_likelihood_it_is_the_continuous_bound(self, schedule) -> None:
+        """g²/σ² against a derivative of σ², and half of the loss against the bound's integral."""
+        covariance = np.array([[[0.3, 0.1], [0.1, 0.2]], [[0.2, 0.0], [0.0, 0.5]]])
+        model = GaussianMixture([0.4, 0.6], np.eye(2), covariance, schedule)
+        n = 20_000
+        x0 = model.draw(Stream("x0", indices=range(n)))
+        knobs = {"weighting": "likelihood", "times": "continuous", "reduction": "half_sum"}
+        objective = Denoising(**knobs)
+        t, h = torch.tensor([0.0105, 0.3005, 0.9005], dtype=torch.float64), 1e-4
+        alpha, sigma = schedule.alpha, schedule.sigma
+        grown = sigma(t + h) ** 2 - (alpha(t + h) / alpha(t - h)) ** 2 * sigma(t - h) ** 2
+        torch.testing.assert_close(
+            objective.weight(model, t), grown / (2 * h) / sigma(t) ** 2, rtol=2e-2, atol=0
+        )
+        found = objective.loss(model, x0, None, stream(n)).per_sample  # type: ignore[arg-type]
+        bound = ContinuousBound(draws=16).bits_per_dim(model, x0[:2000])
+        nats = bound.diffusion.mean().item() * math.log(2) * 2
+        error = (found.std() / n**0.5).item()
+        assert found.mean().item() * (1 - schedule.t_min) == pytest.approx(nats, abs=4 * error)
+        assert error < 0.08 * nats
+
+    def test_edm(self) -> None:
+        """Karras et al. 2022, table 1: λ(σ)·‖x_0 − D‖² with λ = (σ² + σ_d²)/(σ·σ_d)²."""
+        denoiser = make(geometric(1000, 80.0, 0.002), "edm", value_range=(-1.0, 1.0))
+        objective = Denoising(weighting="edm", times="log_normal", sigma_data=0.4)
+        x0, rng = data(), stream()
+        found = objective.loss(denoiser, x0, None, rng)
+        rng = stream()
+        t = draw_times(denoiser.schedule, "log_normal", rng)
+        sigma = denoiser.schedule.sigma(t)
+        noise = rng.normal((2,))
+        denoised = denoiser(x0 + sigma[:, None].float() * noise, t).x0
+        weight = (sigma**2 + 0.4**2) / (sigma * 0.4) ** 2
+        expected = weight * (x0 - denoised).square().mean(1)
+        torch.testing.assert_close(found.per_sample.double(), expected.double(), rtol=1e-3, atol=0)
+
+    @pytest.mark.parametrize("schedule", [geometric(1000, 80.0, 0.002), linear()], ids=["ve", "vp"])
+    def test_log_normal_noise(self, schedule) -> None:
+        """Of the law that EDM draws from, cut at the ends of the curve."""
+        t = draw_times(schedule, "log_normal", stream(20_000), -1.2, 1.2)
+        drawn = schedule.ratio(t).log().numpy()
+        ends = [math.log(schedule.ratio(end).item()) for end in (schedule.t_min, 1.0)]
+        law = stats.truncnorm(*[(end + 1.2) / 1.2 for end in ends], loc=-1.2, scale=1.2)
+        assert stats.kstest(drawn, law.cdf).pvalue > 0.01
+
+    def test_one_level_has_no_slope(self) -> None:
+        with pytest.raises(UserError, match="noise schedule of one level has no slope"):
+            Denoising(weighting="likelihood").loss(make(geometric(1)), data(), None, stream())

@@ -19,7 +19,7 @@ import yaml
 import betasigma
 import betasigma.options.apps  # registers every group
 from betasigma.data import catalog, toy
-from betasigma.evaluation.features import EfficientNetLite0, Identity, InceptionV3
+from betasigma.evaluation.features import DINOv2, EfficientNetLite0, Identity, InceptionV3
 from betasigma.options.base import REGISTRY, ComponentOptions, Options, accepted_values
 from betasigma.options.data import DataOptions, MixtureName
 from betasigma.options.evaluation import EXTRACTORS, METRICS, EvaluationOptions
@@ -162,7 +162,7 @@ def test_names_in_options_are_those_of_the_code() -> None:
     """``options`` may import neither NumPy nor PyTorch, nor what is made of them."""
     assert toy.BY_NAME.keys() == set(get_args(MixtureName))
     assert PREDICTORS.keys() == set(get_args(Predictor))
-    extractors = {cls.name: cls for cls in (Identity, InceptionV3, EfficientNetLite0)}
+    extractors = {cls.name: cls for cls in (Identity, InceptionV3, EfficientNetLite0, DINOv2)}
     assert {name: cls.classes for name, cls in extractors.items()} == {
         name: facts.classes for name, facts in EXTRACTORS.items()
     }

@@ -340,12 +340,14 @@ CHECKS = {
 
 def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
     node = config.evaluation
-    choice = choose(node.extractor, node.inception_weights, node.download, facts.shape)
+    choice = choose(
+        node.extractor, node.inception_weights, node.download, facts.shape, node.dinov2_weights
+    )
     check_metrics(node.metrics, choice.extractor)
     check_own(node.metrics, choice.extractor)
     decided = {"evaluation.extractor": choice.extractor}
     if choice.weights:
-        decided["evaluation.inception_weights"] = choice.weights
+        decided[f"evaluation.{choice.extractor}_weights"] = choice.weights
     return Decision(decided, choice.note)
 
 

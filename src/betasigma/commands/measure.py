@@ -96,7 +96,11 @@ class Meter:
             settings: dict[str, Any] = self._settings
             shape = self._data.sample_shape
             choice = choose(
-                settings["extractor"], settings["inception_weights"], settings["download"], shape
+                settings["extractor"],
+                settings["inception_weights"],
+                settings["download"],
+                shape,
+                settings["dinov2_weights"],
             )
             self._evaluator = Evaluator(
                 build(choice, shape).to(denoiser.device),

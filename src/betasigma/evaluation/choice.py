@@ -17,6 +17,7 @@ from pathlib import Path
 
 from betasigma.errors import UserError
 from betasigma.options.evaluation import (
+    DINOV2_FILE,
     EXTRACTORS,
     INCEPTION_FILES,
     Entry,
@@ -32,8 +33,8 @@ class Choice:
     Attributes:
         extractor: a name of ``betasigma.options.evaluation.EXTRACTORS``, or a class of the user, as
             ``evaluation.extractor`` has it.
-        weights: absolute path of the Inception weights; ``None`` for other extractors, or before
-            the download.
+        weights: absolute path of the weights of Inception or DINOv2; ``None`` for other extractors,
+            or before the download.
         download: whether to download the weights when the extractor is built.
         note: one line for the user if the choice is not the one that papers report.
     """
@@ -49,6 +50,7 @@ def choose(
     inception_weights: str | os.PathLike[str] | None = None,
     download: bool = False,
     sample_shape: Sequence[int] = (3, 32, 32),
+    dinov2_weights: str | os.PathLike[str] | None = None,
 ) -> Choice:
     """Choose the features that metrics are computed on.
 
@@ -57,8 +59,9 @@ def choose(
             ``auto``. It takes Inception if its weights are given, cached or may be downloaded,
             otherwise EfficientNet-Lite0, whose weights are installed with this package.
         inception_weights: ``evaluation.inception_weights``, path of the weights file.
-        download: ``evaluation.download``, whether the Inception weights may be downloaded.
+        download: ``evaluation.download``, whether weights may be downloaded.
         sample_shape: shape of one example. For points (``(2,)``) the coordinates are the features.
+        dinov2_weights: ``evaluation.dinov2_weights``, path of the weights file.
 
     Raises:
         UserError: if the extractor is unknown or does not fit the data, the weights file does
@@ -75,7 +78,16 @@ def choose(
         return _of_points(extractor, sample_shape)
     if extractor in ("identity", "efficientnet_lite0"):
         return Choice(extractor)
-    weights = _given(inception_weights) or cached_inception()
+    if extractor == "dinov2":
+        weights = _given(dinov2_weights, "dinov2_weights", DINOV2_FILE) or _cached(DINOV2_FILE)
+        if weights is None and not download:
+            raise UserError(
+                f"evaluation.extractor=dinov2 finds no {DINOV2_FILE} in {checkpoint_dir()}; give "
+                f"evaluation.dinov2_weights=PATH or evaluation.download=true"
+            )
+        return Choice("dinov2", weights, download=weights is None)
+    weights = _given(inception_weights, "inception_weights", INCEPTION_FILES[0])
+    weights = weights or cached_inception()
     if weights is not None or download:
         return Choice("inception", weights, download=weights is None)
     if extractor == "inception":
@@ -104,19 +116,20 @@ def checkpoint_dir() -> Path:
 def cached_inception() -> str | None:
     """Absolute path of the Inception weights in torch.hub's directory, ``None`` where there are
     none."""
-    files = (checkpoint_dir() / name for name in INCEPTION_FILES)
-    return next((str(file.absolute()) for file in files if file.is_file()), None)
+    return next(filter(None, map(_cached, INCEPTION_FILES)), None)
 
 
-def _given(path: str | os.PathLike[str] | None) -> str | None:
+def _cached(name: str) -> str | None:
+    file = checkpoint_dir() / name
+    return str(file.absolute()) if file.is_file() else None
+
+
+def _given(path: str | os.PathLike[str] | None, key: str, wanted: str) -> str | None:
     if path is None:
         return None
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(
-            f"evaluation.inception_weights={path} does not exist; give the path of "
-            f"{INCEPTION_FILES[0]}"
-        )
+        raise UserError(f"evaluation.{key}={path} does not exist; give the path of {wanted}")
     return str(file.absolute())
 
 

@@ -51,6 +51,9 @@ NEIGHBOUR_BATCH = 4096
 ROWS_AT_ONCE = 1000
 """Of a matrix of distances."""
 
+NEIGHBOURS = 5
+"""k of density and coverage, the authors' choice."""
+
 Batches = Callable[[], Iterable[Tensor]]
 
 
@@ -343,6 +346,46 @@ class Recall(SampleMetric):
         return self._number(share_inside(self.rows(real=True), self.rows()))
 
 
+class Density(SampleMetric):
+    """How many real examples have a sample in their neighbourhood, relative to the neighbours that
+    it is made of (Naeem et al. 2020, equation 4): Σ_j Σ_i 1(y_j ∈ B(x_i))/(k·M), where B(x_i)
+    reaches the k-th nearest of the real examples.
+
+    An outlier with a large neighbourhood counts for one of k here, where it makes all of
+    :class:`Precision`.
+    """
+
+    name = "density"
+    needs = METRICS["density"].needs
+    least = METRICS["density"].least
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """1 for samples like real data; above it where they crowd."""
+        samples, real = self.rows(), self.rows(real=True)
+        within = sum(int(inside.sum()) for inside in neighbourhoods(samples, real))
+        return self._number(within / (NEIGHBOURS * len(samples)))
+
+
+class Coverage(SampleMetric):
+    """Share of real examples with a sample in their neighbourhood (Naeem et al. 2020, equation
+    5).
+    """
+
+    name = "coverage"
+    needs = METRICS["coverage"].needs
+    least = METRICS["coverage"].least
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """In [0, 1]."""
+        samples, real = self.rows(), self.rows(real=True)
+        covered = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+        for inside in neighbourhoods(samples, real):
+            covered |= inside.any(0)
+        return self._number(covered.double().mean().item())
+
+
 class NeighbourRatio(SampleMetric):
     """Distance of samples to their nearest training image, relative to that of held-out images.
 
@@ -396,16 +439,31 @@ def share_inside(points: Tensor, manifold: Tensor, neighbour: int = 3) -> float:
     """Share of points ``(n, dim)`` in a ball around one of ``manifold``, ``(m, dim)``, that reaches
     its third neighbour."""
     with full_precision(points.device):
-        radii = torch.cat(
-            [
-                torch.cdist(rows, manifold).kthvalue(neighbour + 1).values
-                for rows in manifold.split(ROWS_AT_ONCE)
-            ]
-        )
+        radii = _radii(manifold, neighbour)
         inside = [
             (torch.cdist(rows, manifold) <= radii).any(1) for rows in points.split(ROWS_AT_ONCE)
         ]
     return float(torch.cat(inside).double().mean())
+
+
+def neighbourhoods(points: Tensor, real: Tensor) -> Iterator[Tensor]:
+    """Whether points ``(n, dim)`` are nearer to each of ``real``, ``(m, dim)``, than its fifth
+    neighbour, as the authors of density and coverage count it; ``(some of n, m)`` at a time.
+    """
+    with full_precision(points.device):
+        radii = _radii(real, NEIGHBOURS)
+        for rows in points.split(ROWS_AT_ONCE):
+            yield torch.cdist(rows, real) < radii
+
+
+def _radii(points: Tensor, neighbour: int) -> Tensor:
+    """Distance of each point to this neighbour among the others, ``(n,)``."""
+    return torch.cat(
+        [
+            torch.cdist(rows, points).kthvalue(neighbour + 1).values
+            for rows in points.split(ROWS_AT_ONCE)
+        ]
+    )
 
 
 def _merged(packed: list[Tensor] | Tensor) -> FeatureMoments:

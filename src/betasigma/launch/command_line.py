@@ -26,7 +26,7 @@ PLACES = ("--config-path", "--config-name", "--config-dir")
 
 PATHS = (
     *("run", "runs", "resume", "from", "to", "data.root", "images"),
-    *("evaluation.inception_weights", "evaluation.cache"),
+    *("evaluation.inception_weights", "evaluation.dinov2_weights", "evaluation.cache"),
 )
 """Keys whose values are paths, relative to the user's directory."""
 

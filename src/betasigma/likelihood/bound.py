@@ -25,10 +25,14 @@ which puts β-schedules and σ-ladders on the same footing.
 
 *Decoder.* p(x_0 | x_{t_min}) integrates a Gaussian around the denoiser's own estimate x̂_0 over
 each of the 256 bins (Ho et al. 2020, equation 13). Its standard deviation is either the kernel's,
-σ/α at t_min (DDPM's choice), the network's where it has ``learned`` one, or ``fitted``: the root
-mean square error of x̂_0 there. At σ_min =
-0.01 on [0, 1], 2.55 grey levels, the kernel's costs over two bits per dimension that the denoiser
-does not deserve, and models would be ranked by their σ_min.
+σ/α at t_min (β_1 of DDPM by the paper), the ``posterior``'s √β̃_2, which its code takes there
+instead (0.0074 for 0.01), the network's where it has ``learned`` one, or ``fitted``: the root mean
+square error of x̂_0 there. At σ_min = 0.01 on [0, 1], 2.55 grey levels, the kernel's costs over two
+bits per dimension that the denoiser does not deserve, and models would be ranked by their σ_min.
+*Protocol of the published numbers.* Ho et al.'s code, and iDDPM's, bound with x̂_0 clipped to the
+value range and the decoder's √β̃_2: ``DiscreteBound(decoder_std="posterior", clip=True)``,
+``likelihood=ddpm_bound`` in a config.
+
 A decoder that is fitted to the images it scores bounds nothing: measure it on training images by
 :meth:`VariationalBound.fitted_to`. (Without that it is each batch's own error.)
 """
@@ -83,8 +87,9 @@ class VariationalBound:
     """What both bounds share.
 
     Args:
-        decoder_std: of the decoder's Gaussian: ``kernel``, ``fitted``, ``learned`` where the
-            network has one, or a number.
+        decoder_std: of the decoder's Gaussian: ``kernel``, ``posterior``, ``fitted``, ``learned``
+            where the network has one, or a number.
+        clip: clip every x̂_0 to the value range.
         seed: of noise and levels; with the example's index it determines every draw.
     """
 
@@ -93,12 +98,13 @@ class VariationalBound:
     """Of the random numbers."""
 
     decoder_std: DecoderStd | float
+    clip: bool = False
     seed: int = 0
 
     @property
     def settings(self) -> str:
         """What a value depends on, for the record."""
-        return f"decoder={self.decoder_std}"
+        return f"decoder={self.decoder_std}{' clip=true' if self.clip else ''}"
 
     def fitted_to(self, denoiser: DenoiserLike, batches: Iterable[Examples]) -> Self:
         """With ``decoder_std=fitted``, the same bound with the root mean square error of x̂_0 at
@@ -113,7 +119,9 @@ class VariationalBound:
         squares, count = 0.0, 0
         for examples in batches:
             rng = _stream("decoder", self.seed, examples.x0, examples.indices)
-            predicted = _predict(denoiser, examples.x0, denoiser.schedule.t_min, examples.y, rng)
+            predicted = self.predict(
+                denoiser, examples.x0, denoiser.schedule.t_min, examples.y, rng
+            )
             error = examples.x0.double() - predicted.x0.double()
             squares, count = squares + error.square().sum().item(), count + error.numel()
         return replace(self, decoder_std=max(math.sqrt(squares / count), SMALLEST_STD))
@@ -167,9 +175,39 @@ class VariationalBound:
         return Bound(
             _prior_bits(denoiser, x0, prior),
             diffusion,
-            decoder_bits(denoiser, x0, self.decoder_std, y, rng),
+            self.decoder(denoiser, x0, y, rng),
             per_level,
         )
+
+    def predict(
+        self, denoiser: DenoiserLike, x0: Tensor, t: float, y: Tensor | None, rng: Stream
+    ) -> Prediction:
+        """What the model says of x_t that is made of x_0."""
+        time = torch.tensor(t, dtype=torch.float64)
+        eps = rng.normal(x0.shape[1:], torch.float32).to(x0)
+        predicted = denoiser(perturb(denoiser.schedule, x0, time, eps), time, y)
+        return predicted.clipped(*denoiser.value_range) if self.clip else predicted
+
+    def decoder(self, denoiser: DenoiserLike, x0: Tensor, y: Tensor | None, rng: Stream) -> Tensor:
+        """E[−log₂ p(x_0 | x_{t_min})] per dimension, ``(B,)``: a Gaussian around x̂_0, integrated
+        over bins.
+        """
+        schedule, std = denoiser.schedule, self.decoder_std
+        predicted = self.predict(denoiser, x0, schedule.t_min, y, rng)
+        bounds = reverse_log_variances(schedule, schedule.t_min, 0.0)
+        spread: Tensor | float
+        if std == "fitted":
+            error = x0.double() - predicted.x0.double()
+            spread = max(error.square().mean().sqrt().item(), SMALLEST_STD)
+        elif std == "learned":
+            spread = torch.exp(predicted.log_variance(*bounds).double() / 2)
+        elif std == "posterior":
+            spread = torch.exp(bounds[0] / 2).item()
+        elif std == "kernel":
+            spread = schedule.ratio(schedule.t_min).item()
+        else:
+            spread = float(std)
+        return discretized_gaussian_bits(x0, predicted.x0, spread, denoiser.value_range).cpu()
 
     def diffusion(
         self, denoiser: DenoiserLike, x0: Tensor, y: Tensor | None, rng: Stream
@@ -209,7 +247,7 @@ class DiscreteBound(VariationalBound):
     ) -> tuple[Tensor, Tensor]:
         schedule, levels = denoiser.schedule, []
         for s, t in pairwise(schedule.times().tolist()):
-            predicted = _predict(denoiser, x0, t, y, rng)
+            predicted = self.predict(denoiser, x0, t, y, rng)
             low, high = reverse_log_variances(schedule, t, s)
             if self.variance == "learned":
                 log_v = predicted.log_variance(low, high).double()
@@ -253,39 +291,11 @@ class ContinuousBound(VariationalBound):
             t = schedule.t_of_log_snr(low + width * place)
             eps = rng.normal(x0.shape[1:], torch.float32).to(x0)
             predicted = denoiser(perturb(schedule, x0, t, eps), t, y)
+            if self.clip:
+                predicted = predicted.clipped(*denoiser.value_range)
             total += (eps - predicted.eps).double().square().flatten(1).mean(1).cpu()
         none = torch.empty(len(x0), 0, dtype=torch.float64)
         return total / self.draws * width / 2 / math.log(2), none
-
-
-def decoder_bits(
-    denoiser: DenoiserLike, x0: Tensor, std: DecoderStd | float, y: Tensor | None, rng: Stream
-) -> Tensor:
-    """E[−log₂ p(x_0 | x_{t_min})] per dimension, ``(B,)``: a Gaussian around x̂_0, integrated over
-    bins.
-    """
-    schedule = denoiser.schedule
-    predicted = _predict(denoiser, x0, schedule.t_min, y, rng)
-    spread: Tensor | float
-    if std == "fitted":
-        error = x0.double() - predicted.x0.double()
-        spread = max(error.square().mean().sqrt().item(), SMALLEST_STD)
-    elif std == "learned":
-        bounds = reverse_log_variances(schedule, schedule.t_min, 0.0)
-        spread = torch.exp(predicted.log_variance(*bounds).double() / 2)
-    elif std == "kernel":
-        spread = schedule.ratio(schedule.t_min).item()
-    else:
-        spread = float(std)
-    return discretized_gaussian_bits(x0, predicted.x0, spread, denoiser.value_range).cpu()
-
-
-def _predict(
-    denoiser: DenoiserLike, x0: Tensor, t: float, y: Tensor | None, rng: Stream
-) -> Prediction:
-    time = torch.tensor(t, dtype=torch.float64)
-    eps = rng.normal(x0.shape[1:], torch.float32).to(x0)
-    return denoiser(perturb(denoiser.schedule, x0, time, eps), time, y)
 
 
 def _prior_bits(denoiser: DenoiserLike, x0: Tensor, prior: GaussianPrior | None) -> Tensor:

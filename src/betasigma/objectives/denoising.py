@@ -18,13 +18,19 @@ Every weighting w(t) multiplies ‖ε − ε̂‖² = SNR·‖x_0 − x̂_0‖²
 |----------------|-----------------------------------------|-------------------------|
 | `sigma_power`  | σ^(p−2), i.e. λ(σ) = σ^p                | SNR·σ^(p−2)             |
 | `vlb`          | L·(SNR_s/SNR_t − 1), 1·L at level 1     | L·(SNR_s − SNR_t)       |
+| `likelihood`   | g²/σ² = −d log-SNR/dt                   | g²/σ²·SNR               |
 | `min_snr`      | min(SNR, γ)/SNR                         | min(SNR, γ)             |
+| `edm`          | (σ̃² + σ_d²)/σ_d²,  σ̃ = σ/α              | (σ̃² + σ_d²)/(σ̃·σ_d)²    |
 
 *vlb* is (2.9), the denoising-matching term of the bound: with c_x0 and β̃ of the posterior (2.6,
 2.7), the divergence ½·c_x0²/β̃·‖x_0 − x̂_0‖² of the step from t to s is ½·(SNR_s −
 SNR_t)·‖x_0 − x̂_0‖², for any Gaussian schedule, and L times its mean over the levels is their sum.
 Level 1 has a decoder instead of a divergence; a Gaussian of standard deviation σ/α around x̂_0
-gives it ½·‖ε − ε̂‖². *min_snr* is Hang et al. (2023, "Efficient diffusion training via min-SNR
+gives it ½·‖ε − ε̂‖². *likelihood* is the same of infinitely many levels: Song et al. (2021, "Maximum
+likelihood training of score-based diffusion models", theorem 1) weigh ‖score error‖² by g², hence
+‖ε − ε̂‖² by g²/σ², and with ``times=continuous`` half of it is the integral of the continuous bound.
+*edm* is Karras et al. (2022, table 1), made for σ̃ drawn from a log-normal distribution:
+``times=log_normal``. *min_snr* is Hang et al. (2023, "Efficient diffusion training via min-SNR
 weighting strategy"): min(SNR, γ) on the error of x_0, hence min(SNR, γ)/SNR on that of ε and
 min(SNR, γ)/(SNR + 1) on that of v, which is the same loss thrice. Its SNR is that of data in
 [−1, 1], so that γ means the same in both families.
@@ -61,12 +67,24 @@ class LossTerms(NamedTuple):
     """Time of each example, float64 on the CPU, shape ``(B,)``."""
 
 
-def draw_times(schedule: NoiseSchedule, sampling: Times, rng: Stream) -> Tensor:
-    """Times uniform on the discrete levels, or uniform on the whole curve [t_min, 1]; float64,
-    ``(B,)``.
+def draw_times(
+    schedule: NoiseSchedule,
+    sampling: Times,
+    rng: Stream,
+    log_mean: float = -1.2,
+    log_std: float = 1.2,
+) -> Tensor:
+    """Times uniform on the discrete levels, uniform on the whole curve [t_min, 1], or with log σ/α
+    normal within the curve's range; float64, ``(B,)``.
     """
     if sampling == "levels":
         return rng.integers(1, schedule.levels + 1).double() / schedule.levels
+    if sampling == "log_normal":
+        ends = torch.stack([schedule.ratio(schedule.t_min), schedule.ratio(1.0)]).log()
+        low, high = torch.special.ndtr((ends - log_mean) / log_std)
+        share = low + (high - low) * rng.uniform(device="cpu")
+        log_ratio = (log_mean + log_std * torch.special.ndtri(share)).clamp(*ends.tolist())
+        return schedule.t_of_log_snr(-2 * log_ratio)
     return schedule.t_min + (1 - schedule.t_min) * rng.uniform(device="cpu")
 
 
@@ -107,10 +125,13 @@ class Objective:
 
     Args:
         times: ``levels`` draws t uniformly from the discrete levels {1, …, L}/L, ``continuous``
-            from [t_min, 1].
-        weighting: ``sigma_power``, ``vlb`` or ``min_snr``, see above.
+            from [t_min, 1], ``log_normal`` so that log σ/α is normal.
+        weighting: ``sigma_power``, ``vlb``, ``likelihood``, ``min_snr`` or ``edm``, see above.
         sigma_power: λ(σ) = σ^p of multi-σ DSM, i.e. w = σ^(p−2); 2 is both papers' choice.
         gamma: γ of ``min_snr``; the paper takes 5.
+        sigma_data: σ_d of ``edm``, in the units of the data.
+        log_mean, log_std: of log σ/α under ``log_normal``; EDM's −1.2 and 1.2 are for images in
+            [−1, 1].
         reduction: ``mean`` over dimensions (DDPM's code) or ``half_sum``, ½·Σ over dimensions
             (NCSN): d/2 times as much.
         label_dropout: probability of hiding an example's label, for classifier-free guidance.
@@ -125,6 +146,9 @@ class Objective:
     weighting: Weighting = "sigma_power"
     sigma_power: float = 2.0
     gamma: float = 5.0
+    sigma_data: float = 0.5
+    log_mean: float = -1.2
+    log_std: float = 1.2
     reduction: Reduction = "mean"
     label_dropout: float = 0.0
 
@@ -141,7 +165,7 @@ class Objective:
             y: class labels ``(B,)`` or ``None``.
             rng: the numbers of these examples at this step.
         """
-        t = draw_times(denoiser.schedule, self.times, rng)
+        t = draw_times(denoiser.schedule, self.times, rng, self.log_mean, self.log_std)
         eps = rng.normal(x0.shape[1:]).to(x0)
         y = drop_labels(y, denoiser.num_classes, self.label_dropout, rng)
         noised = Noised(x0, perturb(denoiser.schedule, x0, t, eps), t, eps, y)
@@ -165,6 +189,10 @@ class Objective:
         schedule = denoiser.schedule
         if self.weighting == "vlb":
             return bound_weight(schedule, t)
+        if self.weighting == "likelihood":
+            return -schedule.log_snr_slope(t)
+        if self.weighting == "edm":
+            return (schedule.ratio(t) / self.sigma_data) ** 2 + 1
         if self.weighting == "min_snr":
             low, high = denoiser.value_range
             snr = torch.exp(schedule.log_snr(t)) * ((high - low) / 2) ** 2

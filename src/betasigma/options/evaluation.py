@@ -61,12 +61,15 @@ METRICS = {
     "is": KnownMetric(f"{_CLASSES}.InceptionScore", "logits", 10),
     "precision": KnownMetric(f"{_CLASSES}.Precision", "features", 4),
     "recall": KnownMetric(f"{_CLASSES}.Recall", "features", 4),
+    "density": KnownMetric(f"{_CLASSES}.Density", "features", 6),
+    "coverage": KnownMetric(f"{_CLASSES}.Coverage", "features", 6),
     "neighbours": KnownMetric(f"{_CLASSES}.NeighbourRatio", "images", 1),
 }
 
 EXTRACTORS = {
     "inception": KnownExtractor(images=True, classes=1008),
     "efficientnet_lite0": KnownExtractor(images=True, classes=1000),
+    "dinov2": KnownExtractor(images=True, classes=0),
     "identity": KnownExtractor(images=False, classes=0),
 }
 
@@ -76,6 +79,10 @@ INCEPTION_FILES = (
 )
 """One file under two names: as torch-fidelity and as pytorch-fid publish it (6726825d begins its
 SHA-256)."""
+
+
+DINOV2_FILE = "dinov2_vitl14_pretrain.pth"
+"""Weights of DINOv2's ViT-L/14 without registers, as its authors publish them."""
 
 
 class MetricOptions(ComponentOptions):
@@ -102,7 +109,10 @@ class EvaluationOptions(Options):
     inception_weights: str | None = option(
         None, f"path of {INCEPTION_FILES[0]}, as torch-fidelity publishes it"
     )
-    download: bool = option(False, "fetch those weights")
+    dinov2_weights: str | None = option(
+        None, f"path of {DINOV2_FILE}, as DINOv2's authors publish it"
+    )
+    download: bool = option(False, "fetch the weights of the extractor")
     metrics: list[str | dict[str, Any]] = option(
         ["fd", "kid", "precision", "recall", "neighbours"],
         f"what is measured: {', '.join(METRICS)}, or classes",

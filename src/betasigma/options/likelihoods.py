@@ -15,7 +15,7 @@ from betasigma.options.objectives import check_trace
 from betasigma.options.samplers import Variance
 
 Prior = Literal["standard", "moments"]
-DecoderStd = Literal["kernel", "fitted", "learned"]
+DecoderStd = Literal["kernel", "posterior", "fitted", "learned"]
 Trace = Literal["hutchinson", "exact"]
 
 FITTED = 256
@@ -46,6 +46,8 @@ class LikelihoodOptions(ComponentOptions):
 class BoundOptions(LikelihoodOptions):
     """Options of a variational bound, which is of bytes."""
 
+    clip: bool = option(False, "clip every predicted x_0 to the value range, as in DDPM's code")
+
     def check_with(self, composition: Composition) -> None:
         super().check_with(composition)
         if composition.data.points:
@@ -67,8 +69,8 @@ class DiscreteBoundOptions(BoundOptions):
     variance: Variance = option("beta", "of the reverse steps")
     decoder_std: DecoderStd = option(
         "kernel",
-        "of the decoder: sigma/alpha at the smallest noise, the denoiser's error there on "
-        f"{FITTED} training images, or the network's own",
+        "of the decoder: sigma/alpha at the smallest noise, the posterior's there as in DDPM's "
+        f"code, the denoiser's error there on {FITTED} training images, or the network's own",
     )
 
 

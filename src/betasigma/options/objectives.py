@@ -10,8 +10,8 @@ from betasigma.errors import UserError
 from betasigma.options.base import ComponentOptions, Count, Positive, Probability, option
 from betasigma.options.composition import Composition
 
-Times = Literal["levels", "continuous"]
-Weighting = Literal["sigma_power", "vlb", "min_snr"]
+Times = Literal["levels", "continuous", "log_normal"]
+Weighting = Literal["sigma_power", "vlb", "likelihood", "min_snr", "edm"]
 Reduction = Literal["mean", "half_sum"]
 
 TRACE_LIMIT = 256
@@ -51,6 +51,9 @@ class WeightedOptions(ObjectiveOptions):
         2.0, "lambda(sigma) = sigma^p of weighting=sigma_power; 2 weighs every level alike in eps"
     )
     gamma: Positive = option(5.0, "of weighting=min_snr, for data in [-1, 1]")
+    sigma_data: Positive = option(0.5, "of weighting=edm: standard deviation of the data")
+    log_mean: float = option(-1.2, "of times=log_normal: mean of log sigma/alpha")
+    log_std: Positive = option(1.2, "of times=log_normal: standard deviation of log sigma/alpha")
     reduction: Reduction = option("mean", "over dimensions: their mean, or half of their sum")
 
     @model_validator(mode="after")
@@ -67,6 +70,15 @@ class WeightedOptions(ObjectiveOptions):
                 f"objective.times={self.times} must be levels"
             )
         return self
+
+    def check_with(self, composition: Composition) -> None:
+        super().check_with(composition)
+        schedule = composition.schedule
+        if self.weighting == "likelihood" and schedule.level_count == 1:
+            name = "sigma.levels" if schedule.knobs == "sigma" else "beta.steps"
+            raise UserError(
+                f"objective.weighting=likelihood is the slope of log-SNR, which {name}=1 has not"
+            )
 
 
 class DenoisingOptions(WeightedOptions):
