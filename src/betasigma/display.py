@@ -96,7 +96,7 @@ class Display:
             last = now
             left = (total - n) * (now - start) / max(1, n - done)
             write = self._log if self._live else self.line
-            write(f"{what} {count(n)}  {note}  {_clock(left)} left")
+            write(f"{what} {count(n)}  {note}  {clock(left)} left")
 
         if not self._live:
             yield print_line
@@ -157,7 +157,8 @@ def plain_warnings() -> None:
     warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """A duration as ``h:mm:ss``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"

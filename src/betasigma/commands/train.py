@@ -62,7 +62,7 @@ from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
 from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
-from betasigma.training.progress import Metrics
+from betasigma.training.progress import Estimate, Metrics
 from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import Stopwatch
 from betasigma.training.tracking import close_loggers, make_loggers
@@ -184,6 +184,7 @@ def run_callbacks(
     checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], watch)
     return [
         SkippedSteps(settings["skip_limit"], settings["log_every"], run),
+        Estimate(display, content["batch_size"], content["steps"]),
         Metrics(display, watch, settings["log_every"], content["batch_size"], content["steps"]),
         checkpoints,
         Interrupts(

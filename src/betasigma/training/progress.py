@@ -5,13 +5,65 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from betasigma.display import Display
+from betasigma.display import Display, clock
 from betasigma.modules import DiffusionModule
 from betasigma.options.training import SPEED, TRAIN_LOSS
 from betasigma.training.steps import StepCallback, Stopwatch
 from betasigma.training.tracking import log_values
+
+MEASURED = 5
+"""Steps by which the time of a run is estimated."""
+
+
+class Estimate(StepCallback):
+    """Says after the first steps how long training will take, where many more are to come.
+
+    The first step is left out, in which libraries start and a network is compiled, and so are
+    validations. Only a measured step tells the time of one: it depends on the machine, the network
+    and whoever else computes there.
+
+    Args:
+        display: where it is said.
+        batch_size: examples per step.
+        total: steps of the whole run.
+    """
+
+    def __init__(self, display: Display, batch_size: int, total: int) -> None:
+        super().__init__()
+        self._display, self._batch_size, self._total = display, batch_size, total
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._first = trainer.global_step + 1
+        self._last_measured = self._first + MEASURED
+        self._watch = Stopwatch()
+        self._validation = ExitStack()
+
+    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        few = self._total - self._last_measured < 4 * MEASURED
+        if few or step not in (self._first, self._last_measured):
+            return
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        seconds = self._watch.lap() / MEASURED
+        if step == self._last_measured:
+            self._display.line(
+                f"{self._total - step} more steps will take about "
+                f"{clock(seconds * (self._total - step))}, at {self._batch_size / seconds:.0f} "
+                f"images/s by the first {MEASURED + 1}; validation, samples and evaluation come on "
+                f"top"
+            )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._validation.close()
 
 
 class Metrics(StepCallback):
