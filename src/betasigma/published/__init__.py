@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from betasigma.published.diffusers_unet import DiffusersUNet
 from betasigma.published.model_format import ModelFormat
+from betasigma.published.ncsn_checkpoints import NCSNCheckpoint, NCSNv2Checkpoint
 from betasigma.published.openai_unet import GuidedDiffusion, ImprovedDiffusion
 from betasigma.published.pytorch_diffusion import PytorchDiffusion
 from betasigma.published.score_sde import ScoreSdeDDPM
+from betasigma.published.score_sde_ncsnpp import ScoreSdeNCSNpp
 
 FORMATS: tuple[ModelFormat, ...] = (
     DiffusersUNet(),
     PytorchDiffusion(),
     ScoreSdeDDPM(),
+    ScoreSdeNCSNpp(),
+    NCSNCheckpoint(),
+    NCSNv2Checkpoint(),
     ImprovedDiffusion(),
     GuidedDiffusion(),
 )

@@ -81,7 +81,80 @@ def ddpm_config(
     }
 
 
+def vp_sde_config(network: Node, steps: int, start: float, end: float) -> Node:
+    """All nodes of a model of the VP SDE that was trained on every t (Song et al. 2021).
+
+    Args:
+        network: its node.
+        steps: that sampling takes.
+        start, end: rates β(0) and β(1).
+    """
+    return {
+        "network": network,
+        "schedule": schedule_node("vp_sde", steps, start, end),
+        "preconditioning": {
+            "_target_": "betasigma.preconditioning.Preconditioning",
+            "conditioning": "scaled_time",
+        },
+        "objective": {"_target_": "betasigma.objectives.Denoising", "times": "continuous"},
+        "sampler": {
+            "_target_": "betasigma.samplers.PredictorCorrector",
+            "predictor": "euler_maruyama",
+            "corrector_steps": 0,
+        },
+    }
+
+
 def schedule_node(kind: str, steps: int, start: float, end: float) -> Node:
     """The node ``schedule``; a cosine has no start and no end."""
     ends = {} if kind == "cosine" else {"start": start, "end": end}
     return {"_target_": f"betasigma.schedules.{kind}", "steps": steps, **ends}
+
+
+def ncsn_config(
+    network: Node,
+    levels: int,
+    sigma_max: float,
+    sigma_min: float,
+    sampler: Node,
+    prediction: str = "score",
+    conditioning: str = "log_sigma",
+    continuous: bool = False,
+    value_range: Sequence[float] = (0.0, 1.0),
+) -> Node:
+    """All nodes of an NCSN on a geometric ladder.
+
+    Args:
+        network, sampler: their nodes.
+        levels, sigma_max, sigma_min: of the ladder, in the units of ``value_range``.
+        prediction: what the output means.
+        conditioning: what the network is told of the noise level.
+        continuous: whether training saw what lies between the levels.
+        value_range: of clean data.
+    """
+    return {
+        "model": {
+            "_target_": "betasigma.modules.NCSN",
+            "name": "ncsn",
+            "family": "ncsn",
+            "value_range": list(value_range),
+        },
+        "network": network,
+        "schedule": {
+            "_target_": "betasigma.schedules.geometric",
+            "levels": levels,
+            "max": sigma_max,
+            "min": sigma_min,
+        },
+        "preconditioning": {
+            "_target_": "betasigma.preconditioning.Preconditioning",
+            "prediction": prediction,
+            "conditioning": conditioning,
+        },
+        "objective": {
+            "_target_": "betasigma.objectives.Denoising",
+            "reduction": "half_sum",
+            "times": "continuous" if continuous else "levels",
+        },
+        "sampler": sampler,
+    }

@@ -19,6 +19,12 @@ PREFIX = "module."
 BUFFERS = ("sigmas",)
 """Tensors of the model that are no parameters."""
 
+FIXED = ("all_modules.0.W",)
+"""Parameters that are not trained, of which no average is kept: Fourier frequencies."""
+
+FREQUENCIES = "conditioning.features.frequencies"
+"""Our name for them."""
+
 BLOCK = {
     "GroupNorm_0": "norm1",
     "Conv_0": "conv1",
@@ -43,13 +49,14 @@ def is_score_sde(source: WeightFile) -> bool:
 def averaged_weights(source: WeightFile) -> dict[str, Tensor]:
     """The averaged parameters by their names in the model, without ``module.``.
 
-    A checkpoint has them as a list, in the order of the model's parameters.
+    A checkpoint has them as a list, in the order of the model's trained parameters.
 
     Raises:
         UserError: where the two do not fit each other.
     """
     model = checked_tensors(source.content["model"], source)
     raw = {k.removeprefix(PREFIX): v for k, v in model.items()}
+    fixed = {name: raw.pop(name) for name in FIXED if name in raw}
     raw = {name: value for name, value in raw.items() if name not in BUFFERS}
     averages = source.content["ema"].get("shadow_params")
     if not isinstance(averages, list) or len(averages) != len(raw):
@@ -61,7 +68,7 @@ def averaged_weights(source: WeightFile) -> dict[str, Tensor]:
     for name, value in averaged.items():
         if value.shape != raw[name].shape:
             raise UserError(f"{source.named} has an average of {name} of another shape")
-    return averaged
+    return averaged | fixed
 
 
 def trained_steps(source: WeightFile) -> int:
@@ -182,27 +189,30 @@ class _SequentialWeights:
         place = self._place()
         found = self._tensors.layers(f"{place}.", BLOCK)
         if f"{place}.NIN_0.W" in self._tensors:
-            found |= self._one_by_one(f"{place}.NIN_0", "shortcut", (1, 1))
+            found |= _one_by_one(self._tensors, f"{place}.NIN_0", "shortcut", (1, 1))
         # on the way up, one layer attends at each resolution: the last
         attends = {
             "down": self._attending[level],
             "middle": block == 0,
             "up": self._attending[level] and block == self._settings["num_res_blocks"],
         }[side]
-        return found | self._attention(self._place()) if attends else found
+        return found | attention_weights(self._tensors, self._place()) if attends else found
 
-    def _attention(self, place: str) -> Weights:
-        projections = [self._one_by_one(f"{place}.NIN_{i}", f"{i}") for i in range(4)]
-        return (
-            self._tensors.layer(f"{place}.GroupNorm_0", "attention.norm")
-            | joined(projections[:3], "attention.qkv")
-            | {name.replace("3.", "attention.out."): w for name, w in projections[3].items()}
-        )
 
-    def _one_by_one(self, place: str, ours: str, pixel: tuple[int, ...] = ()) -> Weights:
-        """A matrix on channels, whose transpose is a linear layer or a convolution of a pixel."""
-        weight = self._tensors.take(f"{place}.W").T.contiguous()
-        return {
-            f"{ours}.weight": weight.reshape(*weight.shape, *pixel),
-            f"{ours}.bias": self._tensors.take(f"{place}.b"),
-        }
+def attention_weights(tensors: Tensors, place: str) -> Weights:
+    """Weights of ``AttnBlock`` and ``AttnBlockpp``."""
+    projections = [_one_by_one(tensors, f"{place}.NIN_{i}", f"{i}") for i in range(4)]
+    return (
+        tensors.layer(f"{place}.GroupNorm_0", "attention.norm")
+        | joined(projections[:3], "attention.qkv")
+        | {name.replace("3.", "attention.out."): w for name, w in projections[3].items()}
+    )
+
+
+def _one_by_one(tensors: Tensors, place: str, ours: str, pixel: tuple[int, ...] = ()) -> Weights:
+    """A matrix on channels, whose transpose is a linear layer or a convolution of a pixel."""
+    weight = tensors.take(f"{place}.W").T.contiguous()
+    return {
+        f"{ours}.weight": weight.reshape(*weight.shape, *pixel),
+        f"{ours}.bias": tensors.take(f"{place}.b"),
+    }

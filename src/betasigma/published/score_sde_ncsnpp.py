@@ -1,0 +1,254 @@
+"""score_sde_pytorch: DDPM++ and NCSN++ (Song et al. 2021), of the VP and the VE SDE."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from betasigma.errors import UserError
+from betasigma.published.config_nodes import (
+    Node,
+    ddpm_config,
+    ncsn_config,
+    schedule_node,
+    vp_sde_config,
+)
+from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
+from betasigma.published.ncsnpp_weights import NCSNppShape
+from betasigma.published.score_sde import (
+    BLOCK,
+    FREQUENCIES,
+    attention_weights,
+    averaged_weights,
+    is_score_sde,
+    trained_steps,
+)
+from betasigma.published.unet_weights import Tensors, Weights
+from betasigma.published.weight_file import WeightFile
+
+INPUTS = {"none": "none", "input_skip": "skip", "residual": "residual"}
+OUTPUTS = {"none": "none", "output_skip": "skip"}
+
+_FIR: Settings = {"fir": True, "progressive_input": "residual"}
+_CONTINUOUS: Settings = {"continuous": True}
+_DEEP: Settings = {**_CONTINUOUS, "num_res_blocks": 8}
+_VP: Settings = {"data": "cifar10"}
+_VE: Settings = {
+    **_FIR,
+    "sde": "vesde",
+    "centered": False,
+    "scale_by_sigma": True,
+    "data": "cifar10",
+}
+_VE_CONTINUOUS: Settings = {**_VE, **_CONTINUOUS, "embedding_type": "fourier"}
+_PYRAMIDS: Settings = {
+    **_VE_CONTINUOUS,
+    "dropout": 0.0,
+    "num_scales": 2000,
+    "progressive": "output_skip",
+    "progressive_input": "input_skip",
+    "data": None,
+}
+_256: Settings = {
+    **_PYRAMIDS,
+    "image_size": 256,
+    "ch_mult": "1,1,2,2,2,2,2",
+    "num_res_blocks": 2,
+    "snr": 0.075,
+}
+_1024: Settings = {
+    **_PYRAMIDS,
+    "image_size": 1024,
+    "nf": 16,
+    "ch_mult": "1,2,4,8,16,32,32,32",
+    "num_res_blocks": 1,
+    "sigma_max": 1348.0,
+    "snr": 0.15,
+}
+
+
+class ScoreSdeNCSNpp(ModelFormat):
+    """``NCSNpp`` of score_sde_pytorch, which DDPM++ is too."""
+
+    name = "score_sde-ncsnpp"
+    origin = "https://github.com/yang-song/score_sde_pytorch"
+    licence = "Apache-2.0"
+    defaults: ClassVar[Settings] = {
+        "sde": "vpsde",
+        "continuous": False,
+        "image_size": 32,
+        "centered": True,
+        "nf": 128,
+        "ch_mult": "1,2,2,2",
+        "num_res_blocks": 4,
+        "attn_resolutions": "16",
+        "dropout": 0.1,
+        "resblock_type": "biggan",
+        "skip_rescale": True,
+        "fir": False,
+        "progressive": "none",
+        "progressive_input": "none",
+        "progressive_combine": "sum",
+        "embedding_type": "positional",
+        "scale_by_sigma": False,
+        "num_scales": 1000,
+        "beta_min": 0.1,
+        "beta_max": 20.0,
+        "sigma_max": 50.0,
+        "sigma_min": 0.01,
+        "snr": 0.16,
+    }
+    published: ClassVar[Mapping[str, Settings]] = {
+        "vp/cifar10_ddpmpp": _VP,
+        "vp/cifar10_ddpmpp_continuous": {**_VP, **_CONTINUOUS},
+        "vp/cifar10_ddpmpp_deep_continuous": {**_VP, **_DEEP},
+        "vp/cifar10_ncsnpp": {**_VP, **_FIR},
+        "vp/cifar10_ncsnpp_continuous": {**_VP, **_FIR, **_CONTINUOUS},
+        "vp/cifar10_ncsnpp_deep_continuous": {**_VP, **_FIR, **_DEEP},
+        "ve/cifar10_ncsnpp": _VE,
+        "ve/cifar10_ncsnpp_continuous": _VE_CONTINUOUS,
+        "ve/cifar10_ncsnpp_deep_continuous": {**_VE_CONTINUOUS, **_DEEP},
+        "ve/celeba_ncsnpp": {
+            **_VE,
+            "image_size": 64,
+            "sigma_max": 90.0,
+            "snr": 0.17,
+            "data": "celeba",
+        },
+        "ve/bedroom_ncsnpp_continuous": {**_256, "sigma_max": 378.0},
+        "ve/church_ncsnpp_continuous": {**_256, "sigma_max": 380.0},
+        "ve/celebahq_256_ncsnpp_continuous": {**_256, "sigma_max": 348.0},
+        "ve/ffhq_256_ncsnpp_continuous": {**_256, "sigma_max": 348.0},
+        "ve/celebahq_ncsnpp_continuous": _1024,
+        "ve/ffhq_ncsnpp_continuous": _1024,
+        "ve/ffhq_1024_ncsnpp_continuous": _1024,
+    }
+
+    def detect(self, source: WeightFile) -> bool:
+        return is_score_sde(source) and any(
+            str(name).endswith(".Conv_2.weight") for name in source.content["model"]
+        )
+
+    def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
+        self._check(settings)
+        shape = NCSNppShape(
+            size=settings["image_size"],
+            channels=settings["nf"],
+            multipliers=integers("ch_mult", settings["ch_mult"]),
+            blocks=settings["num_res_blocks"],
+            sides=integers("attn_resolutions", settings["attn_resolutions"]),
+            progressive_input=INPUTS[settings["progressive_input"]],
+            progressive_output=OUTPUTS[settings["progressive"]],
+        )
+        network = shape.network(
+            dropout=settings["dropout"],
+            embedding=settings["embedding_type"],
+            resample_filter="fir" if settings["fir"] else "box",
+        )
+        tensors = Tensors(averaged_weights(source), source.named)
+        weights = _Layers(shape, tensors).weights(settings["embedding_type"] == "fourier")
+        tensors.finish()
+        size = settings["image_size"]
+        return PublishedModel(
+            _diffusion(network, settings),
+            weights,
+            (weights["enter.weight"].shape[1], size, size),
+            trained_steps(source),
+            settings.get("data"),
+        )
+
+    def _check(self, settings: Settings) -> None:
+        """Refuse what ours does not compute.
+
+        Raises:
+            UserError: naming the setting and what is read.
+        """
+        exploding = settings["sde"] == "vesde"
+        sines = "fourier" if exploding and settings["continuous"] else "positional"
+        read: dict[str, tuple[Any, ...]] = {
+            "sde": ("vpsde", "vesde"),
+            "resblock_type": ("biggan",),
+            "skip_rescale": (True,),
+            "progressive": tuple(OUTPUTS),
+            "progressive_input": tuple(INPUTS),
+            "progressive_combine": ("sum",),
+            "embedding_type": (sines,),
+            "scale_by_sigma": (True, False) if exploding else (False,),
+        }
+        for key, values in read.items():
+            if settings[key] not in values:
+                raise UserError(
+                    f"flags.{key}={settings[key]} of {self.name} is not read: only "
+                    f"{' or '.join(map(str, values))}, with sde={settings['sde']} and "
+                    f"continuous={settings['continuous']}"
+                )
+
+
+def _diffusion(network: Node, settings: Settings) -> Node:
+    """All nodes of the config."""
+    steps, continuous = settings["num_scales"], settings["continuous"]
+    value_range = [-1.0, 1.0] if settings["centered"] else [0.0, 1.0]
+    if settings["sde"] == "vesde":
+        return ncsn_config(
+            network,
+            steps,
+            settings["sigma_max"],
+            settings["sigma_min"],
+            {
+                "_target_": "betasigma.samplers.PredictorCorrector",
+                "snr": settings["snr"],
+            },
+            prediction="score" if settings["scale_by_sigma"] else "raw_score",
+            conditioning="log_sigma" if continuous else "level_number",
+            continuous=continuous,
+            value_range=value_range,
+        )
+    start, end = settings["beta_min"], settings["beta_max"]
+    config = (
+        vp_sde_config(network, steps, start, end)
+        if continuous
+        else ddpm_config(
+            network,
+            schedule_node("linear", steps, start / steps, end / steps),
+            variance="beta",
+            clip=False,
+        )
+    )
+    model = {"_target_": "betasigma.modules.DDPM", "name": "ddpm", "family": "ddpm"}
+    return {**config, "model": {**model, "value_range": value_range}}
+
+
+class _Layers:
+    """Layers by their number in ``all_modules``, taken in order."""
+
+    def __init__(self, shape: NCSNppShape, tensors: Tensors) -> None:
+        self._shape, self._tensors = shape, tensors
+        self._next = 0
+
+    def weights(self, fourier: bool) -> Weights:
+        """All weights of the network."""
+        weights: Weights = {}
+        if fourier:
+            weights[FREQUENCIES] = self._tensors.take(f"{self._place()}.W")
+        for name in ("conditioning.hidden", "conditioning.out", "enter"):
+            weights |= self._tensors.layer(self._place(), name)
+        return weights | self._shape.weights(self._part)
+
+    def _place(self) -> str:
+        self._next += 1
+        return f"all_modules.{self._next - 1}"
+
+    def _part(self, side: str, level: int, block: int | None) -> Weights:
+        place = self._place()
+        if side == "inputs":
+            one = "Conv_0" if self._shape.progressive_input == "skip" else "Conv2d_0"
+            return self._tensors.layer(f"{place}.{one}", "conv")
+        if side == "outputs":
+            norm = self._tensors.layer(place, "0")
+            return norm | self._tensors.layer(self._place(), "2")
+        found = self._tensors.layers(f"{place}.", BLOCK)
+        if f"{place}.Conv_2.weight" in self._tensors:
+            found |= self._tensors.layer(f"{place}.Conv_2", "shortcut")
+        if not self._shape.attends(side, level, block):
+            return found
+        return found | attention_weights(self._tensors, self._place())
