@@ -88,8 +88,8 @@ def test_it_is_equal(
     if settings["image_size"] == 1024:
         settings["ch_mult"] = "1,2,2,4,4,4,4,4"
     levels = len(settings["ch_mult"].split(","))
-    side = min(settings["image_size"], 2**levels)
-    attends_at = max(16 * side // settings["image_size"], side >> (levels - 1))
+    side = 2 ** (levels - 1)  # of one pixel at the coarsest
+    attends_at = 16 * side // settings["image_size"]
     theirs = score_sde.NCSNpp(config_of(settings, side, attends_at))
     frequencies = {k: v.clone() for k, v in theirs.state_dict().items() if k.endswith("0.W")}
     trained = [p for p in randomised(theirs).parameters() if p.requires_grad]
