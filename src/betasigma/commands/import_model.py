@@ -210,10 +210,15 @@ def _options(model: PublishedModel, asked: Import, source: WeightFile) -> Train:
         {
             "name": plain_name(source.path),
             "steps": max(model.step, 1),
-            "model": {"_target_": "betasigma.modules.DDPM", "name": "ddpm", "family": "ddpm"},
             "data": data,
             "optimizer": {"_target_": "torch.optim.Adam", "lr": 2e-4},
             **model.config,
+            "model": {
+                "_target_": "betasigma.modules.DDPM",
+                "name": "ddpm",
+                "family": "ddpm",
+                **model.config.get("model", {}),
+            },
         }
     )
     classes = options.network.num_classes

@@ -25,7 +25,7 @@ class PublishedModel:
     Attributes:
         config: nodes of a training run's config that say what the model is: ``network``,
             ``schedule``, ``preconditioning``, ``objective``, ``sampler``, each with ``_target_``,
-            and ``model`` (``betasigma.modules.DDPM`` by default).
+            and of ``model`` what differs from ``betasigma.modules.DDPM``.
         weights: state dict of the network, complete.
         sample_shape: (C, H, W) of the images.
         step: optimizer steps that the weights have seen; 0 where the file does not say.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
+from betasigma.options.networks import Pooling
 from betasigma.published.config_nodes import Node, ncsn_config
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.unet_weights import Tensors, Weights
@@ -53,7 +54,7 @@ class NCSNCheckpoint(ModelFormat):
         structure = _RefineNetWeights({k.removeprefix(PREFIX): v for k, v in raw.items()}, source)
         levels = structure.rows
         config = ncsn_config(
-            {**structure.network(), "pooling": "average", "conditional": True},
+            structure.network("average", conditional=True),
             levels,
             settings["sigma_begin"],
             settings["sigma_end"],
@@ -63,6 +64,10 @@ class NCSNCheckpoint(ModelFormat):
         )
         step = re.search(r"_(\d+)$", source.path.stem)
         return structure.model(config, settings, int(step[1]) if step else 0)
+
+
+def _settings(image_size: int, n_steps_each: int, step_lr: float) -> Settings:
+    return {"image_size": image_size, "n_steps_each": n_steps_each, "step_lr": step_lr}
 
 
 class NCSNv2Checkpoint(ModelFormat):
@@ -79,11 +84,11 @@ class NCSNv2Checkpoint(ModelFormat):
     }
     published: ClassVar[Mapping[str, Settings]] = {
         "cifar10": {"data": "cifar10"},
-        "celeba": {"image_size": 64, "step_lr": 3.3e-6, "data": "celeba"},
-        "church": {"image_size": 64, "n_steps_each": 4, "step_lr": 4.9e-6},
-        "bedroom": {"image_size": 128, "n_steps_each": 3, "step_lr": 1.8e-6},
-        "tower": {"image_size": 128, "n_steps_each": 3, "step_lr": 1.8e-6},
-        "ffhq": {"image_size": 256, "n_steps_each": 3, "step_lr": 9e-7},
+        "celeba": {**_settings(64, 5, 3.3e-6), "data": "celeba"},
+        "church": _settings(64, 4, 4.9e-6),
+        "bedroom": _settings(128, 3, 1.8e-6),
+        "tower": _settings(128, 3, 1.8e-6),
+        "ffhq": _settings(256, 3, 9e-7),
     }
 
     def detect(self, source: WeightFile) -> bool:
@@ -103,7 +108,7 @@ class NCSNv2Checkpoint(ModelFormat):
         averaged = {**raw, **self._averages(source, raw)}
         structure = _RefineNetWeights(averaged, source)
         config = ncsn_config(
-            {**structure.network(), "pooling": "max", "conditional": False},
+            structure.network("max", conditional=False),
             levels,
             first,
             last,
@@ -145,8 +150,8 @@ class _RefineNetWeights:
         """Noise levels that have a normalisation of their own."""
         return self._shape("normalizer.embed.weight", 2)[0]
 
-    def network(self) -> Node:
-        """The node ``network``, without what NCSN and NCSNv2 differ in."""
+    def network(self, pooling: Pooling, conditional: bool) -> Node:
+        """The node ``network``."""
         first = self._entry[0]
         if not first or any(width % first for width in self._widths):
             raise UserError(
@@ -157,6 +162,8 @@ class _RefineNetWeights:
             "_target_": "betasigma.networks.refinenet.RefineNet",
             "channels": first,
             "multipliers": [width // first for width in self._widths],
+            "pooling": pooling,
+            "conditional": conditional,
         }
 
     def model(self, config: Node, settings: Settings, step: int) -> PublishedModel:

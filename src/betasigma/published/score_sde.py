@@ -25,6 +25,9 @@ FIXED = ("all_modules.0.W",)
 FREQUENCIES = "conditioning.features.frequencies"
 """Our name for them."""
 
+FIRST = ("conditioning.hidden", "conditioning.out", "enter")
+"""Our names of the first layers, in the order of the model."""
+
 BLOCK = {
     "GroupNorm_0": "norm1",
     "Conv_0": "conv1",
@@ -171,7 +174,7 @@ class _SequentialWeights:
     def weights(self) -> Weights:
         """All weights of the network."""
         weights: Weights = {}
-        for name in ("conditioning.hidden", "conditioning.out", "enter"):
+        for name in FIRST:
             weights |= self._tensors.layer(self._place(), name)
         blocks = self._settings["num_res_blocks"]
         weights |= unet_weights(self._widths, blocks, self._shown, True, self._part)

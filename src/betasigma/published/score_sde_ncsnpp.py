@@ -17,6 +17,7 @@ from betasigma.published.model_format import ModelFormat, PublishedModel, Settin
 from betasigma.published.ncsnpp_weights import NCSNppShape
 from betasigma.published.score_sde import (
     BLOCK,
+    FIRST,
     FREQUENCIES,
     attention_weights,
     averaged_weights,
@@ -214,8 +215,7 @@ def _diffusion(network: Node, settings: Settings) -> Node:
             clip=False,
         )
     )
-    model = {"_target_": "betasigma.modules.DDPM", "name": "ddpm", "family": "ddpm"}
-    return {**config, "model": {**model, "value_range": value_range}}
+    return {**config, "model": {"value_range": value_range}}
 
 
 class _Layers:
@@ -230,7 +230,7 @@ class _Layers:
         weights: Weights = {}
         if fourier:
             weights[FREQUENCIES] = self._tensors.take(f"{self._place()}.W")
-        for name in ("conditioning.hidden", "conditioning.out", "enter"):
+        for name in FIRST:
             weights |= self._tensors.layer(self._place(), name)
         return weights | self._shape.weights(self._part)
 
