@@ -34,6 +34,12 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
     return Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
 
 
+def image_of(pixels: Tensor) -> Image.Image:
+    """One uint8 image ``(C, H, W)``, with 1 to 4 channels, as it is."""
+    array = pixels.permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+
+
 def scatter(points: Tensor) -> Image.Image:
     """Scatter plot of points ``(n, 2)``."""
     from matplotlib.figure import Figure

@@ -54,11 +54,11 @@ def test_its_samples_are_training_images(here: Path, digits_run: Path) -> None:
     done("sample", f"run={digits_run}", "n=6", "sampler.steps=20", "sampler=heun", "labels=[7,1]")
     (out,) = here.glob("outputs/*_sample_*")
     with np.load(out / "samples.npz") as arrays:
-        samples, labels = arrays["samples"], arrays["labels"]
+        samples, labels = arrays["arr_0"], arrays["arr_1"]
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    images = np.rint(digits.images * (255 / 16)).reshape(-1, 1, 8, 8)
+    images = np.rint(digits.images * (255 / 16)).reshape(-1, 8, 8, 1)
     for sample, label in zip(samples, labels, strict=True):
         distance = np.abs(images - sample).max(axis=(1, 2, 3))
         assert distance.min() <= 1

@@ -73,7 +73,7 @@ def test_a_checkpoint_knows_the_moments_of_its_data(here: Path, ddpm_run: Path) 
     assert np.allclose(moments.variance.numpy(), pixels.var(0), atol=1e-6)
     plain, _ = drawn(ddpm_run)
     matched, _ = drawn(ddpm_run, "sampler=ddim", "sampler.steps=2", "sampler.start=moments")
-    assert not np.array_equal(plain["samples"], matched["samples"])
+    assert not np.array_equal(plain["arr_0"], matched["arr_0"])
 
     contents = torch.load(ddpm_run / "checkpoints" / "last.ckpt", weights_only=True)
     contents["moments"] = {"mean": torch.zeros(3), "variance": torch.ones(3)}
@@ -87,8 +87,8 @@ def test_a_checkpoint_knows_the_moments_of_its_data(here: Path, ddpm_run: Path) 
 
 def test_samples_are_a_picture_and_numbers(here: Path, ddpm_run: Path) -> None:
     arrays, told = drawn(ddpm_run)
-    assert arrays["samples"].shape == (5, 1, 8, 8)
-    assert arrays["samples"].dtype == np.uint8
+    assert arrays["arr_0"].shape == (5, 8, 8, 1)
+    assert arrays["arr_0"].dtype == np.uint8
     assert (told["sampler"], told["nfe"], told["n"], told["seed"]) == ("ddim", 2, 5, 0)
     assert told["step"] == 6
     with Image.open(newest("*_sample_*") / "samples.png") as image:
@@ -100,7 +100,7 @@ def test_samples_are_those_of_the_loaded_model(here: Path, ddpm_run: Path) -> No
     denoiser, sampler = betasigma.load(ddpm_run)
     x = sampler.sample(denoiser, 5, seed=3).x
     expected = ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    assert np.array_equal(arrays["samples"], expected.numpy())
+    assert np.array_equal(arrays["arr_0"], expected.permute(0, 2, 3, 1).numpy())
 
 
 def test_another_sampler_seed_and_batch_size(here: Path, ncsn_run: Path) -> None:
@@ -108,19 +108,19 @@ def test_another_sampler_seed_and_batch_size(here: Path, ncsn_run: Path) -> None
     arrays, told = drawn(ncsn_run, *options)
     assert (told["sampler"], told["nfe"]) == ("ancestral", 3)
     divided, _ = drawn(ncsn_run, *options, "batch_size=2")
-    difference = divided["samples"].astype(int) - arrays["samples"].astype(int)
+    difference = divided["arr_0"].astype(int) - arrays["arr_0"].astype(int)
     assert np.abs(difference).max() <= 1
     other, _ = drawn(ncsn_run, *options, "seed=1")
-    assert not np.array_equal(other["samples"], arrays["samples"])
+    assert not np.array_equal(other["arr_0"], arrays["arr_0"])
 
 
 def test_labels_in_turn_and_guidance(here: Path, labelled_run: Path) -> None:
     options = ("hardware.precision=32",)
     arrays, told = drawn(labelled_run, *options, "labels=[3]", "guidance=2")
-    assert arrays["labels"].tolist() == [3] * 5
+    assert arrays["arr_1"].tolist() == [3] * 5
     assert (told["nfe"], told["guidance"]) == (4, 2)
-    assert drawn(labelled_run, "labels=[7,1]")[0]["labels"].tolist() == [7, 1, 7, 1, 7]
-    assert drawn(labelled_run)[0]["labels"].tolist() == [0, 1, 2, 3, 4]
+    assert drawn(labelled_run, "labels=[7,1]")[0]["arr_1"].tolist() == [7, 1, 7, 1, 7]
+    assert drawn(labelled_run)[0]["arr_1"].tolist() == [0, 1, 2, 3, 4]
     outcome = launch("sample", f"run={labelled_run}", "labels=[10]")
     assert outcome.status == 1
     assert outcome.err == "error: labels=[10] must be class labels of the model, 0 to 9\n"
@@ -281,5 +281,5 @@ def test_points_in_the_plane_go_all_the_way(here: Path) -> None:
     )
     assert "fd_identity" in outcome.out
     arrays, _ = drawn(outcome.run)
-    assert arrays["samples"].shape == (5, 2)
-    assert np.issubdtype(arrays["samples"].dtype, np.floating)
+    assert arrays["arr_0"].shape == (5, 2)
+    assert np.issubdtype(arrays["arr_0"].dtype, np.floating)

@@ -191,6 +191,11 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     if not saved.model.trains:
         _check_data(saved, asked.data.given)
     _check_labels(asked.labels, saved)
+    for key in ("save=folder", f"trajectory={asked.trajectory}"):
+        if facts.points and getattr(asked, key.partition("=")[0]) == key.partition("=")[2]:
+            raise UserError(f"{key} needs a model of images; this one's data are points")
+    if asked.subfolders and not saved.network.num_classes:
+        raise UserError("subfolders=true needs a model trained with class labels; this has none")
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.load import Loaded, load_run, with_place
 from betasigma.commands.measure import say_not_finite
-from betasigma.commands.sample import in_turn, to_uint8
+from betasigma.commands.sample import to_uint8
 from betasigma.data import image_sets, pixels
 from betasigma.denoiser import guided
 from betasigma.devices import move_to_device, precision_of
@@ -62,7 +63,9 @@ def edit(config: DictConfig, start: Start) -> None:
                 seeds=seeds,
                 variants=content["n"],
                 seed=content["seed"],
-                y=None if labels is None else in_turn(labels, rows),
+                y=None
+                if labels is None
+                else torch.tensor([labels[i % len(labels)] for i in range(rows)]),
                 batch_size=content["batch_size"],
                 progress=progress,
             )

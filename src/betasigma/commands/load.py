@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ class Loaded(NamedTuple):
     """The run's resolved config."""
     step: int
     """Optimizer steps that the weights have seen."""
+    classes: tuple[str, ...] = ()
+    """Names of the class labels; ``()`` for none."""
 
 
 def load_run(
@@ -77,7 +80,18 @@ def load_run(
         make_sampler(config["sampler"]),
         config,
         header["step"],
+        tuple(header.get("classes") or map(str, range(denoiser.num_classes))),
     )
+
+
+def weights_key(loaded: Loaded) -> str:
+    """Hex digest that changes when the weights do, or what an oracle knows."""
+    digest = blake2b(digest_size=16)
+    tensors = {**dict(loaded.denoiser.named_buffers()), **loaded.denoiser.state_dict()}
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def with_place(config: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from betasigma.options.base import (
     component,
     dump,
     option,
+    typed,
 )
 from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.data import DataOptions
@@ -23,7 +24,7 @@ from betasigma.options.evaluation import EvaluationOptions
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.lightning import TrainerOptions, check_callbacks
 from betasigma.options.likelihoods import LikelihoodOptions
-from betasigma.options.loggers import AnyLogger, NoLoggerOptions
+from betasigma.options.loggers import AnyLogger, NoLoggerOptions, require_package
 from betasigma.options.lr_schedules import ConstantRateOptions, LearningRateOptions
 from betasigma.options.models import ModelOptions
 from betasigma.options.networks import NetworkOptions
@@ -56,6 +57,11 @@ AnEdit = Annotated[EditOptions, component("edit")]
 OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional=True)]
 OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
 LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
+MOST = 10_000_000
+"""Samples of one command."""
+
+Film = Literal["gif", "mp4", "png"]
+Range = Annotated[str, Field(pattern=r"^\d+-\d+$", max_length=30)]
 Callbacks = Annotated[dict[str, dict[str, Any]], AfterValidator(check_callbacks)]
 
 
@@ -162,12 +168,53 @@ class OfARun(GuidedOptions):
 class Sample(OfARun):
     """The config of ``scripts/sample.py``."""
 
-    n: Count = option(64, "samples")
+    n: Count = option(64, "samples of each seed: 0 to n-1")
+    indices: list[Index] | Range | None = option(
+        None, "which samples of each seed, [3,5] or 0-9999, instead of n"
+    )
+    seeds: list[Seed] | Range | None = option(None, "several, [0,1] or 0-9, instead of seed")
     labels: list[Index] | Literal["all"] | None = option(
         None, "class labels, taken in turn; all or null: every class in turn"
     )
-    batch_size: Count = option(DRAWN_AT_ONCE, "drawn at once; halved where a GPU's memory ends")
-    save: Literal["png", "npz", "both"] = option("both", "what is written")
+    batch_size: Count = option(
+        DRAWN_AT_ONCE, "drawn at once; halved where the memory of a GPU ends"
+    )
+    save: Literal["png", "npz", "both", "folder"] = option(
+        "both", "what is written: a picture, arrays as evaluators take them, or a PNG a sample"
+    )
+    out: str | None = option(
+        None, "folder of save=folder, filled up where it was begun; null: a new one"
+    )
+    subfolders: bool = option(False, "of save=folder: one for each class")
+    trajectory: Film | None = option(
+        None, "states of a few samples on the way, as a film or a strip (png)"
+    )
+
+    @property
+    def chosen_indices(self) -> list[int]:
+        """Indices of the samples of each seed."""
+        return list(range(self.n)) if self.indices is None else _listed(self.indices)
+
+    @property
+    def chosen_seeds(self) -> list[int]:
+        """Seeds of the samples."""
+        return [self.seed] if self.seeds is None else _listed(self.seeds)
+
+    @model_validator(mode="after")
+    def _written(self) -> Self:
+        for key in ("indices", "seeds"):
+            value = getattr(self, key)
+            found = [] if value is None else _listed(value)
+            if value is not None and not 0 < len(set(found)) == len(found) <= MOST:
+                raise ValueError(
+                    f"{key}={value} must name at least one, at most {MOST:,}, and none twice"
+                )
+        for key in ("out", "subfolders"):
+            if getattr(self, key) and self.save != "folder":
+                raise ValueError(f"{key}={typed(getattr(self, key))} belongs to save=folder")
+        if self.trajectory == "mp4":
+            require_package("av", "trajectory=mp4")
+        return self
 
 
 class Evaluate(OfARun):
@@ -245,6 +292,14 @@ class Compare(Options):
     metrics: Annotated[list[str], Field(min_length=1)] = option(
         [TRAIN_LOSS, f"val/{DENOISING_ERROR}"], "whose curves are drawn"
     )
+
+
+def _listed(numbers: list[int] | str) -> list[int]:
+    """The numbers of a list, or of a range with both its ends."""
+    if isinstance(numbers, list):
+        return numbers
+    first, _, last = numbers.partition("-")
+    return list(range(int(first), min(int(last), int(first) + MOST) + 1))
 
 
 TOP_LEVEL: dict[str, type[Options]] = {

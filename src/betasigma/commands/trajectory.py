@@ -1,0 +1,130 @@
+"""Pictures of how samples come about: the states on a sampler's way, as a strip or a film."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from betasigma.data import pixels
+from betasigma.denoiser import DenoiserLike
+from betasigma.options.apps import Film
+from betasigma.pictures import grid, save
+from betasigma.randomness import Stream
+from betasigma.runs.files import replace_file
+from betasigma.samplers import Sampler
+
+SHOWN = 8
+"""Samples that are shown."""
+COLUMNS, FRAMES = 12, 60
+"""States of a strip and of a film, at most."""
+MILLISECONDS, LAST = 70, 1500
+"""For which a frame of a film is shown, and its last one."""
+
+
+def save_trajectory(
+    denoiser: DenoiserLike,
+    sampler: Sampler,
+    indices: Sequence[int],
+    seed: int,
+    labels: Callable[[Sequence[int]], Tensor | None],
+    film: Film,
+    out: Path,
+) -> Path:
+    """Draw the first of these samples once more and show states on the way.
+
+    Args:
+        denoiser: the model.
+        sampler: of the samples.
+        indices: of the samples, of which the first ``SHOWN`` are taken.
+        seed: of the samples.
+        labels: gives the class label of each.
+        film: ``png``: a row a sample; ``gif`` and ``mp4``: a grid of the samples that moves.
+        out: directory of the picture.
+
+    Returns:
+        Its path.
+    """
+    chosen = list(indices[:SHOWN])
+    states = seen(
+        denoiser, sampler, chosen, seed, labels(chosen), COLUMNS if film == "png" else FRAMES
+    )
+    path = out / f"trajectory.{film}"
+    if film == "png":
+        save(grid(states.transpose(0, 1).flatten(0, 1), len(states)), path)
+        return path
+    frames = [grid(frame) for frame in states]
+    with replace_file(path) as partial:
+        if film == "gif":
+            durations = [*[MILLISECONDS] * (len(frames) - 1), LAST]
+            frames[0].save(
+                partial,
+                format="GIF",
+                save_all=True,
+                append_images=frames[1:],
+                duration=durations,
+                loop=0,
+            )
+        else:
+            _write_mp4(partial, frames)
+    return path
+
+
+def seen(
+    denoiser: DenoiserLike,
+    sampler: Sampler,
+    indices: Sequence[int],
+    seed: int,
+    y: Tensor | None,
+    most: int,
+) -> Tensor:
+    """States from the first to the sample, evenly chosen, as bytes ``(states, n, C, H, W)``.
+
+    A state is shown at the contrast of clean data: deviations from the middle of the value range
+    are divided by √(α² + (σ/h)²), with half the range h. That changes nothing where the variance
+    is preserved over [−1, 1], and makes one picture of it and of a σ-ladder.
+    """
+    schedule, device = denoiser.schedule, denoiser.device
+    rng = Stream("sample", seed, indices=indices, device=device)
+    x = sampler.begin(denoiser, rng)
+    times = sampler.times(schedule)
+    reached = [times[0], *sampler.reached(times)]
+    places = set(np.linspace(0, len(reached) - 1, min(most, len(reached))).round().astype(int))
+    low, high = denoiser.value_range
+    middle, half = (low + high) / 2, (high - low) / 2
+    labels = None if y is None else y.to(device)
+
+    def states() -> Iterator[Tensor]:
+        yield x
+        yield from sampler.states(denoiser, x, rng, labels)
+
+    shown = []
+    for place, (state, t) in enumerate(zip(states(), reached, strict=True)):
+        if place in places:
+            alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
+            contrast = (alpha**2 + (sigma / half) ** 2) ** 0.5
+            plain = middle + (state.float().cpu() - alpha * middle) / contrast
+            shown.append(pixels.to_uint8(plain, (low, high)))
+    return torch.stack(shown)
+
+
+def _write_mp4(path: Path, frames: Sequence[Image.Image]) -> None:
+    av = importlib.import_module("av")  # of the extra [video], which the check asks for
+    held = [*frames, *[frames[-1]] * (LAST // MILLISECONDS)]
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("h264", rate=round(1000 / MILLISECONDS))
+        # its colours have half the resolution, and need an even number of pixels
+        stream.width, stream.height = (side + side % 2 for side in frames[0].size)
+        stream.pix_fmt = "yuv420p"
+        for image in held:
+            sheet = Image.new("RGB", (stream.width, stream.height), "white")
+            sheet.paste(image)
+            for packet in stream.encode(av.VideoFrame.from_image(sheet)):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
