@@ -77,6 +77,13 @@ SENTENCES = {
     ),
     "train model.family=ncsn": r"model\.family=ncsn is unknown: .* write model=ncsn",
     "evaluate run=somewhere evaluation.n=16": r"evaluation\.n=16 is for training.*: n=16 says",
+    "train data.mixture=two": r"data\.mixture=two does not apply to data=digits: remove it",
+    "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.ten data.mixture=two": (
+        r"data\.mixture=two does not apply to a data set of one's own"
+    ),
+    "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.ten data.download=true": (
+        r"data\.download=true does not apply to a data set of one's own"
+    ),
     "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.words": (
         r"data\.source: words returned labels that are not integers from 0"
     ),

@@ -253,7 +253,7 @@ def finish(
     named = f"run={run}"
     sampled = start.command("sample", named, "n=64", "sampler=ddim", "sampler.steps=50")
     display.line(f"  {sampled}")
-    display.line(f"  {start.command('evaluate', named, 'sampler=ddim,annealed_langevin', '-m')}")
+    display.line(f"  {start.command('evaluate', named, 'sampler=ddim,dpm_solver', '-m')}")
     if step and not parse_component("lr_schedule", content["lr_schedule"]).ends_with_the_run:
         display.line(f"  {start.command('train', f'resume={run}', f'steps={2 * step}')}")
 

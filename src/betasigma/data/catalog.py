@@ -133,7 +133,14 @@ DATA_SETS = {
         in_memory=None,
         takes=OF_FOLDERS,
     ),
-    "mixture": DataSet(channels=None, size=None, classes=None, train=50_000, test=10_000),
+    "mixture": DataSet(
+        channels=None,
+        size=None,
+        classes=None,
+        train=50_000,
+        test=10_000,
+        takes=frozenset({"mixture"}),
+    ),
 }
 NAMES = tuple(DATA_SETS)
 

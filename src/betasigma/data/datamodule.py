@@ -133,7 +133,6 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.data_name = name
-        self._custom = None if source is None else open_examples(source, _text(root), seed)
         decoding: dict[str, Any] = {
             "layout": layout,
             "labels": labels,
@@ -148,8 +147,14 @@ class ImageDataModule(LightningDataModule):
             workers=workers,
             val_size=val_size,
             image_size=image_size,
+            in_memory=in_memory,
+            on_corrupt=on_corrupt,
+            download=download,
+            mixture=mixture,
+            source=None if source is None else dict(source),
             **decoding,
         )
+        self._custom = None if source is None else open_examples(source, _text(root), seed)
         self._given = {"image_size": image_size, "in_memory": in_memory, **decoding}
         self._node = {"name": name, "root": root, "mixture": mixture, **self._given}
         self.facts: DataFacts = (
@@ -439,13 +444,6 @@ class ImageDataModule(LightningDataModule):
 
     def _refuse_what_does_not_apply(self) -> None:
         Division(self.batch_size)
-        if self._custom is not None:
-            for key, value in self._given.items():
-                if value != DataOptions.DEFAULTS[key]:
-                    raise UserError(
-                        f"data.{key}={value} does not apply to a data set of one's own "
-                        f"(data.source): leave it out"
-                    )
         if not self.has_pixels and (self.flip or self.dequantize or self.val_dequantize):
             raise UserError(
                 f"data={self.data_name} has no pixels: data.flip and data.dequantize must be off"

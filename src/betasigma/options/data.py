@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from betasigma.options.base import ComponentOptions, Count, Index, option
+from betasigma.options.base import ComponentOptions, Count, Index, option, typed
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
@@ -76,6 +76,23 @@ class DataOptions(ComponentOptions):
         if self.window is not None and self.window[0] >= self.window[1]:
             raise ValueError(f"data.window={self.window} must have its lesser value first")
         return self
+
+    @model_validator(mode="after")
+    def _of_ones_own(self) -> Self:
+        for key in OF_OUR_SETS if self.source is not None else ():
+            if getattr(self, key) != self.DEFAULTS[key]:
+                raise ValueError(
+                    f"data.{key}={typed(getattr(self, key))} does not apply to a data set of one's "
+                    f"own (data.source): leave it out"
+                )
+        return self
+
+
+OF_OUR_SETS = (
+    *("download", "layout", "labels", "image_size", "channels", "crop", "background", "bits"),
+    *("window", "max_pixels", "in_memory", "on_corrupt", "mixture"),
+)
+"""Keys of the data sets that have a name here."""
 
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:

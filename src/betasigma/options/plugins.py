@@ -151,7 +151,7 @@ def config_folders() -> list[Path]:
     return folders
 
 
-def versions(content: Any) -> dict[str, str | None]:
+def versions(content: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the outside packages that a config names, with their versions.
 
     The version is ``None`` if the package has none.
@@ -159,7 +159,13 @@ def versions(content: Any) -> dict[str, str | None]:
     Args:
         content: the config in plain containers.
     """
-    packages = dict.fromkeys(target.partition(".")[0] for target in outside_targets(content))
+    from betasigma.options.evaluation import class_node
+
+    evaluation = content.get("evaluation") or {}
+    entries = [*evaluation.get("metrics", ()), evaluation.get("extractor")]
+    by_name = [class_node(entry) for entry in entries if isinstance(entry, str)]
+    targets = outside_targets([content, *filter(None, by_name)])
+    packages = dict.fromkeys(target.partition(".")[0] for target in targets)
     return {name: _version(name) for name in packages}
 
 
