@@ -26,8 +26,13 @@ def picture(samples: Tensor, columns: int | None = None) -> Image.Image:
 
 
 def grid(images: Tensor, columns: int | None = None) -> Image.Image:
-    """Grid of uint8 images ``(n, C, H, W)``, C = 1 or 3; about square without ``columns``."""
-    factor = max(1, math.ceil(SMALLEST / images.shape[-1]))
+    """Grid of uint8 images ``(n, C, H, W)``; about square without ``columns``.
+
+    Images of other than 1 or 3 channels are shown as their channels side by side, in grey.
+    """
+    if images.shape[1] not in (1, 3):
+        images = torch.cat(images.split(1, dim=1), dim=-1)
+    factor = max(1, math.ceil(SMALLEST / min(images.shape[-2:])))
     images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     columns = columns or math.ceil(math.sqrt(len(images)))
     sheet = make_grid(images, nrow=columns, padding=2, pad_value=255)

@@ -12,11 +12,14 @@ from betasigma.launch.image_network import fitting_network
 @pytest.mark.parametrize(
     ("size", "network"),
     [
-        *[(8, "unet_8"), (12, "unet_8"), (14, "unet_8"), (16, "unet_32"), (28, "unet_28")],
-        *[(32, "unet_32"), (64, None), (24, None), (7, None)],
+        *((8, "unet_8"), (12, "unet_8"), (14, "unet_8"), (16, "unet_32"), (28, "unet_28")),
+        *((32, "unet_32"), (64, None), (24, None), (7, None)),
+        *(("[16,32]", "unet_32"), ("[32,16]", "unet_32"), ("[8,20]", "unet_8"), ("[7,8]", None)),
     ],
 )
-def test_the_network_is_the_nearest_that_takes_such_images(size: int, network: str | None) -> None:
+def test_the_network_is_the_nearest_that_takes_such_images(
+    size: int | str, network: str | None
+) -> None:
     """``None`` keeps the data set's own, or lets it refuse."""
     configs = typed_configs(conf_directory(), "train", [])
     assert fitting_network(["data=celeba", f"data.image_size={size}"], configs) == network

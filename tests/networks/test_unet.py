@@ -24,8 +24,10 @@ from betasigma.networks.unet import (
     UNet,
     Upsample,
 )
+from betasigma.options.networks import UNetOptions
 
 HO_CIFAR10 = {"in_channels": 3, "image_size": 32}
+
 SMALL = {
     "in_channels": 3,
     "image_size": 8,
@@ -201,6 +203,29 @@ def test_starts_as_zero_with_blocks_as_identities() -> None:
         bound = (3 / fans) ** 0.5
         assert weight.abs().max() <= bound
         assert weight.var().item() == pytest.approx(1 / fans, rel=0.05)
+
+
+@pytest.mark.parametrize(("sides", "attention"), [((16, 32), (8,)), ((24, 8), (4,))])
+def test_images_that_are_not_square(sides: tuple[int, int], attention: tuple[int, ...]) -> None:
+    """Attention stands where the lesser side has the resolution."""
+    theirs = diffusers_twin(
+        (16, 32),
+        blocks=1,
+        attention=(False, True),
+        sample_size=sides,
+        attention_head_dim=None,
+        norm_num_groups=4,
+    )
+    x = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(1))
+    net = UNet(3, sides, 3, 16, (1, 2), 1, attention, norm_groups=4)
+    assert_same_function(net, theirs, x, times=[0, 999])
+
+
+def test_a_side_that_cannot_be_halved_is_refused() -> None:
+    with pytest.raises(UserError, match=r"8x6 images allow at most 2 levels \(6, 3\)"):
+        small(image_size=(8, 6), multipliers=(1, 2, 2), attention=())
+    with pytest.raises(UserError, match=r"16x10 images allow at most 2 levels \(10, 5\)"):
+        UNetOptions(channels=8, multipliers=[1, 2, 2], attention=[]).check_sides(16, 10)
 
 
 def test_labels_and_the_null_class() -> None:

@@ -10,6 +10,7 @@ This module does not import PyTorch: the config check uses it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,8 @@ def choose(
         )
     if len(sample_shape) != 3:
         return _of_points(extractor, sample_shape)
+    if sample_shape[0] not in SEEN and extractor != "identity":
+        return _of_other_channels(extractor, sample_shape)
     if extractor in ("identity", "efficientnet_lite0"):
         return Choice(extractor)
     if extractor == "dinov2":
@@ -131,6 +134,26 @@ def _given(path: str | os.PathLike[str] | None, key: str, wanted: str) -> str | 
     if not file.is_file():
         raise UserError(f"evaluation.{key}={path} does not exist; give the path of {wanted}")
     return str(file.absolute())
+
+
+def _of_other_channels(extractor: str, sample_shape: Sequence[int]) -> Choice:
+    numbers = math.prod(sample_shape)
+    if extractor == "auto" and numbers <= MOST_NUMBERS:
+        return Choice("identity", note=f"{_CHANNELS.format(sample_shape[0])} (fd_identity)")
+    raise UserError(
+        f"evaluation.extractor={extractor} does not fit images of {sample_shape[0]} channels: "
+        f"networks of features see 1 or 3, and identity would compare {numbers} numbers an image; "
+        f"name a class of your own, or evaluation=none"
+    )
+
+
+SEEN = (1, 3)
+"""Channels that the networks of features can be shown."""
+
+MOST_NUMBERS = 4096
+"""Longest features whose covariance is taken unasked."""
+
+_CHANNELS = "images of {} channels fit no network of features: metrics compare their values"
 
 
 def _of_points(extractor: str, sample_shape: Sequence[int]) -> Choice:

@@ -20,28 +20,30 @@ CHOOSE = ("network", "network._target_", "experiment", "resume")
 def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
     """Return the network for ``data.image_size``; ``None`` if something else chooses it.
 
-    It is the one for images of this size (``network=unet_28``), or of the nearest size from half of
-    it up, that accepts such images.
+    It is the one for images of this size (of two sides the lesser), or of the nearest size from
+    half of it up, that accepts such images.
     """
     typed = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
-    size = typed.get("data.image_size", "")
+    sides = [int(side) for side in re.findall(r"\d+", typed.get("data.image_size", ""))]
     chosen = any(key in typed for key in CHOOSE)
-    if chosen or typed.get("data") not in PHOTOGRAPHS or not size.isdigit():
+    if chosen or typed.get("data") not in PHOTOGRAPHS or len(sides) not in (1, 2):
         return None
+    size = min(sides)
     native = {
         int(sized[1]): name
         for name in configs.choices("network")
-        if (sized := re.fullmatch(r"unet_(\d+)", name)) and 2 * int(sized[1]) > int(size)
+        if (sized := re.fullmatch(r"unet_(\d+)", name)) and 2 * int(sized[1]) > size
     }
-    nearest = sorted(native, key=lambda known: abs(known - int(size)))
-    found = next((native[n] for n in nearest if _accepts(native[n], int(size), configs)), None)
+    nearest = sorted(native, key=lambda known: abs(known - size))
+    found = next((native[n] for n in nearest if _accepts(native[n], sides, configs)), None)
     default = configs.load(f"data/{typed['data']}").chooses.get("network")
     return None if found == default else found
 
 
-def _accepts(network: str, image_size: int, configs: Configs) -> bool:
+def _accepts(network: str, sides: Sequence[int], configs: Configs) -> bool:
     try:
-        UNetOptions.parse(configs.load(f"network/{network}").content).check_image_size(image_size)
+        options = UNetOptions.parse(configs.load(f"network/{network}").content)
+        options.check_sides(sides[0], sides[-1])
     except UserError:
         return False
     return True

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
 from betasigma.networks.layers import Conditioning, initialised
+from betasigma.options.data import height_and_width
 from betasigma.options.networks import ImageShape, UNetOptions, resolutions
 
 Resample = Literal["down", "up"]
@@ -39,13 +40,14 @@ class UNet(nn.Module):
 
     Args:
         in_channels: channels of the input.
-        image_size: height and width of the images the network is for.
+        image_size: height and width of the images the network is for, one number or both.
         out_channels: channels of the output; those of the input by default, twice as many where a
             variance is learned.
         channels: width at the full resolution.
         multipliers: width at each resolution, in multiples of ``channels``, from fine to coarse.
         blocks: residual blocks per resolution on the way down (one more on the way up).
-        attention: resolutions whose residual blocks are followed by self-attention.
+        attention: resolutions whose residual blocks are followed by self-attention; of images that
+            are not square, lesser sides.
         heads: attention heads.
         head_channels: width of a head; then the number of heads follows from it.
         dropout: rate of dropout before the second convolution of a residual block.
@@ -77,7 +79,7 @@ class UNet(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        image_size: int,
+        image_size: int | Sequence[int],
         out_channels: int | None = None,
         channels: int = 128,
         multipliers: Sequence[int] = (1, 2, 2, 2),
@@ -125,7 +127,7 @@ class UNet(nn.Module):
             frequency_shift=frequency_shift,
             null_class=null_class,
             checkpoint=checkpoint,
-        ).check_image_size(image_size)
+        ).check_sides(*height_and_width(image_size))
         self.num_classes = num_classes
         features = embedding_channels or channels
         emb_channels = 4 * features if conditional or num_classes else 0
@@ -160,7 +162,8 @@ class UNet(nn.Module):
         in_blocks = resampling == "residual"
 
         widths = [channels * m for m in multipliers]
-        attends = [size in attention for size in resolutions(image_size, len(widths))]
+        lesser = min(height_and_width(image_size))
+        attends = [size in attention for size in resolutions(lesser, len(widths))]
         last = len(widths) - 1
 
         self.enter = initialised(nn.Conv2d(in_channels, channels, 3, padding=1))

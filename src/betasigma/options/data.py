@@ -17,6 +17,9 @@ Byte = Annotated[int, Field(ge=0, le=255)]
 Background = (
     Literal["white", "black", "grey"] | Annotated[list[Byte], Field(min_length=3, max_length=3)]
 )
+ImageSize = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+"""Height and width: one number for both, or the two."""
+
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
@@ -40,7 +43,7 @@ class DataOptions(ComponentOptions):
     labels: str | None = option(
         None, "a CSV or JSON file of labels; null: dataset.json if there is one, else the folders"
     )
-    image_size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)] | None = option(
+    image_size: ImageSize | None = option(
         None, "height and width to resize to, or [height, width]; null: the native size"
     )
     channels: Count | None = option(

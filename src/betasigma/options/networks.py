@@ -19,6 +19,7 @@ from betasigma.options.base import (
     option,
 )
 from betasigma.options.composition import Composition
+from betasigma.options.data import ImageSize
 
 Embedding = Literal["positional", "fourier"]
 Resampling = Literal["convolution", "residual"]
@@ -38,6 +39,8 @@ class NetworkOptions(ComponentOptions):
     differentiates: ClassVar[bool] = False
     """Whether its output is a derivative, so that training differentiates twice."""
     can_learn_variance: ClassVar[bool] = True
+    rectangular: ClassVar[bool] = False
+    """Whether it takes images that are not square; its ``image_size`` is then a pair."""
 
     num_classes: Index = option(0, "class labels; 0: unconditional")
 
@@ -53,14 +56,14 @@ class NetworkOptions(ComponentOptions):
             sample_shape: of one example, ``(C, H, W)`` or ``(d,)``.
             doubled: whether the network learns a variance too, with twice the outputs.
         """
-        size = sample_shape[0]
+        size, *sides = sample_shape
         outputs = 2 * size if doubled else size
         if len(sample_shape) == 1:
             return {"dim": size, "out_dim": outputs, "sample_shape": tuple(sample_shape)}
         return {
             "in_channels": size,
             "out_channels": outputs,
-            "image_size": sample_shape[1],
+            "image_size": tuple(sides) if len(set(sides)) == 2 else sides[0],
             "sample_shape": tuple(sample_shape),
         }
 
@@ -75,7 +78,7 @@ class NetworkOptions(ComponentOptions):
                 f"network={self.target} does not fit data={composition.data.name}: use {fits}"
             )
         if kind == "images":
-            self.check_image_size(shape[1])
+            self.check_sides(*shape[1:])
 
     def check_classes(self, composition: Composition) -> None:
         """Refuse a number of class labels that the data do not have.
@@ -90,12 +93,21 @@ class NetworkOptions(ComponentOptions):
                 f"data={composition.data.name}, which has {known} classes; 0 trains without labels"
             )
 
-    def check_image_size(self, image_size: int) -> None:
+    def check_sides(self, height: int, width: int) -> None:
         """Refuse images that the network cannot take.
 
         Raises:
             UserError: naming the key to change.
         """
+        if height != width and not self.rectangular:
+            raise UserError(
+                f"data.image_size=[{height},{width}] does not fit "
+                f"network={self.target.rpartition('.')[2]}, which takes square images"
+            )
+        self.check_image_size(min(height, width))
+
+    def check_image_size(self, image_size: int) -> None:
+        """The same of square images, or of the lesser side of others."""
 
 
 class ImageShape(Options):
@@ -104,7 +116,7 @@ class ImageShape(Options):
     node = "network"
 
     in_channels: Count = option(3, "channels of the images")
-    image_size: Count = option(32, "their height and width")
+    image_size: ImageSize = option(32, "their height and width")
     out_channels: Count | None = option(None, "channels of the output; null: those of the images")
 
 
@@ -120,6 +132,7 @@ class PointShape(Options):
 class UNetOptions(NetworkOptions):
     targets = ("betasigma.networks.unet.UNet",)
     takes = "images"
+    rectangular = True
 
     channels: EvenWidth = option(128, "width at full resolution")
     multipliers: Annotated[list[Count], Field(min_length=1)] = option(
@@ -161,6 +174,11 @@ class UNetOptions(NetworkOptions):
                 "network.heads at 1."
             )
         return self
+
+    def check_sides(self, height: int, width: int) -> None:
+        for side in sorted({height, width}):
+            resolutions(side, len(self.multipliers), f"{height}x{width} images")
+        super().check_sides(height, width)
 
     def check_image_size(self, image_size: int) -> None:
         sizes = check_attention(self.attention, image_size, len(self.multipliers))
@@ -252,8 +270,14 @@ class EnergyMLPOptions(MLPOptions):
     can_learn_variance = False
 
 
-def resolutions(image_size: int, levels: int) -> tuple[int, ...]:
-    """Sides of the square feature maps of a UNet, from fine to coarse.
+def resolutions(image_size: int, levels: int, images: str = "") -> tuple[int, ...]:
+    """Sides of the feature maps of a UNet, from fine to coarse; the lesser of those that are not
+    square.
+
+    Args:
+        image_size: the finest.
+        levels: how many.
+        images: what they are of, for the message.
 
     Raises:
         UserError: if ``image_size`` cannot be halved ``levels - 1`` times.
@@ -264,9 +288,9 @@ def resolutions(image_size: int, levels: int) -> tuple[int, ...]:
     if len(sizes) < levels:
         raise UserError(
             f"network.multipliers has {levels} levels, which halves the image {levels - 1} times, "
-            f"but {image_size}x{image_size} images allow at most {len(sizes)} levels "
-            f"({_listed(sizes)}): give at most {len(sizes)} multipliers or an image size divisible "
-            f"by {2 ** (levels - 1)}."
+            f"but {images or f'{image_size}x{image_size} images'} allow at most {len(sizes)} "
+            f"levels ({_listed(sizes)}): give at most {len(sizes)} multipliers or an image size "
+            f"divisible by {2 ** (levels - 1)}."
         )
     return tuple(sizes)
 
