@@ -16,7 +16,7 @@ import torch
 
 from betasigma.data import sources
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.data.listing import list_folder
+from betasigma.data.listing import Listing, list_folder
 from betasigma.errors import UserError
 
 CIFAR10 = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10_jpeg"
@@ -241,15 +241,15 @@ def test_the_pictures_of_cifar10() -> None:
     data = ImageDataModule(
         "image_folder", CIFAR10, batch_size=8, image_size=32, in_memory=False, workers=0
     )
-    assert data.listing is not None
-    assert (len(data.listing.train.names), len(data.listing.test.names)) == (50_000, 10_000)
+    assert isinstance(data.files, Listing)
+    assert (len(data.files.train.names), len(data.files.test.names)) == (50_000, 10_000)
     assert data.class_names == (
         *("airplane", "automobile", "bird", "cat", "deer"),
         *("dog", "frog", "horse", "ship", "truck"),
     )
     alone = list_folder(CIFAR10 / "test.zip")
     assert set(alone.train.names) | set(alone.test.names) == {
-        name.removeprefix("test.zip/") for name in data.listing.test.names
+        name.removeprefix("test.zip/") for name in data.files.test.names
     }
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from betasigma.data.datamodule import ImageDataModule
+from betasigma.data.datamodule import SPLITS, ImageDataModule
+from betasigma.data.listing import Listing
 from betasigma.display import Display, warn
 from betasigma.runs.directory import DATA
 from betasigma.runs.files import write_json
@@ -18,10 +19,13 @@ SHOWN = 20
 def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
     """Print splits, counts, classes and what was left out, and return it."""
     found = data.describe()
-    train, test = (found[split]["examples"] for split in ("train", "test"))
-    counts = [f"{train:,} examples to train on, {test:,} to test"]
-    for line in counts if data.listing is None else data.listing.sentences():
+    sizes = {split: found[split]["examples"] for split in SPLITS}
+    files = data.files
+    for line in files.sentences() if files is not None else ():
         display.line(f"data: {line}")
+    listed = {s: len(files.split(s).names) for s in SPLITS} if isinstance(files, Listing) else {}
+    if listed != sizes:
+        display.line(f"data: {sizes['train']:,} examples to train on, {sizes['test']:,} to test")
     classes = found["classes"]
     if classes:
         named = [f"{c['number']} {c['name']} {c['train']}+{c['test']}" for c in classes]

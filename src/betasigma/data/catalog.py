@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from betasigma.data import listing
 from betasigma.errors import UserError
 from betasigma.options import DataOptions
 from betasigma.options.base import typed
@@ -133,6 +132,14 @@ DATA_SETS = {
         in_memory=None,
         takes=OF_FOLDERS,
     ),
+    "array": DataSet(
+        channels=None,
+        size=None,
+        classes=None,
+        train=None,
+        test=None,
+        takes=frozenset({"values", "axes"}),
+    ),
     "mixture": DataSet(
         channels=None,
         size=None,
@@ -188,18 +195,8 @@ def sample_shape(
     return chosen, *height_and_width(size)
 
 
-def class_names(
-    name: str,
-    listed: listing.Listing | None = None,
-    mixture: str = DataOptions.DEFAULTS["mixture"],
-) -> tuple[str, ...]:
-    """Names of the classes by number, ``()`` for none.
-
-    Args:
-        listed: the files of an ``image_folder``.
-    """
-    if listed is not None:
-        return listed.classes
+def class_names(name: str, mixture: str = DataOptions.DEFAULTS["mixture"]) -> tuple[str, ...]:
+    """Names of the classes by number, ``()`` for none, where the files do not decide."""
     facts = describe(name)
     if name == "mixture":
         from betasigma.data import toy  # imports NumPy
@@ -245,8 +242,8 @@ def check(name: str, root: str | Path | None, download: bool = False) -> None:
         UserError: naming ``data.root``, its value, what is missing there and what would fix it.
     """
     facts = describe(name)
-    if name == "image_folder":
-        folder(root)
+    if name in OF_THE_USER:
+        place(name, root)
         return
     if not facts.files or (download and facts.downloadable and root is not None):
         return
@@ -271,23 +268,28 @@ def missing(name: str, root: str | Path) -> list[str]:
     return [f for f in facts.files if not any(os.path.exists(base / f"{f}{end}") for end in ends)]
 
 
-def folder(root: str | Path | None) -> Path:
-    """Return the folder or archive of an ``image_folder``.
+OF_THE_USER = {
+    "image_folder": "/path/to/images, a folder or a zip archive",
+    "array": "/path/to/images.npy, or an .npz file",
+}
+"""Data sets whose files a user brings, and what ``data.root`` is."""
+
+
+def place(name: str, root: str | Path | None) -> Path:
+    """Return where the files of a data set of ``OF_THE_USER`` are.
 
     Raises:
         UserError: if it is not given, not there, or cannot be read.
     """
     if root is None:
-        raise UserError("data.root is not set: data=image_folder needs data.root=/path/to/images")
-    place = Path(root).expanduser()
-    if not place.exists():
-        raise UserError(
-            f"data.root={root} is not a folder or a file: give the path of a folder of images, or "
-            f"of a zip archive"
-        )
-    if not os.access(place, os.R_OK | os.X_OK if place.is_dir() else os.R_OK):
+        raise UserError(f"data.root is not set: data={name} needs data.root={OF_THE_USER[name]}")
+    path = Path(root).expanduser()
+    if not path.exists() or (name == "array" and path.is_dir()):
+        what = "a file" if name == "array" else "a folder or a file"
+        raise UserError(f"data.root={root} is not {what}: give {OF_THE_USER[name]}")
+    if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
         raise UserError(f"data.root={root} cannot be read: `chmod -R u+rX {root}` would allow it")
-    return place
+    return path
 
 
 def _elsewhere(name: str, root: Path) -> str | None:

@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -33,18 +32,23 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from betasigma.build import make
+from betasigma.data.arrays import (
+    IMAGE_KEYS,
+    LABEL_KEYS,
+    ArrayFile,
+    channels_last,
+    images_and_labels,
+    read_arrays,
+)
 from betasigma.data.listing import HELD_OUT
-from betasigma.data.sources import InMemory, Source
+from betasigma.data.sources import InMemory
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.composition import numbered
-from betasigma.options.data import Split
+from betasigma.options.data import Axes, Split
 from betasigma.options.plugins import locate, takes
 
 KEY = "data.source"
-
-IMAGE_KEYS, LABEL_KEYS = ("images", "image", "x", "arr_0"), ("labels", "label", "y", "arr_1")
-"""Names of arrays in an ``.npz`` file, and keys of an item that is a dictionary."""
 
 
 class OpenedSplits:
@@ -72,7 +76,7 @@ class OpenedSplits:
         }
         self.value_range = value_range
 
-    def __getitem__(self, split: Split) -> Source:
+    def __getitem__(self, split: Split) -> InMemory:
         return self._splits[split]
 
     def facts(self, name: str) -> DataFacts:
@@ -85,18 +89,36 @@ class OpenedSplits:
 _opened: dict[str, OpenedSplits] = {}
 
 
-def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> OpenedSplits:
+def array_splits(found: ArrayFile) -> OpenedSplits:
+    """Both splits of a file of arrays.
+
+    Raises:
+        UserError: for values that are not finite or out of their range.
+    """
+    name, key = str(found.path), "data.root"
+    read = [
+        as_examples((images, labels), name, found.values, found.axes, key)
+        for images, labels in found.parts.values()
+    ]
+    train, test = read if len(read) == 2 else held_out(read[0])
+    return OpenedSplits(train, test, _points_range([train, test], found.values))
+
+
+def open_examples(
+    node: Mapping[str, Any], root: str | None, seed: int, axes: Axes | None = None
+) -> OpenedSplits:
     """Open the data set of a ``data.source`` node, once per node and process.
 
     Args:
         node: with ``_target_`` and the callable's arguments.
         root: ``data.root``, passed on if the callable has this parameter.
         seed: passed on if the callable has this parameter.
+        axes: ``data.axes``.
 
     Raises:
         UserError: without consent to the package, or if the callable returns no data set.
     """
-    key = repr((sorted(node.items(), key=str), root, seed))
+    key = repr((sorted(node.items(), key=str), root, seed, axes))
     if key not in _opened:
         offered = {"root": root, "seed": seed}
         target = str(node.get("_target_"))
@@ -109,20 +131,28 @@ def open_examples(node: Mapping[str, Any], root: str | None, seed: int) -> Opene
             found = {
                 split: make(node, KEY, KEY, offered, split=split) for split in ("train", "test")
             }
-            train, test = (as_examples(f, name, declared) for f in found.values())
+            train, test = (as_examples(f, name, declared, axes) for f in found.values())
         else:
-            train, test = held_out(as_examples(make(node, KEY, KEY, offered), name, declared))
+            train, test = held_out(as_examples(make(node, KEY, KEY, offered), name, declared, axes))
         _opened[key] = OpenedSplits(train, test, _points_range([train, test], declared))
     return _opened[key]
 
 
-def as_examples(found: Any, name: str, value_range: Sequence[float] | None = None) -> InMemory:
+def as_examples(
+    found: Any,
+    name: str,
+    value_range: Sequence[float] | None = None,
+    axes: Axes | None = None,
+    key: str = KEY,
+) -> InMemory:
     """Turn what a callable returned into examples in memory.
 
     Args:
         found: see the module's docstring.
         name: of the callable, for messages.
         value_range: of the images, unless the data set itself states it.
+        axes: order of the axes of an image; ``None`` to read it off their lengths.
+        key: of the config that names the data, for messages.
 
     Raises:
         UserError: if it is no data set, is empty, has values that are not finite, or its range
@@ -130,32 +160,32 @@ def as_examples(found: Any, name: str, value_range: Sequence[float] | None = Non
     """
     value_range = getattr(found, "value_range", value_range)
     if isinstance(found, str | Path):
-        found = _read(Path(found), name)
+        found = _read(Path(found), name, key)
     if isinstance(found, Dataset):
-        found = _collected(found, name)
+        found = _collected(found, name, axes)
     images, labels = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(images, np.ndarray | Tensor):
         raise UserError(
-            f"{KEY}: {name} returned a {type(found).__name__}; a data set is a torch Dataset, an "
+            f"{key}: {name} returned a {type(found).__name__}; a data set is a torch Dataset, an "
             f"array of images or points, a pair (images, labels), or the path of an .npy or .npz "
             f"file"
         )
     if not len(images):
-        raise UserError(f"{KEY}: {name} returned a data set without examples")
-    tensor = _bytes_or_points(torch.as_tensor(images), name, value_range)
+        raise UserError(f"{key}: {name} returned a data set without examples")
+    tensor = _bytes_or_points(_as_tensor(images), f"{key}: {name}", value_range, axes)
     if labels is None:
         return InMemory(tensor)
     try:
         numbers = torch.as_tensor(labels)
     except (TypeError, ValueError):
-        raise UserError(f"{KEY}: {name} returned labels that are not integers from 0") from None
+        raise UserError(f"{key}: {name} returned labels that are not integers from 0") from None
     if len(numbers) != len(tensor) or numbers.ndim != 1:
         raise UserError(
-            f"{KEY}: {name} returned {len(tensor)} examples and labels of shape "
+            f"{key}: {name} returned {len(tensor)} examples and labels of shape "
             f"{tuple(numbers.shape)}; there must be one label for each"
         )
     if numbers.is_floating_point() or int(numbers.min()) < 0:
-        raise UserError(f"{KEY}: {name} returned labels that are not integers from 0")
+        raise UserError(f"{key}: {name} returned labels that are not integers from 0")
     return InMemory(tensor, numbers.long(), int(numbers.max()) + 1)
 
 
@@ -184,29 +214,18 @@ def _chosen(whole: InMemory, chosen: Tensor) -> InMemory:
     return InMemory(whole.images[chosen], labels, whole.num_classes)
 
 
-def _read(path: Path, name: str) -> Any:
-    """Read the arrays of a file. Nothing is unpickled."""
-    try:
-        found = np.load(path.expanduser(), allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            arrays = dict(found)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise UserError(
-            f"{KEY}: {name} names {path}, which cannot be read as .npy or .npz ({error})"
-        ) from None
-    images = next((arrays[key] for key in IMAGE_KEYS if key in arrays), None)
+def _read(path: Path, name: str, key: str) -> Any:
+    arrays = read_arrays(path, f"{key}: {name} names {path}, which")
+    images, labels = images_and_labels(arrays)
     if images is None:
         raise UserError(
-            f"{KEY}: {name} names {path}, which has {', '.join(arrays)}; images must be under one "
+            f"{key}: {name} names {path}, which has {', '.join(arrays)}; images must be under one "
             f"of {', '.join(IMAGE_KEYS)}"
         )
-    labels = next((arrays[key] for key in LABEL_KEYS if key in arrays), None)
     return images if labels is None else (images, labels)
 
 
-def _collected(data: Any, name: str) -> Any:
+def _collected(data: Any, name: str, axes: Axes | None) -> Any:
     """Read all items of a map-style data set."""
     if not hasattr(data, "__len__"):
         raise UserError(
@@ -229,8 +248,6 @@ def _collected(data: Any, name: str) -> Any:
                 f"{tuple(images[-1].shape)} (number {number}); all must have one"
             )
     stacked = torch.stack(images) if images else torch.empty(0)
-    if stacked.ndim == 4:  # the layout of one image is less ambiguous than that of a batch
-        stacked = torch.stack([_channels_first(image) for image in stacked])
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
         raise UserError(f"{KEY}: {name} has {unlabelled} of {len(labels)} examples without a label")
@@ -247,44 +264,42 @@ def _parts(item: Any) -> tuple[Any, Any]:
 def _as_tensor(image: Any) -> Tensor:
     if isinstance(image, Tensor):
         return image
-    return torch.from_numpy(np.array(image))
+    array = np.asarray(image)
+    if array.dtype.kind == "u" and array.itemsize > 1:  # of which PyTorch computes no minimum
+        array = array.astype(np.int64)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
-def _channels_first(image: Tensor) -> Tensor:
-    """Put the channels of an image first. They are the axis of length 1 to 4."""
-    first = image.shape[0] <= image.shape[-1] and image.shape[0] in (1, 2, 3, 4)
-    return image if first or image.shape[-1] not in (1, 2, 3, 4) else image.permute(2, 0, 1)
-
-
-def _bytes_or_points(x: Tensor, name: str, value_range: Sequence[float] | None) -> Tensor:
+def _bytes_or_points(
+    x: Tensor, name: str, value_range: Sequence[float] | None, axes: Axes | None
+) -> Tensor:
     if x.is_floating_point() and not x.isfinite().all():
-        raise UserError(f"{KEY}: {name} has values that are not finite (NaN or infinite)")
+        raise UserError(f"{name} has values that are not finite (NaN or infinite)")
     if x.ndim == 2 and x.is_floating_point():
         return x.float()
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4:
-        first = _channels_first(x[0])
-        x = x if first.shape == x.shape[1:] else x.permute(0, 3, 1, 2)
+        x = x.permute(0, 3, 1, 2) if channels_last(x.shape[1:], axes, name) else x
     else:
         raise UserError(
-            f"{KEY}: {name} has examples of shape {tuple(x.shape[1:])} and type {x.dtype}; images "
+            f"{name} has examples of shape {tuple(x.shape[1:])} and type {x.dtype}; images "
             f"are (H, W), (H, W, C) or (C, H, W), points floating (d,)"
         )
     if value_range is None and x.dtype == torch.uint8:
         return x
     if value_range is None:
         raise UserError(
-            f"{KEY}: {name} has images of {str(x.dtype).removeprefix('torch.')}; state the range "
-            f"of their values, e.g. {name}.value_range = (0, 1), or return uint8"
+            f"{name} has images of {str(x.dtype).removeprefix('torch.')}; state the range "
+            f"of their values, e.g. {name.rpartition(' ')[2]}.value_range = (0, 1), or return uint8"
         )
     low, high = (float(end) for end in value_range)
     if not low < high:
-        raise UserError(f"{KEY}: {name} states value_range=({low:g}, {high:g}), which is empty")
+        raise UserError(f"{name} states value_range=({low:g}, {high:g}), which is empty")
     least, most = float(x.min()), float(x.max())
     if least < low or most > high:
         raise UserError(
-            f"{KEY}: {name} states value_range=({low:g}, {high:g}), and has values from {least:g} "
+            f"{name} states value_range=({low:g}, {high:g}), and has values from {least:g} "
             f"to {most:g}"
         )
     return ((x.double() - low) * (255 / (high - low))).round().to(torch.uint8)

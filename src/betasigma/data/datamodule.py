@@ -20,8 +20,9 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from betasigma.data import catalog, pixels, sources
+from betasigma.data.arrays import ArrayFile
 from betasigma.data.custom import open_examples
-from betasigma.data.facts import described_facts, list_images
+from betasigma.data.facts import described_facts, find_files
 from betasigma.data.listing import Listing
 from betasigma.data.loading import Batch, Batches, SizedBatches
 from betasigma.data.order import (
@@ -36,7 +37,7 @@ from betasigma.data.order import (
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
-from betasigma.options.data import DataOptions, Layout, OnCorrupt, Split
+from betasigma.options.data import Axes, DataOptions, Layout, OnCorrupt, Split
 from betasigma.options.training import BatchOptions
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
@@ -68,6 +69,8 @@ class ImageDataModule(LightningDataModule):
         root: folder of its files; ``None`` for a data set without files.
         batch_size: examples per optimizer step, over all devices and micro-batches.
         image_size: height and width to resize to, one number or both; ``None`` for the native size.
+        values, axes: of an ``array`` (:mod:`betasigma.data.arrays`): the range of its values, and
+            the order of the axes of its images; ``axes`` also of ``source``.
         layout: what the folders of an ``image_folder`` mean (:mod:`betasigma.data.listing`);
             ``None`` for what their names say.
         labels: file of labels of an ``image_folder`` (:mod:`betasigma.data.labels`).
@@ -117,6 +120,8 @@ class ImageDataModule(LightningDataModule):
         bits: int | None = None,
         window: tuple[float, float] | None = None,
         max_pixels: int = 100_000_000,
+        values: tuple[float, float] | None = None,
+        axes: Axes | None = None,
         value_range: tuple[float, float] = (-1.0, 1.0),
         flip: bool = False,
         dequantize: bool = False,
@@ -142,6 +147,8 @@ class ImageDataModule(LightningDataModule):
             "bits": bits,
             "window": window,
             "max_pixels": max_pixels,
+            "values": values,
+            "axes": axes,
         }
         DataOptions.check(
             workers=workers,
@@ -154,7 +161,7 @@ class ImageDataModule(LightningDataModule):
             source=None if source is None else dict(source),
             **decoding,
         )
-        self._custom = None if source is None else open_examples(source, _text(root), seed)
+        self._custom = None if source is None else open_examples(source, _text(root), seed, axes)
         self._given = {"image_size": image_size, "in_memory": in_memory, **decoding}
         self._node = {"name": name, "root": root, "mixture": mixture, **self._given}
         self.facts: DataFacts = (
@@ -194,18 +201,18 @@ class ImageDataModule(LightningDataModule):
         return not self.facts.points
 
     @cached_property
-    def listing(self) -> Listing | None:
-        """The files of an ``image_folder``, found once; ``None`` for another data set.
+    def files(self) -> Listing | ArrayFile | None:
+        """The files that a user brings, found once; ``None`` of another data set.
 
         Raises:
-            UserError: if there are none, or the folders can be read in two ways.
+            UserError: if there are none, or they can be read in two ways.
         """
-        return None if self._custom is not None else list_images(self._node)
+        return None if self._custom is not None else find_files(self._node)
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class label, ``()`` for none."""
-        return self.facts.classes if self.listing is None else self.listing.classes
+        return self.facts.classes if self.files is None else self.files.classes
 
     @property
     def num_classes(self) -> int:
@@ -221,7 +228,7 @@ class ImageDataModule(LightningDataModule):
         if split not in self._sources:
             custom = self._custom
             self._sources[split] = (
-                self._load(split, listed=self.listing) if custom is None else custom[split]
+                self._load(split, found=self.files) if custom is None else custom[split]
             )
         return self._sources[split]
 
@@ -309,7 +316,7 @@ class ImageDataModule(LightningDataModule):
                 {"number": i, "name": name, **{split: counts[split][i] for split in SPLITS}}
                 for i, name in enumerate(self.class_names)
             ],
-            **({} if self.listing is None else self.listing.describe()),
+            **({} if self.files is None else self.files.describe()),
         }
 
     def _class_counts(self, split: Split) -> list[int]:

@@ -6,18 +6,23 @@ Nothing heavy is imported, except for a data set of the user.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from betasigma.data import catalog
 from betasigma.data.listing import Listing, list_folder
 from betasigma.errors import UserError
 from betasigma.options import DataFacts, DataOptions
+from betasigma.options.data import height_and_width
+
+if TYPE_CHECKING:
+    from betasigma.data.arrays import ArrayFile
 
 
 def find_facts(node: Mapping[str, Any]) -> DataFacts:
     """Return the facts of the data that a ``data`` node names.
 
-    Files are looked for, not read. A data set of the user (``data.source``) is opened.
+    Files are looked for, and names and headers read. A data set of the user (``data.source``) is
+    opened.
 
     Raises:
         UserError: if files are missing, or a key does not fit the data set.
@@ -31,37 +36,52 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
                 f"data.name={name} names a data set of betasigma, and data.source another: give "
                 f"data.name a name of its own"
             )
-        return open_examples(node["source"], root, seed).facts(name)
+        return open_examples(node["source"], root, seed, node.get("axes")).facts(name)
     catalog.refuse_what_does_not_apply(name, node)
     catalog.crop_size(name, node.get("crop"))
     catalog.check(name, root, node.get("download", False))
-    return described_facts(node, list_images(node))
+    return described_facts(node, find_files(node))
 
 
-def list_images(node: Mapping[str, Any]) -> Listing | None:
-    """Find the images of a ``data`` node; ``None`` if they are not a folder's or an archive's.
+def find_files(node: Mapping[str, Any]) -> Listing | ArrayFile | None:
+    """Find the files of a ``data`` node that a user brings; ``None`` of another data set.
 
     Raises:
-        UserError: if there are none, or the folders can be read in two ways.
+        UserError: if there are none, or they can be read in two ways.
     """
-    if node["name"] != "image_folder":
+    name = node["name"]
+    if name not in catalog.OF_THE_USER:
         return None
-    root = catalog.folder(node.get("root"))
-    return list_folder(root, node.get("layout"), node.get("labels"))
+    place = catalog.place(name, node.get("root"))
+    if name == "array":
+        from betasigma.data.arrays import open_array  # imports NumPy
+
+        return open_array(place, node.get("axes"), node.get("values"))
+    return list_folder(place, node.get("layout"), node.get("labels"))
 
 
-def described_facts(node: Mapping[str, Any], listed: Listing | None = None) -> DataFacts:
-    """Return the same facts without looking for files.
+def described_facts(node: Mapping[str, Any], found: Listing | ArrayFile | None = None) -> DataFacts:
+    """Return the same facts without looking for files, except those of an array.
 
     Args:
         node: the ``data`` node.
-        listed: the files of an ``image_folder``; ``None`` to look for them if they are asked about.
+        found: the files that a user brings; ``None`` to look for them if they are asked about.
     """
     name, mixture = node["name"], node.get("mixture", DataOptions.DEFAULTS["mixture"])
+    image_size, channels = node.get("image_size"), node.get("channels")
+    if name == "array":
+        file = found or find_files(node)
+        assert not isinstance(file, Listing | None)
+        return file.facts(name, image_size and height_and_width(image_size), channels)
+
+    def classes() -> tuple[str, ...]:
+        files = found or find_files(node)
+        return catalog.class_names(name, mixture) if files is None else files.classes
+
     return DataFacts(
         name,
-        catalog.sample_shape(name, node.get("image_size"), node.get("channels")),
-        lambda: catalog.class_names(name, listed or list_images(node), mixture),
+        catalog.sample_shape(name, image_size, channels),
+        classes,
         has_density=name == "mixture",
         value_range=catalog.MIXTURE_RANGE if name == "mixture" else None,
     )

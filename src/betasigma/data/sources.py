@@ -24,7 +24,8 @@ from torchvision.datasets.utils import extract_archive
 from torchvision.transforms.v2 import functional
 
 from betasigma.data import catalog, image_files, toy
-from betasigma.data.facts import list_images
+from betasigma.data.arrays import ArrayFile
+from betasigma.data.facts import described_facts, find_files
 from betasigma.data.listing import Listing
 from betasigma.errors import UserError
 from betasigma.options.data import DataOptions, OnCorrupt, Split
@@ -127,7 +128,7 @@ def load(
     split: Split,
     image_size: int | Sequence[int] | None = None,
     *,
-    listed: Listing | None = None,
+    found: Listing | ArrayFile | None = None,
     on_corrupt: OnCorrupt = DataOptions.DEFAULTS["on_corrupt"],
     in_memory: bool | None = None,
     mixture: str = DataOptions.DEFAULTS["mixture"],
@@ -140,7 +141,7 @@ def load(
         name: one of ``catalog.NAMES``.
         root: folder of the files, in torchvision's layout where torchvision has the data set.
         image_size: height and width to resize to; ``None`` for the native size.
-        listed: the files of an ``image_folder``; ``None`` to look for them.
+        found: the files that a user brings; ``None`` to look for them.
         on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
         in_memory: of ``celeba`` and ``image_folder``: decode all images now, or each when it is
             needed; ``None`` holds at most ``IN_MEMORY_BYTES``.
@@ -154,13 +155,19 @@ def load(
     """
     node = {"name": name, "root": root, "in_memory": in_memory, **decoding}
     catalog.refuse_what_does_not_apply(name, node)
-    shape = catalog.sample_shape(name, image_size, decoding.get("channels"))
+    found = found or find_files(node)
+    shape = described_facts({**node, "image_size": image_size}, found).shape
     side = catalog.crop_size(name, decoding.get("crop"))
     catalog.check(name, root)
     if name == "mixture":
         return _mixture(mixture, split, seed)
     if name == "digits":
         return _resized(_digits(split), shape)
+    if isinstance(found, ArrayFile):
+        from betasigma.data.custom import array_splits  # is built on this module
+
+        source = array_splits(found)[split]
+        return source if len(shape) == 1 else _resized(source, shape)
     assert root is not None  # catalog.check refuses it
     base = Path(root).expanduser()
     if name in _TORCHVISION:
@@ -168,7 +175,6 @@ def load(
     channels, height, width = shape
     of_values = {key: decoding[key] for key in OF_VALUES if decoding.get(key) is not None}
     decoder = image_files.Decoder((height, width), channels, side, **of_values)
-    found = listed or list_images(node)
     images = image_files.celeba(base, split) if found is None else image_files.listed(found, split)
     size = len(images.names) * int(np.prod(shape))
     if size <= IN_MEMORY_BYTES if in_memory is None else in_memory:

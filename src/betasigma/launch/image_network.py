@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from betasigma.data.catalog import DATA_SETS
+from betasigma.data.facts import described_facts
 from betasigma.errors import UserError
 from betasigma.launch.configs import Configs
 from betasigma.options.networks import UNetOptions
@@ -26,7 +27,10 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
     typed = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     sides = [int(side) for side in re.findall(r"\d+", typed.get("data.image_size", ""))]
     chosen = any(key in typed for key in CHOOSE)
-    if chosen or typed.get("data") not in PHOTOGRAPHS or len(sides) not in (1, 2):
+    if not sides and typed.get("data") == "array" and not chosen:
+        sides = _sides_of_array(typed)
+    known = typed.get("data") in (*PHOTOGRAPHS, "array")
+    if chosen or not known or len(sides) not in (1, 2):
         return None
     size = min(sides)
     native = {
@@ -38,6 +42,16 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
     found = next((native[n] for n in nearest if _accepts(native[n], sides, configs)), None)
     default = configs.load(f"data/{typed['data']}").chooses.get("network")
     return None if found == default else found
+
+
+def _sides_of_array(typed: Mapping[str, str]) -> list[int]:
+    """Height and width of the images of a file; ``[]`` where they cannot be told."""
+    axes = typed.get("data.axes")
+    node = {"name": "array", "root": typed.get("data.root"), "axes": axes, "values": [0, 1]}
+    try:
+        return list(described_facts(node).shape[1:])
+    except UserError:  # the check of the config says it, with more to go by
+        return []
 
 
 def _accepts(network: str, sides: Sequence[int], configs: Configs) -> bool:

@@ -13,6 +13,7 @@ Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
 MixtureName = Literal["ring", "two", "grid"]
 Layout = Literal["flat", "classes", "splits", "splits_in_classes"]
+Axes = Literal["CHW", "HWC"]
 Byte = Annotated[int, Field(ge=0, le=255)]
 Background = (
     Literal["white", "black", "grey"] | Annotated[list[Byte], Field(min_length=3, max_length=3)]
@@ -58,6 +59,10 @@ class DataOptions(ComponentOptions):
         None, "values of greyscale that become black and white, instead of bits"
     )
     max_pixels: Count = option(100_000_000, "of the largest image that is decoded")
+    values: Interval | None = option(
+        None, "of an array: what becomes black and white; null: bytes, 0 and 255"
+    )
+    axes: Axes | None = option(None, "of the images of an array; null: what their lengths say")
     flip: bool = option(False, "mirror training images with probability 1/2")
     dequantize: bool = option(False, "spread the bytes of training images uniformly")
     val_size: Count = option(1000, "test images used for validation during training")
@@ -76,8 +81,9 @@ class DataOptions(ComponentOptions):
                 f"data.bits={self.bits} and data.window={self.window} exclude each other: both say "
                 f"which values become black and white"
             )
-        if self.window is not None and self.window[0] >= self.window[1]:
-            raise ValueError(f"data.window={self.window} must have its lesser value first")
+        for key, interval in {"window": self.window, "values": self.values}.items():
+            if interval is not None and interval[0] >= interval[1]:
+                raise ValueError(f"data.{key}={interval} must have its lesser value first")
         return self
 
     @model_validator(mode="after")
@@ -93,7 +99,7 @@ class DataOptions(ComponentOptions):
 
 OF_OUR_SETS = (
     *("download", "layout", "labels", "image_size", "channels", "crop", "background", "bits"),
-    *("window", "max_pixels", "in_memory", "on_corrupt", "mixture"),
+    *("window", "max_pixels", "values", "in_memory", "on_corrupt", "mixture"),
 )
 """Keys of the data sets that have a name here."""
 
