@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from betasigma.commands.assemble import make_denoiser
 from betasigma.commands.import_model import read_published, write_run
 from betasigma.commands.load import Loaded, load_run
+from betasigma.denoiser import Denoiser
 from betasigma.options.apps import Import
 
 PUBLIC_CODE = "BETASIGMA_PUBLIC_CODE"
@@ -25,6 +27,20 @@ def imported(tmp_path: Path) -> Callable[..., Loaded]:
         directory = tmp_path / "run"
         write_run(read_published(Import.parse({"from": str(path), **asked})), directory, [])
         return load_run(directory)
+
+    return load
+
+
+@pytest.fixture
+def converted() -> Callable[..., Denoiser]:
+    """``converted(path, flags=…)``: the same, without a run directory."""
+
+    def load(path: Path, **asked: object) -> Denoiser:
+        readable = read_published(Import.parse({"from": str(path), **asked}))
+        model, config = readable.model, readable.config
+        denoiser = make_denoiser(config, model.sample_shape, readable.value_range)
+        denoiser.network.load_state_dict(model.weights)
+        return denoiser.requires_grad_(False).eval()
 
     return load
 

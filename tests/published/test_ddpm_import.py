@@ -12,47 +12,55 @@ import pytest
 import torch
 from equality import CLOSE, images, output, randomised, relative_error
 
-from betasigma.commands.load import Loaded
+from betasigma.commands.import_model import read_published
 from betasigma.denoiser import Denoiser
+from betasigma.options.apps import Import
 from betasigma.published.score_sde import ScoreSdeDDPM
 
+SIDE = 32
+"""Of the images in the comparison; layers do not know the size of the published ones."""
+
+STEPS = (1, 400, 1000)
+
 HO_SHAPES = {
-    "diffusion_cifar10_model": {
-        "resolution": 32,
-        "ch_mult": (1, 2, 2, 2),
-        "attn_resolutions": (16,),
-    },
-    "ema_diffusion_lsun_church_model": {
-        "resolution": 256,
-        "ch_mult": (1, 1, 2, 2, 4, 4),
-        "attn_resolutions": (16,),
-    },
+    "diffusion_cifar10_model": (32, (1, 2, 2, 2)),
+    "ema_diffusion_lsun_church_model": (256, (1, 1, 2, 2, 4, 4)),
 }
-"""The two networks of Ho et al. 2020, by the names of folders that their weights are in."""
+"""Images and levels of the two networks of Ho et al. 2020, by folders that have their weights."""
+
+widths = pytest.mark.parametrize("width", [32, pytest.param(128, marks=pytest.mark.slow)])
 
 
+@widths
 @pytest.mark.parametrize("name", HO_SHAPES)
 def test_pytorch_diffusion_is_equal(
     name: str,
+    width: int,
     tmp_path: Path,
-    imported: Callable[..., Loaded],
+    converted: Callable[..., Denoiser],
     public_code: Callable[[str], Path],
 ) -> None:
     public_code("pytorch_diffusion")
-    make = import_module("pytorch_diffusion.model").Model
-    shape: dict[str, Any] = HO_SHAPES[name]
-    model = make(ch=32, out_ch=3, in_channels=3, num_res_blocks=2, **shape)
+    size, levels = HO_SHAPES[name]
+    model = import_module("pytorch_diffusion.model").Model(
+        ch=width,
+        out_ch=3,
+        in_channels=3,
+        ch_mult=levels,
+        num_res_blocks=2,
+        attn_resolutions=(16,),
+        resolution=size,
+    )
     randomised(model)
     (tmp_path / name).mkdir()
-    torch.save(model.state_dict(), tmp_path / name / "model-790000.ckpt")
-    loaded = imported(tmp_path / name / "model-790000.ckpt")
-    denoiser = loaded.denoiser
-    assert isinstance(denoiser, Denoiser)
-    assert loaded.step == 790000
-    assert denoiser.sample_shape == (3, shape["resolution"], shape["resolution"])
-    model.resolution = side = 32  # it refuses images of another size; its layers do not know it
-    x = images(2, (3, side, side))
-    for step in (1, 400, 1000):
+    file = tmp_path / name / "model-790000.ckpt"
+    torch.save(model.state_dict(), file)
+    assert read_published(Import.parse({"from": str(file)})).model.step == 790000
+    denoiser = converted(file)
+    assert denoiser.sample_shape == (3, size, size)
+    model.resolution = SIDE  # it refuses images of another size
+    x = images(2, (3, SIDE, SIDE))
+    for step in STEPS:
         with torch.no_grad():
             expected = model(x, torch.full((2,), step - 1))
         assert relative_error(output(denoiser, x, step), expected) < CLOSE
@@ -63,22 +71,24 @@ def test_pytorch_diffusion_is_equal(
     torch.testing.assert_close(alpha_bar, torch.from_numpy(1 - betas).cumprod(0))
 
 
-@pytest.mark.parametrize("name", ["vp/ddpm/cifar10", "vp/ddpm/church"])
+@widths
+@pytest.mark.parametrize(
+    "name", ["vp/ddpm/cifar10", "vp/ddpm/church", "vp/ddpm/cifar10_continuous"]
+)
 def test_score_sde_is_equal(
     name: str,
+    width: int,
     tmp_path: Path,
-    imported: Callable[..., Loaded],
+    converted: Callable[..., Denoiser],
     public_code: Callable[[str], Path],
 ) -> None:
     public_code("score_sde_pytorch")
-    settings = {**ScoreSdeDDPM.defaults, **ScoreSdeDDPM.published[name], "nf": 32}
-    side = 32
-    model = import_module("models.ddpm").DDPM(config_of(settings, attends_at=side))
+    settings = {**ScoreSdeDDPM.defaults, **ScoreSdeDDPM.published[name], "nf": width}
+    model = import_module("models.ddpm").DDPM(config_of(settings))
     average = {k: v.clone() for k, v in randomised(model).named_parameters()}
     randomised(model, seed=7)  # the weights that are not averaged are others
-    folder = tmp_path / name
-    folder.mkdir(parents=True)
-    file = folder / "checkpoint_26.pth"
+    file = tmp_path / name / "checkpoint_26.pth"
+    file.parent.mkdir(parents=True)
     torch.save(
         {
             "model": {f"module.{name}": value for name, value in model.state_dict().items()},
@@ -88,31 +98,34 @@ def test_score_sde_is_equal(
         },
         file,
     )
-    loaded = imported(file, flags={"nf": 32})
-    assert loaded.step == 1_300_000
-    denoiser = loaded.denoiser
-    assert isinstance(denoiser, Denoiser)
+    denoiser = converted(file, flags={"nf": width})
     model.load_state_dict(average, strict=False)
-    x = images(2, (3, side, side))
-    for step in (1, 400, 1000):
-        with torch.no_grad():
-            expected = model(x, torch.full((2,), step - 1))
-        assert relative_error(output(denoiser, x, step), expected) < CLOSE
     sde = import_module("sde_lib").VPSDE(N=1000)
-    alpha_bar = denoiser.schedule.alpha(denoiser.schedule.times()) ** 2
-    torch.testing.assert_close(alpha_bar, sde.alphas_cumprod.double(), rtol=1e-4, atol=0)
+    times, x = denoiser.schedule.times(), images(2, (3, SIDE, SIDE))
+    for step in STEPS:
+        t = times[step - 1]
+        label = 999 * t.float() if settings["continuous"] else torch.tensor(step - 1)
+        with torch.no_grad():
+            expected = model(x, label.expand(2))
+        assert relative_error(output(denoiser, x, step), expected) < CLOSE
+    if settings["continuous"]:
+        mean, std = sde.marginal_prob(torch.ones(1000, 1, 1, 1).double(), times)
+        torch.testing.assert_close(denoiser.schedule.alpha(times), mean.flatten())
+        torch.testing.assert_close(denoiser.schedule.sigma(times), std)
+    else:
+        alpha_bar = denoiser.schedule.alpha(times) ** 2
+        torch.testing.assert_close(alpha_bar, sde.alphas_cumprod.double(), rtol=1e-4, atol=0)
 
 
-def config_of(settings: dict[str, Any], attends_at: int) -> SimpleNamespace:
-    """Their config; attention is where 16 pixels of the published size are on ``attends_at``."""
-    resolution = 16 * attends_at // settings["image_size"]
+def config_of(settings: dict[str, Any]) -> SimpleNamespace:
+    """Their config, with attention where 16 pixels of the published size are on ``SIDE``."""
     return SimpleNamespace(
-        data=SimpleNamespace(image_size=attends_at, centered=True, num_channels=3),
+        data=SimpleNamespace(image_size=SIDE, centered=True, num_channels=3),
         model=SimpleNamespace(
             nf=settings["nf"],
             ch_mult=tuple(int(word) for word in settings["ch_mult"].split(",")),
             num_res_blocks=settings["num_res_blocks"],
-            attn_resolutions=(resolution,),
+            attn_resolutions=(16 * SIDE // settings["image_size"],),
             dropout=settings["dropout"],
             resamp_with_conv=True,
             conditional=True,

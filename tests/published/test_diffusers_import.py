@@ -11,7 +11,6 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from equality import CLOSE, images, output, randomised, relative_error
 
-from betasigma.commands.load import Loaded
 from betasigma.denoiser import Denoiser
 
 HO: dict[str, Any] = {
@@ -96,12 +95,35 @@ def saved(model: UNet2DModel, folder: Path, scheduler: Any = None, **how: Any) -
     return folder
 
 
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "cifar10": {**SMALL["cifar10"], "channels": (128, 256, 256, 256), "sample_size": 32},
+    "celebahq": {
+        **SMALL["celebahq"],
+        "channels": (128, 128, 256, 256, 512, 512),
+        "sample_size": 256,
+    },
+}
+"""google/ddpm-cifar10-32 and google/ddpm-celebahq-256, at full width."""
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_outputs_are_equal(name: str, tmp_path: Path, imported: Callable[..., Loaded]) -> None:
-    model = unet(**SMALL[name])
-    denoiser = imported(saved(model, tmp_path / "pipe")).denoiser
-    assert isinstance(denoiser, Denoiser)
-    x = images(3, denoiser.sample_shape)
+def test_outputs_are_equal(name: str, tmp_path: Path, converted: Callable[..., Denoiser]) -> None:
+    check(unet(**SMALL[name]), tmp_path / "pipe", converted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_outputs_are_equal_at_full_width(
+    name: str, tmp_path: Path, converted: Callable[..., Denoiser]
+) -> None:
+    check(unet(**PUBLISHED[name]), tmp_path / f"ddpm-{name}", converted)
+
+
+def check(model: UNet2DModel, folder: Path, converted: Callable[..., Denoiser]) -> None:
+    denoiser = converted(saved(model, folder))
+    # its layers do not know the size of the image
+    channels, size, _ = denoiser.sample_shape
+    x = images(3, (channels, min(size, 32), min(size, 32)))
     y = torch.tensor([0, 2, 4]) if denoiser.num_classes else None
     for t in (0, 357, 999):
         with torch.no_grad():

@@ -81,6 +81,12 @@ def describe(readable: Readable, display: Display) -> None:
     shape = "×".join(map(str, model.sample_shape))
     named = f", {origin['published']}" if origin["published"] else ""
     display.line(f"{origin['file']}: {origin['format']}{named}, {parameters:,} numbers, {shape}")
+    schedule, sampler = readable.config["schedule"], readable.config["sampler"]
+    noise = schedule["_target_"].rpartition(".")[2]
+    levels = schedule.get("steps", schedule.get("levels"))
+    drawn = sampler["_target_"].rpartition(".")[2]
+    chosen = [f"{key}={sampler[key]}" for key in ("variance", "clip") if key in sampler]
+    display.line(f"noise: {noise}, {levels} levels; sampler: {' '.join([drawn, *chosen])}")
     for note in model.notes:
         display.line(note)
 

@@ -81,7 +81,7 @@ def trained_steps(source: WeightFile) -> int:
 
 
 class ScoreSdeDDPM(ModelFormat):
-    """The U-Net of Ho et al. by score_sde_pytorch, on the discrete levels of DDPM."""
+    """The U-Net of Ho et al. by score_sde_pytorch, on DDPM's levels or on the VP SDE."""
 
     name = "score_sde-ddpm"
     origin = "https://github.com/yang-song/score_sde_pytorch"
@@ -107,6 +107,7 @@ class ScoreSdeDDPM(ModelFormat):
     }
     published: ClassVar[Mapping[str, Settings]] = {
         "vp/ddpm/cifar10": {"data": "cifar10"},
+        "vp/ddpm/cifar10_continuous": {"continuous": True, "data": "cifar10"},
         "vp/ddpm/celebahq": _LARGE,
         "vp/ddpm/bedroom": _LARGE,
         "vp/ddpm/church": _LARGE,
@@ -121,7 +122,7 @@ class ScoreSdeDDPM(ModelFormat):
         return isinstance(first, Tensor) and first.ndim == 2 and not resampled
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        for key, needed in (("centered", True), ("scale_by_sigma", False), ("continuous", False)):
+        for key, needed in (("centered", True), ("scale_by_sigma", False)):
             if settings[key] != needed:
                 raise UserError(
                     f"flags.{key}={settings[key]} of {self.name} is not read: only {key}={needed}"
@@ -131,18 +132,27 @@ class ScoreSdeDDPM(ModelFormat):
         weights = structure.weights()
         tensors.finish()
         size = settings["image_size"]
-        steps = settings["num_scales"]
-        config = ddpm_config(
-            structure.network(),
-            schedule_node(
-                "linear", steps, settings["beta_min"] / steps, settings["beta_max"] / steps
-            ),
-            variance="beta",
-            clip=False,
-        )
+        config = _vp_config(structure.network(), settings)
         shape = (weights["enter.weight"].shape[1], size, size)
         data = settings.get("data")
         return PublishedModel(config, weights, shape, step=trained_steps(source), data=data)
+
+
+def _vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The discrete levels of DDPM; or, of a continuous model, the VP SDE, whose time it is told."""
+    steps, low, high = settings["num_scales"], settings["beta_min"], settings["beta_max"]
+    if not settings["continuous"]:
+        schedule = schedule_node("linear", steps, low / steps, high / steps)
+        return ddpm_config(network, schedule, variance="beta", clip=False)
+    config = ddpm_config(network, schedule_node("vp_sde", steps, low, high), "beta", clip=False)
+    config["preconditioning"]["conditioning"] = "scaled_time"
+    config["objective"]["times"] = "continuous"
+    config["sampler"] = {
+        "_target_": "betasigma.samplers.PredictorCorrector",
+        "predictor": "euler_maruyama",
+        "corrector_steps": 0,
+    }
+    return config
 
 
 class _SequentialWeights:

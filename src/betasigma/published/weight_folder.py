@@ -12,6 +12,10 @@ CONFIGS = ("config", "scheduler_config")
 """JSON files that a folder may have beside its weights."""
 
 
+USUAL = "diffusion_pytorch_model"
+"""Name of diffusers' files of weights; ``diffusion_pytorch_model.fp16``, say, is a variant."""
+
+
 def open_weights(path: Path, key: str = "from") -> WeightFile:
     """Open a file of weights, or a folder that has one.
 
@@ -40,6 +44,9 @@ def _weights_in(places: list[Path], path: Path, key: str) -> Path:
     for place in places:
         for ending in WEIGHTS:
             files = sorted(place.glob(f"*{ending}"))
+            usual = place / f"{USUAL}{ending}"
+            if usual in files:  # beside others in half precision, say
+                return usual
             if len(files) > 1:
                 raise UserError(
                     f"{key}={path} has several files of weights ({', '.join(f.name for f in files)}"
