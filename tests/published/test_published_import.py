@@ -147,6 +147,26 @@ def test_a_published_model_stands_where_a_run_does(digits_pipeline: Path, here: 
     assert torch.equal(denoiser(x, 0.5).eps, ours(x, 0.5).eps)
 
 
+def test_a_published_model_that_leaves_something_open_is_no_run(here: Path) -> None:
+    file = written("improved-diffusion", here)
+    done = launch("sample", f"run={file}")
+    assert done.status == 1
+    assert done.err.startswith(f"error: run={file} is of improved-diffusion, whose files do not")
+    assert f"betasigma import from={file} to=outputs/model takes" in done.err
+    assert not (here / "outputs").exists()
+
+
+def test_flags_are_taken_as_typed(here: Path) -> None:
+    name = "guided-diffusion"
+    typed = " ".join(f"--{key} {value}" for key, value in recorded(name)["flags"].items())
+    assert "--channel_mult 1,2" in typed
+    done = launch("import", f"from={written(name, here)}", "to=outputs/adm", f"flags={typed}")
+    assert done.status == 0, done.err
+    again = launch("sample", "run=outputs/adm", "sampler=ddim", "guidance=2")
+    assert again.status == 1
+    assert "guidance=2 needs a model trained with" in again.err
+
+
 def test_a_directory_in_use_is_refused(digits_run: str, digits_pipeline: Path) -> None:
     done = launch("import", f"from={digits_pipeline}", f"to={digits_run}")
     assert done.status == 1
@@ -243,7 +263,7 @@ def test_what_does_not_fit_is_refused(
 def test_what_a_file_leaves_open_is_asked_for(tmp_path: Path) -> None:
     file = written("improved-diffusion", tmp_path)
     asked = refusal(file)
-    assert "does not write down image_size" in asked
+    assert "do not hold all of its settings" in asked
     assert "cifar10_uncond_50M_500K" in asked
     assert refusal(file, published="cifar10_uncond") == (
         "published=cifar10_uncond is not known; did you mean cifar10_uncond_50M_500K?"

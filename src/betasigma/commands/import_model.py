@@ -80,7 +80,7 @@ def describe(readable: Readable, display: Display) -> None:
     parameters = sum(weight.numel() for weight in model.weights.values())
     shape = "×".join(map(str, model.sample_shape))
     named = f", {origin['published']}" if origin["published"] else ""
-    display.line(f"{origin['file']}: {origin['format']}{named}, {parameters:,} numbers, {shape}")
+    display.line(f"{origin['file']}: {origin['format']}{named}, {parameters:,} parameters, {shape}")
     schedule, sampler = readable.config["schedule"], readable.config["sampler"]
     noise = schedule["_target_"].rpartition(".")[2]
     levels = schedule.get("steps", schedule.get("levels"))
@@ -159,7 +159,7 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
     """
     try:
         source = open_weights(path, key)
-        form = _format(source, None)
+        _format(source, None)
     except UserError:
         return None
     directory = OUTPUTS / IMPORTED / f"{plain_name(path)}_{_digest(source.weights)[:8]}"
@@ -167,10 +167,9 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
         try:
             readable = read_published(Import.parse({"from": str(path)}), source)
         except UserError as error:
-            asked = f"from={path} to={OUTPUTS}/{plain_name(path)}"
+            command = f"betasigma import from={path} to={OUTPUTS}/{plain_name(path)}"
             raise UserError(
-                f"{error} ({key}={path} is of {form.name}: betasigma import {asked} takes it as "
-                f"you say)"
+                f"{error}; {command} takes what you say of it, and makes a run directory"
             ) from None
         write_run(readable, directory, [f"{key}={path}"])
         describe(readable, display)

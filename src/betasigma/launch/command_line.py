@@ -93,9 +93,11 @@ def read_command_line(words: list[str]) -> CommandLine:
 def as_path(word: str) -> str:
     """``key=path`` with the path quoted where Hydra would read it as something else: the directory
     of a sweep's job has ``=`` and commas in its name. So are the paths of ``key=a,b`` and
-    ``key=[a,b]``.
+    ``key=[a,b]``, and flags of another program (``flags='--channel_mult 1,2'``).
     """
     key, _, value = word.partition("=")
+    if key == "flags" and value.startswith("--"):
+        return f"{key}={quoted(value)}"
     if key not in PATHS or not re.search(r"[^\w./~-]", value) or value[:1] in "'\"":
         return word
     listed = re.fullmatch(r"\[(.*)\]", value)

@@ -95,9 +95,9 @@ class ModelFormat(ABC):
         typed = _typed(flags, self.defaults)
         if self.defaults and name is None and not typed:
             raise UserError(
-                f"{source.named} is of {self.name}, which does not write down "
-                f"{', '.join(self.defaults)}: give published=… ({', '.join(self.published)}), or "
-                f"flags='--key value …' as its authors ran it"
+                f"{source.named} is of {self.name}, whose files do not hold all of its settings: "
+                f"give published=… ({', '.join(self.published)}), or flags='--key value …' as its "
+                f"authors ran it"
             )
         return {**self.defaults, **self.published.get(name or "", {}), **typed}
 
