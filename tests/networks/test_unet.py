@@ -243,6 +243,15 @@ def test_labels_and_the_null_class() -> None:
     assert used.tolist() == [True, False, True, False]
 
 
+def test_without_a_null_class_every_image_has_a_label() -> None:
+    net = small(num_classes=3, null_class=False).eval()
+    assert len(net.conditioning.labels.weight) == 3
+    x, c_noise = inputs()
+    with pytest.raises(UserError, match=r"network\.null_class=false.*labels=all"):
+        net(x, c_noise)
+    assert net(x, c_noise, torch.tensor([0, 1, 2, 0])).shape == x.shape
+
+
 def test_labels_need_classes() -> None:
     x, c_noise = inputs()
     with pytest.raises(UserError, match=r"network\.num_classes=0"):

@@ -75,6 +75,12 @@ NETWORKS: dict[str, tuple[Any, tuple[int, ...], dict[str, Any]]] = {
     "unet": (unet(dropout=0.1), (1, 8, 8), {}),
     "unet, classes": (unet(in_channels=3, num_classes=3), (3, 8, 8), {"num_classes": 3}),
     "unet, fourier, recomputed": (unet(embedding="fourier", checkpoint=True), (1, 8, 8), {}),
+    "unet, ADM's": (
+        unet(scale_shift=True, resampling="residual", frequency_shift=0.0, embedding_channels=16),
+        (1, 8, 8),
+        {},
+    ),
+    "unet, padded at both sides": (unet(padding="both", group_width=2), (1, 8, 8), {}),
     "unet, variance": (unet(out_channels=2), (1, 8, 8), {"learns_variance": True}),
     "unet, heads, unconditional": (
         unet(head_channels=4, conditional=False),

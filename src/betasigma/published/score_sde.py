@@ -8,7 +8,12 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
+from betasigma.published.config_nodes import (
+    ddpm_config,
+    schedule_node,
+    unet_node,
+    vp_sde_config,
+)
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.unet_weights import Tensors, Weights, joined, unet_weights
 from betasigma.published.weight_file import WeightFile, checked_tensors
@@ -141,18 +146,10 @@ class ScoreSdeDDPM(ModelFormat):
 def _vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """The discrete levels of DDPM; or, of a continuous model, the VP SDE, whose time it is told."""
     steps, low, high = settings["num_scales"], settings["beta_min"], settings["beta_max"]
-    if not settings["continuous"]:
-        schedule = schedule_node("linear", steps, low / steps, high / steps)
-        return ddpm_config(network, schedule, variance="beta", clip=False)
-    config = ddpm_config(network, schedule_node("vp_sde", steps, low, high), "beta", clip=False)
-    config["preconditioning"]["conditioning"] = "scaled_time"
-    config["objective"]["times"] = "continuous"
-    config["sampler"] = {
-        "_target_": "betasigma.samplers.PredictorCorrector",
-        "predictor": "euler_maruyama",
-        "corrector_steps": 0,
-    }
-    return config
+    if settings["continuous"]:
+        return vp_sde_config(network, steps, low, high)
+    schedule = schedule_node("linear", steps, low / steps, high / steps)
+    return ddpm_config(network, schedule, variance="beta", clip=False)
 
 
 class _SequentialWeights:
