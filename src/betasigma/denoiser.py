@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from betasigma.errors import UserError
-from betasigma.options.objectives import Times as TrainedOn
+from betasigma.options.objectives import TrainedOn
 from betasigma.options.samplers import only_levels
 from betasigma.options.training import DenoiserOptions, GuidedOptions, OffLevels
 from betasigma.preconditioning import Preconditioning

@@ -47,15 +47,21 @@ def test_every_command_says_what_its_keys_mean(here: Path, app: str) -> None:
     outcome = launch(app, "--help")
     assert outcome.status == 0, outcome.err
     assert re.search(r"^runs?: .* # .*\(", outcome.out, re.MULTILINE)
+    commands = outcome.out.partition("Any key above")[2]
+    assert re.search(rf"\b{app}(\.py)? runs?=", commands)
+    assert "train" not in commands
     assert list(here.iterdir()) == []
 
 
-def test_a_class_without_options_shows_the_types_of_its_arguments(
+def test_a_class_without_options_shows_what_its_signature_and_docstring_say(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "helplab").mkdir()
     (here / "helplab" / "__init__.py").write_text(
         "from torch import nn\n\n\nclass Net(nn.Module):\n"
+        '    """A network.\n\n    Args:\n        in_channels: of an image.\n'
+        "        width, depth: of a layer,\n            in channels.\n\n"
+        '    Raises:\n        depth: never.\n    """\n\n'
         "    def __init__(self, in_channels: int, width: int = 8):\n"
         "        super().__init__()\n"
     )
@@ -63,4 +69,6 @@ def test_a_class_without_options_shows_the_types_of_its_arguments(
     words = ("plugins=[helplab]", "network._target_=helplab.Net", "+network.width=16", "--help")
     outcome = launch("train", *words)
     assert outcome.status == 0, outcome.err
-    assert re.search(r"^  width: 16 +# \(integer\)$", outcome.out, re.MULTILINE)
+    assert re.search(
+        r"^  width: 16 +# of a layer, in channels. \(integer\)$", outcome.out, re.MULTILINE
+    )

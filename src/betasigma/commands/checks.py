@@ -171,7 +171,7 @@ def of_a_run(check: Check) -> Check:
     @wraps(check)
     def checked(config: DictConfig, overrides: list[str]) -> Path | None:
         run = None if OmegaConf.is_missing(config, "run") else config.run
-        if isinstance(run, str) and may_be_published(Path(run)):
+        if run and isinstance(run, str) and may_be_published(Path(run)):
             config.run = str(run_or_published(run))
         return check(config, overrides)
 

@@ -160,7 +160,7 @@ def explained(configs: Configs) -> Iterator[None]:
     with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
         yield
     described = with_meanings(config.getvalue(), configs.config_name)
-    print(opening(configs), described, footer(), sep="\n")
+    print(opening(configs), described, footer(configs.config_name), sep="\n")
 
 
 def in_directory(task: Task) -> Callable[[DictConfig], Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from betasigma.launch.configs import ConfigFile, Configs
 from betasigma.options import plugins
@@ -63,46 +64,99 @@ def explain(error: BaseException, configs: Configs) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
 
 
+class UnknownKey(NamedTuple):
+    """``key=value`` of a key that the config does not have."""
+
+    override: str
+    """As typed."""
+    configs: Configs
+
+    @property
+    def key(self) -> str:
+        return self.override.partition("=")[0].lstrip("+~")
+
+    @property
+    def value(self) -> str:
+        return self.override.partition("=")[2]
+
+    @property
+    def node(self) -> str:
+        return self.key.partition(".")[0]
+
+    @property
+    def owners(self) -> list[ConfigFile]:
+        """Files of groups that have the key."""
+        return [file for file, own in _own_keys(self.configs) if self.key in own]
+
+    @property
+    def choices(self) -> list[str]:
+        """Those of the first owner's group."""
+        owners = self.owners
+        return [file.choice for file in owners if file.group == owners[0].group]
+
+    @property
+    def belongs_to(self) -> str:
+        """``schedule=geometric or geometric_auto``; empty where no file has the key."""
+        return f"{self.owners[0].group}={' or '.join(self.choices)}" if self.owners else ""
+
+
 def unknown_key(override: str, configs: Configs) -> str:
     """Sentence for ``key=value`` where the config has no such key."""
-    key, _, value = override.partition("=")
-    key = key.lstrip("+~")
-    flag = key.removeprefix("trainer.")
-    if flag != key and flag in REFUSED_FLAGS:
-        return refuse_flag(flag, value)
-    if any(word.startswith("resume=") for word in configs.line.overrides):
-        return (
-            f"{override} is not among the keys of a new run, and resume=… continues a run with its "
-            f"own: leave it out"
-        )
-    owners = _files_with(key, configs)
-    node = key.partition(".")[0]
-    typed = {word.partition("=")[0].lstrip("+~") for word in configs.line.overrides}
-    if (
-        node == "sampler"
-        and configs.config_name in ("sample", "edit", "evaluate")
-        and node not in typed
-    ):
-        return f"{override} needs a sampler beside it: give sampler={_chooses(owners)}, say"
-    if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
-        owned = f" ({key} belongs to {node}={_chooses(owners)})" if owners else ""
-        return (
-            f"{override} is unknown: it is no key of the {node} that was chosen{owned}; where a "
-            f"class of your own takes it, +{override.lstrip('+~')} adds it"
-        )
-    if owners:
-        group = owners[0].group
-        names = [file.choice for file in owners if file.group == group]
-        models = _models_with(names, configs) if group == "schedule" else ""
-        return (
-            f"{override} does not fit the {group} that was chosen; {key} belongs to "
-            f"{group}={' or '.join(names)}{models}"
-        )
-    return f"{override} is unknown: there is no key {key}; {_instead(key, value, configs)}"
+    word = UnknownKey(override, configs)
+    sentence = next(filter(None, (why(word) for why in WHY_UNKNOWN)), None)
+    return sentence or (
+        f"{override} is unknown: there is no key {word.key}; "
+        f"{_instead(word.key, word.value, configs)}"
+    )
 
 
-def _chooses(owners: Sequence[ConfigFile]) -> str:
-    return " or ".join(file.choice for file in owners if file.group == owners[0].group)
+def _refused_flag(word: UnknownKey) -> str | None:
+    flag = word.key.removeprefix("trainer.")
+    refused = flag != word.key and flag in REFUSED_FLAGS
+    return refuse_flag(flag, word.value) if refused else None
+
+
+def _beside_resume(word: UnknownKey) -> str | None:
+    if not any(other.startswith("resume=") for other in word.configs.line.overrides):
+        return None
+    return (
+        f"{word.override} is not among the keys of a new run, and resume=… continues a run with "
+        f"its own: leave it out"
+    )
+
+
+def _without_sampler(word: UnknownKey) -> str | None:
+    typed = {other.partition("=")[0].lstrip("+~") for other in word.configs.line.overrides}
+    of_a_run = word.configs.config_name in ("sample", "evaluate")
+    if not of_a_run or word.node != "sampler" or word.node in typed:
+        return None
+    return f"{word.override} needs a sampler beside it: give {word.belongs_to}, say"
+
+
+def _of_ones_own(word: UnknownKey) -> str | None:
+    known = word.belongs_to or word.configs.is_group(word.node)
+    if not (word.node in REGISTRY and plugins.allowed() and known):
+        return None
+    owned = f" ({word.key} belongs to {word.belongs_to})" if word.belongs_to else ""
+    return (
+        f"{word.override} is unknown: it is no key of the {word.node} that was chosen{owned}; "
+        f"where a class of your own takes it, +{word.override.lstrip('+~')} adds it"
+    )
+
+
+def _of_another_choice(word: UnknownKey) -> str | None:
+    if not word.owners:
+        return None
+    group = word.owners[0].group
+    models = _models_with(word.choices, word.configs) if group == "schedule" else ""
+    return (
+        f"{word.override} does not fit the {group} that was chosen; {word.key} belongs to "
+        f"{word.belongs_to}{models}"
+    )
+
+
+WHY_UNKNOWN = (_refused_flag, _beside_resume, _without_sampler, _of_ones_own, _of_another_choice)
+"""Reasons why a key is unknown, the nearest first. Each gives its sentence where it applies."""
 
 
 def _instead(key: str, value: str, configs: Configs) -> str:
@@ -150,11 +204,6 @@ def _own_keys(configs: Configs) -> Iterator[tuple[ConfigFile, set[str]]]:
     for file in files:
         below = {key for key in file.keys if f"{key}.".startswith(f"{file.group}.")}
         yield file, below if file.group in overlays else file.keys
-
-
-def _files_with(key: str, configs: Configs) -> list[ConfigFile]:
-    """Group files that define ``key``."""
-    return [file for file, own in _own_keys(configs) if key in own]
 
 
 def _models_with(schedules: list[str], configs: Configs) -> str:

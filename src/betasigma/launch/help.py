@@ -19,23 +19,42 @@ COLUMN, WIDTH = 32, 100
 HEADER = "betasigma: DDPM and NCSN on one footing."
 
 EXAMPLES = {
-    "": "DDPM on the embedded digits",
-    "model=ncsn sigma.levels=10": "the other family",
-    "-m model=ddpm,ncsn seed=1,2,3": "a sweep",
-    "-m search=optuna_lr": "a search",
-    "resume=outputs/…": "continue a run",
+    "train": {
+        "": "DDPM on the embedded digits",
+        "model=ncsn sigma.levels=10": "the other family",
+        "-m model=ddpm,ncsn seed=1,2,3": "a sweep",
+        "-m search=optuna_lr": "a search",
+        "resume=outputs/…": "continue a run",
+    },
+    "sample": {
+        "run=outputs/…": "64 samples by the run's own sampler",
+        "run=outputs/… n=100 sampler=ddim sampler.steps=20": "by another",
+    },
+    "evaluate": {
+        "run=outputs/…": "2,000 samples by the run's own sampler",
+        "run=outputs/… -m sampler=ddim,heun sampler.steps=10,50": "a table of samplers and steps",
+        "run=outputs/… evaluation=none likelihood=flow": "bits per dimension",
+    },
+    "edit": {"run=outputs/… edit=inpaint": "fill in a part of images"},
+    "import": {"from=model.pt to=outputs/model": "a published model becomes a run"},
+    "compare": {"runs=[outputs/…,outputs/…]": "a table and curves"},
 }
-"""Example overrides of ``train``, and what they do."""
+"""Example overrides of each app, and what they do."""
 
 
-def footer() -> str:
-    """Return the text after the config: commands that the user can paste."""
-    train = shlex.join(program("train", Path.cwd()))
-    width = max(map(len, EXAMPLES))
+def footer(app: str) -> str:
+    """Return the text after the config: commands that the user can paste.
+
+    Args:
+        app: name of the primary config.
+    """
+    examples = EXAMPLES.get(app, {})
+    start = shlex.join(program(app, Path.cwd()))
+    width = max(map(len, examples), default=0)
     return "\n".join(
         [
             "Any key above can be set as key=value, any group by name, several values with -m:",
-            *(f"  {train} {words:{width}}  {what}" for words, what in EXAMPLES.items()),
+            *(f"  {start} {words:{width}}  {what}" for words, what in examples.items()),
             "--cfg job prints the config that would be run, --info defaults where it comes from.",
         ]
     )

@@ -49,7 +49,7 @@ from betasigma.options.objectives import (
     DenoisingOptions,
     ObjectiveOptions,
     Reduction,
-    Times,
+    TrainedOn,
     Weighting,
 )
 from betasigma.randomness import Stream
@@ -69,7 +69,7 @@ class LossTerms(NamedTuple):
 
 def draw_times(
     schedule: NoiseSchedule,
-    sampling: Times,
+    sampling: TrainedOn,
     rng: Stream,
     log_mean: float = -1.2,
     log_std: float = 1.2,
@@ -142,7 +142,7 @@ class Objective:
 
     options: ClassVar[type[ObjectiveOptions]] = DenoisingOptions
 
-    times: Times = "levels"
+    times: TrainedOn = "levels"
     weighting: Weighting = "sigma_power"
     sigma_power: float = 2.0
     gamma: float = 5.0

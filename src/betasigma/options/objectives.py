@@ -10,7 +10,7 @@ from betasigma.errors import UserError
 from betasigma.options.base import ComponentOptions, Count, Positive, Probability, option
 from betasigma.options.composition import Composition
 
-Times = Literal["levels", "continuous", "log_normal"]
+TrainedOn = Literal["levels", "continuous", "log_normal"]
 Weighting = Literal["sigma_power", "vlb", "likelihood", "min_snr", "edm"]
 Reduction = Literal["mean", "half_sum"]
 
@@ -26,7 +26,7 @@ class ObjectiveOptions(ComponentOptions):
     differentiates: ClassVar[bool] = False
     """Whether the loss holds a derivative of the network, so that training differentiates twice."""
 
-    times: Times = option("levels", "which noise levels training draws")
+    times: TrainedOn = option("levels", "which noise levels training draws")
     label_dropout: Probability = option(0.0, "share of labels hidden, for classifier-free guidance")
 
     def check_with(self, composition: Composition) -> None:
