@@ -81,7 +81,7 @@ SENTENCES = {
     "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.ten data.mixture=two": (
         r"data\.mixture=two does not apply to a data set of one's own"
     ),
-    "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.ten data.download=true": (
+    "train plugins=[firstlab] data.name=x +data.source._target_=firstlab.ten data.download=true": (
         r"data\.download=true does not apply to a data set of one's own"
     ),
     "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.words": (

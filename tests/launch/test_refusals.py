@@ -23,7 +23,7 @@ from PIL import Image
         ("logger.mode=online", r"logger\.mode=online needs an account: type wandb login"),
         ("search=optuna_lr", r"search=optuna_lr is a sweep of many runs: add -m"),
         ("-m optimizer.lr=interval(1,2)", r"optimizer\.lr=interval\(1,2\) is for a sweeper that"),
-        ("-m network=glob(x*)", r"network=glob\(x\*\) fits none of mlp"),
+        ("-m network=glob(x*)", r"network=glob\(x\*\) fits none of .*mlp"),
         ("objective_metric=fid", r"objective_metric=fid must match"),
         ("--steps 100", r"--steps 100 is two words: write --steps=100 or steps=100"),
         ("--config-name=nothing", r"Cannot find primary config 'nothing'"),

@@ -15,7 +15,7 @@ from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.load import load_run, weights_key
 from betasigma.commands.measure import say_not_finite
-from betasigma.commands.sample_folder import SampleFolder
+from betasigma.commands.sample_folder import DESCRIPTION, SampleFolder
 from betasigma.commands.trajectory import save_trajectory
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
@@ -62,7 +62,7 @@ def sample(config: DictConfig, start: Start) -> None:
         counted = _fill(into, draw, asked, display)
     else:
         counted = _gather(draw, asked, out, display)
-    write_json(out / "samples.json", {**told, "seed": asked.chosen_seeds[0], **counted})
+    write_json(out / DESCRIPTION, {**told, "seed": asked.chosen_seeds[0], **counted})
     if asked.trajectory is not None:
         path = save_trajectory(
             draw.denoiser,
