@@ -123,7 +123,9 @@ def test_labels_in_turn_and_guidance(here: Path, labelled_run: Path) -> None:
     assert drawn(labelled_run)[0]["arr_1"].tolist() == [0, 1, 2, 3, 4]
     outcome = launch("sample", f"run={labelled_run}", "labels=[10]")
     assert outcome.status == 1
-    assert outcome.err == "error: labels=[10] must be class labels of the model, 0 to 9\n"
+    assert outcome.err == (
+        "error: labels=10 is no class of the model, which has 0, 1, 2, 3, 4, 5, 6, 7, 8, 9\n"
+    )
 
 
 # ---------------------------------------------------------------- evaluate.py

@@ -5,7 +5,8 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -189,8 +190,8 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
         asked.sampler.check_with(saved.composition(facts))
         _check_steps(asked.sampler, saved.schedule.level_count, overrides)
     if not saved.model.trains:
-        _check_data(saved, asked.data.given)
-    _check_labels(asked.labels, saved)
+        _check_data(saved, asked.data.given, facts)
+    _number_labels(config, saved, facts)
     for key in ("save=folder", f"trajectory={asked.trajectory}"):
         if facts.points and getattr(asked, key.partition("=")[0]) == key.partition("=")[2]:
             raise UserError(f"{key} needs a model of images; this one's data are points")
@@ -217,7 +218,7 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
             f"the probability flow, by a solver of its own (edit.tolerance)"
         )
     _check_guidance("guidance", asked.guidance, saved)
-    _check_labels(asked.labels, saved)
+    _number_labels(config, saved, facts)
     if asked.labels is None and asked.guidance != 1:
         raise UserError(f"guidance={asked.guidance:g} needs labels=[…] to guide towards")
     if asked.labels is None and saved.network.num_classes and not _knows_no_label(saved):
@@ -233,17 +234,39 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     elif not asked.edit.needs_images:
         check_ends(len(asked.seeds))
     if not saved.model.trains or (asked.images is None and asked.edit.needs_images):
-        _check_data(saved, asked.data.given)
+        _check_data(saved, asked.data.given, facts)
     return None
 
 
-def _check_labels(labels: list[int] | str | None, saved: ModelConfig) -> None:
-    """Refuse labels that the model has not."""
-    classes = saved.network.num_classes
-    if labels is not None and not classes:
+def _number_labels(config: DictConfig, saved: ModelConfig, facts: DataFacts) -> None:
+    """Put numbers in the place of names of classes, and refuse labels that the model has not."""
+    labels = config.labels
+    if labels is None:
+        return
+    count = saved.network.num_classes
+    if not count:
         raise UserError(f"labels={labels} needs a model trained with class labels; this has none")
-    if isinstance(labels, list) and (not labels or max(labels) >= classes):
-        raise UserError(f"labels={labels} must be class labels of the model, 0 to {classes - 1}")
+    if not OmegaConf.is_list(labels):
+        return
+    names = list(facts.classes) if facts.num_classes == count else list(numbered(count))
+    numbers = [_number(label, names) for label in labels]
+    if not numbers:
+        raise UserError(f"labels=[] names no class: leave it out for all {count}")
+    config.labels = numbers
+
+
+def _number(label: int | str, names: list[str]) -> int:
+    """Number of a class, given by number or name."""
+    if isinstance(label, int) and label < len(names):
+        return label
+    if label in names:
+        return names.index(str(label))
+    near = difflib.get_close_matches(label, names, n=1) if isinstance(label, str) else []
+    known = _few([f"{i} {name}" if name != str(i) else name for i, name in enumerate(names)])
+    raise UserError(
+        f"labels={label} is no class of the model"
+        + (f"; did you mean {near[0]}?" if near else f", which has {known}")
+    )
 
 
 @of_a_run
@@ -264,7 +287,8 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     if asked.sampler is not None:
         asked.sampler.check_with(composition)
         _check_steps(asked.sampler, saved.schedule.level_count, overrides)
-    _check_data(saved, asked.data.given)
+    _check_data(saved, asked.data.given, facts)
+    _number_labels(config, saved, facts)
     check_n(asked.n, asked.evaluation.metrics)
     if asked.likelihood is not None:
         asked.likelihood.check_with(composition)
@@ -356,17 +380,26 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
     return Decision(decided, choice.note)
 
 
-def _check_data(saved: ModelConfig, given: Mapping[str, Any]) -> None:
+def _check_data(saved: ModelConfig, given: Mapping[str, Any], known: DataFacts) -> None:
     """Check that the data of a run are where ``given`` says, or where the run found them, and have
     the classes that the model knows.
     """
-    facts = look_for_data(saved, given)
-    classes = saved.network.num_classes
-    if classes and facts.num_classes != classes:
-        raise UserError(
-            f"data.root={given.get('root', saved.data.root)} has {facts.num_classes} classes, and "
-            f"the model knows {classes}: give the data that it was trained on"
-        )
+    facts, count = look_for_data(saved, given), saved.network.num_classes
+    if not count:
+        return
+    named = known.classes != numbered(count)  # an early checkpoint does not name them
+    if facts.classes == known.classes if named else facts.num_classes == count:
+        return
+    shown = [_few(found.classes) for found in (facts, known)]
+    raise UserError(
+        f"data.root={given.get('root', saved.data.root)} has the classes {shown[0] or 'none'}, and "
+        f"the model knows {shown[1]}: give the data that it was trained on"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
 
 
 def _refuse_training(config: DictConfig, overrides: list[str]) -> None:

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import Logger
 from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
+from betasigma.commands.describe_data import describe_data
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import COLUMNS, Meter
 from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
@@ -38,6 +39,11 @@ def evaluate(config: DictConfig, start: Start) -> None:
     data = make_data(with_place(loaded.config, content["data"]))
     data.prepare_data()
     data.setup()
+    labels, prefix = content["labels"], "eval"
+    if labels is not None:
+        data.keep_classes(labels)
+        prefix = f"eval_of_{'+'.join(loaded.classes[label] for label in labels)}"
+    describe_data(display, data)
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     records = [Record.of(out)]
     run = Path(content["run"])
@@ -50,16 +56,18 @@ def evaluate(config: DictConfig, start: Start) -> None:
         sampler,
         loggers,
         display,
+        labels=labels,
     )
     found = meter.measure(loaded.denoiser, content["n"])
-    meter.log(found, loaded.step, prefix="eval")
+    meter.log(found, loaded.step, prefix)
     where = (loaded.denoiser, data, loggers, display, loaded.step)
     node = content.get("likelihood")
-    rows = measure_likelihood(node, content["seed"], *where, prefix="eval", out=out)
-    if content["error_curve"]:
+    rows = measure_likelihood(node, content["seed"], *where, prefix=prefix, out=out)
+    if content["error_curve"] and labels is None:
         measure_error_curve(content["error_curve"], *where, out=out, label=run.name)
     display.table(
-        f"{content['run']} by {sampler.name}, seed {content['seed']}",
+        f"{content['run']} by {sampler.name}, seed {content['seed']}"
+        + (f", classes {prefix.removeprefix('eval_of_')}" if labels is not None else ""),
         COLUMNS,
         [*meter.rows(found), *rows],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ class Meter:
         sampler: draws the samples.
         loggers: where measurements go.
         display: where progress is shown.
+        labels: classes of the samples, taken in turn; ``None`` for all.
     """
 
     def __init__(
@@ -43,11 +44,12 @@ class Meter:
         loggers: list[Logger],
         display: Display,
         guidance: float | None = None,
+        labels: Sequence[int] | None = None,
     ) -> None:
         self._settings = config["evaluation"]
         self._seed = config["seed"]
         self._guidance = config["training"]["guidance"] if guidance is None else guidance
-        self._data, self._sampler = data, sampler
+        self._data, self._sampler, self._labels = data, sampler, labels
         self._loggers, self._display = loggers, display
         self._evaluator: Evaluator | None = None
 
@@ -66,7 +68,7 @@ class Meter:
                 self._sampler,
                 n,
                 seed=self._seed,
-                y=labels_in_turn(denoiser.num_classes, n),
+                y=labels_in_turn(denoiser.num_classes, n, self._labels),
                 rank=rank,
                 world_size=world_size,
                 progress=progress,

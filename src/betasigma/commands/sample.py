@@ -43,7 +43,7 @@ def sample(config: DictConfig, start: Start) -> None:
     denoiser = loaded.denoiser
     move_to_device(denoiser, content["hardware"])
     sampler = choose_sampler(content.get("sampler"), loaded, display)
-    draw = Draw(guided(denoiser, content["guidance"]), sampler, asked.labels, asked.batch_size)
+    draw = Draw(guided(denoiser, content["guidance"]), sampler, content["labels"], asked.batch_size)
     told = {
         "run": content["run"],
         "step": loaded.step,

@@ -205,13 +205,7 @@ def held_out(whole: InMemory) -> tuple[InMemory, InMemory]:
     count = sum(rank < HELD_OUT * 2**64 for rank in ranks)
     tested = np.zeros(len(whole), dtype=bool)
     tested[order[: min(max(count, 1), len(whole) - 1)]] = True
-    train, test = (_chosen(whole, torch.from_numpy(chosen)) for chosen in (~tested, tested))
-    return train, test
-
-
-def _chosen(whole: InMemory, chosen: Tensor) -> InMemory:
-    labels = None if whole.labels is None else whole.labels[chosen]
-    return InMemory(whole.images[chosen], labels, whole.num_classes)
+    return whole.only(np.flatnonzero(~tested)), whole.only(np.flatnonzero(tested))
 
 
 def _read(path: Path, name: str, key: str) -> Any:

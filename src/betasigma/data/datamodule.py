@@ -232,6 +232,22 @@ class ImageDataModule(LightningDataModule):
             )
         return self._sources[split]
 
+    def keep_classes(self, labels: Sequence[int]) -> None:
+        """Leave out the examples of other classes, of both splits.
+
+        Raises:
+            UserError: if a split has none of these.
+        """
+        for split in SPLITS:
+            source = self.source(split)
+            known = source.labels
+            found = np.empty(0, np.int64) if known is None else np.isin(known.numpy(), labels)
+            numbers = np.flatnonzero(found)
+            if not len(numbers):
+                named = ", ".join(self.class_names[label] for label in labels)
+                raise UserError(f"data={self.data_name} has no {split} example of class {named}")
+            self._sources[split] = source.only(numbers)
+
     def size(self, split: Split) -> int:
         """Number of examples of ``split``."""
         return len(self.source(split))

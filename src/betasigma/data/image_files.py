@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -389,6 +390,13 @@ class ImageFiles:
         if self._images.labels is not None:
             taken["label"] = torch.tensor([self._images.labels[number] for _, number in found])
         return taken
+
+    def only(self, numbers: np.ndarray) -> ImageFiles:
+        """Some of the examples, in this order."""
+        chosen = copy(self)
+        chosen._images = self._images.only(numbers.tolist())
+        chosen._broken, chosen._key = set(), None
+        return chosen
 
     @property
     def labels(self) -> Tensor | None:

@@ -68,6 +68,9 @@ class Source(Protocol):
     def take(self, examples: np.ndarray) -> dict[str, Tensor]:
         """``image``: ``(b, *shape)``, and ``label``: int64 ``(b,)`` where there are classes."""
 
+    def only(self, numbers: np.ndarray) -> Source:
+        """Some of the examples, in this order."""
+
     def content_key(self) -> str:
         """Hex digest that changes when the data change."""
 
@@ -107,6 +110,12 @@ class InMemory:
         if self._labels is not None:
             taken["label"] = torch.from_numpy(self._labels.numpy().take(examples))
         return taken
+
+    def only(self, numbers: np.ndarray) -> InMemory:
+        """Some of the examples, in this order."""
+        chosen = torch.from_numpy(numbers)
+        labels = None if self._labels is None else self._labels[chosen]
+        return InMemory(self.images[chosen], labels, self.num_classes)
 
     def content_key(self) -> str:
         """Digest of shape, dtype and every value of ``images``."""

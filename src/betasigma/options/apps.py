@@ -62,6 +62,9 @@ MOST = 10_000_000
 
 Film = Literal["gif", "mp4", "png"]
 Range = Annotated[str, Field(pattern=r"^\d+-\d+$", max_length=30)]
+ClassLabel = Index | str
+"""A class, by its number or its name."""
+
 Callbacks = Annotated[dict[str, dict[str, Any]], AfterValidator(check_callbacks)]
 
 
@@ -173,8 +176,8 @@ class Sample(OfARun):
         None, "which samples of each seed, [3,5] or 0-9999, instead of n"
     )
     seeds: list[Seed] | Range | None = option(None, "several, [0,1] or 0-9, instead of seed")
-    labels: list[Index] | Literal["all"] | None = option(
-        None, "class labels, taken in turn; all or null: every class in turn"
+    labels: list[ClassLabel] | Literal["all"] | None = option(
+        None, "classes by number or name, taken in turn; all or null: every class in turn"
     )
     batch_size: Count = option(
         DRAWN_AT_ONCE, "drawn at once; halved where the memory of a GPU ends"
@@ -221,6 +224,9 @@ class Evaluate(OfARun):
     """The config of ``scripts/evaluate.py``."""
 
     n: int = option(2000, "samples")
+    labels: Annotated[list[ClassLabel], Field(min_length=1)] | None = option(
+        None, "classes by number or name: samples of them, compared with their images; null: all"
+    )
     error_curve: Index = option(
         256, "test examples whose denoising error is measured at every log-SNR; 0: none"
     )
@@ -251,8 +257,8 @@ class EditApp(OfARun):
         [0, 1, 2, 3], "of latents to interpolate between, where there are no images"
     )
     n: Count = option(4, "results for each image, where they are drawn")
-    labels: Annotated[list[Index], Field(min_length=1)] | None = option(
-        None, "class label of each image or path, taken in turn; null: no label"
+    labels: Annotated[list[ClassLabel], Field(min_length=1)] | None = option(
+        None, "class of each image or path by number or name, taken in turn; null: no label"
     )
     batch_size: Count = option(BATCH_SIZE, "edited at once; halved where the memory of a GPU ends")
 

@@ -451,6 +451,11 @@ def in_batches(
     return Samples(torch.cat(parts), nfe, batch_size)
 
 
-def labels_in_turn(num_classes: int, n: int) -> Tensor | None:
-    """Labels 0, 1, … of samples 0 … n−1, in turn, int64 ``(n,)``; ``None`` without classes."""
-    return torch.arange(n) % num_classes if num_classes else None
+def labels_in_turn(num_classes: int, n: int, wanted: Sequence[int] | None = None) -> Tensor | None:
+    """Labels 0, 1, … (or the ``wanted`` ones) of samples 0 … n−1, in turn, int64 ``(n,)``; ``None``
+    without classes.
+    """
+    if not num_classes:
+        return None
+    labels = torch.arange(num_classes) if wanted is None else torch.tensor(wanted)
+    return labels[torch.arange(n) % len(labels)]
