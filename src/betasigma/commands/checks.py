@@ -351,6 +351,11 @@ def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     directory = Path(asked.to) if asked.to is not None else None
     if directory is not None and directory.exists() and any(directory.iterdir()):
         raise UserError(f"to={directory} is not empty; give the path of a new directory")
+    if asked.convert is not None:
+        for key, path in (("from", asked.source), ("code", str(asked.code))):
+            if not Path(path).exists():
+                raise UserError(f"{key}={path} does not exist")
+        return directory
     from betasigma.commands.import_model import read_published  # imports PyTorch
 
     read_published(asked)

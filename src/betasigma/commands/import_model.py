@@ -17,6 +17,7 @@ from torch import Tensor
 from betasigma.commands.assemble import make_denoiser
 from betasigma.commands.checks import check_composition
 from betasigma.commands.config import validate
+from betasigma.commands.convert_edm import convert_edm
 from betasigma.commands.load import PREFIX
 from betasigma.data import catalog
 from betasigma.display import Display, plain_warnings
@@ -27,7 +28,7 @@ from betasigma.options.base import dump
 from betasigma.options.composition import numbered
 from betasigma.published import FORMATS
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.weight_file import WeightFile
+from betasigma.published.weight_file import WeightFile, refuse_code
 from betasigma.published.weight_folder import open_weights
 from betasigma.runs.checkpoint import HEADER, save
 from betasigma.runs.directory import CONFIG, ENVIRONMENT, OUTPUTS, describe_environment
@@ -58,7 +59,7 @@ class Readable(NamedTuple):
 
 
 def import_model(config: DictConfig, start: Start) -> None:
-    """Write the run directory of a published model.
+    """Write the run directory of a published model, or the plain tensors of a pickle.
 
     Raises:
         UserError: for bad input.
@@ -66,7 +67,14 @@ def import_model(config: DictConfig, start: Start) -> None:
     content = validate(config, Import)
     plain_warnings()
     display = Display()
-    readable = read_published(Import.parse(content))
+    asked = Import.parse(content)
+    if asked.convert is not None:
+        written = convert_edm(Path(asked.source), Path(str(asked.code)), start.directory)
+        display.line(f"{written}: plain tensors")
+        display.line("next:")
+        display.line(f"  {start.command('import', f'from={written}')}")
+        return
+    readable = read_published(asked)
     write_run(readable, start.directory, start.overrides)
     describe(readable, display)
     display.line(f"run directory {start.directory}")
@@ -157,6 +165,8 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
     Raises:
         UserError: where it is of one, and cannot be read: see :func:`read_published`.
     """
+    if path.is_file():
+        refuse_code(path, key)
     try:
         source = open_weights(path, key)
         _format(source, None)

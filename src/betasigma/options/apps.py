@@ -287,6 +287,21 @@ class Import(Options):
         None, "settings that the file does not hold, as its authors' scripts take them"
     )
     data: ImportedData = option(ImportedData(), "what the model was trained on")
+    convert: Literal["edm"] | None = option(
+        None, "write what a pickle holds as plain tensors instead, which runs the pickle's code"
+    )
+    code: str | None = option(None, "of convert: a clone of the code that the pickle asks for")
+
+    @model_validator(mode="after")
+    def _converts(self) -> Self:
+        if self.convert is None and self.code is not None:
+            raise ValueError(f"code={self.code} has no effect without convert=edm")
+        if self.convert is not None and (self.code is None or self.to is None):
+            raise ValueError(
+                f"convert={self.convert} needs code=FOLDER, a clone of the code that the pickle "
+                f"asks for, and to=FOLDER, which takes the plain tensors"
+            )
+        return self
 
 
 class Compare(Options):

@@ -8,6 +8,7 @@ them; the first that recognises a file reads it.
 from __future__ import annotations
 
 from betasigma.published.diffusers_unet import DiffusersUNet
+from betasigma.published.edm_weights import EDMWeights
 from betasigma.published.model_format import ModelFormat
 from betasigma.published.ncsn_checkpoints import NCSNCheckpoint, NCSNv2Checkpoint
 from betasigma.published.openai_unet import GuidedDiffusion, ImprovedDiffusion
@@ -22,6 +23,7 @@ FORMATS: tuple[ModelFormat, ...] = (
     ScoreSdeNCSNpp(),
     NCSNCheckpoint(),
     NCSNv2Checkpoint(),
+    EDMWeights(),
     ImprovedDiffusion(),
     GuidedDiffusion(),
 )

@@ -30,6 +30,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """What weights may be stored in. They are converted to float32."""
 
 
+PERSISTENT = b"_reconstruct_persistent_obj"
+"""Name in pickles of EDM and its relatives of what makes classes out of the source that they
+carry."""
+
+
 @dataclass(frozen=True)
 class WeightFile:
     """What a file or a folder of weights holds.
@@ -66,6 +71,7 @@ def read_weights(file: Path, key: str = "from") -> Any:
         UserError: if it cannot be read, or holds something else than tensors and plain containers.
     """
     try:
+        refuse_code(file, key)
         if file.suffix == ".safetensors":
             return load_file(file)
         if zipfile.is_zipfile(file):
@@ -81,6 +87,22 @@ def read_weights(file: Path, key: str = "from") -> Any:
         raise UserError(f"{key}={file} is not a whole safetensors file: {error}") from None
     except Exception:  # a foreign pickle may raise anything
         raise _not_plain(file, key) from None
+
+
+def refuse_code(file: Path, key: str = "from") -> None:
+    """Refuse a pickle with source code, by EDM's ``torch_utils.persistence``.
+
+    Raises:
+        UserError: with the command that makes plain tensors of it.
+    """
+    with file.open("rb") as stream:
+        if PERSISTENT not in stream.read(2**16):
+            return
+    raise UserError(
+        f"{key}={file} is a pickle of EDM, which carries code and would run it; where you trust it "
+        f"and have EDM's code, scripts/import.py convert=edm from={file} code=EDM to=FOLDER writes "
+        f"plain tensors, which {key}=FOLDER/{file.stem}.pt reads"
+    )
 
 
 def read_json(file: Path, key: str = "from") -> dict[str, Any]:

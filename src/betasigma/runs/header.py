@@ -34,6 +34,9 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 is read.
 """
 
+PICKLE = ".pkl"
+"""Ending of pickles that carry code, which are refused with the command that converts them."""
+
 FIELDS = {"version": str, "step": int, "seed": int, "value_range": list, "config": dict}
 """Fields of a header besides its format number."""
 
@@ -77,7 +80,7 @@ def may_be_published(run: Path) -> bool:
         return not (run / CHECKPOINTS).is_dir() and any(
             file.suffix in WEIGHTS for place in (run, run / "unet") for file in _files(place)
         )
-    if run.suffix not in WEIGHTS or not run.is_file():
+    if run.suffix not in (*WEIGHTS, PICKLE) or not run.is_file():
         return False
     if not zipfile.is_zipfile(run):
         with run.open("rb") as file:

@@ -1,0 +1,231 @@
+"""EDM: its pickles are refused, converted where their code is, and then the same denoiser."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from equality import CLOSE, images, randomised, relative_error
+from launching import launch
+from torch import Tensor, nn
+
+from betasigma.commands.convert_edm import convert_edm
+from betasigma.commands.load import Loaded
+from betasigma.denoiser import Denoiser
+from betasigma.errors import UserError
+
+DDPMPP = {
+    "embedding_type": "positional",
+    "encoder_type": "standard",
+    "channel_mult_noise": 1,
+    "resample_filter": [1, 1],
+}
+NCSNPP = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": [1, 3, 3, 1],
+}
+CIFAR10 = {"img_resolution": 16, "channel_mult": [2, 2, 2], "attn_resolutions": [8]}
+"""The published widths of CIFAR-10 and number of resolutions, of images half as large."""
+
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "edm-cifar10-32x32-cond-vp": (
+        "EDMPrecond",
+        {**CIFAR10, **DDPMPP, "augment_dim": 9, "label_dim": 10},
+    ),
+    "edm-cifar10-32x32-uncond-vp": ("EDMPrecond", {**CIFAR10, **DDPMPP, "augment_dim": 9}),
+    "edm-cifar10-32x32-cond-ve": (
+        "EDMPrecond",
+        {**CIFAR10, **NCSNPP, "augment_dim": 9, "label_dim": 10},
+    ),
+    "edm-cifar10-32x32-uncond-ve": ("EDMPrecond", {**CIFAR10, **NCSNPP, "augment_dim": 9}),
+    "baseline-cifar10-32x32-uncond-vp": (
+        "VPPrecond",
+        {**CIFAR10, **DDPMPP, "channel_mult": [1, 2, 2, 2]},
+    ),
+    "baseline-cifar10-32x32-uncond-ve": (
+        "VEPrecond",
+        {**CIFAR10, **NCSNPP, "channel_mult": [1, 2, 2, 2]},
+    ),
+    "edm-ffhq-64x64-uncond-ve": (
+        "EDMPrecond",
+        {
+            "img_resolution": 16,
+            "channel_mult": [1, 2, 2, 2],
+            "attn_resolutions": [4],
+            **NCSNPP,
+            "augment_dim": 9,
+        },
+    ),
+}
+
+
+def pickled(kind: str, settings: dict[str, Any], file: Path) -> nn.Module:
+    """A narrow network of theirs with random weights, in a pickle as they publish them."""
+    precond = getattr(import_module("training.networks"), kind)
+    net = precond(img_channels=3, model_type="SongUNet", model_channels=8, num_blocks=2, **settings)
+    frequencies = {k: v for k, v in net.state_dict().items() if k.endswith("freqs")}
+    randomised(net).load_state_dict(frequencies, strict=False)
+    with file.open("wb") as stream:
+        pickle.dump({"ema": net, "augment_pipe": None}, stream)
+    return net
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_it_is_equal(
+    name: str,
+    tmp_path: Path,
+    imported: Callable[..., Loaded],
+    public_code: Callable[[str], Path],
+) -> None:
+    code = public_code("edm")
+    kind, settings = SHAPES[name]
+    theirs = pickled(kind, settings, tmp_path / f"{name}.pkl")
+    file = convert_edm(tmp_path / f"{name}.pkl", code, tmp_path / "plain")
+    loaded = imported(file, data={"name": "image_folder"})
+    denoiser = loaded.denoiser
+    assert isinstance(denoiser, Denoiser)
+    x = images(3, (3, 16, 16))
+    classes = settings.get("label_dim", 0)
+    labels = [None, torch.tensor([0, 3, classes - 1])] if classes else [None]
+    for sigma in (0.05, 1.0, 20.0):
+        for y in labels:
+            assert_equal(denoiser, theirs, sigma * x, sigma, y)
+
+
+@torch.no_grad()
+def assert_equal(
+    denoiser: Denoiser, theirs: nn.Module, x: Tensor, sigma: float, y: Tensor | None
+) -> None:
+    """F of the networks, told the same float32 number, and D(x; σ) of images in [−1, 1], for theirs
+    at σ and for ours at its time, in its units.
+
+    What float32 leaves open: VEPrecond tells log(σ/2), whose phases of up to 10³ at small σ are
+    rounded in EDM's order, not in that of Song et al., whose weights these are; VPPrecond finds its
+    number from σ in float32, and D is as near as that.
+    """
+    kind = type(theirs).__name__
+    rounded = kind == "VEPrecond" and sigma < 1
+    hot = None if y is None else nn.functional.one_hot(y, theirs.label_dim).float()
+    told: list[Tensor] = []
+    theirs.model.register_forward_hook(lambda _, inputs, output: told.extend([*inputs, output]))
+    expected = theirs(x, torch.tensor(sigma), hot)
+    seen, c_noise, output = told
+    low, high = denoiser.value_range
+    half, middle = (high - low) / 2, (high + low) / 2  # of [−1, 1]
+    told_ours = c_noise.expand(len(x))
+    found = denoiser.network(half * seen + middle, told_ours, y)
+    assert relative_error(found, output) < (1e-4 if rounded else CLOSE)
+    t = denoiser.schedule.t_of_ratio(sigma * half)
+    alpha = denoiser.schedule.alpha(t).item()
+    found = denoiser(alpha * (half * x + middle), t, y).x0
+    exact = CLOSE if kind == "EDMPrecond" else 2e-4
+    assert relative_error((found - middle) / half, expected) < exact
+
+
+def test_a_pickle_is_refused_and_the_sentence_converts_it(
+    tmp_path: Path, public_code: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = public_code("edm")
+    monkeypatch.chdir(tmp_path)
+    name = "edm-cifar10-32x32-uncond-vp"
+    kind, settings = SHAPES[name]
+    pickled(kind, {**settings, "img_resolution": 32, "attn_resolutions": [16]}, Path(f"{name}.pkl"))
+    refused = launch("import", f"from={name}.pkl")
+    assert refused.status == 1
+    assert f"convert=edm from={name}.pkl code=EDM to=FOLDER" in refused.err
+    assert launch("sample", f"run={name}.pkl").err == refused.err.replace(
+        "from=", "run=", 1
+    ).replace("which from=", "which run=")
+    made = launch("import", "convert=edm", f"from={name}.pkl", f"code={code}", "to=plain")
+    assert made.status == 0, made.err
+    read = launch("import", f"from=plain/{name}.pt", "to=model")
+    assert read.status == 0, read.err
+    assert f"edm, {name}" in read.out
+    assert "augmentation labels" in read.out
+    drawn = launch("sample", "run=model", "n=1", "sampler=heun", "sampler.steps=2")
+    assert drawn.status == 0, drawn.err
+
+
+def test_a_pickle_that_would_run_code_runs_none(tmp_path: Path) -> None:
+    """By the name of the function alone, without EDM's code."""
+    file = tmp_path / "net.pkl"
+    file.write_bytes(b"ctorch_utils.persistence\n_reconstruct_persistent_obj\n(tR.")
+    refused = launch("import", f"from={file}")
+    assert refused.status == 1
+    assert "carries code and would run it" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("convert=edm",), r"convert=edm needs code=FOLDER"),
+        (("code=edm",), r"code=edm has no effect without convert=edm"),
+        (("convert=edm", "code=nowhere", "to=x"), r"code=nowhere does not exist"),
+    ],
+)
+def test_a_conversion_needs_code_and_place(
+    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("net.pkl").write_bytes(b"N.")
+    refused = launch("import", "from=net.pkl", *words)
+    assert refused.status == 1
+    assert message in refused.err
+
+
+def test_what_is_no_network_of_edm(tmp_path: Path) -> None:
+    for content, message in (({"ema": 3}, "holds no network of EDM"), (None, "holds no network")):
+        file = tmp_path / "net.pkl"
+        file.write_bytes(pickle.dumps(content))
+        with pytest.raises(UserError, match=message):
+            convert_edm(file, tmp_path, tmp_path / "plain")
+    file.write_bytes(b"cno_such_module\nf\n.")
+    with pytest.raises(UserError, match="cannot be read with code="):
+        convert_edm(file, tmp_path, tmp_path / "plain")
+
+
+NETWORK = {
+    "class": "SongUNet",
+    "img_resolution": 16,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [8],
+    "channel_mult_emb": 4,
+    "dropout": 0.1,
+    "label_dim": 0,
+    "decoder_type": "standard",
+    **DDPMPP,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class": "DhariwalUNet"}, "has class=DhariwalUNet; what is read has SongUNet"),
+        ({"resample_filter": [1, 2, 1]}, r"resample_filter=\[1, 2, 1\]"),
+        ({"num_blocks": "many"}, "num_blocks=many, which must be a number"),
+        ({"channel_mult": [1, 2.5]}, r"channel_mult=\[1, 2.5\], which must be a list of integers"),
+        ({"attn_resolutions": [3]}, "none of the resolutions with attention"),
+        ({}, "has no map_layer0.weight"),
+    ],
+)
+def test_settings_that_are_not_read(
+    changes: dict[str, Any], message: str, tmp_path: Path, imported: Callable[..., Loaded]
+) -> None:
+    content = {
+        "format": "edm",
+        "preconditioning": {"class": "EDMPrecond", "sigma_data": 0.5},
+        "network": {**NETWORK, **changes},
+        "weights": {"out": torch.zeros(1)},
+    }
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(UserError, match=message):
+        imported(tmp_path / "net.pt")
