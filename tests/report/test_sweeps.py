@@ -71,7 +71,9 @@ def test_a_study_of_ones_own(here: Path) -> None:
     assert [row["run"] for row in summary(sweep)] == ["0 shallow", "1 deep"]
     assert (sweep / "summary.png").is_file()
 
-    refused = launch("train", *words, "model=ddpm")
-    assert refused.status == 1
-    sentence = "depth=deep and model=ddpm both choose the model; leave one out"
-    assert refused.err == f"error: {sentence}\n"
+    where = f"hydra.searchpath=[file://{here / 'configs'}]"
+    for started in (words, (where, "+depth=deep")):
+        refused = launch("train", *started, "model=ddpm")
+        assert refused.status == 1
+        sentence = "depth=deep and model=ddpm both choose the model; leave one out"
+        assert refused.err == f"error: {sentence}\n"

@@ -49,7 +49,7 @@ class Preflight(Callback):
         with _ending(config):
             slurm.refuse_single(config)
             refuse_search(config)
-            prepare_run(config, self._app, loader_of_hydra())
+            prepare_run(config, self._app)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process here if the run has failed, before Hydra prints a line of its own."""
@@ -72,7 +72,7 @@ class Preflight(Callback):
                     raise UserError(
                         f"resume={job.resume} continues one run; leave out -m (--multirun)"
                     )
-                check_studies(overrides, loader.repository)
+                check_studies(job, overrides)
                 check_machine(job)
                 self._app.check(job, overrides)
                 jobs.append(job)
@@ -116,7 +116,7 @@ def loader_of_hydra() -> ConfigLoaderImpl:
     return loader
 
 
-def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) -> None:
+def prepare_run(config: DictConfig, app: AppChecks) -> None:
     """Check the config of a run, choose what it leaves open, and make the run directory.
 
     Raises:
@@ -124,7 +124,7 @@ def prepare_run(config: DictConfig, app: AppChecks, loader: ConfigLoaderImpl) ->
     """
     overrides = list(config.hydra.overrides.task)
     check_consent(config)
-    check_studies(overrides, loader.repository)
+    check_studies(config, overrides)
     check_machine(config)
     directory = app.check(config, overrides)
     decision = app.decide(config)

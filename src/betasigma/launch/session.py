@@ -76,7 +76,7 @@ def _run(words: list[str]) -> FinishedRun:
     refuse_search(config)
     _use_one_device(config)
     loader = loader_of_hydra()
-    prepare_run(config, CHECKS["train"], loader)
+    prepare_run(config, CHECKS["train"])
     with _logged(Path(config.hydra.run.dir) / "log.txt"), _warnings_as_before():
         done = run_job(
             in_directory(_train),

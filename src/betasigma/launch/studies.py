@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.default_element import ConfigDefault
+from omegaconf import DictConfig
 
 from betasigma.errors import UserError
 from betasigma.launch.configs import load_file
@@ -32,18 +34,22 @@ class ChosenFile(NamedTuple):
     is_point: bool
 
 
-def check_studies(overrides: Sequence[str], repository: IConfigRepository) -> None:
+def check_studies(config: DictConfig, overrides: Sequence[str]) -> None:
     """Refuse a point of a study together with another choice of the same group.
 
     A file that chooses nothing for other groups (a sampler, for example) is allowed.
 
     Args:
+        config: as Hydra composed it; it knows where configs are, ``hydra.searchpath`` included.
         overrides: of one run.
-        repository: finds config files.
 
     Raises:
         UserError: if two overrides choose the same group.
     """
+    path = ConfigSearchPathImpl()
+    for source in config.hydra.runtime.config_sources:
+        path.append(source.provider, f"{source.schema}://{source.path}")
+    repository = ConfigRepository(path)
     typed = [_choice(override, repository) for override in overrides]
     choices = [choice for choice in typed if choice is not None]
     for point in choices:
