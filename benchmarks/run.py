@@ -3,8 +3,9 @@
     python benchmarks/run.py                                 # small: to see that they run
     python benchmarks/run.py --size full --data-root data    # for the docs
 
-On two cores the first takes nine minutes, the second more than two hours. Each benchmark has a
-process of its own and writes its results as soon as it has them. One that fails does not stop the
+On two cores the first takes nine minutes, the second more than two hours. ``benchmarks/gpu.py`` is
+run by itself, on a GPU; the page shows its results too. Each benchmark has a process of its own and
+writes its results as soon as it has them. One that fails does not stop the
 others; then the command ends with status 1.
 """
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from betasigma.commands.assemble import Config, make_data, make_module, make_sampler
-from betasigma.commands.checks import check_content
+from betasigma.commands.checks import check_run
 from betasigma.commands.measure import Meter
 from betasigma.commands.train import make_model, quiet_libraries, run_callbacks
 from betasigma.data.datamodule import ImageDataModule
@@ -22,6 +22,7 @@ from betasigma.devices import prepare_model
 from betasigma.display import Display
 from betasigma.modules import DiffusionModule
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
+from betasigma.networks.compiled import compile_in_place
 from betasigma.samplers import Sampler
 from betasigma.training.tracking import close_loggers, make_loggers
 from betasigma.training.trainer import make_trainer
@@ -32,7 +33,7 @@ from harness.timing import Step, Timings, now, seconds_of
 def composed(overrides: Sequence[str]) -> Config:
     """The config of ``train.py`` with these words, checked as ``train.py`` checks it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return check_content(compose("train", list(overrides)))
+        return check_run(compose("train", list(overrides))).content
 
 
 class Parts(NamedTuple):
@@ -120,28 +121,30 @@ def trainer_against(
 
 def bare_step(config: Config, made: Parts, x: Tensor) -> Step:
     """A plain PyTorch training step of a copy of our network: noise, loss, backward, clip, Adam,
-    average; of DDPM's objective.
+    average; of DDPM's objective. The copy is compiled where ``hardware.compile`` says so.
 
     Args:
         config: the run's.
         made: its parts.
-        x: the batch that is trained on, again and again.
+        x: the batch that is trained on, again and again, on the device that computes.
     """
-    denoiser = averaged_copy(made.denoiser).requires_grad_(True).train()
+    denoiser = averaged_copy(made.denoiser).to(x.device).requires_grad_(True).train()
     average, network, precision = averaged_copy(denoiser), denoiser.network, denoiser.precision
+    if config["hardware"]["compile"] not in (False, "auto"):
+        compile_in_place(network, config["hardware"]["compile"] == "cuda_graphs")
     settings = config["optimizer"]
     optimizer = torch.optim.Adam(
         network.parameters(), settings["lr"], betas=tuple(settings["betas"]), fused=True
     )
-    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0).to(x.device)
     updates = 0
 
     def step() -> None:
         nonlocal updates
-        eps, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),))
+        eps, t = torch.randn_like(x), torch.randint(0, 1000, (len(x),), device=x.device)
         a = alpha_bar[t].view(-1, *[1] * (x.ndim - 1))
         x_t = a.sqrt() * x + (1 - a).sqrt() * eps
-        with torch.autocast("cpu", precision, enabled=precision is not None):
+        with torch.autocast(x.device.type, precision, enabled=precision is not None):
             predicted = network(x_t, t.float())
         loss = F.mse_loss(predicted.float(), eps)
         loss.backward()

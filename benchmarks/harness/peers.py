@@ -4,7 +4,7 @@ diffusers: ``examples/unconditional_image_generation/train_unconditional.py`` wi
 (batch 16, AdamW 1e-4 with betas .95/.999 and weight decay 1e-6, cosine schedule after 500 steps,
 clip 1, EMA with warm-up of power ¾, float32), which is not part of the package and is retold here.
 denoising-diffusion-pytorch: its ``Trainer`` (Adam 8e-5 with betas .9/.99, clip 1, EMA every 10
-steps, float32) with the settings of its README, but for ``amp``, which is float16 and needs a GPU.
+steps) with the settings of its README, of which ``amp``, float16, needs a GPU: float32 without.
 Progress bars and trackers are left out, so that nothing but the step is counted.
 """
 
@@ -121,8 +121,8 @@ class DiffusersTraining:
     def step(self, x: Tensor) -> float:
         """One step on images in [−1, 1]; returns the loss."""
         self.model.train()
-        noise = torch.randn(x.shape)
-        t = torch.randint(0, 1000, (len(x),)).long()
+        noise = torch.randn(x.shape, device=x.device)
+        t = torch.randint(0, 1000, (len(x),), device=x.device).long()
         noisy = self.scheduler.add_noise(x, noise, t)
         loss = F.mse_loss(self.model(noisy, t).sample.float(), noise.float())
         self.accelerator.backward(loss)
@@ -166,15 +166,15 @@ def lucidrains_diffusion(
     )
 
 
-def lucidrains_step(settings: dict[str, Any], x: Tensor) -> Step:
+def lucidrains_step(settings: dict[str, Any], x: Tensor, mixed_precision: str = "no") -> Step:
     """A step of its Trainer on the batch ``x`` of images in [0, 1], again and again."""
     from accelerate import Accelerator
     from ema_pytorch import EMA
 
     diffusion = lucidrains_diffusion(lucidrains_unet(settings), x.shape[-1])
-    accelerator = Accelerator(split_batches=True, mixed_precision="no")
+    accelerator = Accelerator(split_batches=True, mixed_precision=mixed_precision)
     made = torch.optim.Adam(diffusion.parameters(), lr=8e-5, betas=(0.9, 0.99))
-    average = EMA(diffusion, beta=0.995, update_every=10)
+    average = EMA(diffusion, beta=0.995, update_every=10).to(x.device)
     model, optimizer = accelerator.prepare(diffusion, made)
 
     def step() -> float:

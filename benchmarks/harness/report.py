@@ -130,6 +130,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         size, load = _words(result["options"]), result["machine"]["load"][0]
         lines += [f"## {result['name']}", ""]
+        if result["machine"]["gpus"] != results[0]["machine"]["gpus"]:
+            lines += [_machine(result["machine"]), ""]
         lines += [f"{size}, {result['seconds']:.0f} s, load {load} at its end.", ""]
         for table in result["tables"]:
             lines += [f"**{table['title']}**", "", as_table(table), ""]

@@ -83,6 +83,7 @@ class Apart:
     def __init__(self, build: Callable[[], Step]) -> None:
         context = get_context("spawn")
         self._here, there = context.Pipe()
+        self._begun = False
         self._process = context.Process(target=_serve, args=(there, build, _clock), daemon=True)
 
     def __enter__(self) -> Apart:
@@ -101,13 +102,20 @@ class Apart:
     def __call__(self) -> None:
         self.seconds()
 
+    def begin(self) -> None:
+        """Build the step and call it once, without waiting for the end of that."""
+        self._here.send(None)
+        self._begun = True
+
     def seconds(self) -> float:
-        """Seconds of one call, by the clock of its process.
+        """Seconds of one call, by the clock of its process; of the first one where it has begun.
 
         Raises:
             RuntimeError: where it failed, with what it raised.
         """
-        self._here.send(None)
+        if not self._begun:
+            self._here.send(None)
+        self._begun = False
         while not self._here.poll(1):
             if not self._process.is_alive():
                 raise RuntimeError(f"a candidate ended with status {self._process.exitcode}")

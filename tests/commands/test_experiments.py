@@ -10,6 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -71,7 +72,7 @@ def train_a_step(content: dict[str, Any]) -> tuple[Denoiser, Optimizer]:
     image = torch.rand((size, *data.sample_shape), generator=generator)
     if data.has_pixels:
         image = (256 * image).to(torch.uint8)
-    batch = {"image": image, "index": torch.arange(size), "step": 0, "augment": True}
+    batch = {"image": image, "index": np.arange(size), "step": 0, "augment": True}
     if content["network"]["num_classes"]:
         batch["label"] = torch.arange(size) % content["network"]["num_classes"]
     x = data.prepare_batch(batch)["x"]

@@ -1,5 +1,6 @@
 """The datamodule under Lightning's Trainer: steps, accumulation, resuming, devices' shares."""
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -19,7 +20,7 @@ class Recorder(pl.LightningModule):
 
     def training_step(self, batch, batch_idx):
         assert batch["step"] == self.global_step
-        assert batch["index"].device.type == "cpu"
+        assert isinstance(batch["index"], np.ndarray)
         self.seen.append((batch["step"], batch["index"].tolist(), batch["x"].clone()))
         return self.layer(batch["x"].mean().reshape(1, 1)).sum()
 
@@ -97,7 +98,7 @@ def test_the_order_goes_on_across_lightning_s_epochs(tmp_path):
 def test_validation_every_few_steps(tmp_path):
     data = digits(val_size=250)
     module, _ = fit(tmp_path, 4, data, limit_val_batches=1.0, val_check_interval=2)
-    assert torch.cat(module.validated).tolist() == subset(360, 250).tolist() * 2
+    assert np.concatenate(module.validated).tolist() == subset(360, 250).tolist() * 2
     plain, _ = fit(tmp_path, 4, digits())
     same(module.seen, plain.seen)
 

@@ -142,7 +142,7 @@ def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredM
         seed=config["seed"],
         warmup=config["training"]["warmup"],
         decay=config["ema"]["decay"],
-        compile=config["hardware"]["compile"],
+        compile=False if config["hardware"]["compile"] == "auto" else config["hardware"]["compile"],
         offered={"lr_schedule": make_lr_schedule(config)},
     )
     return require(module, DiffusionModule, "model", target)

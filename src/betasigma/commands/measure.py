@@ -18,6 +18,7 @@ from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
+from betasigma.training.compiling import compile_for_sampling
 from betasigma.training.tracking import log_values
 
 COLUMNS = ["metric", "value", "n", "NFE"]
@@ -28,7 +29,7 @@ class Meter:
     """Draws samples and measures them. The extractor is built at the first measurement.
 
     Args:
-        config: with ``evaluation``, ``seed`` and ``guidance``.
+        config: with ``evaluation``, ``hardware``, ``seed`` and ``guidance``.
         data: the real images.
         sampler: draws the samples.
         loggers: where measurements go.
@@ -48,6 +49,7 @@ class Meter:
     ) -> None:
         self._settings = config["evaluation"]
         self._seed = config["seed"]
+        self._hardware = config["hardware"]
         self._guidance = config["training"]["guidance"] if guidance is None else guidance
         self._data, self._sampler, self._labels = data, sampler, labels
         self._loggers, self._display = loggers, display
@@ -62,6 +64,8 @@ class Meter:
         if n == 0 or not self._settings["metrics"]:
             return []
         evaluator = self._open(denoiser)
+        size, share = self._settings["batch_size"], -(-n // world_size)
+        compile_for_sampling(denoiser, self._hardware, self._sampler, share, size, self._display)
         with self._display.share(f"evaluating {n} samples") as progress:
             found = evaluator.evaluate(
                 guided(denoiser, self._guidance),

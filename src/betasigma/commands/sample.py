@@ -27,6 +27,7 @@ from betasigma.runs.files import replace_file, write_json
 from betasigma.runs.record import format_settings
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, Samples, count_not_finite
+from betasigma.training.compiling import compile_for_sampling
 
 
 def sample(config: DictConfig, start: Start) -> None:
@@ -43,6 +44,8 @@ def sample(config: DictConfig, start: Start) -> None:
     denoiser = loaded.denoiser
     move_to_device(denoiser, content["hardware"])
     sampler = choose_sampler(content.get("sampler"), loaded, display)
+    total = len(asked.chosen_seeds) * len(asked.chosen_indices)
+    compile_for_sampling(denoiser, content["hardware"], sampler, total, asked.batch_size, display)
     draw = Draw(guided(denoiser, content["guidance"]), sampler, content["labels"], asked.batch_size)
     told = {
         "run": content["run"],

@@ -59,6 +59,7 @@ from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import Checkpoints
+from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
 from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
 from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
@@ -194,6 +195,7 @@ def run_callbacks(
             StopOptions.parse(content["stop"]).seconds,
             content["stop"]["grace"],
         ),
+        *_compiling(content, display),
         SampleGrids(run, samples, settings["sample_every"], watch),
         PeriodicEvaluation(
             lambda denoiser, step: meter.log(
@@ -204,6 +206,12 @@ def run_callbacks(
             watch,
         ),
     ]
+
+
+def _compiling(content: Config, display: Display) -> list[Callback]:
+    if not (trains(content) and is_left_open(content["hardware"]) and can_be_compiled(content)):
+        return []
+    return [CompileTraining(display, cuda_graphs=content["training"]["accumulate"] == 1)]
 
 
 def finish(

@@ -42,8 +42,6 @@ from betasigma.options.training import BatchOptions
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 
-_STAY_ON_CPU = ("index", "step", "augment")
-
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 MOMENT_EXAMPLES = 4096
@@ -439,13 +437,6 @@ class ImageDataModule(LightningDataModule):
         return SizedBatches(
             source, lambda: plan, False, self.workers, self._pin(), length=len(plan)
         )
-
-    def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
-    ) -> Batch:
-        """Move everything except ``index``, which addresses random numbers on the CPU."""
-        moving = {k: v for k, v in batch.items() if k not in _STAY_ON_CPU}
-        return batch | super().transfer_batch_to_device(moving, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Map bytes to values, on the device."""

@@ -83,8 +83,11 @@ class SizedBatches(Batches):
 
 def collect(source: Source, micro_batch: MicroBatch) -> Batch:
     """Read the examples of ``micro_batch``, with the index of their random numbers."""
-    index = torch.from_numpy(micro_batch.index)
-    return {**source.take(micro_batch.examples), "index": index, "step": micro_batch.step}
+    return {
+        **source.take(micro_batch.examples),
+        "index": micro_batch.index,  # no tensor: those are moved to the GPU
+        "step": micro_batch.step,
+    }
 
 
 class _Collected(Dataset):

@@ -104,7 +104,7 @@ class DiffusionModule(MeasuredModule):
     """Wires an objective and a denoiser to the Trainer.
 
     A training batch is a dict with ``x`` (clean data in the model's value range), ``index`` (global
-    index of each example within the step, int64 on the CPU), ``step`` and, where there are classes,
+    index of each example within the step, int64 of NumPy's), ``step`` and, where there are classes,
     ``label``. All randomness of a step is a function of (seed, step, index).
 
     Args:

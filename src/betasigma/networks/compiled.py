@@ -50,6 +50,11 @@ def compile_in_place(network: nn.Module, cuda_graphs: bool = False) -> None:
     network._compiled_call_impl = call
 
 
+def is_compiled(network: nn.Module) -> bool:
+    """Whether ``network`` has been compiled in place."""
+    return network._compiled_call_impl is not None
+
+
 def _give_up(network: nn.Module, error: Exception) -> None:
     network._compiled_call_impl = None
     first = next((line for line in str(error).splitlines() if line), type(error).__name__)

@@ -240,15 +240,31 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(divisor, width, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The CPU kernel takes bfloat16 features with float32 parameters and statistics as they
-        # are; autocast would first copy the features to float32. Other devices have no such
-        # kernel and keep autocast's rule.
+        if x.device.type != "cpu":
+            if torch.compiler.is_compiling():
+                return self._fusible(x)
+            return super().forward(x)  # few launches: one by one, the other form's are slower
+        # The kernel takes bfloat16 features with float32 parameters and statistics as they are;
+        # autocast would first copy the features to float32.
         with torch.autocast("cpu", enabled=False):
-            if x.device.type == "cpu" and not x.is_contiguous():
+            if not x.is_contiguous():
                 # Its channels_last form is far slower than the other form and two copies.
                 y = super().forward(x.contiguous())
                 return y.contiguous(memory_format=torch.channels_last)
             return super().forward(x)
+
+    def _fusible(self, x: Tensor) -> Tensor:
+        """The same in steps that torch.compile fuses and that leave the memory format alone: the
+        kernel of GPUs returns features in the default format, which convolutions copy back.
+        """
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight = self.weight.to(dtype).view(self.num_groups, -1, 1, 1)
+        bias = self.bias.to(dtype).view(self.num_groups, -1, 1, 1)
+        grouped = x.to(dtype).unflatten(1, (self.num_groups, -1))
+        variance, mean = torch.var_mean(grouped, (2, 3, 4), correction=0, keepdim=True)
+        scale = weight * torch.rsqrt(variance + self.eps)
+        shift = bias - mean * scale
+        return torch.addcmul(shift, grouped, scale).flatten(1, 2).to(x.dtype)
 
 
 class Dropout(nn.Module):

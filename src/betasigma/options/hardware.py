@@ -20,8 +20,10 @@ class HardwareOptions(Options):
     channels_last: bool | Literal["auto"] = option(
         "auto", "memory format of the network; auto: on GPUs"
     )
-    compile: bool | Literal["cuda_graphs"] = option(
-        False, "torch.compile the network; where that fails, training goes on without"
+    compile: bool | Literal["auto", "cuda_graphs"] = option(
+        "auto",
+        "torch.compile the network; auto: on a GPU, where the work left takes minutes; where "
+        "compiling fails, training goes on without",
     )
     deterministic: bool = option(False, "bit-for-bit repeatable on a GPU, slower")
     threads: Count | None = option(None, "CPU threads; null: all")

@@ -31,7 +31,7 @@ class ObjectiveOptions(ComponentOptions):
 
     def check_with(self, composition: Composition) -> None:
         network, compiled = composition.network, composition.hardware.compile
-        if compiled and (network.differentiates or self.differentiates):
+        if compiled not in (False, "auto") and (network.differentiates or self.differentiates):
             raise UserError(
                 f"hardware.compile={str(compiled).lower()} cannot differentiate twice, as an "
                 "energy network and implicit and sliced score matching must: leave it at false"

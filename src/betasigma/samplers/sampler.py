@@ -348,16 +348,18 @@ class Sampler:
             raise
 
     def begin(self, denoiser: DenoiserLike, rng: Stream) -> Tensor:
-        """State at the first time, shape ``(n, *sample_shape)``.
+        """State at the first time, shape ``(n, *sample_shape)``. It is drawn on the CPU, so that a
+        sample starts from the same noise on every device.
 
         Raises:
             UserError: where it should match moments that the model does not know.
         """
         if self.start == "uniform":
             low, high = denoiser.value_range
-            return low + (high - low) * rng.uniform(denoiser.sample_shape, self.dtype)
-        noise = rng.normal(denoiser.sample_shape, self.dtype)
-        return self._start(denoiser).draw(noise)
+            uniform = rng.uniform(denoiser.sample_shape, self.dtype, device="cpu")
+            return low + (high - low) * uniform.to(denoiser.device)
+        noise = rng.normal(denoiser.sample_shape, self.dtype, device="cpu")
+        return self._start(denoiser).draw(noise.to(denoiser.device))
 
     def _start(self, denoiser: DenoiserLike) -> GaussianPrior:
         """The Gaussian that the trajectory starts from, or with the moments of what it does."""

@@ -1,0 +1,152 @@
+"""``hardware.compile=auto``: compile the network where the work left repays the time it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+
+from betasigma.denoiser import Denoiser, DenoiserLike
+from betasigma.display import Display
+from betasigma.modules import DiffusionModule
+from betasigma.networks.compiled import compile_in_place, is_compiled
+from betasigma.options.base import parse_component
+from betasigma.samplers import Sampler
+from betasigma.training.steps import StepCallback
+
+REPAID_AFTER = 240.0
+"""Seconds of uncompiled work from which on compiling is faster. On an H100 it took 70 s for
+DDPM's CIFAR-10 network, whose steps it then halved (docs/benchmarks.md): even at 140 s of work.
+"""
+
+SETTLING, MEASURED = 20, 20
+"""Steps that pass before those that are timed, and how many are timed."""
+
+
+def is_left_open(hardware: Mapping[str, Any]) -> bool:
+    """Whether ``hardware`` leaves the choice to what is measured on a GPU.
+
+    A deterministic run is left alone: one that is resumed would change its kernels at another step.
+    """
+    return hardware["compile"] == "auto" and not hardware["deterministic"]
+
+
+def can_be_compiled(content: Mapping[str, Any]) -> bool:
+    """Whether a training step differentiates once, as a compiled network must. Of an objective of
+    the user's own it is not known.
+    """
+    objective = parse_component("objective", content["objective"])
+    network = parse_component("network", content["network"])
+    ours = objective.target.startswith("betasigma.")
+    return ours and not objective.differentiates and not network.differentiates
+
+
+class CompileTraining(StepCallback):
+    """Times the first steps of a training, and compiles the network if enough of them are left.
+
+    Args:
+        display: where the decision is said.
+        cuda_graphs: replay the compiled steps of a single process as CUDA graphs.
+    """
+
+    def __init__(self, display: Display, cuda_graphs: bool) -> None:
+        super().__init__()
+        self._display, self._cuda_graphs = display, cuda_graphs
+        self._first: int | None = None
+        self._since = 0.0
+        self._decided = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._first = None  # its time is not that of a step
+
+    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        if self._decided or module.device.type != "cuda":
+            return
+        if self._first is None:
+            self._first = step
+        passed = step - self._first
+        if passed == SETTLING:
+            self._since = _now(module.device)
+        elif passed == SETTLING + MEASURED:
+            self._decided = True
+            seconds = (_now(module.device) - self._since) / MEASURED
+            # all ranks decide alike
+            seconds = trainer.strategy.broadcast(seconds)
+            left = seconds * (trainer.max_steps - step)
+            if left >= REPAID_AFTER:
+                say_that_it_compiles(self._display, f"{_duration(left)} of training")
+                graphs = self._cuda_graphs and trainer.world_size == 1
+                compile_in_place(module.denoiser.network, graphs)
+
+
+def compile_for_sampling(
+    denoiser: DenoiserLike,
+    hardware: Mapping[str, Any],
+    sampler: Sampler,
+    n: int,
+    batch_size: int,
+    display: Display,
+) -> None:
+    """Compile a network that is about to draw samples, if ``hardware`` says so or leaves it open
+    and drawing them takes long enough.
+
+    Args:
+        denoiser: where it computes.
+        hardware: the config's node.
+        sampler: how samples are drawn.
+        n: how many.
+        batch_size: how many at once.
+        display: where the decision is said.
+    """
+    if not isinstance(denoiser, Denoiser) or is_compiled(denoiser.network) or n < 1:
+        return
+    if hardware["compile"] not in (False, "auto"):
+        compile_in_place(denoiser.network, cuda_graphs=hardware["compile"] == "cuda_graphs")
+        return
+    if denoiser.device.type != "cuda" or not is_left_open(hardware):
+        return
+    size = min(n, batch_size)
+    x = torch.randn(size, *denoiser.sample_shape, device=denoiser.device)
+    y = None
+    if denoiser.num_classes:
+        y = torch.zeros(size, dtype=torch.int64, device=denoiser.device)
+
+    @torch.inference_mode()
+    def evaluate() -> None:
+        denoiser(x, 1.0, y)
+
+    calls = len(sampler.times(denoiser.schedule)) * -(-n // size)
+    left = _seconds_of(evaluate, denoiser.device) * calls
+    if left >= REPAID_AFTER:
+        say_that_it_compiles(display, f"{_duration(left)} of sampling")
+        compile_in_place(denoiser.network, cuda_graphs=False)
+
+
+def say_that_it_compiles(display: Display, work: str) -> None:
+    """One line on what was decided, and why."""
+    display.line(f"compiling the network: uncompiled, {work} would be left (hardware.compile=auto)")
+
+
+def _seconds_of(call: Callable[[], None], device: torch.device, times: int = 3) -> float:
+    for _ in range(2):
+        call()
+    since = _now(device)
+    for _ in range(times):
+        call()
+    return (_now(device) - since) / times
+
+
+def _now(device: torch.device) -> float:
+    """Seconds on a clock, when the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

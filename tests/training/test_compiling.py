@@ -1,0 +1,65 @@
+"""When ``hardware.compile=auto`` compiles. That it does on a GPU is tested in tests/gpu."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from launching import ROOT
+from torch.nn import functional as F
+
+from betasigma.commands.checks import check_run
+from betasigma.networks.unet import GroupNorm
+from betasigma.options import plugins
+from betasigma.training.compiling import can_be_compiled, is_left_open
+
+
+@pytest.mark.parametrize(
+    ("words", "open_choice", "possible"),
+    [
+        ((), True, True),
+        (("hardware.compile=false",), False, True),
+        (("hardware.compile=cuda_graphs",), False, True),
+        (("hardware.deterministic=true",), False, True),
+        (("data=mixture", "objective=sliced"), True, False),
+        (("data=mixture", "network=mlp_energy"), True, False),
+    ],
+)
+def test_the_choice_is_open_where_nothing_speaks_against_compiling(
+    words: tuple[str, ...], open_choice: bool, possible: bool
+) -> None:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        content = check_run(compose("train", list(words))).content
+    assert is_left_open(content["hardware"]) == open_choice
+    assert can_be_compiled(content) == possible
+
+
+def test_of_an_objective_of_one_s_own_it_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_loss.py").write_text(
+        "from betasigma.objectives import Denoising\nclass Own(Denoising): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.allow(["own_loss"])
+    network = {"_target_": "betasigma.networks.unet.UNet"}
+    assert not can_be_compiled({"objective": {"_target_": "own_loss.Own"}, "network": network})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_fusible_normalisation_is_group_normalisation(
+    dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    norm = GroupNorm(4, 24)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x = 3 + torch.randn(2, 24, 5, 6).to(dtype).contiguous(memory_format=memory_format)
+    found = norm._fusible(x)
+    expected = F.group_norm(x.double(), 4, norm.weight.double(), norm.bias.double(), norm.eps)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-6, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=memory_format)
