@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from betasigma.evaluation.features import build
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
 from betasigma.training.compiling import compile_for_sampling
-from betasigma.training.tracking import log_values
+from betasigma.training.tracking import log_together
 
 COLUMNS = ["metric", "value", "n", "NFE"]
 """Columns of a table of measurements."""
@@ -84,10 +85,10 @@ class Meter:
     def log(self, found: list[Measurement], step: int, prefix: str = "val") -> None:
         """Send measurements to the loggers under ``<prefix>/<name>``."""
         drawn = {"guidance": self._guidance, "settings": format_settings(self._sampler.settings)}
-        log_measurements(self._loggers, found, step, prefix, drawn)
+        more = {}
         if found and found[0].nfe is not None:
-            values = {"sample/nfe": float(found[0].nfe), "sample/n": float(found[0].n)}
-            log_values(self._loggers, values, step)
+            more = {"sample/nfe": float(found[0].nfe), "sample/n": float(found[0].n)}
+        log_measurements(self._loggers, found, step, prefix, drawn, more)
 
     @staticmethod
     def rows(found: list[Measurement]) -> list[list[str]]:
@@ -126,11 +127,13 @@ def log_measurements(
     step: int,
     prefix: str,
     of_model: Mapping[str, Any],
+    more: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
     """Send measurements to the loggers under ``<prefix>/<name>``, with what they depend on.
 
-    ``of_model`` is added to measurements in which a model took part.
+    ``of_model`` is added to measurements in which a model took part, ``more`` to the values.
     """
+    groups: list[tuple[Mapping[str, float], Mapping[str, Any]]] = []
     for m in found:
         context = {
             "n": m.n,
@@ -143,7 +146,8 @@ def log_measurements(
             "n_reference": m.n_reference,
             **(of_model if m.nfe is not None else {}),
         }
-        log_values(loggers, {f"{prefix}/{label(m)}": m.value}, step, context)
+        groups.append(({f"{prefix}/{label(m)}": m.value}, context))
+    log_together(loggers, [*groups, (more, {})], step)
 
 
 def say_not_finite(x: Tensor) -> None:

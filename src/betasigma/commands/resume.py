@@ -17,8 +17,8 @@ from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
 from betasigma.options.training import StopOptions
-from betasigma.runs.directory import SUMMARY, newest_run
-from betasigma.runs.header import CHECKPOINTS, LAST, checkpoint_path, read_header
+from betasigma.runs.directory import SUMMARY, newest_runs
+from betasigma.runs.header import CHECKPOINTS, checkpoint_path, last_checkpoint, read_header
 from betasigma.runs.status import process_rank
 
 CHANGEABLE = (
@@ -95,9 +95,9 @@ def continue_in(config: DictConfig, directory: Path) -> None:
     """
     if not trains(plain(config)) or begins_over(config.get("overwrite", False)):
         return
-    if not (directory / CHECKPOINTS / LAST).is_file():
+    checkpoint = last_checkpoint(directory, "resume")
+    if checkpoint is None:
         return
-    checkpoint = checkpoint_path(directory, "resume")
     if config.get("resume") is not None and Path(config.resume).parent == checkpoint.parent:
         return
     saved = complete(saved_header(checkpoint, "resume")["config"])
@@ -208,17 +208,21 @@ def _found(config: DictConfig) -> Path | None:
         except UserError:  # a run that this version, or this user, knows nothing of
             return False
 
-    run = newest_run(matches)
-    if run is None:
-        return None
-    checkpoint = checkpoint_path(run, "resume")
+    for run in newest_runs(matches):
+        try:
+            checkpoint = checkpoint_path(run, "resume")
+        except UserError as damage:
+            _say(f"resume=auto: {damage}; an older run is looked for")
+            continue
+        step = read_header(checkpoint)["step"]
+        _say(f"resume=auto: the newest run with this config is {run}, at step {step}")
+        return checkpoint
+    return None
+
+
+def _say(text: str) -> None:
     if process_rank() == 0:
-        print(
-            f"resume=auto: the newest run with this config is {run}, at step "
-            f"{read_header(checkpoint)['step']}",
-            flush=True,
-        )
-    return checkpoint
+        print(text, flush=True)
 
 
 def _agree(config: DictConfig, saved: dict[str, Any], key: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -52,9 +51,10 @@ from betasigma.runs.directory import (
     WANDB_ID,
     clear,
     describe_environment,
+    mend,
 )
-from betasigma.runs.files import write_json
-from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, read_header
+from betasigma.runs.files import read_json, write_json
+from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
@@ -284,9 +284,9 @@ def _check_examples(content: Config, data: ImageDataModule) -> None:
 
 
 def _say_how_to_continue(display: Display, start: Start) -> None:
-    last = start.directory / CHECKPOINTS / LAST
-    if last.is_file():
-        display.line(f"stopped; the last checkpoint is of step {read_header(last)['step']}")
+    step = newest_step(start.directory)
+    if step is not None:
+        display.line(f"stopped; the last checkpoint is of step {step}")
         display.line(f"to continue: {start.command('train', f'resume={start.directory}')}")
     else:
         display.line("stopped before the first checkpoint")
@@ -307,16 +307,20 @@ def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Pat
     run.mkdir(parents=True, exist_ok=True)
     if resumed is None:
         clear(run, content["overwrite"])
+    elif resumed.resolve().parents[1] == run.resolve():
+        mend(run, resumed)
     OmegaConf.save(OmegaConf.create({**content, **ONCE}), run / CONFIG)
     environment = run / ENVIRONMENT
     history = []
-    if resumed is not None and environment.exists():
-        earlier = json.loads(environment.read_text(encoding="utf-8"))
+    earlier = read_json(environment)
+    if resumed is not None and earlier:
         history = [*earlier.pop("resumed_after", []), earlier]
     described = {**describe_environment(overrides), "plugins": plugins.versions(content)}
     write_json(environment, {**described, "resumed_after": history})
     if resumed is not None:
-        Record.of(run).truncate(read_header(resumed, "resume")["step"])
+        step = read_header(resumed, "resume")["step"]
+        unfinished = not (run / SUMMARY).is_file() and step >= content["steps"]
+        Record.of(run).truncate(step, measured=not unfinished)
 
 
 def _explain_ladder(
@@ -327,7 +331,7 @@ def _explain_ladder(
         display.line(reason)
     if record and _rank() == 0:
         path = run / LADDER
-        earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        earlier = read_json(path)
         known = [*earlier.get("reasons", []), *reasons]
         write_json(path, {**earlier, **record, "reasons": known})
 
@@ -340,7 +344,7 @@ def _rank() -> int:
 def _open_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> list[Any]:
     _describe_run(run, content, overrides, resumed)
     identity = run / WANDB_ID
-    known = identity.read_text(encoding="utf-8").strip() if identity.exists() else None
+    known = identity.read_text("utf-8", "replace").strip() if identity.exists() else ""
     if _rank() != 0:
         return []
     loggers = make_loggers(content["logger"], run, content, known)

@@ -23,14 +23,19 @@ MOMENTS = "moments"
 """Key of the training data's moments: ``mean`` and ``variance``, float64 of one example's shape."""
 
 
-def save(checkpoint: dict[str, Any], path: str | Path) -> None:
+def save(checkpoint: dict[str, Any], path: str | Path, keep: Path | None = None) -> None:
     """Write ``checkpoint``, with its header under ``"betasigma"``, to ``path``.
+
+    Args:
+        checkpoint: plain tensors and plain containers.
+        path: the destination.
+        keep: what has been there so far stays under this name.
 
     Raises:
         OSError: if it cannot be written; a checkpoint already at ``path`` is then untouched.
         UserError: if it is not plain, so that :func:`read` would refuse it.
     """
-    with replace_file(path) as partial:
+    with replace_file(path, keep) as partial:
         torch.save(checkpoint, partial)
         append_header(partial, checkpoint[HEADER])
         try:

@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from yaml import YAMLError
 
 from betasigma.runs.command import subcommand
-from betasigma.runs.header import CHECKPOINTS, LAST
+from betasigma.runs.files import remove_partial
+from betasigma.runs.header import CHECKPOINTS, LAST, PREVIOUS, is_readable
 from betasigma.runs.record import METRICS
 
 OUTPUTS = Path("outputs")
@@ -85,21 +87,38 @@ def clear(run: Path, overwrite: bool) -> None:
         path.unlink(missing_ok=True)
 
 
-def newest_run(matches: Any) -> Path | None:
-    """The newest run directory that has a checkpoint and a config with ``matches(config)``."""
+def newest_runs(matches: Any) -> Iterator[Path]:
+    """Run directories that have a checkpoint and a config with ``matches(config)``, the newest
+    first.
+    """
     from omegaconf import DictConfig, OmegaConf
 
-    checkpoints = sorted(
-        OUTPUTS.glob(f"**/{CHECKPOINTS}/{LAST}"), key=lambda p: p.stat().st_mtime, reverse=True
-    )
-    for checkpoint in checkpoints:
+    written: dict[Path, float] = {}
+    for name in (PREVIOUS, LAST):
+        for checkpoint in OUTPUTS.glob(f"**/{CHECKPOINTS}/{name}"):
+            written[checkpoint.parents[1]] = checkpoint.stat().st_mtime
+    for run in sorted(written, key=lambda run: written[run], reverse=True):
         try:
-            config = OmegaConf.load(checkpoint.parents[1] / CONFIG)
+            config = OmegaConf.load(run / CONFIG)
         except (OSError, ValueError, YAMLError):
             continue  # not a run of ours, or one that was cut off at its start
         if isinstance(config, DictConfig) and matches(config):
-            return checkpoint.parents[1]
-    return None
+            yield run
+
+
+def mend(run: Path, resumed: Path) -> None:
+    """Remove what a process that was killed has left half written, and a damaged last checkpoint
+    where the run goes on from the one before.
+
+    Args:
+        run: the directory.
+        resumed: the checkpoint that is continued.
+    """
+    for folder in (run, run / CHECKPOINTS, run / SAMPLES):
+        remove_partial(folder)
+    last = resumed.with_name(LAST)
+    if resumed.name == PREVIOUS and not is_readable(last):
+        last.unlink(missing_ok=True)
 
 
 def describe_environment(overrides: list[str]) -> dict[str, Any]:

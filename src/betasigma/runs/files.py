@@ -14,13 +14,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"
+"""Ending of a file that is being written."""
+
 
 @contextmanager
-def replace_file(path: str | Path) -> Iterator[Path]:
+def replace_file(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
     """Yield a path to write to; what is there at the end of the block becomes ``path``.
 
     The folder is created if needed. The yielded path belongs to this call alone, so that several
     processes may write the same file: the last one wins.
+
+    Args:
+        path: the destination.
+        keep: what has been there so far stays under this name.
 
     Raises:
         OSError: if it cannot be written. ``path`` is then untouched and nothing else is left, as
@@ -28,14 +35,46 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    partial = _beside(path)
     try:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            _keep(path, keep)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL}")
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give a file a second name; at no moment is there nothing under either."""
+    link = _beside(name)
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        os.replace(path, name)
+    else:
+        os.replace(link, name)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what processes that were killed have left half written."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Content of a JSON file; ``{}`` where there is none, or it is damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_text(path: str | Path, text: str) -> None:

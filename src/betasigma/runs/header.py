@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import pickletools
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ FORMAT = 1
 
 CHECKPOINTS, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 """Folder of a run directory with its checkpoints, and their names."""
+
+PREVIOUS = "previous.ckpt"
+"""The checkpoint before the last, which takes its place where the last one is damaged."""
 
 RECORD = "betasigma.json"
 LARGEST_RECORD = 16 * 2**20
@@ -44,6 +48,8 @@ FIELDS = {"version": str, "step": int, "seed": int, "value_range": list, "config
 def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> Path:
     """The checkpoint meant by a run directory or a checkpoint's path.
 
+    Of a run directory whose last checkpoint cannot be read it is the one before, with a warning.
+
     Args:
         run: either of them.
         key: the config key that named it.
@@ -56,8 +62,9 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
     if path.is_file():
         return path
     wanted = path / CHECKPOINTS / f"{which}.ckpt"
-    if wanted.is_file():
-        return wanted
+    found = last_checkpoint(path, key) if wanted.name == LAST else wanted
+    if found is not None and found.is_file():
+        return found
     if not path.exists():
         raise UserError(f"{key}={run} does not exist; give a run directory or a checkpoint")
     raise UserError(
@@ -66,10 +73,42 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
     )
 
 
+def last_checkpoint(run: Path, key: str = "run") -> Path | None:
+    """The newest checkpoint of a run that can be read; ``None`` where it has none.
+
+    Raises:
+        UserError: where there are some and none can be read, of the newest one.
+    """
+    last, previous = run / CHECKPOINTS / LAST, run / CHECKPOINTS / PREVIOUS
+    if not last.is_file():
+        return previous if previous.is_file() else None
+    try:
+        read_header(last, key)
+    except UserError as damage:
+        if not is_readable(previous):
+            raise
+        step = read_header(previous, key)["step"]
+        warnings.warn(f"{damage}: the one before, of step {step}, is taken", stacklevel=2)
+        return previous
+    return last
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a checkpoint is there, and whole."""
+    try:
+        read_header(path)
+    except UserError:
+        return False
+    return True
+
+
 def newest_step(run: Path) -> int | None:
-    """Step of a run's last checkpoint; ``None`` without one."""
-    last = run / CHECKPOINTS / LAST
-    return read_header(last)["step"] if last.is_file() else None
+    """Step of a run's newest checkpoint that can be read; ``None`` without one."""
+    try:
+        found = last_checkpoint(run)
+    except UserError:
+        return None
+    return None if found is None else read_header(found)["step"]
 
 
 def may_be_published(run: Path) -> bool:

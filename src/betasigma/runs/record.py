@@ -18,6 +18,7 @@ import csv
 import math
 import time
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +53,45 @@ class Record:
         self, step: int, values: Mapping[str, float], context: Mapping[str, Any] | None = None
     ) -> None:
         """Add one row for each value."""
+        self.append_together(step, [(values, context or {})])
+
+    def append_together(
+        self, step: int, groups: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]]
+    ) -> None:
+        """Add one row for each value of several groups, at once: a killed process leaves all of
+        them or none.
+
+        Args:
+            step: of the run.
+            groups: values, and what they were measured with.
+        """
         new = not self.path.exists()
         if not new and self._columns() != list(COLUMNS):
             self._rewrite(self.rows())
-        now = f"{time.time():.3f}"
-        extra = [(context or {}).get(name, "") for name in CONTEXT]
-        extra = ["" if value is None else value for value in extra]
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(COLUMNS)
+        now, text = f"{time.time():.3f}", StringIO(newline="")
+        writer = csv.writer(text)
+        if new:
+            writer.writerow(COLUMNS)
+        for values, context in groups:
+            extra = ["" if context.get(name) is None else context[name] for name in CONTEXT]
             writer.writerows([step, now, name, value, *extra] for name, value in values.items())
+        with self.path.open("ab", buffering=0) as file:
+            file.write(text.getvalue().encode())
 
-    def truncate(self, step: int) -> None:
-        """Remove the rows after ``step``, which a resumed run measures again."""
+    def truncate(self, step: int, measured: bool = True) -> None:
+        """Remove the rows after ``step``, which a resumed run measures again.
+
+        Args:
+            step: of the checkpoint that is continued.
+            measured: keep those of this step that the run has measured on samples and examples;
+                ``False`` for a run that was killed while it did.
+        """
         if not self.path.exists():
             return
-        self._rewrite([row for row in self.rows() if int(row["step"]) <= step])
+        rows = [row for row in self.rows() if int(row["step"]) <= step]
+        if not measured:
+            rows = [row for row in rows if not (row["step"] == str(step) and _is_measured(row))]
+        self._rewrite(rows)
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         with (
@@ -83,14 +106,19 @@ class Record:
         """All complete rows, in order, as strings by column."""
         if not self.path.exists():
             return []
-        with self.path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            whole = [row for row in reader if _complete(row, reader.fieldnames or [])]
+        reader = csv.DictReader(self._text())
+        if not {"step", "metric", "value"} <= set(reader.fieldnames or []):  # its head is damaged
+            reader = csv.DictReader(self._text(), COLUMNS)
+        whole = [row for row in reader if _complete(row, reader.fieldnames or [])]
         return [{name: row.get(name, "") for name in COLUMNS} for row in whole]
 
     def _columns(self) -> list[str]:
-        with self.path.open(newline="", encoding="utf-8") as file:
-            return next(csv.reader(file), [])
+        return next(csv.reader(self._text()), [])
+
+    def _text(self) -> StringIO:
+        """The file, without what a damaged disk or machine puts into it."""
+        text = self.path.read_text(encoding="utf-8", errors="replace")
+        return StringIO(text.replace("\0", ""), newline="")
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
@@ -106,6 +134,12 @@ def format_settings(settings: Mapping[str, Any]) -> str:
         for key, value in settings.items()
     }
     return " ".join(f"{key}={value}" for key, value in typed.items())
+
+
+def _is_measured(row: Mapping[str, str]) -> bool:
+    """Whether a row is of samples or examples that the run itself has measured."""
+    kind = row["metric"].partition("/")[0]
+    return kind == "sample" or (kind == "val" and row["n"] != "")
 
 
 def _complete(row: dict[str, Any], columns: Sequence[str]) -> bool:

@@ -6,7 +6,6 @@ every run writes into its own directory how it ended.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import socket
@@ -18,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from betasigma.runs.files import write_json
+from betasigma.runs.files import read_json, write_json
 
 STATUS = "status.json"
 
@@ -57,11 +56,7 @@ def recorded(run: Path, job: int | None = None) -> Iterator[None]:
 
 def read_status(run: Path) -> dict[str, Any]:
     """The content of ``status.json``; ``{}`` if there is none."""
-    try:
-        content = json.loads((run / STATUS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json(run / STATUS)
 
 
 def job_number(run: Path) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from pytorch_lightning import LightningModule, Trainer
 from betasigma.errors import Stopped, UserError
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
-from betasigma.runs.header import BEST, LAST
+from betasigma.runs.header import BEST, LAST, PREVIOUS
 from betasigma.training.skipped import refuse_not_finite, skipping
 from betasigma.training.steps import StepCallback, Stopwatch
 
@@ -21,12 +21,14 @@ STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, written and read by :mod:`betasigma.runs.checkpoint`."""
+    """Lightning's checkpoints, written and read by :mod:`betasigma.runs.checkpoint`. What Lightning
+    calls storage options is the name under which the file that is replaced stays.
+    """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        save(checkpoint, Path(path))
+        save(checkpoint, Path(path), storage_options)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None
@@ -42,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoints(StepCallback):
-    """Keeps ``last.ckpt`` and ``best.ckpt``.
+    """Keeps ``last.ckpt``, the ``previous.ckpt`` before it, and ``best.ckpt``.
 
     ``last.ckpt`` is written every ``every`` steps, at the end and on an interrupt. ``best.ckpt`` is
     that of the validation with the smallest ``monitor`` of the module.
@@ -115,10 +117,10 @@ class Checkpoints(StepCallback):
         all ranks call it together.
         """
         if trainer.global_step != self.saved and not skipping(trainer.lightning_module):
-            self._write(trainer, LAST)
+            self._write(trainer, LAST, self._folder / PREVIOUS)
             self.saved = trainer.global_step
 
-    def _write(self, trainer: Trainer, name: str) -> None:
+    def _write(self, trainer: Trainer, name: str, keep: Path | None = None) -> None:
         refuse_not_finite(trainer)
         with self._watch.pause(trainer.strategy.root_device):
-            trainer.save_checkpoint(self._folder / name)
+            trainer.save_checkpoint(self._folder / name, storage_options=keep)

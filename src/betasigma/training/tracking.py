@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +140,21 @@ def log_values(
     context: Mapping[str, Any] | None = None,
 ) -> None:
     """Send values to every logger; metrics.csv also keeps what they were measured with."""
+    log_together(loggers, [(values, context or {})], step)
+
+
+def log_together(
+    loggers: list[Logger],
+    groups: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]],
+    step: int,
+) -> None:
+    """The same for several groups of values, each with its own context."""
     for logger in loggers:
         if isinstance(logger, RecordLogger):
-            logger.record.append(step, values, context)
+            logger.record.append_together(step, groups)
         else:
-            _careful(logger.log_metrics, dict(values), step)
+            for values, _ in groups:
+                _careful(logger.log_metrics, dict(values), step)
 
 
 def log_picture(loggers: list[Logger], key: str, image: Image.Image, step: int) -> None:
