@@ -61,7 +61,7 @@ from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
 from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
-from betasigma.training.periodic import PeriodicEvaluation, SampleGrids
+from betasigma.training.periodic import MissedValidation, PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Estimate, Metrics
 from betasigma.training.skipped import SkippedSteps
@@ -119,6 +119,9 @@ def _train(content: Config, start: Start) -> FinishedRun:
         with launched_processes(trainer, start, content["resume"]):
             if trains(content):
                 trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
+                missed = next(c for c in callbacks if isinstance(c, MissedValidation))
+                if missed.is_missing(trainer):  # killed after its last step: none was left to take
+                    trainer.validate(module, data, verbose=False)
             else:
                 trainer.validate(module, data, verbose=False)
                 trainer.save_checkpoint(run / CHECKPOINTS / LAST)
@@ -205,6 +208,7 @@ def run_callbacks(
             content["evaluation"]["every"],
             watch,
         ),
+        MissedValidation(validation_interval(content), Record.of(run)),
     ]
 
 
@@ -305,10 +309,9 @@ def quiet_libraries() -> None:
 def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> None:
     """Write config, overrides, package versions and git state."""
     run.mkdir(parents=True, exist_ok=True)
+    mend(run)
     if resumed is None:
         clear(run, content["overwrite"])
-    elif resumed.resolve().parents[1] == run.resolve():
-        mend(run, resumed)
     OmegaConf.save(OmegaConf.create({**content, **ONCE}), run / CONFIG)
     environment = run / ENVIRONMENT
     history = []

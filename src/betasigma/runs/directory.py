@@ -106,19 +106,16 @@ def newest_runs(matches: Any) -> Iterator[Path]:
             yield run
 
 
-def mend(run: Path, resumed: Path) -> None:
-    """Remove what a process that was killed has left half written, and a damaged last checkpoint
-    where the run goes on from the one before.
-
-    Args:
-        run: the directory.
-        resumed: the checkpoint that is continued.
+def mend(run: Path) -> None:
+    """Remove what a process that was killed has left half written, and a last checkpoint that
+    cannot be read where there is one before it, so that this is not replaced by it.
     """
-    for folder in (run, run / CHECKPOINTS, run / SAMPLES):
-        remove_partial(folder)
-    last = resumed.with_name(LAST)
-    if resumed.name == PREVIOUS and not is_readable(last):
-        last.unlink(missing_ok=True)
+    folder = run / CHECKPOINTS
+    for place in (run, folder, run / SAMPLES):
+        remove_partial(place)
+    last = folder / LAST
+    if last.is_file() and is_readable(folder / PREVIOUS) and not is_readable(last):
+        last.unlink()
 
 
 def describe_environment(overrides: list[str]) -> dict[str, Any]:

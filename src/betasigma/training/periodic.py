@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike
 from betasigma.modules import DiffusionModule, MeasuredModule
+from betasigma.options.training import VALIDATION_LOSS
 from betasigma.pictures import picture, save
 from betasigma.runs.directory import SAMPLES
 from betasigma.runs.record import Record
@@ -111,3 +112,31 @@ class PeriodicEvaluation(Periodic):
 
     def act(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         self._evaluate(module.average, step)
+
+
+class MissedValidation(Callback):
+    """Validates first, if a run was stopped between a step and its validation. It acts last.
+
+    Args:
+        every: steps between two validations.
+        record: metrics.csv, where a resumed run looks up which validations it has.
+    """
+
+    def __init__(self, every: int, record: Record) -> None:
+        self._every, self._record = every, record
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.is_missing(trainer):
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting = False  # the checkpoint's counters are of an earlier validation
+            trainer.validating = True
+            loop.run()
+            trainer.training = True
+
+    def is_missing(self, trainer: Trainer) -> bool:
+        """Whether this step has a validation that is not in the record; one process looks."""
+        step = trainer.global_step
+        if not step or step % self._every:
+            return False
+        steps = self._record.curve(VALIDATION_LOSS)[0]
+        return bool(trainer.strategy.broadcast(step not in steps))
