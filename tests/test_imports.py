@@ -22,7 +22,7 @@ ORDER = (
     {"prior"},
     {"denoiser"},
     {"oracles"},
-    {"objectives", "samplers", "likelihood"},
+    {"objectives", "samplers", "likelihood", "exports"},
     {"data", "editing"},
     {"evaluation", "modules"},
     {"training", "report"},

@@ -19,7 +19,16 @@ from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts, SamplerOptions
-from betasigma.options.apps import Compare, EditApp, Evaluate, Import, ModelConfig, Sample, Train
+from betasigma.options.apps import (
+    Compare,
+    EditApp,
+    Evaluate,
+    Export,
+    Import,
+    ModelConfig,
+    Sample,
+    Train,
+)
 from betasigma.options.base import REGISTRY
 from betasigma.options.composition import numbered
 from betasigma.options.edits import check_ends
@@ -349,8 +358,8 @@ def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/import.py``, and the model that it names."""
     _, asked = parsed(config, Import)
     directory = Path(asked.to) if asked.to is not None else None
-    if directory is not None and directory.exists() and any(directory.iterdir()):
-        raise UserError(f"to={directory} is not empty; give the path of a new directory")
+    if directory is not None:
+        _check_new(directory, "to")
     if asked.convert is not None:
         for key, path in (("from", asked.source), ("code", str(asked.code))):
             if not Path(path).exists():
@@ -362,6 +371,24 @@ def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     return directory
 
 
+@of_a_run
+def check_export(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/export.py``."""
+    _, asked = parsed(config, Export)
+    saved, _ = saved_model(asked.run)
+    if not saved.model.trains:
+        raise UserError(f"run={asked.run} has an oracle, which has no weights to export")
+    if asked.out is not None:
+        _check_new(Path(asked.out), "out")
+    return None
+
+
+def _check_new(directory: Path, key: str) -> None:
+    """Refuse a place that holds something."""
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise UserError(f"{key}={directory} is not empty; give the path of a new directory")
+
+
 CHECKS = {
     "train": AppChecks(check_train, decide_train, continue_in),
     "sample": AppChecks(check_sample),
@@ -369,6 +396,7 @@ CHECKS = {
     "compare": AppChecks(check_compare),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
+    "export": AppChecks(check_export),
 }
 
 

@@ -18,7 +18,6 @@ from betasigma.commands.assemble import make_denoiser
 from betasigma.commands.checks import check_composition
 from betasigma.commands.config import validate
 from betasigma.commands.convert_edm import convert_edm
-from betasigma.commands.load import PREFIX
 from betasigma.data import catalog
 from betasigma.display import Display, plain_warnings
 from betasigma.errors import UserError
@@ -30,7 +29,7 @@ from betasigma.published import FORMATS
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.weight_file import WeightFile, refuse_code
 from betasigma.published.weight_folder import open_weights
-from betasigma.runs.checkpoint import HEADER, save
+from betasigma.runs.checkpoint import AVERAGED, HEADER, save
 from betasigma.runs.directory import CONFIG, ENVIRONMENT, OUTPUTS, describe_environment
 from betasigma.runs.files import write_json
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST
@@ -149,7 +148,7 @@ def write_run(readable: Readable, directory: Path, overrides: list[str]) -> None
         "config": config,
         "origin": readable.origin,
     }
-    weights = {f"{PREFIX}network.{name}": value for name, value in model.weights.items()}
+    weights = {f"{AVERAGED}network.{name}": value for name, value in model.weights.items()}
     save({"state_dict": weights, HEADER: header}, directory / CHECKPOINTS / LAST)
 
 

@@ -15,12 +15,9 @@ from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.oracles import ExactDenoiser
 from betasigma.prior import DataMoments
-from betasigma.runs.checkpoint import MOMENTS, read
+from betasigma.runs.checkpoint import AVERAGED, MOMENTS, read
 from betasigma.runs.header import checkpoint_path
 from betasigma.samplers import Sampler
-
-PREFIX = "average."
-"""Prefix of the averaged weights in a checkpoint's ``state_dict``."""
 
 
 class Loaded(NamedTuple):
@@ -67,9 +64,9 @@ def load_run(
         data.prepare_data()
         denoiser = make_oracle(config, data)
     weights = {
-        name.removeprefix(PREFIX): value
+        name.removeprefix(AVERAGED): value
         for name, value in contents["state_dict"].items()
-        if name.startswith(PREFIX)
+        if name.startswith(AVERAGED)
     }
     try:
         denoiser.load_state_dict(weights)

@@ -239,6 +239,8 @@ def make_absolute(config: DictConfig, here: Path) -> None:
         return str(here / Path(path).expanduser())
 
     for key in PATHS:
+        if key == "to" and "from" not in config:
+            continue  # betasigma export names a format
         value = OmegaConf.select(config, key)
         if isinstance(value, ListConfig):
             OmegaConf.update(config, key, [absolute(path) for path in value])

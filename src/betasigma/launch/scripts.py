@@ -60,6 +60,14 @@ def import_model(config: DictConfig, start: Start) -> None:
     run(config, start)
 
 
+@app("export")
+def export(config: DictConfig, start: Start) -> None:
+    """Write a trained model for other tools: betasigma export run=outputs/… to=onnx"""
+    from betasigma.commands.export import export as run
+
+    run(config, start)
+
+
 APPS = {
     "train": train,
     "sample": sample,
@@ -67,5 +75,6 @@ APPS = {
     "evaluate": evaluate,
     "compare": compare,
     "import": import_model,
+    "export": export,
 }
 """What ``betasigma <name>`` runs."""

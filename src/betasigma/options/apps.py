@@ -304,6 +304,26 @@ class Import(Options):
         return self
 
 
+Target = Literal["safetensors", "diffusers", "torch_export", "onnx"]
+
+
+class Export(Options):
+    """The config of ``scripts/export.py``."""
+
+    run: str = option("", "a run directory, a checkpoint or a published model")
+    plugins: list[str] = option([], "outside packages that the run may name")
+    to: Target = option(
+        "safetensors",
+        "averaged weights with a YAML that betasigma.load reads; a pipeline folder; a program or a "
+        "graph of the denoiser",
+    )
+    out: str | None = option(None, "the new folder; null: below outputs/")
+    name: str | None = option(None, "of the model, in its card; null: the run's")
+    licence: str | None = option(
+        None, "of the weights, in the card; null: that of the published model, else unknown"
+    )
+
+
 class Compare(Options):
     """The config of ``scripts/compare.py``."""
 
@@ -330,5 +350,6 @@ TOP_LEVEL: dict[str, type[Options]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "import": Import,
+    "export": Export,
 }
 """Options of each command's whole config."""

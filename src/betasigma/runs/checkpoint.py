@@ -15,9 +15,13 @@ import torch
 from betasigma.errors import UserError
 from betasigma.runs.files import replace_file
 from betasigma.runs.header import append_header, check_plain, not_plain, read_header
+from betasigma.runs.portable import MEAN, VARIANCE, is_portable, read_portable
 
 HEADER = "betasigma"
 """Key of the header in the checkpoint's dict."""
+
+AVERAGED = "average."
+"""Prefix of the averaged weights in a checkpoint's ``state_dict``."""
 
 MOMENTS = "moments"
 """Key of the training data's moments: ``mean`` and ``variance``, float64 of one example's shape."""
@@ -55,6 +59,12 @@ def read(path: str | Path, key: str = "run") -> dict[str, Any]:
             :func:`betasigma.runs.header.read_header`.
     """
     header = read_header(Path(path), key)
+    if is_portable(Path(path)):
+        tensors = read_portable(Path(path), key)
+        moments = {"mean": tensors.pop(MEAN, None), "variance": tensors.pop(VARIANCE, None)}
+        weights = {f"{AVERAGED}{name}": tensor for name, tensor in tensors.items()}
+        known = {MOMENTS: moments} if moments["mean"] is not None else {}
+        return {"state_dict": weights, **known, HEADER: header}
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from betasigma.errors import UserError
+from betasigma.runs.portable import PORTABLE_WEIGHTS, is_portable, portable_header
 
 FORMAT = 1
 """Checkpoint format that this version writes. It reads this format and older ones."""
@@ -61,6 +62,8 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
     path = Path(run)
     if path.is_file():
         return path
+    if (path / PORTABLE_WEIGHTS).is_file() and is_portable(path / PORTABLE_WEIGHTS):
+        return path / PORTABLE_WEIGHTS
     wanted = path / CHECKPOINTS / f"{which}.ckpt"
     found = last_checkpoint(path, key) if wanted.name == LAST else wanted
     if found is not None and found.is_file():
@@ -146,9 +149,12 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
         format.
     """
     try:
-        state = path.stat()
-        record = _checked_record(path, (state.st_mtime_ns, state.st_size, state.st_ino))
-        header = json.loads(record) if record is not None else None
+        if is_portable(path):
+            header = portable_header(path)
+        else:
+            state = path.stat()
+            record = _checked_record(path, (state.st_mtime_ns, state.st_size, state.st_ino))
+            header = json.loads(record) if record is not None else None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError):
         raise UserError(
             f"{key}={path} is damaged or cut short; use another checkpoint of the run"
@@ -209,6 +215,8 @@ def check_plain(path: Path, key: str = "run") -> None:
     Raises:
         UserError: where the pickle in it names something that is not PyTorch's own.
     """
+    if is_portable(path):
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             pickles = [n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl"]

@@ -1,0 +1,6 @@
+"""Write a trained model for other tools: python scripts/export.py run=outputs/… to=diffusers"""
+
+from betasigma.launch.scripts import export as main
+
+if __name__ == "__main__":
+    main()

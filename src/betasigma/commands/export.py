@@ -1,0 +1,227 @@
+"""What ``scripts/export.py`` does: write a trained model in a format of other tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from betasigma.commands.config import saved_header, validate
+from betasigma.commands.load import Loaded, load_run
+from betasigma.denoiser import Denoiser
+from betasigma.display import Display, plain_warnings
+from betasigma.errors import UserError
+from betasigma.exports import graphs
+from betasigma.exports.diffusers_folder import WEIGHTS_FILE, pipeline_folder, schedule_of
+from betasigma.exports.model_card import model_card
+from betasigma.options.apps import Export, Target
+from betasigma.options.base import parse_component
+from betasigma.report.measurements import DISTANCE
+from betasigma.runs.directory import ENVIRONMENT
+from betasigma.runs.files import write_json, write_text
+from betasigma.runs.header import checkpoint_path
+from betasigma.runs.portable import MEAN, VARIANCE, write_portable
+from betasigma.runs.record import Record
+from betasigma.runs.start import Start
+
+UNKNOWN = "unknown"
+"""Licence of a model of which nobody has said it."""
+
+PROGRAM, ONNX, LEVELS = "model.pt2", "model.onnx", "levels.json"
+"""Files of the graphs."""
+
+CLOSE = 1e-4
+"""Largest difference of an exported model that is no fault, relative to its largest number."""
+
+
+class Written(NamedTuple):
+    """What an export has written."""
+
+    use: str
+    """Code that loads it."""
+    tags: list[str]
+    notes: list[str]
+
+
+def export(config: DictConfig, start: Start) -> None:
+    """Write the model of a run or a checkpoint into a new folder, whole or not at all.
+
+    Raises:
+        UserError: for bad input, or where the format has no such model.
+    """
+    content = validate(config, Export)
+    plain_warnings()
+    display = Display()
+    loaded = load_run(content["run"])
+    denoiser = loaded.denoiser
+    if not isinstance(denoiser, Denoiser):
+        raise UserError(f"run={content['run']} has an oracle, which has no weights to export")
+    to: Target = content["to"]
+    folder = Path(content["out"]) if content["out"] is not None else start.directory / to
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        written = WRITERS[to](partial, denoiser, loaded, content["run"])
+        card = _card(content, loaded, written)
+        write_text(partial / "README.md", card)
+        if folder.is_dir():
+            folder.rmdir()  # empty: the check has seen to it
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for note in written.notes:
+        display.line(note)
+    display.line(f"written {folder}")
+    display.line("use:")
+    for line in written.use.strip().splitlines():
+        display.line(f"  {line}")
+
+
+def _to_diffusers(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) -> Written:
+    from safetensors.torch import save_file
+
+    found = pipeline_folder(denoiser, parse_component("sampler", loaded.config["sampler"]))
+    for name, file in found.files.items():
+        write_json(folder / name, file)
+    save_file(found.weights, folder / "unet" / WEIGHTS_FILE, {"format": "pt"})
+    kind = found.files["model_index.json"]["_class_name"]
+    # the deprecated one is found by DiffusionPipeline alone
+    kind = kind if kind == "DDPMPipeline" else "DiffusionPipeline"
+    use = (
+        f"from diffusers import {kind}\n\n"
+        f'pipeline = {kind}.from_pretrained("FOLDER")\n'
+        f"images = pipeline(batch_size=4, num_inference_steps={found.steps}).images"
+    )
+    return Written(use, ["diffusers"], found.notes)
+
+
+def _to_safetensors(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) -> Written:
+    tensors = dict(denoiser.state_dict())
+    if denoiser.moments is not None:
+        tensors |= {MEAN: denoiser.moments.mean, VARIANCE: denoiser.moments.variance}
+    write_portable(folder, tensors, saved_header(run))
+    use = (
+        "import betasigma\n\n"
+        'denoiser, sampler = betasigma.load("FOLDER")\n'
+        "images = sampler.sample(denoiser, 64, seed=0).x"
+    )
+    return Written(use, ["betasigma"], [])
+
+
+def _to_program(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) -> Written:
+    off = graphs.write_program(denoiser, folder / PROGRAM)
+    _with_levels(folder, denoiser, off)
+    use = (
+        "import torch\n\n"
+        f'model = torch.export.load("FOLDER/{PROGRAM}").module()\n'
+        f"x0, eps = model(x_t=x_t, level=level{_labels(denoiser)})  # level 0 … "
+        f"{denoiser.schedule.levels - 1}, rising with the noise: {LEVELS}"
+    )
+    return Written(use, ["pytorch"], [_compared(off)])
+
+
+def _to_onnx(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) -> Written:
+    off = graphs.write_onnx(denoiser, folder / ONNX)
+    _with_levels(folder, denoiser, off)
+    labels = ', "labels": labels' if denoiser.num_classes else ""
+    use = (
+        "import onnxruntime\n\n"
+        f'session = onnxruntime.InferenceSession("FOLDER/{ONNX}")\n'
+        f'x0, eps = session.run(None, {{"x_t": x_t, "level": level{labels}}})  # level 0 … '
+        f"{denoiser.schedule.levels - 1}, rising with the noise: {LEVELS}"
+    )
+    note = "not compared: onnxruntime is not installed" if off is None else _compared(off)
+    return Written(use, ["onnx"], [note])
+
+
+WRITERS: dict[Target, Callable[[Path, Denoiser, Loaded, str], Written]] = {
+    "diffusers": _to_diffusers,
+    "safetensors": _to_safetensors,
+    "torch_export": _to_program,
+    "onnx": _to_onnx,
+}
+
+
+def _labels(denoiser: Denoiser) -> str:
+    return ", labels=labels" if denoiser.num_classes else ""
+
+
+def _compared(off: float) -> str:
+    return f"it differs from the run's model by at most {off:.1g} of its largest number"
+
+
+def _with_levels(folder: Path, denoiser: Denoiser, off: float | None) -> None:
+    """Write α and σ of the levels; refuse a model that came out as another one.
+
+    Raises:
+        UserError: where the exported model differs.
+    """
+    if off is not None and not off <= CLOSE:
+        raise UserError(
+            f"the exported model differs from the run's by {off:.2g} of its largest number; "
+            f"nothing was kept"
+        )
+    write_json(folder / LEVELS, schedule_of(denoiser.schedule))
+
+
+def _card(content: dict[str, Any], loaded: Loaded, written: Written) -> str:
+    config, denoiser = loaded.config, loaded.denoiser
+    header = saved_header(content["run"])
+    origin = header.get("origin") or {}
+    licence = content["licence"] or origin.get("licence") or UNKNOWN
+    directory = checkpoint_path(content["run"]).parents[1]
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    facts = {
+        "family": str(config["model"].get("family") or config["model"]["name"]),
+        "network": f"{config['network']['_target_'].rpartition('.')[2]}, {parameters:,} parameters",
+        "schedule": f"{config['schedule']['_target_'].rpartition('.')[2]}, "
+        f"{denoiser.schedule.levels} levels",
+        "data": str(config["data"]["name"]),
+        "shape": "×".join(map(str, denoiser.sample_shape)),
+        "value range": f"[{denoiser.value_range[0]:g}, {denoiser.value_range[1]:g}]",
+        "weights": f"averaged, after {loaded.step:,} steps",
+        "sampler": config["sampler"]["_target_"].rpartition(".")[2],
+        "licence": licence,
+        "command": _command(directory),
+        "written by": f"betasigma {header['version']}",
+    }
+    if origin:
+        facts["from"] = f"{origin.get('published') or origin.get('format')}, {origin.get('code')}"
+    name = config["name"] if content["name"] is None else content["name"]
+    return model_card(name, facts, _figures(directory), written.use, [*written.tags, "diffusion"])
+
+
+def _command(directory: Path) -> str:
+    """What the run was started by, where its directory says so."""
+    file = directory / ENVIRONMENT
+    try:
+        command = json.loads(file.read_text(encoding="utf-8"))["command"]
+        return shlex.join(map(str, command))
+    except (OSError, ValueError, KeyError, TypeError):
+        return UNKNOWN
+
+
+def _figures(directory: Path) -> list[dict[str, str]]:
+    """Last value of each metric of samples that the run has measured."""
+    record = Record.of(directory)
+    rows = record.rows() if record.path.is_file() else []
+    last = {
+        row["metric"]: row for row in rows if row.get("n") and not DISTANCE.fullmatch(row["metric"])
+    }
+    return [
+        {
+            "metric": metric.partition("/")[2],
+            "value": f"{float(row['value']):.4g}",
+            "n": row["n"],
+            "NFE": row["nfe"],
+            "sampler": row["sampler"],
+        }
+        for metric, row in last.items()
+    ]

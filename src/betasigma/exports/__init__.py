@@ -1,0 +1,1 @@
+"""Formats that a trained model is written in, for other tools."""
