@@ -106,8 +106,8 @@ def distributions(packages: Iterable[str]) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("src", "scripts", "train.py"), ()),
-        (("examples",), ()),
+        (("src", "scripts", "train.py"), ("export",)),
+        (("examples",), ("demo",)),
         (("benchmarks",), ("bench",)),
         (("tests", "examples", "benchmarks"), ("dev", "bench")),
     ],

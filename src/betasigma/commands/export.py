@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,13 +16,13 @@ from betasigma.denoiser import Denoiser
 from betasigma.display import Display, plain_warnings
 from betasigma.errors import UserError
 from betasigma.exports import graphs
-from betasigma.exports.diffusers_folder import WEIGHTS_FILE, pipeline_folder, schedule_of
+from betasigma.exports.diffusers_folder import INDEX, WEIGHTS_FILE, pipeline_folder, schedule_of
 from betasigma.exports.model_card import model_card
 from betasigma.options.apps import Export, Target
 from betasigma.options.base import parse_component
 from betasigma.report.measurements import DISTANCE
 from betasigma.runs.directory import ENVIRONMENT
-from betasigma.runs.files import write_json, write_text
+from betasigma.runs.files import new_folder, write_json, write_text
 from betasigma.runs.header import checkpoint_path
 from betasigma.runs.portable import MEAN, VARIANCE, write_portable
 from betasigma.runs.record import Record
@@ -64,18 +62,9 @@ def export(config: DictConfig, start: Start) -> None:
         raise UserError(f"run={content['run']} has an oracle, which has no weights to export")
     to: Target = content["to"]
     folder = Path(content["out"]) if content["out"] is not None else start.directory / to
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         written = WRITERS[to](partial, denoiser, loaded, content["run"])
-        card = _card(content, loaded, written)
-        write_text(partial / "README.md", card)
-        if folder.is_dir():
-            folder.rmdir()  # empty: the check has seen to it
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_text(partial / "README.md", _card(content, loaded, written))
     for note in written.notes:
         display.line(note)
     display.line(f"written {folder}")
@@ -91,7 +80,7 @@ def _to_diffusers(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) ->
     for name, file in found.files.items():
         write_json(folder / name, file)
     save_file(found.weights, folder / "unet" / WEIGHTS_FILE, {"format": "pt"})
-    kind = found.files["model_index.json"]["_class_name"]
+    kind = found.files[INDEX]["_class_name"]
     # the deprecated one is found by DiffusionPipeline alone
     kind = kind if kind == "DDPMPipeline" else "DiffusionPipeline"
     use = (

@@ -25,6 +25,7 @@ from betasigma.errors import UserError
 from betasigma.networks.layers import Conditioning, Fourier, Positional
 from betasigma.networks.unet import Attention, Downsample, ResidualBlock, UNet, Upsample
 from betasigma.options.samplers import AncestralOptions, SamplerOptions
+from betasigma.published.diffusers_unet import PREDICTIONS, VARIANCES
 from betasigma.schedules import NoiseSchedule, VarianceExploding, VariancePreserving
 
 DIFFUSERS = "0.30.0"
@@ -32,8 +33,11 @@ DIFFUSERS = "0.30.0"
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
-PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
-VARIANCES = {"beta": "fixed_large", "posterior": "fixed_small", "learned": "learned_range"}
+INDEX = "model_index.json"
+
+THEIR_PREDICTIONS = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+# the first of two names for one variance
+THEIR_VARIANCES = {ours: theirs for theirs, ours in reversed(VARIANCES.items())}
 
 Json = dict[str, Any]
 Weights = dict[str, Tensor]
@@ -77,7 +81,7 @@ def pipeline_folder(denoiser: Denoiser, sampler: SamplerOptions) -> PipelineFold
     config, weights = _unet(network, denoiser.sample_shape, exploding)
     version = {"_diffusers_version": DIFFUSERS}
     files = {
-        "model_index.json": {
+        INDEX: {
             "_class_name": f"{kind}Pipeline",
             **version,
             "scheduler": ["diffusers", f"{kind}Scheduler"],
@@ -97,10 +101,9 @@ def _vp_scheduler(denoiser: Denoiser, sampler: SamplerOptions) -> Json:
     schedule, told = denoiser.schedule, denoiser.preconditioning
     if not isinstance(schedule, VariancePreserving):
         raise _refused("its schedule is neither variance preserving nor exploding")
-    if told.prediction not in PREDICTIONS:
-        raise _refused(
-            f"preconditioning.prediction={told.prediction} must be one of {', '.join(PREDICTIONS)}"
-        )
+    if told.prediction not in THEIR_PREDICTIONS:
+        known = ", ".join(THEIR_PREDICTIONS)
+        raise _refused(f"preconditioning.prediction={told.prediction} must be one of {known}")
     if told.conditioning != "timestep" or told.timestep_scale != 1:
         raise _refused(f"preconditioning.conditioning={told.conditioning} must be timestep")
     _check_input(denoiser, (-1.0, 1.0))
@@ -108,10 +111,10 @@ def _vp_scheduler(denoiser: Denoiser, sampler: SamplerOptions) -> Json:
     return {
         "num_train_timesteps": schedule.levels,
         **_betas(schedule),
-        "variance_type": VARIANCES[variance],
+        "variance_type": THEIR_VARIANCES[variance],
         "clip_sample": sampler.clip,
         "clip_sample_range": 1.0,
-        "prediction_type": PREDICTIONS[told.prediction],
+        "prediction_type": THEIR_PREDICTIONS[told.prediction],
         "timestep_spacing": "linspace",
     }
 
