@@ -18,9 +18,10 @@ from betasigma.commands.resume import check_steps_left, continue_in, continue_ru
 from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
-from betasigma.options import AUTO, DataFacts, SamplerOptions
+from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions
 from betasigma.options.apps import (
     Compare,
+    DataPlace,
     EditApp,
     Evaluate,
     Export,
@@ -284,12 +285,19 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     leave_out_former_keys(config, overrides)
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
+        if key.partition(".")[0] == "network":
+            raise UserError(f"{override} has no effect: nothing is trained here")
         if key in ("evaluation.n", "evaluation.n_during", "evaluation.every"):
             raise UserError(
                 f"{override} is for training, and has no effect here: n={value} says how many "
                 f"samples are measured"
             )
     _, asked = parsed(config, Evaluate)
+    if asked.images is not None:
+        _check_images(asked, overrides)
+        return None
+    assert asked.run is not None  # the options refuse what has neither
+    assert isinstance(asked.data, DataPlace)
     saved, facts = saved_model(asked.run)
     composition = saved.composition(facts)
     _check_guidance("guidance", asked.guidance, saved)
@@ -307,6 +315,40 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
 def look_for_data(model: ModelConfig, given: Mapping[str, Any] | None = None) -> DataFacts:
     """Return the facts of a run's data, which must be where the config or ``given`` says."""
     return find_facts({**model.data.arguments, **(given or {}), "seed": model.seed})
+
+
+OF_SAMPLES = ("n", "seed", "sampler", "guidance", "likelihood", "error_curve")
+"""Keys and nodes of ``scripts/evaluate.py`` about what a model draws or knows."""
+
+
+def _check_images(asked: Evaluate, overrides: list[str]) -> None:
+    """Check what is measured of images that there are."""
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] in OF_SAMPLES:
+            raise UserError(
+                f"{override} has no effect: images={asked.images} are measured, all of them, and "
+                f"nothing is drawn"
+            )
+    for key, path in (("images", asked.images), ("reference", asked.reference)):
+        if path is not None and not Path(path).expanduser().exists():
+            raise UserError(
+                f"{key}={path} is not there: give a folder, a zip archive, an .npz or an .npy"
+            )
+    facts = compared_facts(asked)
+    if facts.points:
+        raise UserError(f"data={facts.name} are points, and images=… are images")
+
+
+def compared_facts(asked: Evaluate) -> DataFacts:
+    """What is known of what images are compared with, and where it is not known, of any images."""
+    if asked.reference is not None:
+        return DataFacts("reference", (3, 1, 1))
+    if isinstance(asked.data, DataOptions):
+        return find_facts({**asked.data.arguments, "seed": asked.seed})
+    assert asked.run is not None  # one of the three is given
+    saved, facts = saved_model(asked.run)
+    _check_data(saved, asked.data.given)
+    return facts
 
 
 def saved_model(run: str) -> tuple[ModelConfig, DataFacts]:
@@ -344,6 +386,8 @@ def decide_evaluate(config: DictConfig) -> Decision:
     """Choose the feature extractor of the evaluation."""
     if not config.evaluation.metrics:
         return NOTHING
+    if config.get("images") is not None:
+        return _extractor(config, compared_facts(parsed(config, Evaluate)[1]))
     return _extractor(config, saved_facts(read_header(checkpoint_path(config.run))))
 
 

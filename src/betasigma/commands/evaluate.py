@@ -11,6 +11,7 @@ from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.describe_data import describe_data
+from betasigma.commands.evaluate_images import evaluate_images
 from betasigma.commands.load import load_run, with_place
 from betasigma.commands.measure import COLUMNS, Meter
 from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
@@ -23,7 +24,7 @@ from betasigma.training.tracking import RecordLogger
 
 
 def evaluate(config: DictConfig, start: Start) -> None:
-    """Measure a run or a checkpoint.
+    """Measure a run or a checkpoint, or images.
 
     Values go to ``metrics.csv`` of the run and of this evaluation.
 
@@ -34,6 +35,9 @@ def evaluate(config: DictConfig, start: Start) -> None:
     out = start.directory
     plain_warnings()
     display = Display()
+    if content.get("images") is not None:
+        evaluate_images(content, out, display)
+        return
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     move_to_device(loaded.denoiser, content["hardware"])
     data = make_data(with_place(loaded.config, content["data"]))

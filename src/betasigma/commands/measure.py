@@ -17,6 +17,9 @@ from betasigma.display import Display, warn
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
+from betasigma.evaluation.reference import DataSource
+from betasigma.options.data import Split
+from betasigma.options.evaluation import REFERENCE
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
 from betasigma.training.compiling import compile_for_sampling
@@ -100,25 +103,39 @@ class Meter:
 
     def _open(self, denoiser: DenoiserLike) -> Evaluator:
         if self._evaluator is None:
-            settings: dict[str, Any] = self._settings
-            shape = self._data.sample_shape
-            choice = choose(
-                settings["extractor"],
-                settings["inception_weights"],
-                settings["download"],
-                shape,
-                settings["dinov2_weights"],
-            )
-            self._evaluator = Evaluator(
-                build(choice, shape).to(denoiser.device),
-                self._data,
-                settings["metrics"],
-                settings["cache"],
-                settings["batch_size"],
-                settings["n_reference"],
-                self._display.work,
+            shape, device = self._data.sample_shape, denoiser.device
+            self._evaluator = make_evaluator(
+                self._settings, self._data, shape, device, self._display
             )
         return self._evaluator
+
+
+def make_evaluator(
+    settings: Mapping[str, Any],
+    data: DataSource,
+    shape: tuple[int, ...],
+    device: torch.device,
+    display: Display,
+    splits: Sequence[Split] = ("train", "test"),
+) -> Evaluator:
+    """Make what measures images of this shape, as an ``evaluation`` node says, on this device."""
+    choice = choose(
+        settings["extractor"],
+        settings["inception_weights"],
+        settings["download"],
+        shape,
+        settings["dinov2_weights"],
+    )
+    return Evaluator(
+        build(choice, shape).to(device),
+        data,
+        settings["metrics"],
+        settings["cache"],
+        settings["batch_size"],
+        settings["n_reference"],
+        display.work,
+        splits,
+    )
 
 
 def log_measurements(
@@ -165,5 +182,7 @@ def rank_and_world_size() -> tuple[int, int]:
 
 
 def label(m: Measurement) -> str:
-    """Name of a measurement on the dashboard. It ends in the split, except the training split."""
-    return m.name if m.split in (None, "train") else f"{m.name}_{m.split}"
+    """Name of a measurement on the dashboard. It ends in the split, except the training split, and
+    other images in its place.
+    """
+    return m.name if m.split in (None, "train", REFERENCE) else f"{m.name}_{m.split}"

@@ -15,7 +15,7 @@ from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.load import load_run, weights_key
 from betasigma.commands.measure import say_not_finite
-from betasigma.commands.sample_folder import DESCRIPTION, SampleFolder
+from betasigma.commands.sample_folder import SampleFolder
 from betasigma.commands.trajectory import save_trajectory
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
@@ -23,6 +23,7 @@ from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
 from betasigma.options.apps import Sample
 from betasigma.pictures import picture, save
+from betasigma.runs.directory import SAMPLES
 from betasigma.runs.files import replace_file, write_json
 from betasigma.runs.record import format_settings
 from betasigma.runs.start import Start
@@ -45,6 +46,7 @@ def sample(config: DictConfig, start: Start) -> None:
     move_to_device(denoiser, content["hardware"])
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     total = len(asked.chosen_seeds) * len(asked.chosen_indices)
+    weights = weights_key(loaded) if asked.save == "folder" else ""  # before they are compiled
     compile_for_sampling(denoiser, content["hardware"], sampler, total, asked.batch_size, display)
     draw = Draw(guided(denoiser, content["guidance"]), sampler, content["labels"], asked.batch_size)
     told = {
@@ -59,13 +61,13 @@ def sample(config: DictConfig, start: Start) -> None:
     if asked.save == "folder":
         into = SampleFolder(
             Path(asked.out) if asked.out is not None else out / "samples",
-            {**told, "weights": weights_key(loaded)},
+            {**told, "weights": weights},
             loaded.classes if asked.subfolders else None,
         )
         counted = _fill(into, draw, asked, display)
     else:
         counted = _gather(draw, asked, out, display)
-    write_json(out / DESCRIPTION, {**told, "seed": asked.chosen_seeds[0], **counted})
+    write_json(out / SAMPLES, {**told, "seed": asked.chosen_seeds[0], **counted})
     if asked.trajectory is not None:
         path = save_trajectory(
             draw.denoiser,

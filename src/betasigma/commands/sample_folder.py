@@ -14,10 +14,8 @@ from torch import Tensor
 
 from betasigma.errors import UserError
 from betasigma.pictures import image_of, save
+from betasigma.runs.directory import SAMPLES
 from betasigma.runs.files import write_json
-
-DESCRIPTION = "samples.json"
-"""File in the folder that says what its samples are."""
 
 FREE = ("seeds", "run")
 """What may differ when a folder is filled up: a name says its seed, and a run may have moved."""
@@ -41,7 +39,7 @@ class SampleFolder:
         self.root = root
         told = {**told, "subfolders": classes is not None}
         self._folders = None if classes is None else _folder_names(classes)
-        description = root / DESCRIPTION
+        description = root / SAMPLES
         if description.is_file():
             _compare(root, _known(description), told)
         elif root.is_dir() and any(root.iterdir()):

@@ -26,6 +26,7 @@ from betasigma.data.order import subset
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options.data import Split
+from betasigma.runs.directory import SAMPLES
 
 ARRAYS = (".npz", ".npy")
 IMAGE_ARRAYS, LABEL_ARRAYS = ("arr_0", "samples", "images"), ("arr_1", "labels")
@@ -79,6 +80,8 @@ def _images(files: Files, left_out: LeftOut) -> list[str]:
     found = files.list(lambda name: False, left_out)
     names, known = [], set(found.names)
     for name in found.names:
+        if name == SAMPLES:
+            continue
         end = os.path.splitext(name)[1].lower()
         if end not in endings():
             left_out.add(end or "without an ending", name)

@@ -116,6 +116,8 @@ class Evaluator:
         n_reference: number of images of a split, a fixed random choice, that statistics are taken
             of; ``None`` for all.
         work: shows the progress of reference statistics.
+        splits: of the data that there are. Metrics compare with these, and one that looks at
+            another is left out.
 
     Raises:
         UserError: if a metric is unknown, is none, is there twice or needs class logits that the
@@ -131,6 +133,7 @@ class Evaluator:
         batch_size: int = EvaluationOptions.DEFAULTS["batch_size"],
         n_reference: int | None = None,
         work: Work = unseen,
+        splits: Sequence[Split] = ("train", "test"),
     ) -> None:
         EvaluationOptions.check(batch_size=batch_size, n_reference=n_reference)
         self.extractor = extractor
@@ -142,6 +145,10 @@ class Evaluator:
         for name in (metric.name for metric in made):
             if [metric.name for metric in made].count(name) > 1:
                 raise UserError(f"evaluation.metrics measures {name} twice; leave one out")
+        self.left_out = [m.name for m in made if m.looks_at_test and "test" not in splits]
+        """Names of metrics that look at a split that there is not."""
+        made = [metric for metric in made if metric.name not in self.left_out]
+        self._splits = splits
         self._pixels = False
         self._not_finite = 0
         self._columns = [column for metric in made for column in self._columns_of(metric)]
@@ -277,7 +284,8 @@ class Evaluator:
 
     def _columns_of(self, metric: SampleMetric) -> Iterator[Column]:
         """The metric, once for each split that it compares with."""
-        for split in metric.splits or (None,):
+        splits = [split for split in metric.splits if split in self._splits]
+        for split in splits if metric.splits else (None,):
             copy = deepcopy(metric).to(self.extractor.float64_device)
             copy.reset_real_features = True  # the data are handed over at each evaluation
             yield Column(copy, split)

@@ -106,6 +106,7 @@ class SampleMetric(Metric):
         most: number of samples, and of real examples, that are kept: the first ones of each
             process; ``None`` for all.
         splits: of the real data, each of which is compared with; empty where none is.
+        looks_at_test: whether it looks at the test split besides.
         keeps_real: whether ``update`` takes in real examples, or leaves them aside.
         state: what the states hold, a part of their names: a ``MetricCollection`` may let metrics
             whose states have the same names share them.
@@ -120,6 +121,7 @@ class SampleMetric(Metric):
     least: ClassVar[int] = 1
     most: ClassVar[int | None] = CAP
     splits: ClassVar[Sequence[Split]] = ("train",)
+    looks_at_test: ClassVar[bool] = False
     keeps_real: ClassVar[bool] = True
     state: ClassVar[str]
 
@@ -400,6 +402,7 @@ class NeighbourRatio(SampleMetric):
     needs = METRICS["neighbours"].needs
     least = METRICS["neighbours"].least
     most = NEIGHBOUR_QUERIES
+    looks_at_test = True
     keeps_real = False
 
     def __init__(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from betasigma.options.base import (
     AUTO,
@@ -15,6 +16,7 @@ from betasigma.options.base import (
     component,
     dump,
     option,
+    parse_component,
     typed,
 )
 from betasigma.options.composition import Composition, DataFacts
@@ -157,15 +159,20 @@ class DataPlace(Options):
         return {key: value for key, value in dump(self).items() if value is not None}
 
 
-class OfARun(GuidedOptions):
-    """What the commands that read a run share."""
+class WithAModel(GuidedOptions):
+    """What the commands that draw from a model share."""
 
-    run: str = option("", "a run directory, a checkpoint or a published model")
     plugins: list[str] = option([], "outside packages that the run may name")
     seed: Seed = option(0, "sample i is a function of seed and i")
     sampler: OptionalSampler = option(None, "null: the one the run was configured with")
-    data: DataPlace = option(DataPlace(), "where the data are")
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
+
+
+class OfARun(WithAModel):
+    """What the commands that read a run share."""
+
+    run: str = option("", "a run directory, a checkpoint or a published model")
+    data: DataPlace = option(DataPlace(), "where the data are")
 
 
 class Sample(OfARun):
@@ -220,8 +227,26 @@ class Sample(OfARun):
         return self
 
 
-class Evaluate(OfARun):
+def _data_or_place(node: Any) -> Any:
+    """A data set, or only where that of the run is."""
+    chosen = isinstance(node, Mapping) and "_target_" in node
+    return parse_component("data", node) if chosen else node
+
+
+class Evaluate(WithAModel):
     """The config of ``scripts/evaluate.py``."""
+
+    run: str | None = option(None, "a run directory, a checkpoint or a published model")
+    images: str | None = option(
+        None, "instead of samples: a folder, a zip archive or an array (.npz with arr_0, .npy)"
+    )
+    reference: str | None = option(
+        None, "another such set to compare images with, instead of a data set"
+    )
+    data: Annotated[DataOptions | DataPlace, BeforeValidator(_data_or_place)] = option(
+        DataPlace(), "the data set to compare images with; where the data of a run are"
+    )
+    network: dict[str, Any] | None = option(None, "of the data set; not used")
 
     n: int = option(2000, "samples")
     labels: Annotated[list[ClassLabel], Field(min_length=1)] | None = option(
@@ -239,6 +264,24 @@ class Evaluate(OfARun):
             raise ValueError(
                 f"n={self.n} is too few: the covariance of a Fréchet distance needs at least 2 "
                 "samples, and a steady value thousands"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        chosen = isinstance(self.data, DataOptions)
+        if self.images is None:
+            if not self.run:
+                raise ValueError("run has no value; give run=…, or images=… to measure images")
+            if chosen or self.reference is not None:
+                key = "data" if chosen else f"reference={self.reference}"
+                raise ValueError(f"{key} is what images=… are compared with: give images=… too")
+            return self
+        given = [bool(self.run), chosen, self.reference is not None]
+        if sum(given) != 1:
+            raise ValueError(
+                f"images={self.images} is compared with one of: a data set (data=cifar10, say), "
+                f"that of a run (run=…), or other images (reference=…)"
             )
         return self
 

@@ -73,6 +73,9 @@ EXTRACTORS = {
     "identity": KnownExtractor(images=False, classes=0),
 }
 
+REFERENCE = "reference"
+"""In the place of a split: images that others are compared with, no split of a data set."""
+
 INCEPTION_FILES = (
     "weights-inception-2015-12-05-6726825d.pth",
     "pt_inception-2015-12-05-6726825d.pth",

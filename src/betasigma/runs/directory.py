@@ -43,6 +43,9 @@ SAMPLES = "samples"
 WANDB_ID = "wandb_id.txt"
 """Weights & Biases' id of the run."""
 
+SAMPLES = "samples.json"
+"""Description of samples, beside them."""
+
 PACKAGES = (
     "betasigma",
     "torch",

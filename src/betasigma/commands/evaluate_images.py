@@ -1,0 +1,97 @@
+"""What ``scripts/evaluate.py images=…`` does: measure images that there are already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
+
+from betasigma.commands.assemble import Config, make_data
+from betasigma.commands.config import saved_header
+from betasigma.commands.load import with_place
+from betasigma.commands.measure import COLUMNS, Meter, log_measurements, make_evaluator
+from betasigma.data.image_sets import ReferenceImages, open_images
+from betasigma.data.sources import Source
+from betasigma.devices import move_to_device
+from betasigma.display import Display, warn
+from betasigma.errors import UserError
+from betasigma.evaluation.reference import DataSource
+from betasigma.options.evaluation import REFERENCE
+from betasigma.runs.record import Record
+from betasigma.training.tracking import RecordLogger
+
+
+def evaluate_images(content: Config, out: Path, display: Display) -> None:
+    """Measure ``images`` against a data set or against ``reference``. Values go to ``metrics.csv``.
+
+    Raises:
+        UserError: if they cannot be read, or are of another shape than what they are compared with.
+    """
+    reference = content.get("reference")
+    if reference is None:
+        data = make_data(data_config(content))
+        data.prepare_data()
+        data.setup()
+        images = open_images(content["images"], "images", channels=data.sample_shape[0])
+        compared: DataSource = data
+        against, shape = f"data={data.data_name}", data.sample_shape
+    else:
+        other = open_images(reference, "reference")
+        images = open_images(content["images"], "images", channels=other.shape[0])
+        compared = ReferenceImages(other)
+        against, shape = f"reference={reference}", other.shape
+    if tuple(images.shape) != tuple(shape):
+        raise UserError(
+            f"images={content['images']} are {_shown(images.shape)}, and {against} has images of "
+            f"{_shown(shape)}: they must have one shape"
+        )
+    evaluator = make_evaluator(
+        content["evaluation"],
+        compared,
+        shape,
+        move_to_device(nn.Identity(), content["hardware"]),
+        display,
+        ("train",) if reference is not None else ("train", "test"),
+    )
+    if evaluator.left_out:
+        warn(f"{', '.join(evaluator.left_out)} left out: needs a test split, and {against} is one")
+    with display.work(f"features of {len(images)} images", len(images)) as update:
+        found = evaluator.evaluate_images(
+            _batches(images, content["evaluation"]["batch_size"], update),
+            sampler=content["images"],
+        )
+    if reference is None and evaluator.measures_frechet:
+        found.append(evaluator.floor(len(images)))
+    if reference is not None:
+        found = [m if m.split is None else replace(m, split=REFERENCE) for m in found]
+    record = Record.of(out)
+    loggers: list[Logger] = [RecordLogger(record)]
+    log_measurements(loggers, found, 0, "eval", {})
+    display.table(f"{content['images']}, compared with {against}", COLUMNS, Meter.rows(found))
+    display.line(f"metrics {record.path}")
+
+
+def data_config(content: Config) -> Config:
+    """The config from which the data that images are compared with are made."""
+    if content.get("run"):
+        return with_place(saved_header(content["run"])["config"], content["data"])
+    of_model = {"value_range": [0.0, 1.0]}  # of no effect: bytes are compared
+    own = {"batch_size": content["evaluation"]["batch_size"], "seed": content["seed"]}
+    return {"data": content["data"], "model": of_model, **own}
+
+
+def _batches(
+    images: Source, batch_size: int, update: Callable[[int, str], None]
+) -> Iterator[Tensor]:
+    for first in range(0, len(images), batch_size):
+        numbers = np.arange(first, min(first + batch_size, len(images)))
+        yield images.take(numbers)["image"]
+        update(int(numbers[-1]) + 1, "")
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))
