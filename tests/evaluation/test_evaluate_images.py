@@ -114,7 +114,7 @@ def test_images_are_compared_with_a_data_set_as_samples_are(here: Path, ddpm_run
         (["images=.", "data=digits", "sampler=ddim"], "sampler=ddim has no effect: images=. are"),
         (["images=.", "data=digits", "network=unet"], "network=unet has no effect: nothing is"),
         (["reference=."], "run has no value; give run=…, or images=… to measure images"),
-        (["run=x", "images=.", "data=digits"], "run=x does not exist"),
+        (["run=x", "images=.", "data=digits"], "images=. is compared with one of: a data"),
     ],
 )
 def test_what_cannot_be_measured_is_said_in_one_sentence(
@@ -186,7 +186,7 @@ def test_what_is_no_set_of_images(tmp_path: Path, images) -> None:
         "float": {"arr_0": np.zeros((2, 4, 4, 3))},
         "flat": {"arr_0": np.zeros((2, 4, 4), np.uint8)},
         "five": {"arr_0": np.zeros((2, 5, 5, 5), np.uint8)},
-        "other": {"x": np.zeros(3)},
+        "other": {"latents": np.zeros(3)},
         "pickled": {"arr_0": np.array([{}], dtype=object)},
     }
     for name, content in arrays.items():
@@ -194,5 +194,5 @@ def test_what_is_no_set_of_images(tmp_path: Path, images) -> None:
         with pytest.raises(UserError, match=rf"^images={tmp_path}/{name}.npz"):
             open_images(tmp_path / f"{name}.npz", "images")
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY\x01\x00")
-    with pytest.raises(UserError, match="cannot be read as an array"):
+    with pytest.raises(UserError, match=r"cannot be read as .npy or .npz"):
         open_images(tmp_path / "broken.npy", "images")

@@ -317,7 +317,7 @@ def look_for_data(model: ModelConfig, given: Mapping[str, Any] | None = None) ->
     return find_facts({**model.data.arguments, **(given or {}), "seed": model.seed})
 
 
-OF_SAMPLES = ("n", "seed", "sampler", "guidance", "likelihood", "error_curve")
+OF_SAMPLES = ("n", "seed", "labels", "sampler", "guidance", "likelihood", "error_curve")
 """Keys and nodes of ``scripts/evaluate.py`` about what a model draws or knows."""
 
 
@@ -347,7 +347,7 @@ def compared_facts(asked: Evaluate) -> DataFacts:
         return find_facts({**asked.data.arguments, "seed": asked.seed})
     assert asked.run is not None  # one of the three is given
     saved, facts = saved_model(asked.run)
-    _check_data(saved, asked.data.given)
+    _check_data(saved, asked.data.given, facts)
     return facts
 
 

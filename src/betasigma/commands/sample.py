@@ -23,7 +23,7 @@ from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
 from betasigma.options.apps import Sample
 from betasigma.pictures import picture, save
-from betasigma.runs.directory import SAMPLES
+from betasigma.runs.directory import DRAWN
 from betasigma.runs.files import replace_file, write_json
 from betasigma.runs.record import format_settings
 from betasigma.runs.start import Start
@@ -67,7 +67,7 @@ def sample(config: DictConfig, start: Start) -> None:
         counted = _fill(into, draw, asked, display)
     else:
         counted = _gather(draw, asked, out, display)
-    write_json(out / SAMPLES, {**told, "seed": asked.chosen_seeds[0], **counted})
+    write_json(out / DRAWN, {**told, "seed": asked.chosen_seeds[0], **counted})
     if asked.trajectory is not None:
         path = save_trajectory(
             draw.denoiser,

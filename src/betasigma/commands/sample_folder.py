@@ -14,7 +14,7 @@ from torch import Tensor
 
 from betasigma.errors import UserError
 from betasigma.pictures import image_of, save
-from betasigma.runs.directory import SAMPLES
+from betasigma.runs.directory import DRAWN
 from betasigma.runs.files import write_json
 
 FREE = ("seeds", "run")
@@ -39,7 +39,7 @@ class SampleFolder:
         self.root = root
         told = {**told, "subfolders": classes is not None}
         self._folders = None if classes is None else _folder_names(classes)
-        description = root / SAMPLES
+        description = root / DRAWN
         if description.is_file():
             _compare(root, _known(description), told)
         elif root.is_dir() and any(root.iterdir()):

@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from betasigma.data.arrays import IMAGE_KEYS, channels_last, images_and_labels, read_arrays
 from betasigma.data.file_tree import Files, LeftOut
 from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable
 from betasigma.data.listing import endings
@@ -26,11 +26,9 @@ from betasigma.data.order import subset
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options.data import Split
-from betasigma.runs.directory import SAMPLES
+from betasigma.runs.directory import DRAWN
 
 ARRAYS = (".npz", ".npy")
-IMAGE_ARRAYS, LABEL_ARRAYS = ("arr_0", "samples", "images"), ("arr_1", "labels")
-"""Names of arrays in an ``.npz`` file; the first that is there."""
 
 
 def open_images(
@@ -80,7 +78,7 @@ def _images(files: Files, left_out: LeftOut) -> list[str]:
     found = files.list(lambda name: False, left_out)
     names, known = [], set(found.names)
     for name in found.names:
-        if name == SAMPLES:
+        if name == DRAWN:
             continue
         end = os.path.splitext(name)[1].lower()
         if end not in endings():
@@ -127,17 +125,20 @@ def _common_shape(
 
 
 def _array(path: Path, key: str, shape: tuple[int, ...] | None) -> InMemory:
-    images, labels = _read(path, key)
+    arrays = read_arrays(path, f"{key}={path}")
+    images, labels = images_and_labels(arrays)
+    if images is None:
+        raise UserError(
+            f"{key}={path} has {', '.join(arrays) or 'no array'}; images must be under one of "
+            f"{', '.join(IMAGE_KEYS)}"
+        )
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise UserError(
             f"{key}={path} has an array of {images.dtype} and shape {images.shape}; images are "
             f"uint8 of shape (n, H, W, C)"
         )
-    tensor = torch.from_numpy(images)
-    if images.shape[3] in (1, 3):
-        tensor = tensor.permute(0, 3, 1, 2)
-    elif images.shape[1] not in (1, 3):
-        raise UserError(f"{key}={path} has shape {images.shape}; images have 1 or 3 channels")
+    last = channels_last(images.shape[1:], None, f"{key}={path}")
+    tensor = torch.from_numpy(images.transpose(0, 3, 1, 2) if last else images)
     if shape is not None and tuple(tensor.shape[1:]) != tuple(shape):
         raise UserError(
             f"{key}={path} has images of shape {tuple(tensor.shape[1:])}, and the model's have "
@@ -147,25 +148,6 @@ def _array(path: Path, key: str, shape: tuple[int, ...] | None) -> InMemory:
         return InMemory(tensor)
     numbers = torch.from_numpy(labels.astype(np.int64))
     return InMemory(tensor, numbers, int(numbers.max()) + 1)
-
-
-def _read(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and labels of a file. Nothing is unpickled."""
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found, None
-        with found as arrays:
-            name = next((name for name in IMAGE_ARRAYS if name in arrays), None)
-            label = next((name for name in LABEL_ARRAYS if name in arrays), None)
-            if name is None:
-                raise UserError(
-                    f"{key}={path} has {', '.join(arrays) or 'no array'}; images must be under one "
-                    f"of {', '.join(IMAGE_ARRAYS)}"
-                )
-            return arrays[name], None if label is None else arrays[label]
-    except (OSError, ValueError, EOFError, MemoryError, BadZipFile) as error:
-        raise UserError(f"{key}={path} cannot be read as an array ({error})") from None
 
 
 class ReferenceImages:

@@ -43,7 +43,7 @@ SAMPLES = "samples"
 WANDB_ID = "wandb_id.txt"
 """Weights & Biases' id of the run."""
 
-SAMPLES = "samples.json"
+DRAWN = "samples.json"
 """Description of samples, beside them."""
 
 PACKAGES = (
