@@ -336,10 +336,11 @@ def check_arguments(
     named = {
         n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    shown = [n for n in named if n not in OFFERED] or list(named)
+    hints = _hints(made)
+    more = _keywords(parameters, hints)
+    shown = [n for n in (*named, *(more or ())) if n not in OFFERED] or list(named)
     for argument, value in arguments.items():
-        if argument not in named and not takes_any:
+        if more is not None and argument not in named and argument not in more:
             near = difflib.get_close_matches(argument, shown, n=1)
             hint = f" (did you mean {key}.{near[0]}?)" if near else ""
             takes = ", ".join(shown) or "nothing"
@@ -352,7 +353,7 @@ def check_arguments(
             raise UserError(
                 f"{key}.{argument} has no value, and {name} needs one: give +{key}.{argument}=…"
             )
-    hints = _hints(made)
+    hints |= more or {}
     for argument, value in arguments.items():
         if argument in hints:
             _check_type(hints[argument], value, f"{key}.{argument}")
@@ -415,6 +416,18 @@ def _hints(made: Callable[..., Any]) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # a hint that cannot be read checks nothing
         return {}
+
+
+def _keywords(
+    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Types of what ``**options: Unpack[…]`` takes; ``None`` where it may be anything."""
+    rest = next((n for n, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    if rest is None:
+        return {}
+    if typing.get_origin(hints.get(rest)) is not typing.Unpack:
+        return None
+    return typing.get_type_hints(typing.get_args(hints[rest])[0])
 
 
 def _check_type(hint: Any, value: Any, key: str) -> None:

@@ -18,7 +18,28 @@ MEASURED = 5
 """Steps by which the time of a run is estimated."""
 
 
-class Estimate(StepCallback):
+class TimedCallback(StepCallback):
+    """Measures the time of steps, without that of validations.
+
+    Args:
+        watch: of the steps.
+    """
+
+    def __init__(self, watch: Stopwatch) -> None:
+        super().__init__()
+        self._watch = watch
+        self._validation = ExitStack()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._validation.close()
+
+
+class Estimate(TimedCallback):
     """Says after the first steps how long training will take, where many more are to come.
 
     The first step is left out, in which libraries start and a network is compiled, and so are
@@ -32,15 +53,13 @@ class Estimate(StepCallback):
     """
 
     def __init__(self, display: Display, batch_size: int, total: int) -> None:
-        super().__init__()
+        super().__init__(Stopwatch())
         self._display, self._batch_size, self._total = display, batch_size, total
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._first = trainer.global_step + 1
         self._last_measured = self._first + MEASURED
-        self._watch = Stopwatch()
-        self._validation = ExitStack()
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         few = self._total - self._last_measured < 4 * MEASURED
@@ -57,16 +76,8 @@ class Estimate(StepCallback):
                 f"top"
             )
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_start(trainer, pl_module)
-        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device))
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        self._validation.close()
-
-
-class Metrics(StepCallback):
+class Metrics(TimedCallback):
     """Logs loss, loss by noise level, learning rate and speed every ``every`` steps, and shows
     progress. The speed is that of all steps since the last value, pauses left out.
 
@@ -81,11 +92,11 @@ class Metrics(StepCallback):
     def __init__(
         self, display: Display, watch: Stopwatch, every: int, batch_size: int, total: int
     ) -> None:
-        super().__init__()
-        self._display, self._watch = display, watch
-        self._every, self._batch_size, self._total = every, batch_size, total
+        super().__init__(watch)
+        self._display, self._every = display, every
+        self._batch_size, self._total = batch_size, total
         self._logged = 0
-        self._bar, self._validation = ExitStack(), ExitStack()
+        self._bar = ExitStack()
         self._update: Callable[[int, str], None] | None = None
         self._note = ""
 
@@ -103,13 +114,8 @@ class Metrics(StepCallback):
         if self._update is not None:
             self._update(step, self._note)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_start(trainer, pl_module)
-        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device))
-
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
-        self._validation.close()
         if trainer.is_global_zero:
             found = trainer.callback_metrics.items()
             values = {name: float(value) for name, value in found if name.startswith("val/")}
