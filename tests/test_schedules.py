@@ -21,6 +21,7 @@ from betasigma.schedules import (
     linear,
     posterior,
     sigmoid,
+    sub_vp_sde,
     transition,
     vp_sde,
 )
@@ -74,6 +75,19 @@ def test_the_vp_sde_is_that_of_the_paper_at_every_time() -> None:
     beta = 0.1 + t * (20 - 0.1)
     torch.testing.assert_close(f, -beta / 2, rtol=1e-10, atol=0)
     torch.testing.assert_close(g2, beta, rtol=1e-10, atol=0)
+
+
+def test_the_sub_vp_sde_is_that_of_the_paper_at_every_time() -> None:
+    """Song et al. 2021, equations 28 and 33."""
+    schedule = sub_vp_sde(steps=10)
+    t = between(schedule, 100)
+    integral = t**2 * (20 - 0.1) / 2 + t * 0.1
+    torch.testing.assert_close(schedule.alpha(t), (-integral / 2).exp(), rtol=1e-11, atol=0)
+    torch.testing.assert_close(schedule.sigma(t), 1 - (-integral).exp(), rtol=1e-11, atol=0)
+    f, g2 = schedule.sde(t)
+    beta = 0.1 + t * (20 - 0.1)
+    torch.testing.assert_close(f, -beta / 2, rtol=1e-10, atol=0)
+    torch.testing.assert_close(g2, beta * (1 - (-2 * integral).exp()), rtol=1e-10, atol=0)
 
 
 def test_ddpm_s_steps_are_those_of_the_vp_sde() -> None:

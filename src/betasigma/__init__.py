@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.evaluation.metrics import SampleMetric as SampleMetric
     from betasigma.launch.session import train as train
     from betasigma.networks.mlp import MLP as MLP
+    from betasigma.networks.ncsnpp import NCSNpp as NCSNpp
+    from betasigma.networks.refinenet import RefineNet as RefineNet
     from betasigma.networks.unet import UNet as UNet
     from betasigma.options import plugins as plugins
     from betasigma.oracles import EmpiricalDenoiser as EmpiricalDenoiser
@@ -52,6 +54,8 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.schedules import geometric as geometric
     from betasigma.schedules import linear as linear
     from betasigma.schedules import sigmoid as sigmoid
+    from betasigma.schedules import sub_vp_sde as sub_vp_sde
+    from betasigma.schedules import vp_sde as vp_sde
 
 __version__ = VERSION
 
@@ -71,6 +75,8 @@ _HOMES = {
     "Recall": "evaluation.metrics",
     "SampleMetric": "evaluation.metrics",
     "MLP": "networks.mlp",
+    "NCSNpp": "networks.ncsnpp",
+    "RefineNet": "networks.refinenet",
     "UNet": "networks.unet",
     "plugins": "options",
     "EmpiricalDenoiser": "oracles",
@@ -91,6 +97,8 @@ _HOMES = {
     "geometric": "schedules",
     "linear": "schedules",
     "sigmoid": "schedules",
+    "sub_vp_sde": "schedules",
+    "vp_sde": "schedules",
 }
 """Module of each name."""
 

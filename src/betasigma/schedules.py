@@ -257,30 +257,86 @@ class VariancePreserving(NoiseSchedule):
         return torch.sigmoid(-log_snr) / 2
 
 
-class LinearRate(VariancePreserving):
-    """The VP SDE dx = −½β(t)·x dt + √β(t) dw with β(t) = β₀ + t·(β₁ − β₀), exact at every t (Song
-    et al. 2021, equations 11 and 32).
+class LinearRate(NoiseSchedule):
+    """A diffusion dx = −½β(t)·x dt + g dw with β(t) = β₀ + t·(β₁ − β₀), exact at every t (Song et
+    al. 2021, appendix C).
 
-    With B(t) = ∫₀ᵗ β = t·β₀ + ½t²·(β₁ − β₀), α² = e^{−B}, hence log-SNR = −log(e^B − 1).
+    With B(t) = ∫₀ᵗ β = t·β₀ + ½t²·(β₁ − β₀) the data are scaled by α = e^{−B/2}; what σ is, and so
+    log-SNR as a function of B, a subclass says.
     """
 
     def __init__(self, start: float, end: float, levels: int) -> None:
         self._start, self._rise = start, end - start
         super().__init__(self._log_snr_at(np.arange(1, levels + 1) / levels))
 
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
     def _log_snr_at(self, t: np.ndarray) -> np.ndarray:
-        return -np.log(np.expm1(self._integral(t)))
+        return self._log_snr_of(self._integral(t))
 
     def _t_at(self, log_snr: np.ndarray) -> np.ndarray:
-        integral = np.log1p(np.exp(-log_snr))
+        integral = self._integral_of(log_snr)
         root = np.sqrt(self._start**2 + 2 * self._rise * integral)
         return np.clip(2 * integral / (self._start + root), self.t_min, 1)
 
     def _slope_at(self, t: np.ndarray) -> np.ndarray:
-        return (self._start + t * self._rise) / np.expm1(-self._integral(t))
+        return (self._start + t * self._rise) * self._slope_of(self._integral(t))
 
     def _integral(self, t: np.ndarray) -> np.ndarray:
         return t * self._start + t**2 * self._rise / 2
+
+    def _log_snr_of(self, integral: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _integral_of(self, log_snr: np.ndarray) -> np.ndarray:
+        """B, the inverse."""
+        raise NotImplementedError
+
+    def _slope_of(self, integral: np.ndarray) -> np.ndarray:
+        """d log-SNR/dB."""
+        raise NotImplementedError
+
+
+class VPSDE(LinearRate, VariancePreserving):
+    """g² = β: σ² = 1 − e^{−B}, hence log-SNR = −log(e^B − 1) (their equation 33)."""
+
+    def _log_snr_of(self, integral: np.ndarray) -> np.ndarray:
+        return -np.log(np.expm1(integral))
+
+    def _integral_of(self, log_snr: np.ndarray) -> np.ndarray:
+        return np.log1p(np.exp(-log_snr))
+
+    def _slope_of(self, integral: np.ndarray) -> np.ndarray:
+        return 1 / np.expm1(-integral)
+
+
+class SubVPSDE(LinearRate):
+    """g² = β·(1 − e^{−2B}): σ = 1 − e^{−B} = 1 − α², less noise than the VP SDE at every t, hence
+    log-SNR = −B − 2·log(1 − e^{−B}) (their equation 33).
+    """
+
+    def _log_snr_of(self, integral: np.ndarray) -> np.ndarray:
+        return -integral - 2 * np.log(-np.expm1(-integral))
+
+    def _integral_of(self, log_snr: np.ndarray) -> np.ndarray:
+        return -2 * np.log(self._alpha(torch.as_tensor(log_snr)).numpy())
+
+    def _slope_of(self, integral: np.ndarray) -> np.ndarray:
+        return -1 / np.tanh(integral / 2)
+
+    def _alpha(self, log_snr: Tensor) -> Tensor:
+        """The root of α² + q·α − 1 with q = σ/α, written without a difference."""
+        ratio = torch.exp(-log_snr / 2)
+        return 2 / (ratio + (ratio**2 + 4).sqrt())
+
+    def _sigma(self, log_snr: Tensor) -> Tensor:
+        return self._alpha(log_snr) * torch.exp(-log_snr / 2)
+
+    def _log_alpha_slope(self, log_snr: Tensor) -> Tensor:
+        squared = self._alpha(log_snr) ** 2
+        return (1 - squared) / (1 + squared) / 2
 
 
 class VarianceExploding(NoiseSchedule):
@@ -334,7 +390,7 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 
-def vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> LinearRate:
+def vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> VPSDE:
     """The VP SDE with a rate β(t) that rises linearly from ``start`` to ``end`` (Song et al. 2021,
     appendix C); its ``steps`` levels at t = i/steps are those that samplers visit.
 
@@ -342,7 +398,15 @@ def vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> LinearRa
     trained on every t.
     """
     VPSDEOptions.check(start=start, end=end, steps=steps)
-    return LinearRate(start, end, steps)
+    return VPSDE(start, end, steps)
+
+
+def sub_vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> SubVPSDE:
+    """The sub-VP SDE, whose models have the better likelihoods, with the rate of :func:`vp_sde`
+    (Song et al. 2021, section 3.4).
+    """
+    VPSDEOptions.check(start=start, end=end, steps=steps)
+    return SubVPSDE(start, end, steps)
 
 
 def geometric(levels: int = 10, max: float = 1.0, min: float = 0.01) -> VarianceExploding:

@@ -45,6 +45,12 @@ BAD = {
     "train model=ddpm +sigma.levels=10": r"sigma\.levels=10 .*schedule=linear.*model=ncsn",
     "train model=ddpm +sigma=5": r"sigma=5 .*schedule=linear.*model=ncsn",
     "train model=ncsn beta.end=0.1": r"beta\.end=0\.1 .*schedule=linear .* \(model=ddpm\)",
+    "train beta.start=20 beta.end=1 schedule=vp_sde": r"beta\.end=1 must be at least beta\.start=20",
+    "train model=ncsn network=refinenet": (
+        r"conditioning=log_sigma does not fit .*: give preconditioning\.conditioning=level_number"
+    ),
+    "train network=refinenet network.num_classes=10": r"network\.num_classes=10 must be 0",
+    "train network=ncsnpp": r"network\.attention=\[16\] asks for resolution 16, which never occurs",
     "train sampler.eta=0.5": r"sampler\.eta=0\.5 .*sampler=ddim",
     "train sampler=heun sampler.corrector_steps=1": r"=1 .*belongs to sampler=predictor_corrector",
     "train sampler=predictor_corrector sampler.snr=0": r"sampler\.snr=0 must be above 0",

@@ -45,7 +45,7 @@ from betasigma.samplers import (
     PredictorCorrector,
     Sampler,
 )
-from betasigma.schedules import cosine, geometric, linear, sigmoid, vp_sde
+from betasigma.schedules import cosine, geometric, linear, sigmoid, sub_vp_sde, vp_sde
 from betasigma.testing import (
     check_dataset,
     check_likelihood,
@@ -124,6 +124,7 @@ SCHEDULES = {
     "geometric": geometric,
     "vp_sde": vp_sde,
     "vp_sde, coarse": lambda: vp_sde(steps=8),
+    "sub_vp_sde": sub_vp_sde,
     "two levels": lambda: geometric(2, 1.0, 0.1),
     "one level": lambda: geometric(1, 1.0, 0.01),
 }

@@ -120,7 +120,7 @@ class LinearOptions(ScheduleOptions):
 
 
 class VPSDEOptions(ScheduleOptions):
-    targets = ("betasigma.schedules.vp_sde",)
+    targets = ("betasigma.schedules.vp_sde", "betasigma.schedules.sub_vp_sde")
     knobs = "beta"
     model = "ddpm"
 

@@ -81,17 +81,18 @@ def ddpm_config(
     }
 
 
-def vp_sde_config(network: Node, steps: int, start: float, end: float) -> Node:
-    """All nodes of a model of the VP SDE that was trained on every t (Song et al. 2021).
+def sde_config(network: Node, kind: str, steps: int, start: float, end: float) -> Node:
+    """All nodes of a model of an SDE that was trained on every t (Song et al. 2021).
 
     Args:
         network: its node.
+        kind: ``vp_sde`` or ``sub_vp_sde``.
         steps: that sampling takes.
         start, end: rates β(0) and β(1).
     """
     return {
         "network": network,
-        "schedule": schedule_node("vp_sde", steps, start, end),
+        "schedule": schedule_node(kind, steps, start, end),
         "preconditioning": {
             "_target_": "betasigma.preconditioning.Preconditioning",
             "conditioning": "scaled_time",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import Node, ncsn_config, vp_sde_config
+from betasigma.published.config_nodes import Node, ncsn_config, sde_config
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.ncsnpp_weights import NCSNppShape
 from betasigma.published.score_sde import FREQUENCIES
@@ -158,7 +158,7 @@ def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
     if kind == "VPPrecond":
         outer.need("M", (1000,))  # c_noise is (M − 1)·t
         start, rise = (outer.need_number(key, float) for key in ("beta_min", "beta_d"))
-        return vp_sde_config(network, 1000, start, start + rise)
+        return sde_config(network, "vp_sde", 1000, start, start + rise)
     if kind == "VEPrecond":
         low, high = (outer.need_number(f"sigma_{end}", float) / 2 for end in ("min", "max"))
         sampler = {"_target_": "betasigma.samplers.PredictorCorrector"}

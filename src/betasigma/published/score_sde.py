@@ -11,8 +11,8 @@ from betasigma.errors import UserError
 from betasigma.published.config_nodes import (
     ddpm_config,
     schedule_node,
+    sde_config,
     unet_node,
-    vp_sde_config,
 )
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.unet_weights import Tensors, Weights, joined, unet_weights
@@ -23,6 +23,9 @@ PREFIX = "module."
 
 BUFFERS = ("sigmas",)
 """Tensors of the model that are no parameters."""
+
+SDES = {"vpsde": "vp_sde", "subvpsde": "sub_vp_sde"}
+"""Schedules of models that were trained on every t."""
 
 FIXED = ("all_modules.0.W",)
 """Parameters that are not trained, of which no average is kept: Fourier frequencies."""
@@ -100,6 +103,7 @@ class ScoreSdeDDPM(ModelFormat):
         "dropout": 0.1,
         "centered": True,
         "scale_by_sigma": False,
+        "sde": "vpsde",
         "continuous": False,
         "beta_min": 0.1,
         "beta_max": 20.0,
@@ -110,9 +114,13 @@ class ScoreSdeDDPM(ModelFormat):
         "ch_mult": "1,1,2,2,4,4",
         "dropout": 0.0,
     }
+    _CONTINUOUS: ClassVar[Settings] = {"continuous": True, "data": "cifar10"}
     published: ClassVar[Mapping[str, Settings]] = {
         "vp/ddpm/cifar10": {"data": "cifar10"},
-        "vp/ddpm/cifar10_continuous": {"continuous": True, "data": "cifar10"},
+        "vp/cifar10_ddpm": {"data": "cifar10"},
+        "vp/ddpm/cifar10_continuous": _CONTINUOUS,
+        "vp/cifar10_ddpm_continuous": _CONTINUOUS,
+        "subvp/cifar10_ddpm_continuous": {**_CONTINUOUS, "sde": "subvpsde"},
         "vp/ddpm/celebahq": _LARGE,
         "vp/ddpm/bedroom": _LARGE,
         "vp/ddpm/church": _LARGE,
@@ -127,27 +135,47 @@ class ScoreSdeDDPM(ModelFormat):
         return isinstance(first, Tensor) and first.ndim == 2 and not resampled
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        for key, needed in (("centered", True), ("scale_by_sigma", False)):
-            if settings[key] != needed:
-                raise UserError(
-                    f"flags.{key}={settings[key]} of {self.name} is not read: only {key}={needed}"
-                )
+        sdes = tuple(SDES) if settings["continuous"] else ("vpsde",)
+        read = {"centered": (True,), "scale_by_sigma": (False,), "sde": sdes}
+        refuse_others(self.name, settings, read)
         tensors = Tensors(averaged_weights(source), source.named)
         structure = _SequentialWeights(settings, tensors)
         weights = structure.weights()
         tensors.finish()
         size = settings["image_size"]
-        config = _vp_config(structure.network(), settings)
+        config = vp_config(structure.network(), settings)
         shape = (weights["enter.weight"].shape[1], size, size)
         data = settings.get("data")
         return PublishedModel(config, weights, shape, step=trained_steps(source), data=data)
 
 
-def _vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """The discrete levels of DDPM; or, of a continuous model, the VP SDE, whose time it is told."""
+def refuse_others(name: str, settings: Settings, read: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse settings that ours does not compute.
+
+    Args:
+        name: of the format.
+        settings: of the file.
+        read: values of each setting that are read.
+
+    Raises:
+        UserError: naming the first that is not, and what is read.
+    """
+    for key, values in read.items():
+        if settings[key] not in values:
+            raise UserError(
+                f"flags.{key}={settings[key]} of {name} is not read: only "
+                f"{' or '.join(map(str, values))}, with sde={settings['sde']} and "
+                f"continuous={settings['continuous']}"
+            )
+
+
+def vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The discrete levels of DDPM; or, of a continuous model, the VP or the sub-VP SDE, whose time
+    it is told.
+    """
     steps, low, high = settings["num_scales"], settings["beta_min"], settings["beta_max"]
     if settings["continuous"]:
-        return vp_sde_config(network, steps, low, high)
+        return sde_config(network, SDES[settings["sde"]], steps, low, high)
     schedule = schedule_node("linear", steps, low / steps, high / steps)
     return ddpm_config(network, schedule, variance="beta", clip=False)
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from betasigma.errors import UserError
 from betasigma.published.config_nodes import (
     Node,
-    ddpm_config,
     ncsn_config,
-    schedule_node,
-    vp_sde_config,
 )
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.ncsnpp_weights import NCSNppShape
@@ -19,10 +15,13 @@ from betasigma.published.score_sde import (
     BLOCK,
     FIRST,
     FREQUENCIES,
+    SDES,
     attention_weights,
     averaged_weights,
     is_score_sde,
+    refuse_others,
     trained_steps,
+    vp_config,
 )
 from betasigma.published.unet_weights import Tensors, Weights
 from betasigma.published.weight_file import WeightFile
@@ -34,6 +33,7 @@ _FIR: Settings = {"fir": True, "progressive_input": "residual"}
 _CONTINUOUS: Settings = {"continuous": True}
 _DEEP: Settings = {**_CONTINUOUS, "num_res_blocks": 8}
 _VP: Settings = {"data": "cifar10"}
+_SUB_VP: Settings = {**_VP, **_CONTINUOUS, "sde": "subvpsde"}
 _VE: Settings = {
     **_FIR,
     "sde": "vesde",
@@ -106,6 +106,10 @@ class ScoreSdeNCSNpp(ModelFormat):
         "vp/cifar10_ncsnpp": {**_VP, **_FIR},
         "vp/cifar10_ncsnpp_continuous": {**_VP, **_FIR, **_CONTINUOUS},
         "vp/cifar10_ncsnpp_deep_continuous": {**_VP, **_FIR, **_DEEP},
+        "subvp/cifar10_ddpmpp_continuous": {**_SUB_VP},
+        "subvp/cifar10_ddpmpp_deep_continuous": {**_SUB_VP, **_DEEP},
+        "subvp/cifar10_ncsnpp_continuous": {**_SUB_VP, **_FIR},
+        "subvp/cifar10_ncsnpp_deep_continuous": {**_SUB_VP, **_FIR, **_DEEP},
         "ve/cifar10_ncsnpp": _VE,
         "ve/cifar10_ncsnpp_continuous": _VE_CONTINUOUS,
         "ve/cifar10_ncsnpp_deep_continuous": {**_VE_CONTINUOUS, **_DEEP},
@@ -167,7 +171,7 @@ class ScoreSdeNCSNpp(ModelFormat):
         exploding = settings["sde"] == "vesde"
         sines = "fourier" if exploding and settings["continuous"] else "positional"
         read: dict[str, tuple[Any, ...]] = {
-            "sde": ("vpsde", "vesde"),
+            "sde": (*(SDES if settings["continuous"] else ("vpsde",)), "vesde"),
             "resblock_type": ("biggan",),
             "skip_rescale": (True,),
             "progressive": tuple(OUTPUTS),
@@ -176,13 +180,7 @@ class ScoreSdeNCSNpp(ModelFormat):
             "embedding_type": (sines,),
             "scale_by_sigma": (True, False) if exploding else (False,),
         }
-        for key, values in read.items():
-            if settings[key] not in values:
-                raise UserError(
-                    f"flags.{key}={settings[key]} of {self.name} is not read: only "
-                    f"{' or '.join(map(str, values))}, with sde={settings['sde']} and "
-                    f"continuous={settings['continuous']}"
-                )
+        refuse_others(self.name, settings, read)
 
 
 def _diffusion(network: Node, settings: Settings) -> Node:
@@ -204,18 +202,7 @@ def _diffusion(network: Node, settings: Settings) -> Node:
             continuous=continuous,
             value_range=value_range,
         )
-    start, end = settings["beta_min"], settings["beta_max"]
-    config = (
-        vp_sde_config(network, steps, start, end)
-        if continuous
-        else ddpm_config(
-            network,
-            schedule_node("linear", steps, start / steps, end / steps),
-            variance="beta",
-            clip=False,
-        )
-    )
-    return {**config, "model": {"value_range": value_range}}
+    return {**vp_config(network, settings), "model": {"value_range": value_range}}
 
 
 class _Layers:
