@@ -127,6 +127,12 @@ def test_it_is_measured_and_its_likelihood_bounded(digits_run: str) -> None:
     assert "bits_per_dim" in (Path(digits_run) / "metrics.csv").read_text("utf-8")
 
 
+def test_it_is_edited(digits_run: str) -> None:
+    few = ["seeds=[0,1]", "edit.frames=2", "edit.tolerance=0.1"]
+    done = launch("edit", f"run={digits_run}", "edit=interpolate", *few)
+    assert done.status == 0, done.err
+
+
 def test_its_origin_is_kept(digits_run: str, digits_pipeline: Path) -> None:
     origin = json.loads((Path(digits_run) / "origin.json").read_text("utf-8"))
     assert read_header(Path(digits_run) / "checkpoints" / "last.ckpt")["origin"] == origin
@@ -199,6 +205,28 @@ def test_nothing_in_a_file_is_executed(zipped: bool, here: Path) -> None:
     Path("plain.ckpt").write_bytes(pickle.dumps(Foreign()))
     assert "nothing in it was executed" in refusal(Path("plain.ckpt"))
     assert not Path("executed").exists()
+
+
+def test_a_tensor_claims_no_more_than_its_file_holds(here: Path) -> None:
+    torch.save({"w": torch.zeros(1000)}, "honest.pt")
+    claimed, larger = b"M" + (1000).to_bytes(2, "little"), b"J" + (2**31 - 1).to_bytes(4, "little")
+    with zipfile.ZipFile("honest.pt") as honest, zipfile.ZipFile("liar.pt", "w") as liar:
+        for name in honest.namelist():
+            liar.writestr(name, honest.read(name).replace(claimed, larger))
+    assert "or is damaged; nothing in it was executed" in refusal(Path("liar.pt"))
+    with zipfile.ZipFile("honest.pt") as honest, zipfile.ZipFile("bomb.pt", "w") as bomb:
+        for name in honest.namelist():
+            bomb.writestr(name, honest.read(name), zipfile.ZIP_DEFLATED)
+    assert "nothing in it was executed" in refusal(Path("bomb.pt"))
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    name = "pytorch_diffusion"
+    file = written(name, tmp_path)
+    torch.save({key: value.half() for key, value in torch.load(file).items()}, file)
+    asked = Import.parse({"from": str(file), "flags": recorded(name)["flags"]})
+    weights = read_published(asked).model.weights.values()
+    assert {value.dtype for value in weights} == {torch.float32}
 
 
 def test_old_files_are_read(tmp_path: Path, imported: Callable[..., Loaded]) -> None:
@@ -288,6 +316,7 @@ def test_flags_are_taken_as_their_scripts_take_them(
     ("changes", "sentence"),
     [
         ({"time_embedding_type": "fourier"}, "time_embedding_type=fourier in config.json"),
+        ({"up_block_types": ["SkipUpBlock2D"] * 2}, "up_block_types=SkipUpBlock2D in config.json"),
         ({"act_fn": "gelu"}, "act_fn=gelu in config.json"),
         ({"attn_norm_num_groups": 8}, "attn_norm_num_groups=8 in config.json"),
         ({"sample_size": None}, "config.json has sample_size=None"),
@@ -361,6 +390,10 @@ def test_weights_of_no_known_code_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "w.safetensors", format="jax").startswith("format=jax is not one of")
     (tmp_path / "w.safetensors").write_bytes(b"damaged")
     assert "is not a whole safetensors file" in refusal(tmp_path / "w.safetensors")
+    for name in ("a.pt", "b.pt"):
+        torch.save({}, tmp_path / name)
+    (tmp_path / "w.safetensors").unlink()
+    assert "has several files of weights (a.pt, b.pt)" in refusal(tmp_path)
     (tmp_path / "empty").mkdir()
     assert "has no weights (.safetensors, " in refusal(tmp_path / "empty")
     assert "does not exist" in refusal(tmp_path / "nowhere")

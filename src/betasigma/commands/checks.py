@@ -210,6 +210,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
+@of_a_run
 def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/edit.py``."""
     leave_out_former_keys(config, overrides)

@@ -26,6 +26,12 @@ BLOCK = {
 }
 """Layers of a residual block, and our names."""
 
+BLOCKS = (
+    *("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
+    *("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+)
+"""Kinds of a level."""
+
 ATTENTION = {
     "to_q": ("to_q", "to_k", "to_v", "to_out.0"),
     "query": ("query", "key", "value", "proj_attn"),
@@ -118,6 +124,10 @@ class DiffusersUNet(ModelFormat):
         for key, value in FIXED.items():
             if config[key] != value:
                 raise _unlike(source, "config", key, config[key], value)
+        for key in ("down_block_types", "up_block_types"):
+            for kind in config[key]:
+                if kind not in BLOCKS:
+                    raise _unlike(source, "config", key, kind, " or ".join(BLOCKS))
         groups = config["norm_num_groups"]
         for key, known in (
             ("act_fn", ("silu", "swish")),
