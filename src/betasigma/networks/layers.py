@@ -68,9 +68,12 @@ class Positional(nn.Module):
         # Not a buffer: a network cast to bfloat16 must still tell neighbouring time steps apart.
         half = self.width // 2
         place = torch.arange(half, dtype=torch.float32, device=c.device)
-        # In the order of Ho et al.'s code: at step 1000 the last bit of a frequency is 1e-4 of a
-        # phase.
-        return _sines(c[:, None] * torch.exp(place * (-math.log(10_000) / (half - self.shift))))
+        # In the order of the code that each comes from: at step 1000 the last bit of a frequency is
+        # 1e-4 of a phase, and published weights were trained on these.
+        fall = -math.log(10_000)
+        of_ho = place * (fall / (half - self.shift))
+        exponent = of_ho if self.shift else place * fall / half
+        return _sines(c[:, None] * torch.exp(exponent))
 
 
 class Fourier(nn.Module):
