@@ -42,7 +42,7 @@ from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 
 OF_TRAINING = (
     *("steps", "network", "preconditioning", "objective", "denoiser"),
-    *("optimizer", "lr_schedule", "training", "ema", "callbacks", "debug"),
+    *("optimizer", "lr_schedule", "training", "ema", "callbacks", "debug", "init"),
 )
 """Keys and nodes that say how a network is trained. An oracle refuses them, except ``FOR_ALL``."""
 FOR_ALL = ("network.num_classes", "training.guidance", "training.num_samples")
@@ -86,11 +86,36 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     leave_out_former_keys(config, overrides)
     _refuse_training(config, overrides)
     directory = continue_run(config, overrides) if config.get("resume") is not None else None
-    content, options, _ = check_run(config)
+    _find_initial(config)
+    content, options, facts = check_run(config)
+    if content["resume"] is None and not options.unresolved:
+        _check_initial(content, facts)
     _check_steps(options.sampler, options.schedule.level_count, overrides)
     if content["resume"] is not None:
         check_steps_left(Path(content["resume"]), content)
     return directory
+
+
+def _find_initial(config: DictConfig) -> None:
+    """Find the weights to start from. A model that others published is imported, and the run
+    directory that this makes is named instead.
+    """
+    run = OmegaConf.select(config, "init.run")
+    if run is not None and config.get("resume") is None:
+        config.init.run = str(run_or_published(run, "init"))
+
+
+def _check_initial(content: dict[str, Any], facts: DataFacts) -> None:
+    """Check that the weights of ``init=RUN`` fit; where noise levels are still to be found, the
+    run does.
+    """
+    if content["init"]["run"] is None:
+        return
+    from betasigma.commands.assemble import make_denoiser  # these import PyTorch
+    from betasigma.commands.initial_weights import load_initial
+
+    value_range = facts.value_range or content["model"]["value_range"]
+    load_initial(make_denoiser(content, facts.shape, value_range), content)
 
 
 class CheckedRun(NamedTuple):

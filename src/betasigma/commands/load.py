@@ -63,13 +63,8 @@ def load_run(
         data = make_data(config)
         data.prepare_data()
         denoiser = make_oracle(config, data)
-    weights = {
-        name.removeprefix(AVERAGED): value
-        for name, value in contents["state_dict"].items()
-        if name.startswith(AVERAGED)
-    }
     try:
-        denoiser.load_state_dict(weights)
+        denoiser.load_state_dict(averaged_weights(contents))
     except RuntimeError:
         raise UserError(f"run={path} has weights that do not fit its config") from None
     return Loaded(
@@ -79,6 +74,15 @@ def load_run(
         header["step"],
         tuple(header.get("classes") or map(str, range(denoiser.num_classes))),
     )
+
+
+def averaged_weights(contents: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The averaged weights of a checkpoint, by their names in the denoiser."""
+    return {
+        name.removeprefix(AVERAGED): value
+        for name, value in contents["state_dict"].items()
+        if name.startswith(AVERAGED)
+    }
 
 
 def weights_key(loaded: Loaded) -> str:

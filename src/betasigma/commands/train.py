@@ -30,6 +30,7 @@ from betasigma.commands.checks import check_run
 from betasigma.commands.config import trains
 from betasigma.commands.describe_data import describe_data, keep_description
 from betasigma.commands.finished import FinishedRun
+from betasigma.commands.initial_weights import load_initial
 from betasigma.commands.measure import COLUMNS, Meter, say_not_finite
 from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.commands.resume import has_ended
@@ -46,6 +47,7 @@ from betasigma.oracles import ExactDenoiser
 from betasigma.runs.directory import (
     CONFIG,
     ENVIRONMENT,
+    INITIAL,
     LADDER,
     SUMMARY,
     WANDB_ID,
@@ -100,6 +102,9 @@ def _train(content: Config, start: Start) -> FinishedRun:
     _check_examples(content, data)
     content, reasons, ladder = resolve_auto(content, data, display)
     denoiser = make_model(content, data)
+    initial = None
+    if content["init"]["run"] is not None and resumed is None:
+        initial = load_initial(denoiser, content)
     prepare_model(denoiser, content["hardware"])
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
@@ -114,6 +119,11 @@ def _train(content: Config, start: Start) -> FinishedRun:
     found = describe_data(display, data)
     if _rank() == 0:
         keep_description(run, found)
+    if initial is not None:
+        for sentence in initial.sentences(denoiser):
+            display.line(sentence)
+        if _rank() == 0:
+            write_json(run / INITIAL, initial._asdict())
     _explain_ladder(display, run, reasons, ladder)
     try:
         with launched_processes(trainer, start, content["resume"]):

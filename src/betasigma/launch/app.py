@@ -271,6 +271,8 @@ def as_name(word: str, configs: Configs) -> str:
         UserError: if a ``glob`` fits no name.
     """
     key, _, value = word.partition("=")
+    if key == "init" and configs.config_name == "train":  # short for the run of a node
+        return f"init.run={value}"
     a_number = r"\d[\w.+-]*" if key == "name" else r"\d+"
     if re.fullmatch(rf"{a_number}(,{a_number})*", value):
         named = key == "name" or configs.is_group(key)

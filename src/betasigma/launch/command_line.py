@@ -25,7 +25,19 @@ PLACES = ("--config-path", "--config-name", "--config-dir")
 """Options that say where configs are."""
 
 PATHS = (
-    *("run", "runs", "resume", "from", "to", "data.root", "images", "reference", "out"),
+    *(
+        "run",
+        "runs",
+        "resume",
+        "init",
+        "init.run",
+        "from",
+        "to",
+        "data.root",
+        "images",
+        "reference",
+        "out",
+    ),
     *("evaluation.inception_weights", "evaluation.dinov2_weights", "evaluation.cache"),
 )
 """Keys whose values are paths, relative to the user's directory."""

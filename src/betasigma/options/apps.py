@@ -42,6 +42,7 @@ from betasigma.options.training import (
     BatchOptions,
     DenoiserOptions,
     GuidedOptions,
+    InitOptions,
     StopOptions,
     StudyOptions,
     TrainingOptions,
@@ -115,6 +116,7 @@ class Train(ModelConfig, BatchOptions):
     steps: Index = option(2000, "optimizer steps")
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
     resume: str | None = option(None, "a run or checkpoint to continue; auto: the newest match")
+    init: InitOptions = option(InitOptions(), "the weights that training starts from")
     overwrite: bool = option(False, "begin over in a directory that holds a run")
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")

@@ -27,6 +27,23 @@ class DenoiserOptions(Options):
     )
 
 
+class InitOptions(Options):
+    """Options of the weights that training starts from."""
+
+    node = "init"
+
+    run: str | None = option(
+        None, "init=RUN: a run, checkpoint or published model to start from; null: random weights"
+    )
+    skip: list[str] = option([], "names of weights, with *, that stay as they are initialised")
+
+    @model_validator(mode="after")
+    def _of_something(self) -> Self:
+        if self.skip and self.run is None:
+            raise ValueError(f"init.skip={self.skip} leaves out weights of init=RUN: give that too")
+        return self
+
+
 class BatchOptions(Options):
     """Options of an optimizer step."""
 

@@ -43,6 +43,9 @@ SAMPLES = "samples"
 WANDB_ID = "wandb_id.txt"
 """Weights & Biases' id of the run."""
 
+INITIAL = "init.json"
+"""What a run's first weights were taken from, and which."""
+
 DRAWN = "samples.json"
 """Description of samples, beside them."""
 
@@ -85,7 +88,15 @@ def clear(run: Path, overwrite: bool) -> None:
     if not ((run / CONFIG).is_file() and (run / ENVIRONMENT).is_file()):
         return  # no run of ours was here
     left = [*(run / CHECKPOINTS).glob("*.ckpt"), *(run / SAMPLES).glob("step_*.png")]
-    names = (METRICS, SUMMARY, LADDER, DATA, ENVIRONMENT, *([WANDB_ID] if overwrite else []))
+    names = (
+        METRICS,
+        SUMMARY,
+        LADDER,
+        DATA,
+        INITIAL,
+        ENVIRONMENT,
+        *([WANDB_ID] if overwrite else []),
+    )
     for path in (*left, *(run / name for name in names)):
         path.unlink(missing_ok=True)
 

@@ -1,0 +1,137 @@
+"""Start training from given weights (``init=RUN``): all of them, unless the user names what not."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from betasigma.build import Config
+from betasigma.commands.config import saved_header
+from betasigma.commands.load import averaged_weights
+from betasigma.errors import UserError
+from betasigma.runs.checkpoint import read
+from betasigma.runs.header import checkpoint_path
+
+MEANING = ("preconditioning", "schedule", "model.value_range", "network.num_classes")
+"""Nodes and keys that say what the network is shown and what its output means."""
+SHOWN = 6
+"""Names in one message."""
+
+
+class Initial(NamedTuple):
+    """What was taken from where."""
+
+    source: str
+    step: int
+    """Optimizer steps that the weights have seen."""
+    loaded: list[str]
+    """Names of the weights that were taken."""
+    fresh: list[str]
+    """Those that stay as they were initialised."""
+    unused: list[str]
+    """Those of the source that are left out."""
+    differences: list[str]
+    """What the network is shown, or means, that is not as it was there."""
+
+    def sentences(self, denoiser: nn.Module) -> list[str]:
+        """What to tell the user."""
+        own = denoiser.state_dict()
+        numbers = sum(own[name].numel() for name in self.loaded)
+        total = sum(value.numel() for value in own.values())
+        found = [
+            f"init: {len(self.loaded)} of {len(own)} weights ({numbers:,} of {total:,} numbers) "
+            f"from {self.source} at step {self.step}"
+        ]
+        if self.fresh:
+            found.append(f"init: not loaded, as initialised: {_few(self.fresh)}")
+        if self.unused:
+            found.append(f"init: left out of {self.source}: {_few(self.unused)}")
+        return [*found, *(f"init: {difference}" for difference in self.differences)]
+
+
+def load_initial(denoiser: nn.Module, config: Config) -> Initial:
+    """Fill a denoiser with the averaged weights of ``init.run``.
+
+    Args:
+        denoiser: whose weights are replaced, except those that ``init.skip`` names.
+        config: of the run that is to be trained.
+
+    Raises:
+        UserError: if a weight is missing, is too much or has another shape and ``init.skip`` does
+            not name it, or a pattern of ``init.skip`` names none.
+    """
+    source, patterns = config["init"]["run"], config["init"]["skip"]
+    header = saved_header(source, "init")
+    given = averaged_weights(read(checkpoint_path(Path(source), "init")))
+    own = denoiser.state_dict()
+    skipped = set[str]()
+    for pattern in patterns:
+        found = {name for name in (*own, *given) if fnmatchcase(name, pattern)}
+        if not found:
+            raise UserError(
+                f"init.skip=[{pattern}] names no weight: they are called {_few(sorted(own))}"
+            )
+        skipped |= found
+    taken = {name: value for name, value in given.items() if name not in skipped}
+    _check(source, {name: own[name] for name in own if name not in skipped}, taken)
+    denoiser.load_state_dict({**own, **taken})
+    return Initial(
+        source,
+        header["step"],
+        sorted(taken),
+        sorted(own.keys() - taken.keys()),
+        sorted(given.keys() - taken.keys()),
+        _differences(header["config"], config),
+    )
+
+
+def _check(source: str, wanted: dict[str, Tensor], taken: dict[str, Tensor]) -> None:
+    shapes = [
+        f"{name} {tuple(taken[name].shape)} there, {tuple(value.shape)} here"
+        for name, value in wanted.items()
+        if name in taken and taken[name].shape != value.shape
+    ]
+    faults = {
+        "other shapes": shapes,
+        "not there": sorted(wanted.keys() - taken.keys()),
+        "not here": sorted(taken.keys() - wanted.keys()),
+    }
+    found = [f"{what}: {_few(names)}" for what, names in faults.items() if names]
+    if found:
+        raise UserError(
+            f"init={source} has weights that do not fit this model ({'; '.join(found)}); "
+            f"init.skip=[…] names, with *, what is to be left as it is initialised"
+        )
+
+
+def _differences(there: Config, here: Config) -> list[str]:
+    return [
+        f"{key}={_at(here, key)} here, {_at(there, key)} there"
+        for key in _leaves(MEANING, there, here)
+        if _at(here, key) != _at(there, key)
+    ]
+
+
+def _leaves(keys: tuple[str, ...], *configs: Config) -> list[str]:
+    found = dict[str, None]()
+    for key in keys:
+        nodes = [_at(config, key) for config in configs]
+        inner = [name for node in nodes if isinstance(node, dict) for name in node]
+        found.update(dict.fromkeys(f"{key}.{name}" for name in inner))
+        if not inner:
+            found[key] = None
+    return list(found)
+
+
+def _at(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None
+    return config
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
