@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from betasigma.data.datamodule import SPLITS, ImageDataModule
+from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
 from betasigma.display import Display, warn
 from betasigma.runs.directory import DATA
@@ -23,7 +24,9 @@ def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
     files = data.files
     for line in files.sentences() if files is not None else ():
         display.line(f"data: {line}")
-    listed = {s: len(files.split(s).names) for s in SPLITS} if isinstance(files, Listing) else {}
+    listed = {}
+    if isinstance(files, Listing | HubTable):
+        listed = {split: len(files.split(split).names) for split in SPLITS}
     if listed != sizes:
         display.line(f"data: {sizes['train']:,} examples to train on, {sizes['test']:,} to test")
     classes = found["classes"]
@@ -43,9 +46,7 @@ def keep_description(run: Path, found: dict[str, Any]) -> None:
     """Write the description to a run directory, and warn if the data are others than before."""
     path = run / DATA
     earlier = _read(path)
-    changed = [
-        split for split in ("train", "test") if earlier.get(split, found[split]) != found[split]
-    ]
+    changed = [split for split in SPLITS if earlier.get(split, found[split]) != found[split]]
     for split in changed:
         before, now = earlier[split]["examples"], found[split]["examples"]
         warn(

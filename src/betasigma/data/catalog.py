@@ -62,8 +62,11 @@ class DataSet:
 OF_FILES = frozenset({"crop", "in_memory"})
 """Keys of data sets of image files."""
 
-OF_FOLDERS = OF_FILES | {"layout", "labels", "background", "bits", "window", "max_pixels"}
-"""Keys of images whose files a user brings."""
+OF_VALUES = frozenset({"background", "bits", "window", "max_pixels"})
+"""Keys of what becomes of the values of image files."""
+
+OF_IMAGES = OF_FILES | OF_VALUES
+"""Keys of images that a user brings."""
 
 
 def _idx_files(folder: str) -> tuple[str, ...]:
@@ -130,7 +133,16 @@ DATA_SETS = {
         train=None,
         test=None,
         in_memory=None,
-        takes=OF_FOLDERS,
+        takes=OF_IMAGES | {"layout", "labels"},
+    ),
+    "hub": DataSet(
+        channels=None,
+        size=None,
+        classes=None,
+        train=None,
+        test=None,
+        in_memory=None,
+        takes=OF_IMAGES | {"columns"},
     ),
     "array": DataSet(
         channels=None,
@@ -271,12 +283,13 @@ def missing(name: str, root: str | Path) -> list[str]:
 OF_THE_USER = {
     "image_folder": "/path/to/images, a folder or a zip archive",
     "array": "/path/to/images.npy, or an .npz file",
+    "hub": "owner/name, or a folder of save_to_disk or of Parquet files, or one of these",
 }
 """Data sets whose files a user brings, and what ``data.root`` is."""
 
 
 def place(name: str, root: str | Path | None) -> Path:
-    """Return where the files of a data set of ``OF_THE_USER`` are.
+    """Return where the files of a data set of ``OF_THE_USER`` are; of ``hub`` it may be a name.
 
     Raises:
         UserError: if it is not given, not there, or cannot be read.
@@ -284,6 +297,8 @@ def place(name: str, root: str | Path | None) -> Path:
     if root is None:
         raise UserError(f"data.root is not set: data={name} needs data.root={OF_THE_USER[name]}")
     path = Path(root).expanduser()
+    if name == "hub":
+        return path
     if not path.exists() or (name == "array" and path.is_dir()):
         what = "a file" if name == "array" else "a folder or a file"
         raise UserError(f"data.root={root} is not {what}: give {OF_THE_USER[name]}")

@@ -23,6 +23,7 @@ from betasigma.data import catalog, pixels, sources
 from betasigma.data.arrays import ArrayFile
 from betasigma.data.custom import open_examples
 from betasigma.data.facts import described_facts, find_files
+from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
 from betasigma.data.loading import Batch, Batches, SizedBatches
 from betasigma.data.order import (
@@ -67,6 +68,7 @@ class ImageDataModule(LightningDataModule):
         root: folder of its files; ``None`` for a data set without files.
         batch_size: examples per optimizer step, over all devices and micro-batches.
         image_size: height and width to resize to, one number or both; ``None`` for the native size.
+        columns: of the table of a ``hub`` data set: of images, and of labels.
         values, axes: of an ``array`` (:mod:`betasigma.data.arrays`): the range of its values, and
             the order of the axes of its images; ``axes`` also of ``source``.
         layout: what the folders of an ``image_folder`` mean (:mod:`betasigma.data.listing`);
@@ -119,6 +121,7 @@ class ImageDataModule(LightningDataModule):
         window: tuple[float, float] | None = None,
         max_pixels: int = 100_000_000,
         values: tuple[float, float] | None = None,
+        columns: Sequence[str] | None = None,
         axes: Axes | None = None,
         value_range: tuple[float, float] = (-1.0, 1.0),
         flip: bool = False,
@@ -146,6 +149,7 @@ class ImageDataModule(LightningDataModule):
             "window": window,
             "max_pixels": max_pixels,
             "values": values,
+            "columns": columns,
             "axes": axes,
         }
         DataOptions.check(
@@ -161,7 +165,10 @@ class ImageDataModule(LightningDataModule):
         )
         self._custom = None if source is None else open_examples(source, _text(root), seed, axes)
         self._given = {"image_size": image_size, "in_memory": in_memory, **decoding}
-        self._node = {"name": name, "root": root, "mixture": mixture, **self._given}
+        self._node = {
+            **{"name": name, "root": root, "mixture": mixture, "download": download},
+            **self._given,
+        }
         self.facts: DataFacts = (
             described_facts(self._node) if self._custom is None else self._custom.facts(name)
         )
@@ -199,7 +206,7 @@ class ImageDataModule(LightningDataModule):
         return not self.facts.points
 
     @cached_property
-    def files(self) -> Listing | ArrayFile | None:
+    def files(self) -> Listing | HubTable | ArrayFile | None:
         """The files that a user brings, found once; ``None`` of another data set.
 
         Raises:

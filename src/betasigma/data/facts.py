@@ -6,7 +6,7 @@ Nothing heavy is imported, except for a data set of the user.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from betasigma.data import catalog
 from betasigma.data.listing import Listing, list_folder
@@ -16,6 +16,7 @@ from betasigma.options.data import height_and_width
 
 if TYPE_CHECKING:
     from betasigma.data.arrays import ArrayFile
+    from betasigma.data.hub import HubTable
 
 
 def find_facts(node: Mapping[str, Any]) -> DataFacts:
@@ -43,7 +44,7 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
     return described_facts(node, find_files(node))
 
 
-def find_files(node: Mapping[str, Any]) -> Listing | ArrayFile | None:
+def find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile | None:
     """Find the files of a ``data`` node that a user brings; ``None`` of another data set.
 
     Raises:
@@ -57,10 +58,16 @@ def find_files(node: Mapping[str, Any]) -> Listing | ArrayFile | None:
         from betasigma.data.arrays import open_array  # imports NumPy
 
         return open_array(place, node.get("axes"), node.get("values"))
+    if name == "hub":
+        from betasigma.data.hub import open_table  # imports Hugging Face's datasets
+
+        return open_table(str(node["root"]), node.get("columns"), node.get("download", False))
     return list_folder(place, node.get("layout"), node.get("labels"))
 
 
-def described_facts(node: Mapping[str, Any], found: Listing | ArrayFile | None = None) -> DataFacts:
+def described_facts(
+    node: Mapping[str, Any], found: Listing | HubTable | ArrayFile | None = None
+) -> DataFacts:
     """Return the same facts without looking for files, except those of an array.
 
     Args:
@@ -71,8 +78,9 @@ def described_facts(node: Mapping[str, Any], found: Listing | ArrayFile | None =
     image_size, channels = node.get("image_size"), node.get("channels")
     if name == "array":
         file = found or find_files(node)
-        assert not isinstance(file, Listing | None)
-        return file.facts(name, image_size and height_and_width(image_size), channels)
+        return cast("ArrayFile", file).facts(
+            name, image_size and height_and_width(image_size), channels
+        )
 
     def classes() -> tuple[str, ...]:
         files = found or find_files(node)

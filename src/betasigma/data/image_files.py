@@ -37,6 +37,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from betasigma.data.file_tree import Files, printable
+from betasigma.data.hub import HubTable
 from betasigma.data.listing import DECODERS, Listing
 from betasigma.errors import UserError
 from betasigma.options.data import DataOptions, OnCorrupt, Split
@@ -298,8 +299,8 @@ class Listed:
         return replace(self, names=tuple(self.names[i] for i in keep), labels=labels)
 
 
-def listed(found: Listing, split: Split) -> Listed:
-    """Images of a folder or an archive (:mod:`betasigma.data.listing`)."""
+def listed(found: Listing | HubTable, split: Split) -> Listed:
+    """Images of a folder, an archive or a table."""
     part = found.split(split)
     return Listed(found.files, part.names, part.labels, len(found.classes))
 

@@ -159,7 +159,7 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
         train, test = _told(told, tree.prefix, train, test, left_out)
     train, test = _once(train, test, found.targets, left_out)
     if test is None:
-        train, test = _hold_out(train, reading.base)
+        train, test = hold_out(train, lambda name: name.removeprefix(reading.base))
     _check_enough(root, reading, train, test)
     classes, label = _classes(told, tree.prefix, reading, train, test)
     return Listing(
@@ -454,9 +454,14 @@ def _once(
     return [n for n in train if n in kept], None if test is None else [n for n in test if n in kept]
 
 
-def _hold_out(names: Sequence[str], base: str) -> tuple[list[str], list[str]]:
-    """Train and test names; each has at least one where there are two names or more."""
-    ranks = {name: _hash(name.removeprefix(base)) for name in names}
+def hold_out(names: Sequence[str], key: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    """Train and test names; each has at least one where there are two names or more.
+
+    Args:
+        names: in order.
+        key: what the split of an image depends on.
+    """
+    ranks = {name: _hash(key(name)) for name in names}
     ranked = sorted(names, key=ranks.__getitem__)
     count = sum(rank < HELD_OUT * 2**64 for rank in ranks.values())
     count = min(max(count, 1), len(ranked) - 1)

@@ -26,6 +26,7 @@ from torchvision.transforms.v2 import functional
 from betasigma.data import catalog, image_files, toy
 from betasigma.data.arrays import ArrayFile
 from betasigma.data.facts import described_facts, find_files
+from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
 from betasigma.errors import UserError
 from betasigma.options.data import DataOptions, OnCorrupt, Split
@@ -33,9 +34,6 @@ from betasigma.randomness import philox
 
 IN_MEMORY_BYTES = 2**28
 """Image folders up to this size, decoded, are held in memory by default."""
-
-OF_VALUES = ("background", "bits", "window", "max_pixels")
-"""Options of what becomes of the values of image files."""
 
 _TORCHVISION: dict[str, Any] = {
     "mnist": datasets.MNIST,
@@ -137,7 +135,7 @@ def load(
     split: Split,
     image_size: int | Sequence[int] | None = None,
     *,
-    found: Listing | ArrayFile | None = None,
+    found: Listing | HubTable | ArrayFile | None = None,
     on_corrupt: OnCorrupt = DataOptions.DEFAULTS["on_corrupt"],
     in_memory: bool | None = None,
     mixture: str = DataOptions.DEFAULTS["mixture"],
@@ -157,7 +155,8 @@ def load(
         mixture: toy distribution of ``mixture``.
         seed: from which the points of a ``mixture`` are drawn.
         decoding: ``channels``, ``crop``, ``background``, ``bits``, ``window`` and ``max_pixels``,
-            as :class:`~betasigma.options.DataOptions` has them; ``layout`` and ``labels``.
+            as :class:`~betasigma.options.DataOptions` has them; and what says how the files that a
+            user brings are read: ``layout``, ``labels``, ``columns``, ``axes``, ``values``.
 
     Raises:
         UserError: if files are missing or unreadable, or an option does not apply.
@@ -182,7 +181,7 @@ def load(
     if name in _TORCHVISION:
         return _resized(_torchvision(name, base, split), shape)
     channels, height, width = shape
-    of_values = {key: decoding[key] for key in OF_VALUES if decoding.get(key) is not None}
+    of_values = {key: decoding[key] for key in catalog.OF_VALUES if decoding.get(key) is not None}
     decoder = image_files.Decoder((height, width), channels, side, **of_values)
     images = image_files.celeba(base, split) if found is None else image_files.listed(found, split)
     size = len(images.names) * int(np.prod(shape))

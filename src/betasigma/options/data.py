@@ -62,6 +62,9 @@ class DataOptions(ComponentOptions):
     values: Interval | None = option(
         None, "of an array: what becomes black and white; null: bytes, 0 and 255"
     )
+    columns: Annotated[list[str], Field(min_length=1, max_length=2)] | None = option(
+        None, "of a hub's table: [image] or [image,label]; null: what their types say"
+    )
     axes: Axes | None = option(None, "of the images of an array; null: what their lengths say")
     flip: bool = option(False, "mirror training images with probability 1/2")
     dequantize: bool = option(False, "spread the bytes of training images uniformly")
@@ -99,7 +102,7 @@ class DataOptions(ComponentOptions):
 
 OF_OUR_SETS = (
     *("download", "layout", "labels", "image_size", "channels", "crop", "background", "bits"),
-    *("window", "max_pixels", "values", "in_memory", "on_corrupt", "mixture"),
+    *("window", "max_pixels", "values", "columns", "in_memory", "on_corrupt", "mixture"),
 )
 """Keys of the data sets that have a name here."""
 
