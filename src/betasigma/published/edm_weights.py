@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import Node, ncsn_config, sde_config
+from betasigma.published.config_nodes import Node, ncsn_config, sde_config, unet_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.ncsnpp_weights import NCSNppShape
 from betasigma.published.score_sde import FREQUENCIES
-from betasigma.published.unet_weights import Tensors, Weights, as_linear
+from betasigma.published.unet_weights import (
+    Tensors,
+    Weights,
+    as_linear,
+    cosines_first,
+    unet_weights,
+)
 from betasigma.published.weight_file import WeightFile, checked_tensors
 
 EDM = "edm"
@@ -34,26 +40,34 @@ BLOCK = {
 
 INPUTS = {"standard": "none", "skip": "skip", "residual": "residual"}
 OUTPUTS = {"standard": "none", "skip": "skip"}
+HEAD = 64
+"""Channels of a head of ``DhariwalUNet``; ``SongUNet`` has one head."""
+
 FILTERS = {(1, 1): "box", (1, 3, 3, 1): "fir"}
 
-_RUNS: dict[str, Settings] = {
-    "cifar10-32x32-cond": {"steps": 18, "data": "cifar10"},
-    "cifar10-32x32-uncond": {"steps": 18, "data": "cifar10"},
-    "ffhq-64x64-uncond": {"steps": 40},
-    "afhqv2-64x64-uncond": {"steps": 40},
+_FORTY: Settings = {"sampler": {"steps": 40}}
+_IMAGENET: Settings = {
+    "sampler": {"steps": 256, "s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}
 }
-"""Sampling steps of each of their data sets."""
+_RUNS: dict[str, Settings] = {
+    "cifar10-32x32-cond": {"data": "cifar10"},
+    "cifar10-32x32-uncond": {"data": "cifar10"},
+    "ffhq-64x64-uncond": _FORTY,
+    "afhqv2-64x64-uncond": _FORTY,
+}
+"""Sampling of each of their data sets, in 18 steps where nothing is said."""
 _KINDS, _NETWORKS = ("edm", "baseline"), ("vp", "ve")
 
 
 class EDMWeights(ModelFormat):
-    """``SongUNet`` in ``EDMPrecond``, ``VPPrecond`` or ``VEPrecond``."""
+    """``SongUNet`` and ``DhariwalUNet`` in ``EDMPrecond``, ``VPPrecond`` or ``VEPrecond``."""
 
     name = EDM
     origin = "https://github.com/NVlabs/edm"
     licence = "CC-BY-NC-SA-4.0"
     published: ClassVar[Mapping[str, Settings]] = {
         **{f"{k}-{run}-{n}": s for k in _KINDS for run, s in _RUNS.items() for n in _NETWORKS},
+        "edm-imagenet-64x64-cond-adm": _IMAGENET,
         # trained by Song et al.
         **{
             f"baseline-cifar10-32x32-uncond-{n}": {"data": "cifar10", "licence": "Apache-2.0"}
@@ -67,32 +81,16 @@ class EDMWeights(ModelFormat):
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
         outer, inner = _Said(source, "preconditioning"), _Said(source, "network")
-        inner.need("class", ("SongUNet",))
-        fourier = inner.need("embedding_type", ("positional", "fourier")) == "fourier"
         inner.need("channel_mult_emb", (4,))
-        inner.need("channel_mult_noise", (2 if fourier else 1,))
-        taps = inner.need("resample_filter", tuple(map(list, FILTERS)))
-        size = inner.need_number("img_resolution", int)
-        shape = NCSNppShape(
-            size=size,
-            channels=inner.need_number("model_channels", int),
-            multipliers=inner.need_integers("channel_mult"),
-            blocks=inner.need_number("num_blocks", int),
-            sides=inner.need_integers("attn_resolutions"),
-            progressive_input=INPUTS[inner.need("encoder_type", tuple(INPUTS))],
-            progressive_output=OUTPUTS[inner.need("decoder_type", tuple(OUTPUTS))],
-        )
-        network = shape.network(
-            dropout=inner.need_number("dropout", float),
-            embedding="fourier" if fourier else "positional",
-            resample_filter=FILTERS[tuple(taps)],
-            num_classes=inner.need_number("label_dim", int),
-        )
+        kind = inner.need("class", ("SongUNet", "DhariwalUNet"))
         tensors = source.content.get("weights")
         if not isinstance(tensors, dict):
             raise UserError(f"{source.named} has no weights")
-        layers = _SongLayers(shape, checked_tensors(tensors, source), source.named, taps)
-        weights = layers.weights(fourier, network["num_classes"])
+        layers = (_SongLayers if kind == "SongUNet" else _DhariwalLayers)(
+            inner, checked_tensors(tensors, source), source.named
+        )
+        network, weights = layers.network(), layers.weights()
+        size = inner.need_number("img_resolution", int)
         notes = ("the layer of augmentation labels, which sampling leaves out, is left out",)
         return PublishedModel(
             _diffusion(network, outer, settings),
@@ -163,7 +161,7 @@ def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
         low, high = (outer.need_number(f"sigma_{end}", float) / 2 for end in ("min", "max"))
         sampler = {"_target_": "betasigma.samplers.PredictorCorrector"}
         return ncsn_config(network, 1000, high, low, sampler, continuous=True)
-    sampler = {"_target_": "betasigma.samplers.Heun", "steps": settings.get("steps", 18)}
+    sampler = {"_target_": "betasigma.samplers.Heun", **settings.get("sampler", {})}
     config = ncsn_config(
         network,
         1000,
@@ -178,39 +176,100 @@ def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
     return config
 
 
-class _SongLayers:
-    """Layers of a ``SongUNet`` by their names."""
+class _Layers:
+    """Layers by their names, which both networks share."""
 
-    def __init__(
-        self, shape: NCSNppShape, tensors: Mapping[str, Tensor], named: str, taps: list[int]
-    ) -> None:
-        self._shape, self._named = shape, named
+    def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
+        self._said, self._named = said, named
+        self._size = said.need_number("img_resolution", int)
+        self._channels = said.need_number("model_channels", int)
+        self._multipliers = said.need_integers("channel_mult")
+        self._blocks = said.need_number("num_blocks", int)
+        self._sides = said.need_integers("attn_resolutions")
+        self._classes = said.need_number("label_dim", int)
+        self._dropout = said.need_number("dropout", float)
         filters = {n: t for n, t in tensors.items() if n.endswith(".resample_filter")}
         self._left = Tensors({n: t for n, t in tensors.items() if n not in filters}, named)
-        one = torch.tensor(taps, dtype=torch.float32)
+        one = torch.tensor(self._taps(), dtype=torch.float32)
         expected = torch.outer(one, one)[None, None] / one.sum() ** 2
         for name, value in filters.items():
             if value.shape != expected.shape or not torch.allclose(value.float(), expected):
-                raise UserError(f"{named} has {name}, which is not the filter {taps}")
+                raise UserError(f"{named} has {name}, which is not the filter {self._taps()}")
         self.augmented = "map_augment.weight" in self._left
 
-    def weights(self, fourier: bool, classes: int) -> Weights:
-        """All weights of the network."""
-        size = self._shape.size
-        weights: Weights = {}
-        if fourier:
-            weights[FREQUENCIES] = self._left.take("map_noise.freqs")
+    def _taps(self) -> list[int]:
+        """Resampling filter."""
+        return [1, 1]
+
+    def _first(self) -> Weights:
+        """Of the noise level and the image."""
+        found: Weights = {}
         for theirs, ours in (("map_layer0", "hidden"), ("map_layer1", "out")):
-            weights |= self._left.layer(theirs, f"conditioning.{ours}")
-        if classes:
-            # a label is a vector of length √classes for them, and no label is zero
-            label = self._left.layer("map_label", "map_label")
-            columns, bias = label["map_label.weight"], label["map_label.bias"]
-            rows = torch.cat([columns.T * classes**0.5, torch.zeros(1, len(columns))])
-            weights["conditioning.labels.weight"] = rows + bias
+            found |= self._left.layer(theirs, f"conditioning.{ours}")
         if self.augmented:
             self._left.take("map_augment.weight")
-        weights |= self._left.layer(f"enc.{size}x{size}_conv", "enter")
+        return found | self._left.layer(f"enc.{self._size}x{self._size}_conv", "enter")
+
+    def _block(self, place: str, head_channels: int | None) -> Weights:
+        """A residual block; with channels of a head, one that attends."""
+        found = self._left.layers(f"{place}.", BLOCK)
+        if f"{place}.skip.weight" in self._left:
+            found |= self._left.layer(f"{place}.skip", "shortcut")
+        if head_channels is None:
+            return found
+        found |= self._left.layer(f"{place}.norm2", "attention.norm")
+        # rows by head, then by channel, in turns of q, k and v; for ours all of q, then k, then v
+        for name, value in as_linear(self._left.layer(f"{place}.qkv", "attention.qkv")).items():
+            if len(value) % (3 * head_channels):
+                raise UserError(f"{self._named} has {place}.qkv of {len(value)} rows")
+            parts = value.reshape(-1, head_channels, 3, *value.shape[1:])
+            found[name] = parts.movedim(2, 0).reshape(value.shape)
+        return found | as_linear(self._left.layer(f"{place}.proj", "attention.out"))
+
+    def _place(self, side: str, level: int, name: str) -> str:
+        size = self._size >> max(level, 0)
+        return f"{side}.{size}x{size}_{name}"
+
+
+class _SongLayers(_Layers):
+    """``SongUNet``: DDPM++ and NCSN++."""
+
+    def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
+        super().__init__(said, tensors, named)
+        self._fourier = said.need("embedding_type", ("positional", "fourier")) == "fourier"
+        said.need("channel_mult_noise", (2 if self._fourier else 1,))
+        self._shape = NCSNppShape(
+            self._size,
+            self._channels,
+            self._multipliers,
+            self._blocks,
+            self._sides,
+            progressive_input=INPUTS[said.need("encoder_type", tuple(INPUTS))],
+            progressive_output=OUTPUTS[said.need("decoder_type", tuple(OUTPUTS))],
+        )
+
+    def _taps(self) -> list[int]:
+        return self._said.need("resample_filter", tuple(map(list, FILTERS)))
+
+    def network(self) -> Node:
+        """The node ``network``."""
+        return self._shape.network(
+            dropout=self._dropout,
+            embedding="fourier" if self._fourier else "positional",
+            resample_filter=FILTERS[tuple(self._taps())],
+            num_classes=self._classes,
+        )
+
+    def weights(self) -> Weights:
+        """All weights of the network."""
+        weights = self._first()
+        if self._fourier:
+            weights[FREQUENCIES] = self._left.take("map_noise.freqs")
+        if self._classes:
+            # a label is a vector of length √classes for them, and no label is zero
+            columns, bias = (self._left.take(f"map_label.{kind}") for kind in ("weight", "bias"))
+            rows = torch.cat([columns.T * self._classes**0.5, torch.zeros(1, len(columns))])
+            weights["conditioning.labels.weight"] = rows + bias
         weights |= self._shape.weights(self._part)
         self._left.finish()
         return weights
@@ -230,21 +289,59 @@ class _SongLayers:
             "up": self._place("dec", level, f"block{block}"),
             "grow": self._place("dec", level - 1, "up"),
         }[side]
-        found = self._left.layers(f"{place}.", BLOCK)
-        if f"{place}.skip.weight" in self._left:
-            found |= self._left.layer(f"{place}.skip", "shortcut")
-        if self._shape.attends(side, level, block):
-            found |= self._attention(place)
-        return found
+        width = self._channels * self._multipliers[level]
+        return self._block(place, width if self._shape.attends(side, level, block) else None)
 
-    def _attention(self, place: str) -> Weights:
-        found = self._left.layer(f"{place}.norm2", "attention.norm")
-        # rows in turns of q, k and v, for ours all of q, then k, then v
-        for name, value in self._left.layer(f"{place}.qkv", "attention.qkv").items():
-            found[name] = torch.cat([value[i::3] for i in range(3)]).reshape(len(value), -1)
-        found["attention.qkv.bias"] = found["attention.qkv.bias"].flatten()
-        return found | as_linear(self._left.layer(f"{place}.proj", "attention.out"))
 
-    def _place(self, side: str, level: int, name: str) -> str:
-        size = self._shape.size >> max(level, 0)
-        return f"{side}.{size}x{size}_{name}"
+class _DhariwalLayers(_Layers):
+    """``DhariwalUNet``: ADM."""
+
+    def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
+        super().__init__(said, tensors, named)
+        self._widths = [self._channels * m for m in self._multipliers]
+        self._attending = [self._size >> i in self._sides for i in range(len(self._widths))]
+        if not any(self._attending):
+            raise UserError(f"{named} attends at {self._sides}, none of which occurs")
+
+    def network(self) -> Node:
+        """The node ``network``."""
+        return unet_node(
+            self._size,
+            self._widths,
+            self._blocks,
+            self._attending,
+            head_channels=HEAD,
+            dropout=self._dropout,
+            num_classes=self._classes,
+            group_width=4,
+            norm_eps=1e-5,
+            scale_shift=True,
+            resampling="residual",
+            embedding_channels=self._channels,
+            frequency_shift=0.0,
+        )
+
+    def weights(self) -> Weights:
+        """All weights of the network."""
+        weights = self._first()
+        hidden = "conditioning.hidden.weight"
+        weights[hidden] = cosines_first(weights[hidden])
+        if self._classes:
+            columns = self._left.take("map_label.weight")  # no label is zero
+            rows = torch.cat([columns.T, torch.zeros(1, len(columns))])
+            weights["conditioning.labels.weight"] = rows
+        weights |= unet_weights(self._widths, self._blocks, self._attending, True, self._part)
+        weights |= self._left.layer("out_norm", "leave.0") | self._left.layer("out_conv", "leave.2")
+        self._left.finish()
+        return weights
+
+    def _part(self, side: str, level: int, block: int | None) -> Weights:
+        if side == "middle":
+            last = len(self._widths) - 1
+            return self._block(self._place("dec", last, f"in{block}"), None if block else HEAD)
+        code = {"down": "enc", "up": "dec"}[side]
+        if block is None:
+            between = level + 1 if side == "down" else level - 1
+            return self._block(self._place(code, between, side), None)
+        attends = HEAD if self._attending[level] else None
+        return self._block(self._place(code, level, f"block{block}"), attends)
