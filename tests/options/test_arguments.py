@@ -1,4 +1,4 @@
-"""Arguments of a class of one's own are compared with its signature."""
+"""A config names classes of one's own: their arguments are checked, their packages recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Unpack
 import pytest
 
 from betasigma.errors import UserError
-from betasigma.options.plugins import check_arguments
+from betasigma.options.plugins import check_arguments, versions
 from betasigma.samplers import Sampler
 from betasigma.samplers.sampler import GridArguments
 
@@ -36,3 +36,12 @@ def test_options_without_a_type_may_be_anything() -> None:
     check_arguments(Anything, {"rhos": 5}, "sampler")
     with pytest.raises(UserError, match=r"^sampler\.strength=big must be a valid number"):
         check_arguments(Anything, {"strength": "big"}, "sampler")
+
+
+def test_packages_of_metrics_and_features_that_are_named_by_a_string_are_recorded() -> None:
+    evaluation = {
+        "metrics": ["fd", "onelab.Sliced", {"_target_": "twolab.Peaks"}],
+        "extractor": "threelab.features.Clip",
+    }
+    assert versions({"evaluation": evaluation}).keys() == {"onelab", "twolab", "threelab"}
+    assert versions({"evaluation": {"metrics": ["fd"], "extractor": "auto"}}) == {}
