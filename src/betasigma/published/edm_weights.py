@@ -176,7 +176,7 @@ def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
     return config
 
 
-class _Layers:
+class _EDMLayers:
     """Layers by their names, which both networks share."""
 
     def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
@@ -231,7 +231,7 @@ class _Layers:
         return f"{side}.{size}x{size}_{name}"
 
 
-class _SongLayers(_Layers):
+class _SongLayers(_EDMLayers):
     """``SongUNet``: DDPM++ and NCSN++."""
 
     def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
@@ -293,7 +293,7 @@ class _SongLayers(_Layers):
         return self._block(place, width if self._shape.attends(side, level, block) else None)
 
 
-class _DhariwalLayers(_Layers):
+class _DhariwalLayers(_EDMLayers):
     """``DhariwalUNet``: ADM."""
 
     def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:

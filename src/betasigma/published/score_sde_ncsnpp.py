@@ -151,7 +151,7 @@ class ScoreSdeNCSNpp(ModelFormat):
             resample_filter="fir" if settings["fir"] else "box",
         )
         tensors = Tensors(averaged_weights(source), source.named)
-        weights = _Layers(shape, tensors).weights(settings["embedding_type"] == "fourier")
+        weights = _NumberedLayers(shape, tensors).weights(settings["embedding_type"] == "fourier")
         tensors.finish()
         size = settings["image_size"]
         return PublishedModel(
@@ -205,7 +205,7 @@ def _diffusion(network: Node, settings: Settings) -> Node:
     return {**vp_config(network, settings), "model": {"value_range": value_range}}
 
 
-class _Layers:
+class _NumberedLayers:
     """Layers by their number in ``all_modules``, taken in order."""
 
     def __init__(self, shape: NCSNppShape, tensors: Tensors) -> None:
