@@ -139,8 +139,13 @@ def test_two_processes_measure_what_one_measures(one: Path, two: tuple[Path, str
         assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
 
 
-def test_sigterm_ends_both_processes_at_one_step_and_saves_it(tmp_path: Path) -> None:
-    """It is sent to the first one alone; the other must not wait for it, nor be left behind."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_both_processes_at_one_step_and_saves_it(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """SIGTERM is sent to the first one alone: the other must not wait for it, nor be left behind.
+    Ctrl-C in a terminal reaches both.
+    """
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), *TINY, *TWO, "steps=100000", *SELDOM],
         cwd=tmp_path,
@@ -156,15 +161,20 @@ def test_sigterm_ends_both_processes_at_one_step_and_saves_it(tmp_path: Path) ->
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        process.terminate()
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
         out, _ = process.communicate(timeout=100)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 128 + signal.SIGTERM, out
+    assert process.returncode == 128 + number, out
     (run,) = (tmp_path / "outputs").iterdir()
     step = read(run / "checkpoints" / "last.ckpt")["betasigma"]["step"]
     assert step >= 2
     assert f"the last checkpoint is of step {step}" in out
-    assert json.loads((run / "status.json").read_text())["status"] == "interrupted"
+    status = json.loads((run / "status.json").read_text())
+    assert status["status"] == "interrupted"
+    assert status["error"] == ("Ctrl-C" if number == signal.SIGINT else "SIGTERM")
     assert not list(run.glob("error*"))

@@ -27,10 +27,10 @@ SOON = "training.wait_for_space=10"
 
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A disk of 4 MB, where we stand."""
+    """A disk of 16 MB, where we stand."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no disk of our own can be mounted here (needs root)")
     monkeypatch.chdir(folder)
@@ -44,7 +44,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def fill(disk: Path) -> None:
     with (disk / "filler").open("wb", buffering=0) as file:
         try:
-            while file.write(bytes(4096)):
+            while file.write(bytes(65536)):
                 pass
         except OSError:
             pass
@@ -74,8 +74,9 @@ def assert_one_sentence(outcome: Outcome, told: str) -> None:
 def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
     disk: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    at_step(monkeypatch, step, lambda: fill(disk))
-    outcome = launch("train", *WORDS, "training.log_every=4", "training.wait_for_space=0")
+    with monkeypatch.context() as patch:
+        at_step(patch, step, lambda: fill(disk))
+        outcome = launch("train", *WORDS, "training.log_every=4", "training.wait_for_space=0")
     assert_one_sentence(outcome, "cannot be written: No space left on device")
     run, kept = disk / "run", 2 if step == 4 else 4
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == kept
@@ -128,13 +129,15 @@ def test_a_directory_that_becomes_read_only(here: Path) -> None:
         folder.chmod(0o777)
     said, process = here / "said.txt", os.fork()
     if process == 0:
-        os.setuid(65534)
-        with pytest.MonkeyPatch.context() as patch:
-            folder = here / "run" / "checkpoints"
-            at_step(patch, 4, lambda: folder.chmod(0o555))
-            outcome = launch("train", *WORDS)
-        said.write_text(f"{outcome.status}\n{outcome.err}")
-        os._exit(0)
+        try:
+            os.setuid(65534)
+            with pytest.MonkeyPatch.context() as patch:
+                folder = here / "run" / "checkpoints"
+                at_step(patch, 4, lambda: folder.chmod(0o555))
+                outcome = launch("train", *WORDS)
+            said.write_text(f"{outcome.status}\n{outcome.err}")
+        finally:
+            os._exit(0)
     os.waitpid(process, 0)
     status, _, err = said.read_text().partition("\n")
     assert_one_sentence(Outcome(int(status), "", err), "cannot be written: Permission denied")

@@ -29,6 +29,8 @@ CHANGEABLE = (
     "training.sample_every",
     "training.checkpoint_every",
     "training.num_samples",
+    "training.wait_for_space",
+    "training.skip_limit",
     *("trainer.max_time", "trainer.profiler", "trainer.detect_anomaly"),
     "data.root",
     "data.workers",

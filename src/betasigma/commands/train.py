@@ -55,7 +55,7 @@ from betasigma.runs.directory import (
     describe_environment,
     mend,
 )
-from betasigma.runs.files import read_json, write_json
+from betasigma.runs.files import read_json, write_json, write_patiently
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
@@ -140,6 +140,8 @@ def _train(content: Config, start: Start) -> FinishedRun:
         _say_how_to_continue(display, start)
         if isinstance(stop, SIGTERMException):  # Lightning's, of several processes: status 0
             raise Stopped(signal.SIGTERM) from None
+        if isinstance(stop, SystemExit) and isinstance(stop.__context__, KeyboardInterrupt):
+            raise Stopped(signal.SIGINT) from None  # Lightning makes it status 1
         raise
     finally:
         close_loggers(loggers)
@@ -209,7 +211,7 @@ def run_callbacks(
             content["stop"]["grace"],
         ),
         *_compiling(content, display),
-        SampleGrids(run, samples, settings["sample_every"], watch),
+        SampleGrids(run, samples, settings["sample_every"], watch, settings["wait_for_space"]),
         PeriodicEvaluation(
             lambda denoiser, step: meter.log(
                 meter.measure(denoiser, content["evaluation"]["n_during"]), step
@@ -267,7 +269,11 @@ def finish(
             rows.append([metric, f"{values[-1]:.4g}", "", ""])
     rows += [*meter.rows(found), *likelihood]
     display.table(f"{content['name']} after {step} steps", COLUMNS, rows)
-    write_json(run / SUMMARY, {"step": step, "table": rows})
+    write_patiently(
+        lambda: write_json(run / SUMMARY, {"step": step, "table": rows}),
+        run / SUMMARY,
+        content["training"]["wait_for_space"],
+    )
     display.line(f"samples    {run}/samples/step_{step:07d}.png")
     display.line(f"metrics    {run / METRICS}")
     display.line(f"checkpoint {run / CHECKPOINTS / LAST}")

@@ -7,6 +7,8 @@ The apps themselves are in :mod:`betasigma.launch.scripts`.
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 import sys
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import wraps
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,9 @@ from betasigma.runs.status import process_rank, recorded, summary
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's environment variable that asks for tracebacks."""
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE)
+"""Errors of a disk that is full, read-only or gone, which are nobody's bug."""
+
 PASSED_ON = "BETASIGMA_TRACEBACKS"
 """Environment variable by which the other ranks know whether the user asked for tracebacks."""
 
@@ -65,6 +70,13 @@ _sweeps: list[Sweep] = []
 def tracebacks_wanted() -> bool:
     """Whether the user asked for tracebacks, also for bad input (``HYDRA_FULL_ERROR=1``)."""
     return _wanted
+
+
+def make_printable() -> None:
+    """Have a terminal that knows only ASCII show σ as a question mark and not end the run."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 Task = Callable[[DictConfig, Start], Any]
@@ -96,6 +108,8 @@ def app(
             register_resolvers()
             os.environ[PASSED_ON] = "1" if tracebacks_wanted() else "0"
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
+            logging.raiseExceptions = False  # log.txt on a full disk; the run says it itself
+            make_printable()
             configs = Configs(tree, config_name, CommandLine({}, []))
             try:
                 line = read_command_line(sys.argv[1:])
@@ -312,6 +326,8 @@ def is_refusal(error: Exception) -> bool:
     """Whether an error is about bad input. Any other error is a bug."""
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
         return True
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return True
     return isinstance(error, ValueError) and str(error).startswith("Config group override")
 
 
@@ -325,6 +341,8 @@ def sentence(error: Exception, configs: Configs) -> str:
     """Return what is wrong, in one sentence."""
     from betasigma.launch.explain import explain
 
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
     cause = error
     while not isinstance(cause, UserError) and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__

@@ -88,6 +88,7 @@ class TrainingOptions(GuidedOptions):
     validate_every: Count = option(1000, "steps between two validations")
     sample_every: Count = option(1000, "steps between two sample grids")
     checkpoint_every: Count = option(500, "steps between two checkpoints")
+    wait_for_space: NonNegative = option(600.0, "seconds to wait where the disk is full")
     num_samples: Count = option(64, "samples in a grid")
 
 

@@ -7,6 +7,8 @@ whole (:mod:`betasigma.runs.files`).
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,10 @@ def save(checkpoint: dict[str, Any], path: str | Path, keep: Path | None = None)
         UserError: if it is not plain, so that :func:`read` would refuse it.
     """
     with replace_file(path, keep) as partial:
-        torch.save(checkpoint, partial)
+        try:
+            torch.save(checkpoint, partial)
+        except RuntimeError:  # PyTorch does not say why it cannot write
+            raise _why_not(partial, _size(checkpoint)) from None
         append_header(partial, checkpoint[HEADER])
         try:
             check_plain(partial)
@@ -49,6 +54,24 @@ def save(checkpoint: dict[str, Any], path: str | Path, keep: Path | None = None)
                 f"{path} would hold more than plain tensors and containers, and could not be read "
                 f"again: give a callback of your own a state_dict of plain ones"
             ) from None
+
+
+def _size(value: Any) -> int:
+    """Bytes of the tensors in nested containers."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    inside = value.values() if isinstance(value, dict) else value
+    return sum(map(_size, inside)) if isinstance(value, dict | list | tuple) else 0
+
+
+def _why_not(path: Path, size: int) -> OSError:
+    """Why a file of this size cannot be written."""
+    try:
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        return error
+    return OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def read(path: str | Path, key: str = "run") -> dict[str, Any]:

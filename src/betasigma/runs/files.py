@@ -6,14 +6,25 @@ lost machine leaves the destination as it was.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from betasigma.errors import UserError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""Errors that end when somebody makes room."""
+
+LOOK_AGAIN = 2.0
+"""Seconds between two looks for space."""
 
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
@@ -61,6 +72,48 @@ def _keep(path: Path, name: Path) -> None:
         os.replace(path, name)
     else:
         os.replace(link, name)
+
+
+def write_patiently(write: Callable[[], object], path: Path, patience: float = 0.0) -> None:
+    """Write a file of a run; where there is no space for it, wait for some and write it then.
+
+    Args:
+        write: writes it as a whole, or leaves it as it was.
+        path: what it writes, for the message.
+        patience: seconds to wait.
+
+    Raises:
+        UserError: where it cannot be written, or there is still no space.
+    """
+    deadline, said = time.monotonic() + patience, False
+    while True:
+        try:
+            write()
+            return
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if error.errno not in NO_SPACE or time.monotonic() >= deadline:
+                raise UserError(f"{path} cannot be written: {reason}") from None
+        if not said:
+            warnings.warn(
+                f"{path} cannot be written: {reason}; waiting {patience:g} s for space",
+                stacklevel=2,
+            )
+            said = True
+        time.sleep(min(LOOK_AGAIN, max(0.0, deadline - time.monotonic())))
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Add to a file all of ``data``, or nothing.
+
+    Raises:
+        OSError: where it cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(data) < len(data):
+            file.truncate(size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def remove_partial(folder: Path) -> None:

@@ -22,7 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from betasigma.runs.files import replace_file
+from betasigma.runs.files import append_whole, replace_file
 
 METRICS = "metrics.csv"
 """Name of the file in a run directory."""
@@ -75,8 +75,7 @@ class Record:
         for values, context in groups:
             extra = ["" if context.get(name) is None else context[name] for name in CONTEXT]
             writer.writerows([step, now, name, value, *extra] for name, value in values.items())
-        with self.path.open("ab", buffering=0) as file:
-            file.write(text.getvalue().encode())
+        append_whole(self.path, text.getvalue().encode())
 
     def truncate(self, step: int, measured: bool = True) -> None:
         """Remove the rows after ``step``, which a resumed run measures again.

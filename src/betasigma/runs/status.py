@@ -6,6 +6,7 @@ every run writes into its own directory how it ended.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -17,9 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from betasigma.runs.files import read_json, write_json
+from betasigma.runs.files import read_json, write_text
 
 STATUS = "status.json"
+
+BLOCK = 4096
+"""Bytes that a disk gives to a file at a time."""
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 
@@ -44,7 +48,8 @@ def recorded(run: Path, job: int | None = None) -> Iterator[None]:
         yield
     except Exception as error:
         with suppress(OSError):  # a full disk must not hide the error
-            error_file(run).write_text(traceback.format_exc(), encoding="utf-8")
+            run.stat()  # a directory that was deleted is not made again
+            write_text(error_file(run), traceback.format_exc())
         _end(run, FAILED, summary(error), getattr(error, "details", None))
         raise
     except BaseException as stop:
@@ -103,8 +108,19 @@ def _end(
 
 
 def _write(run: Path, content: dict[str, Any]) -> None:
-    with suppress(OSError):
-        write_json(run / STATUS, content)
+    """Write the status. Blanks fill its block on the disk, so that on a full one its end can be
+    written where its beginning stood.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    text += " " * (BLOCK - 1 - len(text.encode()) % BLOCK) + "\n"
+    if not run.is_dir():
+        return
+    try:
+        write_text(run / STATUS, text)
+    except OSError:
+        with suppress(OSError), (run / STATUS).open("r+b") as file:
+            file.write(text.encode())
+            file.truncate()
 
 
 def slurm_job() -> str | None:

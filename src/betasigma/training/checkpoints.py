@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from betasigma.errors import Stopped, UserError
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
+from betasigma.runs.files import write_patiently
 from betasigma.runs.header import BEST, LAST, PREVIOUS
 from betasigma.training.skipped import refuse_not_finite, skipping
 from betasigma.training.steps import StepCallback, Stopwatch
@@ -23,12 +25,26 @@ STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states"
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, written and read by :mod:`betasigma.runs.checkpoint`. What Lightning
     calls storage options is the name under which the file that is replaced stays.
+
+    Args:
+        wait: seconds to wait for space on the disk.
     """
+
+    def __init__(self, wait: float) -> None:
+        super().__init__()
+        self._wait = wait
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
     ) -> None:
-        save(checkpoint, Path(path), storage_options)
+        target = Path(path)
+        write_patiently(lambda: self._save(checkpoint, target, storage_options), target, self._wait)
+
+    @staticmethod
+    def _save(checkpoint: dict[str, Any], path: Path, keep: Path | None) -> None:
+        if not path.parents[1].is_dir():  # it would be made again, with nothing else in it
+            raise FileNotFoundError(errno.ENOENT, "the run directory is gone")
+        save(checkpoint, path, keep)
 
     def load_checkpoint(
         self, path: str | os.PathLike[str], map_location: Any = None, weights_only: Any = None

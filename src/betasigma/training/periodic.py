@@ -13,6 +13,7 @@ from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.options.training import VALIDATION_LOSS
 from betasigma.pictures import picture, save
 from betasigma.runs.directory import SAMPLES
+from betasigma.runs.files import write_patiently
 from betasigma.runs.record import Record
 from betasigma.training.steps import StepCallback, Stopwatch
 from betasigma.training.tracking import log_picture
@@ -61,13 +62,19 @@ class SampleGrids(Periodic):
         run: the run directory; pictures go to ``samples/step_<step>.png``.
         draw: ``draw(denoiser)`` returns uint8 images or points.
         every, watch: see :class:`Periodic`.
+        wait: seconds to wait for space on the disk.
     """
 
     def __init__(
-        self, run: Path, draw: Callable[[DenoiserLike], Tensor], every: int, watch: Stopwatch
+        self,
+        run: Path,
+        draw: Callable[[DenoiserLike], Tensor],
+        every: int,
+        watch: Stopwatch,
+        wait: float,
     ) -> None:
         super().__init__(every, watch)
-        self._run, self._draw = run, draw
+        self._run, self._draw, self._wait = run, draw, wait
 
     def done(self, step: int) -> bool:
         return self._path(step).exists()
@@ -82,7 +89,8 @@ class SampleGrids(Periodic):
         """Draw, save and log the samples of this step."""
         if trainer.is_global_zero:
             image = picture(self._draw(module.average))
-            save(image, self._path(step))
+            path = self._path(step)
+            write_patiently(lambda: save(image, path), path, self._wait)
             log_picture(trainer.loggers, "samples", image, step)
         trainer.strategy.barrier()
 

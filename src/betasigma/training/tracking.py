@@ -17,16 +17,22 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from betasigma.build import make, require
 from betasigma.display import warn
+from betasigma.runs.files import write_patiently
 from betasigma.runs.record import Record
 from betasigma.training.account import sweep_run_id, wandb_mode
 
 
 class RecordLogger(Logger):
-    """Lightning's view of the run directory's metrics.csv."""
+    """Lightning's view of the run directory's metrics.csv.
 
-    def __init__(self, record: Record) -> None:
+    Args:
+        record: the file.
+        wait: seconds to wait for space on the disk.
+    """
+
+    def __init__(self, record: Record, wait: float = 0.0) -> None:
         super().__init__()
-        self.record = record
+        self.record, self._wait = record, wait
 
     @property
     def name(self) -> str:
@@ -38,7 +44,15 @@ class RecordLogger(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {name: float(value) for name, value in metrics.items() if name != "epoch"}
-        self.record.append(step or 0, values)
+        self.write(step or 0, [(values, {})])
+
+    def write(
+        self, step: int, groups: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]]
+    ) -> None:
+        """Add rows at once, see :meth:`Record.append_together`."""
+        write_patiently(
+            lambda: self.record.append_together(step, groups), self.record.path, self._wait
+        )
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run directory has config.yaml."""
@@ -64,7 +78,7 @@ def make_loggers(
     Raises:
         UserError: where the logger may not be imported or does not take its arguments.
     """
-    loggers: list[Logger] = [RecordLogger(Record.of(run))]
+    loggers: list[Logger] = [RecordLogger(Record.of(run), config["training"]["wait_for_space"])]
     if "_target_" in settings:
         logger = make(settings, "logger", offered={"save_dir": str(run)})
         loggers.append(require(logger, Logger, "logger", settings["_target_"]))
@@ -151,7 +165,7 @@ def log_together(
     """The same for several groups of values, each with its own context."""
     for logger in loggers:
         if isinstance(logger, RecordLogger):
-            logger.record.append_together(step, groups)
+            logger.write(step, groups)
         else:
             for values, _ in groups:
                 _careful(logger.log_metrics, dict(values), step)

@@ -50,7 +50,7 @@ def make_trainer(
         loggers: of this process; none except on the first.
     """
     settings, hardware = content["training"], content["hardware"]
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO(settings["wait_for_space"])]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return Trainer(
