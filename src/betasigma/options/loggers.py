@@ -27,7 +27,7 @@ class WandbOptions(Options):
     entity: str | None = option(None, "team or user; null: the account's default")
     group: str | None = option(None, "what runs are grouped by")
     mode: Literal["auto", "online", "offline"] = option("auto", "auto: online when logged in")
-    timeout: Positive = option(30.0, "seconds to wait for the server at the start")
+    timeout: Positive = option(12.0, "seconds to wait for the server at the start")
 
 
 class TensorboardOptions(Options):

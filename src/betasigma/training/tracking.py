@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def make_loggers(
     elif settings["kind"] == "tensorboard":
         loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
     elif settings["kind"] == "wandb":
-        loggers.append(_wandb_logger(settings, run, config, run_id, job_type))
+        logger = _wandb_logger(settings, run, config, run_id, job_type)
+        loggers += [logger] if logger else []
     return loggers
 
 
@@ -96,7 +98,10 @@ def _wandb_logger(
     config: dict[str, Any],
     run_id: str | None,
     job_type: str,
-) -> WandbLogger:
+) -> WandbLogger | None:
+    """Start a run of Weights & Biases: online, else offline, else none. A dashboard is a view of
+    metrics.csv, so nothing that is wrong with it stops a run.
+    """
     os.environ.setdefault("WANDB_SILENT", "true")  # read at import
 
     import wandb
@@ -120,7 +125,11 @@ def _wandb_logger(
             resume="allow" if run_id and mode == "online" else None,
             reinit="finish_previous",
             settings=wandb.Settings(
-                init_timeout=settings["timeout"], silent=True, console="off", x_disable_stats=True
+                init_timeout=settings["timeout"],
+                finish_timeout=FINISH_SECONDS,
+                silent=True,
+                console="off",
+                x_disable_stats=True,
             ),
         )
         experiment.define_metric("trainer/global_step")
@@ -129,11 +138,38 @@ def _wandb_logger(
 
     try:
         return start(mode)
-    except (wandb.Error, OSError, TimeoutError) as error:
+    except Exception as error:  # whatever it raises, training goes on
+        reason = _first_line(error)
         if mode == "offline":
-            raise
-        warn(f"Weights & Biases did not answer ({error}); logging offline")
-        return start("offline")
+            warn(f"Weights & Biases cannot write ({reason}); metrics.csv has the values")
+            return None
+    warn(f"Weights & Biases did not answer ({reason}); logging offline")
+    try:
+        wandb.teardown()  # its service holds the run's id
+        with _without("WANDB_BASE_URL"):  # which may be no address
+            return start("offline")
+    except Exception as error:
+        warn(f"Weights & Biases cannot write ({_first_line(error)}); metrics.csv has the values")
+        return None
+
+
+FINISH_SECONDS = 20.0
+"""Seconds that uploads may take when a run has ended. The run directory has what is left."""
+
+
+@contextmanager
+def _without(variable: str) -> Iterator[None]:
+    """Leave a variable out of the environment."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line), type(error).__name__)
 
 
 def close_loggers(loggers: list[Logger]) -> None:

@@ -1,0 +1,201 @@
+"""Weights & Biases' own client against a server on this machine that does every wrong thing.
+
+Whatever it does, training goes on, metrics.csv is complete, and nobody waits long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from launching import TINY, Outcome, launch
+from pytorch_lightning.loggers import WandbLogger
+
+from betasigma.runs.record import Record
+from betasigma.runs.status import read_status
+from betasigma.training.progress import Metrics
+
+Temper = Callable[[int], int | None]
+"""Of a server: the status that it answers its nth request with; ``None``: it never answers."""
+
+START, STEP, END = 20.0, 1.0, 25.0
+"""Seconds that W&B may cost at the start, a step, and at the end."""
+
+
+class Server(ThreadingHTTPServer):
+    """Accepts runs, until its temper says otherwise."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.temper: Temper = lambda request: 200
+        self.requests = 0
+        self.over = Event()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.requests += 1
+        status = self.server.temper(self.server.requests)
+        if status is None:
+            self.server.over.wait(300)
+            return
+        body = json.dumps({"data": ACCEPTED} if status == 200 else {}).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+BUCKET = {
+    "id": "UnVu",
+    "name": "run",
+    "historyLineCount": 0,
+    "project": {"id": "p", "name": "betasigma", "entity": {"id": "e", "name": "me"}},
+}
+ACCEPTED = {
+    "viewer": {"id": "x", "entity": "me", "username": "me", "teams": {"edges": []}, "flags": "{}"},
+    "serverInfo": {"cliVersionInfo": "{}", "features": []},
+    "upsertBucket": {"bucket": BUCKET, "inserted": True},
+    "createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": []},
+}
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    import wandb
+
+    made = Server()
+    Thread(target=made.serve_forever, daemon=True).start()
+    wandb.teardown()  # it reads its environment once
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{made.server_port}")
+    yield made
+    made.over.set()
+    wandb.teardown()
+    made.shutdown()
+    made.server_close()
+
+
+def train(*words: str) -> tuple[Outcome, float]:
+    """A run, and the seconds that making its loggers took."""
+    from betasigma.commands import train as command
+
+    took: list[float] = []
+    original = command.make_loggers
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        began = time.monotonic()
+        made = original(*args, **kwargs)
+        took.append(time.monotonic() - began)
+        return made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "make_loggers", timed)
+        patch.delenv("WANDB_MODE", raising=False)
+        outcome = launch("train", *TINY, "logger=wandb", *words)
+    return outcome, took[0]
+
+
+def assert_complete(outcome: Outcome) -> None:
+    assert outcome.status == 0, outcome.err
+    assert read_status(outcome.run)["status"] == "finished"
+    assert Record.of(outcome.run).curve("train/loss")[0] == [2, 4, 6]
+
+
+def never(request: int) -> None:
+    """A server that accepts a connection and says nothing."""
+
+
+START_CASES: dict[str, Temper] = {
+    "hangs": never,
+    "fails": lambda request: 500,
+    "refuses the key": lambda request: 401,
+    "hangs after the first answer": lambda request: 200 if request == 1 else None,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", START_CASES)
+def test_a_server_that_is_no_use_at_the_start(here: Path, server: Server, case: str) -> None:
+    server.temper = START_CASES[case]
+    outcome, seconds = train()
+    assert_complete(outcome)
+    assert seconds < START
+    if "after" not in case:
+        assert "Weights & Biases did not answer" in outcome.err
+        assert "logging offline" in outcome.err
+        assert list(outcome.run.glob("wandb/offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "notaurl"])
+def test_an_address_where_nobody_is(
+    here: Path, server: Server, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", address)
+    outcome, seconds = train("logger.timeout=2")
+    assert_complete(outcome)
+    assert seconds < START
+    assert "logging offline" in outcome.err
+    assert os.environ["WANDB_BASE_URL"] == address
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [None, 500, 401], ids=["hangs", "fails", "refuses the key"])
+def test_a_server_that_dies_in_the_middle(
+    here: Path, server: Server, monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    longest = [0.0]
+    original, on_step = WandbLogger.log_metrics, Metrics.on_step
+
+    def timed(self: WandbLogger, *args: Any, **kwargs: Any) -> None:
+        began = time.monotonic()
+        original(self, *args, **kwargs)
+        longest[0] = max(longest[0], time.monotonic() - began)
+
+    def die(self: Metrics, trainer: Any, module: Any, step: int) -> None:
+        if step == 3:
+            server.temper = lambda request: status
+        on_step(self, trainer, module, step)
+
+    monkeypatch.setattr(WandbLogger, "log_metrics", timed)
+    monkeypatch.setattr(Metrics, "on_step", die)
+    began = time.monotonic()
+    outcome, seconds = train()
+    assert_complete(outcome)
+    assert "logging offline" not in outcome.err
+    assert seconds < START
+    assert longest[0] < STEP
+    assert time.monotonic() - began < START + END + 40  # the training itself, on a busy machine
+    assert list(outcome.run.glob("wandb/run-*/*.wandb"))  # all of it, to be uploaded later
+
+
+def test_its_files_cannot_be_written(
+    here: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(wandb, "init", full)
+    outcome, _ = train()
+    assert_complete(outcome)
+    assert "Weights & Biases cannot write ([Errno 28] No space left on device)" in outcome.err
