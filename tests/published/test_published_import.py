@@ -142,6 +142,24 @@ def test_its_origin_is_kept(digits_run: str, digits_pipeline: Path) -> None:
     assert len(origin["sha256"]) == 64
 
 
+def test_data_of_a_name_are_those_of_its_config(tmp_path: Path) -> None:
+    model = UNet2DModel(
+        sample_size=64,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    DDPMPipeline(model, DDPMScheduler()).save_pretrained(tmp_path)
+    asked = {"from": str(tmp_path), "data": {"name": "celeba"}}
+    data = read_published(Import.parse(asked)).config["data"]
+    assert (data["crop"], data["image_size"], data["root"]) == ("center_140", 64, "data")
+    asked["data"] = {"name": "mnist"}
+    with pytest.raises(UserError, match=r"data\.name=mnist has images of shape \(1, 64, 64\)"):
+        read_published(Import.parse(asked))
+
+
 def test_a_published_model_stands_where_a_run_does(digits_pipeline: Path, here: Path) -> None:
     words = [f"run={digits_pipeline}", "n=2", "sampler=ddim", "sampler.steps=2"]
     first, again = launch("sample", *words), launch("sample", *words)

@@ -18,12 +18,13 @@ from betasigma.commands.assemble import make_denoiser
 from betasigma.commands.checks import check_composition
 from betasigma.commands.config import validate
 from betasigma.commands.convert_edm import convert_edm
+from betasigma.config_tree import conf_directory
 from betasigma.data import catalog
 from betasigma.display import Display, plain_warnings
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.apps import Import, Train
-from betasigma.options.base import dump
+from betasigma.options.base import dump, typed
 from betasigma.options.composition import numbered
 from betasigma.published import FORMATS
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
@@ -92,7 +93,7 @@ def describe(readable: Readable, display: Display) -> None:
     noise = schedule["_target_"].rpartition(".")[2]
     levels = schedule.get("steps", schedule.get("levels"))
     drawn = sampler["_target_"].rpartition(".")[2]
-    chosen = [f"{key}={sampler[key]}" for key in ("variance", "clip") if key in sampler]
+    chosen = [f"{key}={typed(sampler[key])}" for key in ("variance", "clip") if key in sampler]
     display.line(f"noise: {noise}, {levels} levels; sampler: {' '.join([drawn, *chosen])}")
     for note in model.notes:
         display.line(note)
@@ -205,11 +206,13 @@ def _options(model: PublishedModel, asked: Import, source: WeightFile) -> Train:
     """The config of a run, with this package's defaults for what is only about training."""
     channels, height, _ = model.sample_shape
     name = asked.data.name or model.data or "image_folder"
-    data: Settings = {
+    data = {
         "_target_": "betasigma.data.datamodule.ImageDataModule",
+        **_data_config(name),
         "name": name,
-        "root": asked.data.root,
     }
+    if asked.data.root is not None:
+        data["root"] = asked.data.root
     if catalog.describe(name).size != height:
         data["image_size"] = height
     if name == "image_folder":
@@ -238,6 +241,15 @@ def _options(model: PublishedModel, asked: Import, source: WeightFile) -> Train:
     classes = options.network.num_classes
     check_composition(options, DataFacts(name, shape, lambda: numbered(classes)))
     return options
+
+
+def _data_config(name: str) -> Settings:
+    """What the config of a data set says of it: how CelebA is cropped, say."""
+    file = conf_directory() / "data" / f"{name}.yaml"
+    if not file.is_file():
+        return {}
+    content: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    return dict(content["data"])
 
 
 def plain_name(path: Path) -> str:
