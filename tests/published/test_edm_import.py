@@ -77,11 +77,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def pickled(kind: str, settings: dict[str, Any], file: Path) -> nn.Module:
-    """A narrow network of theirs with random weights, in a pickle as they publish them."""
+def pickled(kind: str, settings: dict[str, Any], file: Path, width: int = 8) -> nn.Module:
+    """A network of theirs with random weights, in a pickle as they publish them."""
     precond = getattr(import_module("training.networks"), kind)
-    narrow = {"model_type": "SongUNet", "model_channels": 8, "num_blocks": 2}
-    net = precond(img_channels=3, **{**narrow, **settings})
+    song = {"model_type": "SongUNet", "model_channels": width, "num_blocks": 2}
+    net = precond(img_channels=3, **{**song, **settings})
     frequencies = {k: v for k, v in net.state_dict().items() if k.endswith("freqs")}
     randomised(net).load_state_dict(frequencies, strict=False)
     with file.open("wb") as stream:
@@ -89,16 +89,18 @@ def pickled(kind: str, settings: dict[str, Any], file: Path) -> nn.Module:
     return net
 
 
+@pytest.mark.parametrize("width", [8, pytest.param(128, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SHAPES)
 def test_it_is_equal(
     name: str,
+    width: int,
     tmp_path: Path,
     imported: Callable[..., Loaded],
     public_code: Callable[[str], Path],
 ) -> None:
     code = public_code("edm")
     kind, settings = SHAPES[name]
-    theirs = pickled(kind, settings, tmp_path / f"{name}.pkl")
+    theirs = pickled(kind, settings, tmp_path / f"{name}.pkl", width)
     file = convert_edm(tmp_path / f"{name}.pkl", code, tmp_path / "plain")
     loaded = imported(file, data={"name": "image_folder"})
     denoiser = loaded.denoiser

@@ -32,11 +32,14 @@ NCSNV2_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "tower": ("NCSNv2Deeper", {"size": 128, "levels": 1086, "sigma_begin": 190}),
     "ffhq": ("NCSNv2Deepest", {"size": 256, "levels": 2311, "sigma_begin": 348}),
 }
-"""Networks by the names of their configs, narrow here."""
+"""Networks by the names of their configs."""
+
+
+widths = pytest.mark.parametrize("width", [8, pytest.param(128, marks=pytest.mark.slow)])
 
 
 def config_of(
-    size: int, channels: int = 3, levels: int = 10, sigma_begin: float = 1, width: int = 8
+    size: int, width: int, channels: int = 3, levels: int = 10, sigma_begin: float = 1
 ) -> SimpleNamespace:
     """A config as both codes read it."""
     return SimpleNamespace(
@@ -82,9 +85,11 @@ def assert_equal_scores(denoiser: Denoiser, theirs: nn.Module, x: Tensor) -> Non
         assert relative_error(found, expected) < CLOSE
 
 
+@widths
 @pytest.mark.parametrize("name", NCSN_SHAPES)
 def test_ncsn_is_equal(
     name: str,
+    width: int,
     tmp_path: Path,
     imported: Callable[..., Loaded],
     public_code: Callable[[str], Path],
@@ -92,7 +97,7 @@ def test_ncsn_is_equal(
     repository, path, shape = NCSN_SHAPES[name]
     public_code(repository)
     channels = 1 if name == "mnist" else 3
-    theirs = made(path, config_of(**shape, channels=channels))
+    theirs = made(path, config_of(**shape, width=width, channels=channels))
     (tmp_path / name).mkdir()
     file = tmp_path / name / "checkpoint_200000.pth"
     torch.save([prefixed(theirs.state_dict()), {"state": {}, "param_groups": []}], file)
@@ -107,16 +112,18 @@ def test_ncsn_is_equal(
     assert_equal_scores(denoiser, theirs, images(2, (channels, shape["size"], shape["size"])))
 
 
+@widths
 @pytest.mark.parametrize("name", NCSNV2_SHAPES)
 def test_ncsnv2_is_equal(
     name: str,
+    width: int,
     tmp_path: Path,
     imported: Callable[..., Loaded],
     public_code: Callable[[str], Path],
 ) -> None:
     public_code("ncsnv2")
     network, shape = NCSNV2_SHAPES[name]
-    theirs = made(f"models.ncsnv2.{network}", config_of(**shape))
+    theirs = made(f"models.ncsnv2.{network}", config_of(**shape, width=width))
     averages = {k: v.clone() for k, v in theirs.named_parameters()}
     other = {k: v + 1 for k, v in theirs.state_dict().items() if k != "sigmas"}
     raw = prefixed({**other, "sigmas": theirs.get_buffer("sigmas")})
