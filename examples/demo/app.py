@@ -1,6 +1,7 @@
 """A page that draws from any run: python examples/demo/app.py outputs/RUN"""
 
 import sys
+from pathlib import Path
 
 import gradio as gr
 import torch
@@ -29,7 +30,8 @@ def demo(run: str) -> gr.Interface:
     which = gr.Radio([*samplers], value="DDIM", label="sampler")
     steps = gr.Slider(1, 200, 20, step=1, label="steps (of DDIM and Heun)")
     inputs = [gr.Number(0, label="seed", precision=0), count, which, steps]
-    return gr.Interface(draw, inputs, gr.Gallery(columns=8), title=run, flagging_mode="never")
+    shown = gr.Gallery(columns=4, height="auto", show_label=False)
+    return gr.Interface(draw, inputs, shown, title=Path(run).name, flagging_mode="never")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from pathlib import Path
@@ -14,14 +13,15 @@ from diffusers import DDIMScheduler
 
 from betasigma.data import toy
 from betasigma.errors import UserError
-from betasigma.options.plugins import locate
+from betasigma.options.base import REGISTRY
 from betasigma.oracles import GaussianMixture
 from betasigma.randomness import Stream
 from betasigma.samplers import DDIM, AdaptiveODE, Ancestral, DPMSolver, Heun, Sampler
 from betasigma.samplers.sampler import time_grid
 from betasigma.schedules import NoiseSchedule, cosine, geometric, linear
 
-CONF = Path(__file__).parents[2] / "conf" / "sampler"
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = ("sampler", "objective", "likelihood", "schedule", "preconditioning")
 
 
 def oracle(schedule: NoiseSchedule) -> GaussianMixture:
@@ -200,17 +200,25 @@ class TestStart:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(CONF.glob("*.yaml")) if "defaults" not in path.read_text()],
-    ids=lambda path: path.stem,
+    [
+        path
+        for group in GROUPS
+        for path in sorted((CONF / group).glob("*.yaml"))
+        if "defaults:" not in path.read_text(encoding="utf-8")
+    ],
+    ids=lambda path: f"{path.parent.name}={path.stem}",
 )
 def test_a_class_has_the_defaults_of_its_config(path: Path) -> None:
+    """Its options have, and tests/options/test_one_home.py compares these with the constructor."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    made = locate(content.pop("_target_"), "sampler")()
-    for name, value in content.items():
-        if isinstance(value, str) and value.startswith("${"):
-            value = float(value.rpartition(",")[2].rstrip("}"))
-        assert made.settings.get(name, getattr(made, "step_size", None)) == (
-            math.inf if name == "s_max" and value is None else value
-        ), name
-    parameters = inspect.signature(type(made).__init__).parameters
-    assert {"steps", "clip"} & parameters.keys()
+    node = content.get(path.parent.name, content)
+    if node is None:
+        pytest.skip("it has no class")
+    options = REGISTRY[path.parent.name][node["_target_"]]
+    read = {key for key, value in node.items() if str(value).startswith("${")}
+    for key in node.keys() - read - {"_target_"}:
+        assert node[key] == options.model_fields[key].default, key
+    knobs = content.get(options.knobs) if options.knobs else None
+    for key, value in (knobs or {}).items():
+        key = {knob: key for key, knob in options.turned.items()}.get(key, key)
+        assert value == options.model_fields[key].default, key

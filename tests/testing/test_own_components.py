@@ -138,8 +138,8 @@ OBJECTIVES: dict[str, Any] = {
     "hybrid": Hybrid(),
     "explicit": lambda truth: ExplicitScoreMatching(true_score=lambda x, t: truth(x, t).score),
     "implicit": ImplicitScoreMatching(),
-    "sliced": SlicedScoreMatching(variance_reduced=False),
-    "sliced_vr": SlicedScoreMatching(projections=2),
+    "sliced": SlicedScoreMatching(),
+    "sliced_vr": SlicedScoreMatching(projections=2, variance_reduced=True),
 }
 SAMPLERS: dict[str, Sampler] = {
     "ancestral": Ancestral(steps=8),

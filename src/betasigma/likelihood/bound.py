@@ -272,7 +272,7 @@ class ContinuousBound(VariationalBound):
     name: ClassVar[str] = "continuous_bound"
     stream: ClassVar[str] = "continuous bound"
 
-    draws: int = 64
+    draws: int = 32
     decoder_std: DecoderStd | float = "fitted"
 
     def calls(self, schedule: NoiseSchedule) -> int:

@@ -113,7 +113,7 @@ class SlicedScoreMatching(ScoreMatching):
     options = SlicedOptions
 
     projections: int = 1
-    variance_reduced: bool = True
+    variance_reduced: bool = False
 
     def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         training = torch.is_grad_enabled()

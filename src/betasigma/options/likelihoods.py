@@ -25,14 +25,15 @@ MEASURED = ("prior", "n", "split", "batch_size")
 """Keys of the node that say what is measured; the others are the estimator's own."""
 
 
+PRIOR = "N(0, prior_std^2), or the Gaussian with the moments of the noisiest data"
+
+
 class LikelihoodOptions(ComponentOptions):
     """Options of a likelihood."""
 
     group: ClassVar[str] = "likelihood"
 
-    prior: Prior = option(
-        "moments", "N(0, prior_std^2), or the Gaussian with the moments of the noisiest data"
-    )
+    prior: Prior = option("moments", PRIOR)
     n: Annotated[int, Field(ge=2)] = option(64, "examples")
     split: Split = option("test", "of the data")
     batch_size: Count = option(64, "examples measured at once")
@@ -66,6 +67,8 @@ class BoundOptions(LikelihoodOptions):
 class DiscreteBoundOptions(BoundOptions):
     targets = ("betasigma.likelihood.DiscreteBound",)
 
+    prior: Prior = option("standard", PRIOR)
+
     variance: Variance = option("beta", "of the reverse steps")
     decoder_std: DecoderStd = option(
         "kernel",
@@ -77,8 +80,11 @@ class DiscreteBoundOptions(BoundOptions):
 class ContinuousBoundOptions(BoundOptions):
     targets = ("betasigma.likelihood.ContinuousBound",)
 
+    n: Annotated[int, Field(ge=2)] = option(256, "examples")
+    batch_size: Count = option(256, "examples measured at once")
+
     draws: Count = option(
-        64, "noise levels of each image, one in each of as many equal parts of the range"
+        32, "noise levels of each image, one in each of as many equal parts of the range"
     )
     decoder_std: Literal["kernel", "fitted"] = option(
         "fitted",

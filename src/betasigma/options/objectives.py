@@ -123,7 +123,7 @@ class SlicedOptions(ScoreMatchingOptions):
 
     projections: Count = option(1, "random directions per example")
     variance_reduced: bool = option(
-        True, "the square of the whole score instead of its part along the direction"
+        False, "the square of the whole score instead of its part along the direction"
     )
 
 
