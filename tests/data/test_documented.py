@@ -6,11 +6,16 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from launching import ROOT, Launch
 
 from betasigma.data import catalog
+from betasigma.data.facts import find_facts
+from betasigma.errors import UserError
+from betasigma.options import DataOptions
 
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -41,3 +46,31 @@ def test_the_page_names_what_the_command_takes() -> None:
     keys = set(re.findall(r"data\.(\w+)=", PAGE))
     base = yaml.safe_load((ROOT / "conf" / "data" / "base.yaml").read_text())["data"]
     assert keys <= set(base), keys - set(base)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"image_size": [16]}, r"data\.image_size=\[16\] must be at least 1, or \[height,width\]"),
+        ({"image_size": [16, 0]}, r"data\.image_size=\[16, 0\] must be at least 1, or \[height,w"),
+        ({"image_size": "big"}, r"data\.image_size=big must be at least 1"),
+        ({"background": "red"}, r"data\.background=red must be white, black, grey, or \[red,gr"),
+        ({"background": [1, 2, 256]}, r"data\.background=\[1, 2, 256\] must be white"),
+        ({"bits": 8}, r"data\.bits=8 must be at least 9"),
+        ({"bits": 12, "window": [0.0, 1.0]}, r"data\.bits=12 and data\.window=\[0\.0, 1\.0\] excl"),
+        ({"window": [1.0, 0.0]}, r"data\.window=\[1\.0, 0\.0\] must have its lesser value first"),
+        ({"values": [1.0, 1.0]}, r"data\.values=\[1\.0, 1\.0\] must have its lesser value first"),
+        ({"layout": "tree"}, r"data\.layout=tree must be 'flat', 'classes', 'splits' or"),
+    ],
+)
+def test_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        DataOptions.check(**values)
+
+
+@pytest.mark.parametrize("key", ["layout", "labels", "bits", "window", "values", "axes", "columns"])
+def test_a_key_of_other_data_is_refused(key: str) -> None:
+    values = {"layout": "flat", "labels": "a.csv", "bits": 12, "window": [0, 1], "axes": "CHW"}
+    node = {"name": "digits", key: {**values, "values": [0, 1], "columns": ["image"]}[key]}
+    with pytest.raises(UserError, match=rf"data\.{key}=.* does not apply to data=digits: remove"):
+        find_facts(node)

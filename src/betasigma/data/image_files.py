@@ -40,15 +40,13 @@ from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import DECODERS, Listing
 from betasigma.errors import UserError
-from betasigma.options.data import DataOptions, OnCorrupt, Split
+from betasigma.options.data import COLOURS, DataOptions, OnCorrupt, Split
 
 # Pillow's own limit is one of the whole process, and is met before its size is known here
 Image.MAX_IMAGE_PIXELS = None
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 """Pillow's mode of images of so many channels."""
-
-COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 
 _READERS = 8
 _SUBSTITUTES = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from betasigma.options.base import ComponentOptions, Count, Index, option, typed
 
@@ -15,6 +15,7 @@ MixtureName = Literal["ring", "two", "grid"]
 Layout = Literal["flat", "classes", "splits", "splits_in_classes"]
 Axes = Literal["CHW", "HWC"]
 Byte = Annotated[int, Field(ge=0, le=255)]
+COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 Background = (
     Literal["white", "black", "grey"] | Annotated[list[Byte], Field(min_length=3, max_length=3)]
 )
@@ -22,6 +23,28 @@ ImageSize = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 """Height and width: one number for both, or the two."""
 
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
+
+
+def _image_size(value: Any) -> Any:
+    """One sentence where pydantic would have one for each type."""
+    sides = value if isinstance(value, list) and len(value) == 2 else [value]
+    if value is None or all(isinstance(side, int) and side >= 1 for side in sides):
+        return value
+    raise ValueError(
+        f"data.image_size={typed(value)} must be at least 1, or [height,width], each at least 1"
+    )
+
+
+def _background(value: Any) -> Any:
+    colour = isinstance(value, list) and len(value) == 3
+    if colour and all(isinstance(part, int) and 0 <= part <= 255 for part in value):
+        return value
+    if isinstance(value, str) and value in COLOURS:
+        return value
+    raise ValueError(
+        f"data.background={typed(value)} must be {', '.join(COLOURS)}, or [red,green,blue] from 0 "
+        f"to 255"
+    )
 
 
 class DataOptions(ComponentOptions):
@@ -44,14 +67,16 @@ class DataOptions(ComponentOptions):
     labels: str | None = option(
         None, "a CSV or JSON file of labels; null: dataset.json if there is one, else the folders"
     )
-    image_size: ImageSize | None = option(
+    image_size: Annotated[ImageSize | None, BeforeValidator(_image_size)] = option(
         None, "height and width to resize to, or [height, width]; null: the native size"
     )
     channels: Count | None = option(
         None, "of an image_folder: 3 for RGB, 1 for greyscale, 4 and 2 with transparency"
     )
     crop: str | None = option(None, "center_<side>, cut out before resizing")
-    background: Background = option("white", "what shows through transparent parts of images")
+    background: Annotated[Background, BeforeValidator(_background)] = option(
+        "white", "what shows through transparent parts of images"
+    )
     bits: Annotated[int, Field(ge=9, le=16)] | None = option(
         None, "that 16-bit greyscale images use; null: all"
     )
