@@ -170,8 +170,11 @@ class NoiseSchedule:
             UserError: where the schedule has one level only.
         """
         slope = self.log_snr_slope(t)
-        log_snr = self.log_snr(t)
-        return self._log_alpha_slope(log_snr) * slope, -(self._sigma(log_snr) ** 2) * slope
+        return self.log_alpha_slope(t) * slope, -(self.sigma(t) ** 2) * slope
+
+    def log_alpha_slope(self, t: Times) -> Tensor:
+        """d log α/d log-SNR at ``t``, float64: 0 where the data keep their scale."""
+        return self._log_alpha_slope(self.log_snr(t))
 
     def alpha(self, t: Times) -> Tensor:
         """Scale α_t of the data, float64, the shape of ``t``."""

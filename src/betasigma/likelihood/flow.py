@@ -1,13 +1,16 @@
 r"""Log-likelihood by the probability-flow ODE (Song et al. 2021, "Score-based generative modeling
 through SDEs", D.2).
 
-In the variance-exploding view x̃ = x_t/α, σ̃ = σ/α every Gaussian process follows the same
-deterministic flow, with u = log σ̃ for the time,
+With u = log(σ/α) for the time, every Gaussian process follows
 
-    dx̃/du = σ̃·ε̂(x̃, σ̃),        d log p(x̃)/du = −∇·(σ̃·ε̂),
+    dx_t/du = (d log α/du)·x_t + σ·ε̂(x_t, t),        d log p(x_t)/du = −∇·(dx_t/du),
 
 so that log p at the smallest noise is log p of where the flow ends, under the prior at t = 1, plus
-the integrated divergence. It is the likelihood of the model's q_{σ_min}, data with the smallest
+the integrated divergence. The solver's time is asinh(σ/α), du = dσ̃/σ̃ with σ̃ = σ/α: at large noise
+it is the logarithm, at small noise σ̃ itself, along which paths become straight lines (Karras et al.
+2022, section 3). The state x_t stays of the size of the data and of the noise. Among x_t and x_t/α
+along log σ̃, asinh σ̃, arctan σ̃ and t, this pair took the fewest network evaluations on a trained
+model and few on mixtures. It is the likelihood of the model's q_{σ_min}, data with the smallest
 noise on it, taken at the (uniformly dequantised) data: not a bound, and not the likelihood of
 noiseless data.
 
@@ -79,25 +82,31 @@ class FlowLikelihood:
         if self.trace == "exact":
             check_flow_trace(dim)
         schedule = denoiser.schedule
-        ends = -torch.stack([schedule.log_snr(schedule.t_min), schedule.log_snr(1.0)]) / 2
+        low, high = (schedule.log_snr(t).item() for t in (1.0, schedule.t_min))
+        ends = torch.tensor(
+            [math.asinh(math.exp(-end / 2)) for end in (high, low)], dtype=torch.float64
+        )
         chosen = torch.arange(len(x)) if indices is None else indices
         rng = Stream("hutchinson", self.seed, indices=chosen, device=x.device)
         probe = rng.uniform(x.shape[1:], torch.float32).sub_(0.5).sign_().to(x)
         nfe = 0
 
-        def flow(u: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        def flow(time: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
             nonlocal nfe
             nfe += denoiser.evaluations_per_call
-            log_snr = (-2 * u.double().cpu()).clamp(float(-2 * ends[1]), float(-2 * ends[0]))
-            t = schedule.t_of_log_snr(log_snr)
+            ratio = math.sinh(float(time))
+            t = schedule.t_of_log_snr(min(max(-2 * math.log(ratio), low), high))
+            pace = math.hypot(1, ratio) / ratio  # du of a unit of time
+            drift = -2 * pace * schedule.log_alpha_slope(t).item()  # log-SNR is −2u
+            diffusion = pace * schedule.sigma(t).item()
             with torch.enable_grad():
                 point = state[0].detach().requires_grad_(True)
-                eps = denoiser(point * schedule.alpha(t).item(), t, y).eps
-                velocity = eps * math.exp(float(u))
+                velocity = drift * point + diffusion * denoiser(point, t, y).eps
                 divergence = self._divergence(velocity, point, probe)
             return velocity.detach(), divergence.detach()
 
-        start = (x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
+        first = schedule.alpha(schedule.t_min).item()
+        start = (first * x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
         # a step must end at t = 1: there is no curve beyond it to step onto and interpolate from
         path, divergence = odeint(
             flow,
@@ -108,10 +117,9 @@ class FlowLikelihood:
             method="dopri5",
             options={"dtype": torch.float64, "step_t": ends[1:].to(x)},
         )
-        alpha = schedule.alpha(1.0).item()
         chosen_prior = prior or GaussianPrior.standard(schedule)
-        # the prior is of x_1 = α·x̃: a density in x̃ gains log α per dimension
-        end = chosen_prior.log_prob(alpha * path[-1].cpu()) + dim * math.log(alpha)
+        # the density is of x, which the flow begins at α·x of: it gains log α per dimension
+        end = chosen_prior.log_prob(path[-1].cpu()) + dim * math.log(first)
         return end + divergence[-1].double().cpu(), nfe
 
     @property
