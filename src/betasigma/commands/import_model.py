@@ -114,7 +114,12 @@ def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
         source = open_weights(Path(asked.source))
     form = _format(source, asked.format)
     settings = form.settings(source, asked.published, asked.flags or {})
-    model = form.convert(source, settings)
+    try:
+        model = form.convert(source, settings)
+    except (RuntimeError, IndexError, ValueError) as error:  # where tensors are rearranged
+        raise UserError(
+            f"{source.named} has tensors of shapes that {form.name} does not write: {error}"
+        ) from None
     config = dump(_options(model, asked, source))
     low, high = config["model"]["value_range"]
     _check_weights(model.weights, config, model.sample_shape, (low, high), source)

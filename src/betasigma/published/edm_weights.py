@@ -90,7 +90,7 @@ class EDMWeights(ModelFormat):
             inner, checked_tensors(tensors, source), source.named
         )
         network, weights = layers.network(), layers.weights()
-        size = inner.need_number("img_resolution", int)
+        size = inner.need_number("img_resolution", int, least=1)
         notes = ("the layer of augmentation labels, which sampling leaves out, is left out",)
         return PublishedModel(
             _diffusion(network, outer, settings),
@@ -123,28 +123,33 @@ class _Said:
             )
         return value
 
-    def need_number(self, key: str, kind: type[int] | type[float]) -> Any:
-        """The setting, a number of at least 0.
+    def need_number(self, key: str, kind: type[int] | type[float], least: int = 0) -> Any:
+        """The setting, a number of at least ``least``.
 
         Raises:
             UserError: if it is something else.
         """
         value = self._said.get(key)
         kinds = (int,) if kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= 0:
-            raise UserError(f"{self._named} has {key}={value}, which must be a number")
+        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+            raise UserError(
+                f"{self._named} has {key}={value}, which must be a number of at least {least}"
+            )
         return kind(value)
 
     def need_integers(self, key: str) -> list[int]:
-        """The setting, a list of integers.
+        """The setting, a list of positive integers.
 
         Raises:
             UserError: if it is something else.
         """
         value = self._said.get(key)
-        if not isinstance(value, list) or not all(type(member) is int for member in value):
-            raise UserError(f"{self._named} has {key}={value}, which must be a list of integers")
-        return value
+        members = value if isinstance(value, list) else []
+        if not members or not all(type(member) is int and member > 0 for member in members):
+            raise UserError(
+                f"{self._named} has {key}={value}, which must be a list of positive integers"
+            )
+        return members
 
 
 def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
@@ -181,10 +186,10 @@ class _EDMLayers:
 
     def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
         self._said, self._named = said, named
-        self._size = said.need_number("img_resolution", int)
-        self._channels = said.need_number("model_channels", int)
+        self._size = said.need_number("img_resolution", int, least=1)
+        self._channels = said.need_number("model_channels", int, least=1)
         self._multipliers = said.need_integers("channel_mult")
-        self._blocks = said.need_number("num_blocks", int)
+        self._blocks = said.need_number("num_blocks", int, least=1)
         self._sides = said.need_integers("attn_resolutions")
         self._classes = said.need_number("label_dim", int)
         self._dropout = said.need_number("dropout", float)

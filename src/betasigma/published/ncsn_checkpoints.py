@@ -102,8 +102,10 @@ class NCSNv2Checkpoint(ModelFormat):
             raise UserError(f"{source.named} has no sigmas, its noise levels")
         levels, first, last = len(sigmas), _round(sigmas[0]), _round(sigmas[-1])
         ladder = torch.linspace(0, 1, levels, dtype=torch.float64)
-        expected = first * (last / first) ** ladder
-        if last >= first or not torch.allclose(sigmas.double(), expected, rtol=1e-4, atol=0):
+        falls = 0 < last < first
+        if not falls or not torch.allclose(
+            sigmas.double(), first * (last / first) ** ladder, rtol=1e-4, atol=0
+        ):
             raise UserError(f"{source.named} has sigmas that are no falling geometric ladder")
         averaged = {**raw, **self._averages(source, raw)}
         structure = _RefineNetWeights(averaged, source)
