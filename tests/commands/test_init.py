@@ -47,6 +47,7 @@ def test_anything_else_may_differ_and_is_told(
 ) -> None:
     """From DDPM's weights to a model with classes of the other family, by a checkpoint's path."""
     words = (*UNMOVED, "network.num_classes=10", "model=ncsn", "init.skip=[*label*]")
+    words = (*words, "network.norm_eps=1e-5")  # the same shapes, another function
     outcome = train(f"init={ddpm_run}/checkpoints/last.ckpt", *words)
     given, own = weights(ddpm_run, "average."), weights(outcome.run, "denoiser.")
     fresh = sorted(own.keys() - given.keys())
@@ -58,6 +59,7 @@ def test_anything_else_may_differ_and_is_told(
     assert "init: model.value_range=[0.0, 1.0] here, [-1.0, 1.0] there" in outcome.out
     assert "init: preconditioning.conditioning=log_sigma here, timestep there" in outcome.out
     assert "init: network.num_classes=10 here, 0 there" in outcome.out
+    assert "init: network.norm_eps=1e-05 here, 1e-06 there" in outcome.out
     # and back, where the labels' weights are too many
     back = train(f"init={outcome.run}", *UNMOVED, "init.skip=[*label*]")
     assert f"init: left out of {outcome.run}: {', '.join(fresh)}\n" in back.out

@@ -15,8 +15,10 @@ from betasigma.errors import UserError
 from betasigma.runs.checkpoint import read
 from betasigma.runs.header import checkpoint_path
 
-MEANING = ("preconditioning", "schedule", "model.value_range", "network.num_classes")
-"""Nodes and keys that say what the network is shown and what its output means."""
+MEANING = ("preconditioning", "schedule", "model.value_range", "network")
+"""Nodes and keys that say what the network is shown, what it computes (other heads or groups have
+the same shapes) and what its output means.
+"""
 SHOWN = 6
 """Names in one message."""
 
@@ -34,7 +36,7 @@ class Initial(NamedTuple):
     unused: list[str]
     """Those of the source that are left out."""
     differences: list[str]
-    """What the network is shown, or means, that is not as it was there."""
+    """What the network is shown, computes or means that is not as it was there."""
 
     def sentences(self, denoiser: nn.Module) -> list[str]:
         """What to tell the user."""
