@@ -12,6 +12,7 @@ from pytorch_lightning import Trainer
 from betasigma.errors import UserError
 from betasigma.options import lightning as options
 from betasigma.options.lightning import TrainerOptions, check_callbacks
+from betasigma.training.trainer import affordable_validation
 
 CALLBACKS = "pytorch_lightning.callbacks"
 
@@ -61,3 +62,23 @@ def test_refused_callbacks_are_lightnings_own() -> None:
 def test_callbacks_that_cannot_be_used(node: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         check_callbacks({"mine": node})
+
+
+@pytest.mark.parametrize(
+    ("steps", "validate_every", "batch_size", "expected"),
+    [
+        (20_000, 1000, 128, 1000),  # 384,000 evaluations to train, 10,000 to validate
+        (100, 1000, 128, 384),
+        (100, 10, 128, 38),
+        (2, 1000, 64, 16),
+    ],
+)
+def test_a_validation_costs_a_tenth_of_the_steps_before_it(
+    steps: int, validate_every: int, batch_size: int, expected: int
+) -> None:
+    content = {
+        "steps": steps,
+        "batch_size": batch_size,
+        "training": {"validate_every": validate_every},
+    }
+    assert affordable_validation(content, 1000) == expected

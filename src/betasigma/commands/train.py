@@ -69,7 +69,12 @@ from betasigma.training.progress import Estimate, Metrics
 from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import Stopwatch
 from betasigma.training.tracking import close_loggers, make_loggers
-from betasigma.training.trainer import make_callbacks, make_trainer, validation_interval
+from betasigma.training.trainer import (
+    affordable_validation,
+    make_callbacks,
+    make_trainer,
+    validation_interval,
+)
 from betasigma.version import VERSION
 
 
@@ -116,6 +121,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     ]
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, run, content, data, denoiser, resumed)
+    _choose_validation(content, data, display)
     found = describe_data(display, data)
     if _rank() == 0:
         keep_description(run, found)
@@ -222,6 +228,19 @@ def run_callbacks(
         ),
         MissedValidation(validation_interval(content), Record.of(run)),
     ]
+
+
+def _choose_validation(content: Config, data: ImageDataModule, display: Display) -> None:
+    """Validate on fewer images where a run is short, unless their number was given."""
+    if content["data"]["val_size"] is not None or not trains(content):
+        return
+    most = min(data.val_size, data.size("test"))
+    data.val_size = affordable_validation(content, most)
+    if data.val_size < most:
+        display.line(
+            f"validating on {data.val_size} of {data.size('test')} test images, which takes about "
+            f"a tenth of so short a training (data.val_size)"
+        )
 
 
 def _compiling(content: Config, display: Display) -> list[Callback]:

@@ -45,6 +45,9 @@ from betasigma.randomness import Stream
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+VALIDATION_EXAMPLES = 1000
+"""Test examples of a validation, unless told otherwise."""
+
 MOMENT_EXAMPLES = 4096
 """Training examples from which moments are taken: enough for a Gaussian, quick to decode."""
 
@@ -86,7 +89,8 @@ class ImageDataModule(LightningDataModule):
         val_dequantize: the same for validation images, always with the same numbers.
         seed: of order, flips and dequantisation, and of a mixture's points.
         workers: processes that decode images that are not held in memory.
-        val_size: number of test images used for validation, a fixed random choice of them.
+        val_size: number of test images used for validation, a fixed random choice of them; ``None``
+            for ``VALIDATION_EXAMPLES``.
         download: fetch a missing torchvision data set.
         on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
         in_memory: of ``celeba`` and ``image_folder``: ``None`` holds what is small.
@@ -129,7 +133,7 @@ class ImageDataModule(LightningDataModule):
         val_dequantize: bool = False,
         seed: int = 0,
         workers: int = 2,
-        val_size: int = 1000,
+        val_size: int | None = None,
         download: bool = False,
         on_corrupt: OnCorrupt = "warn",
         in_memory: bool | None = None,
@@ -181,7 +185,7 @@ class ImageDataModule(LightningDataModule):
         self.val_dequantize = val_dequantize
         self.seed = seed
         self.workers = workers
-        self.val_size = val_size
+        self.val_size = VALIDATION_EXAMPLES if val_size is None else val_size
         self.download = download
         self.one_batch = one_batch
         self._refuse_what_does_not_apply()

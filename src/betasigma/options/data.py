@@ -93,7 +93,10 @@ class DataOptions(ComponentOptions):
     axes: Axes | None = option(None, "of the images of an array; null: what their lengths say")
     flip: bool = option(False, "mirror training images with probability 1/2")
     dequantize: bool = option(False, "spread the bytes of training images uniformly")
-    val_size: Count = option(1000, "test images used for validation during training")
+    val_size: Count | None = option(
+        None,
+        "test images used for validation; null: 1000, or as many as take a tenth of the training",
+    )
     workers: Index = option(2, "processes that decode images that are not held in memory")
     in_memory: bool | None = option(
         None, "decode all images at the start; null: where they are few"

@@ -22,6 +22,7 @@ from pytorch_lightning.profilers import (
 )
 
 from betasigma.build import make, require
+from betasigma.objectives.error_curve import GRID
 from betasigma.training.checkpoints import AtomicCheckpointIO
 
 Config = dict[str, Any]
@@ -36,6 +37,21 @@ PROFILERS: dict[str, type[Profiler]] = {
 def validation_interval(content: Config) -> int:
     """Steps between two validations; a run has at least one."""
     return max(1, min(content["training"]["validate_every"], content["steps"]))
+
+
+def affordable_validation(content: Config, images: int) -> int:
+    """How many of ``images`` a validation takes without costing more than a tenth of the steps
+    before it; at least ``FEWEST``.
+
+    A validation evaluates the network once for the loss of an image and once at each point of the
+    denoising error's grid. A training step counts as three evaluations of each example.
+    """
+    trained = 3 * content["batch_size"] * validation_interval(content)
+    return max(FEWEST, min(images, trained // (10 * (1 + len(GRID)))))
+
+
+FEWEST = 16
+"""Images of the cheapest validation."""
 
 
 def make_trainer(
