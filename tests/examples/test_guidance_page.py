@@ -54,7 +54,7 @@ def test_every_block_runs(here: Path) -> None:
 
 def evaluations(weight: int) -> int:
     """What the sweep's samples of a weight cost, each of 2 steps: triangles and circles in turn."""
-    (place,) = Path("outputs").glob(f"*/*guidance={weight}*")
+    (place,) = Path("outputs").glob(f"*_sample_*/*guidance={weight}*")
     with np.load(place / "samples.npz") as arrays:
         assert arrays["arr_1"].tolist() == [2, 0] * 6
     return int(json.loads((place / "samples.json").read_text())["nfe"])
