@@ -37,7 +37,7 @@ def digits(value_range: tuple[float, float], *numbers: int) -> torch.Tensor:
     return data.from_uint8(data.tensor("test")[list(numbers)])
 
 
-@pytest.mark.parametrize("family", ["ddpm_run", "ncsn_run"])
+@pytest.mark.parametrize("family", [pytest.param("ddpm_run", marks=pytest.mark.slow), "ncsn_run"])
 def test_an_image_of_either_family_comes_back_from_its_latent(
     here: Path, family: str, request: pytest.FixtureRequest
 ) -> None:
@@ -112,6 +112,7 @@ def test_variations_and_labels(here: Path, labelled_run: Path) -> None:
     assert np.abs(arrays["images"][:, 1:].astype(int) - expected.numpy()).max() <= 1
 
 
+@pytest.mark.slow
 def test_points_have_paths_too(here: Path) -> None:
     words = ("data=mixture", "model=oracle", "evaluation=none", "logger=none", "sampler=heun")
     trained = launch("train", *words, "training.num_samples=4")
@@ -149,6 +150,7 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_model_that_always_had_labels_is_given_some(here: Path, train) -> None:
     run = train("network.num_classes=10").run
     outcome = launch("edit", f"run={run}", "edit=vary")

@@ -65,6 +65,7 @@ def test_anything_else_may_differ_and_is_told(
     assert f"init: left out of {outcome.run}: {', '.join(fresh)}\n" in back.out
 
 
+@pytest.mark.slow
 def test_a_weight_of_another_shape_is_skipped_by_name(train: Launch, ddpm_run: Path) -> None:
     first = next(n for n, v in weights(ddpm_run, "average.").items() if v.ndim == 4)
     outcome = train(f"init={ddpm_run}", *UNMOVED, f"init.skip=[{first}]")
@@ -74,6 +75,7 @@ def test_a_weight_of_another_shape_is_skipped_by_name(train: Launch, ddpm_run: P
     assert not torch.allclose(own[first], given[first])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_not_begun_again(train: Launch, ddpm_run: Path) -> None:
     run = train(f"init={ddpm_run}").run
     resumed = train(f"resume={run}", "steps=8")
@@ -81,6 +83,7 @@ def test_a_resumed_run_is_not_begun_again(train: Launch, ddpm_run: Path) -> None
     assert "init" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_notebook_starts_from_a_run_too(here: Path, ddpm_run: Path, capsys) -> None:
     betasigma.train(f"init={ddpm_run}", *TINY, *UNMOVED)
     assert f"from {ddpm_run} at step 6" in capsys.readouterr().out

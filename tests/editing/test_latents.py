@@ -72,6 +72,7 @@ def test_between_parallel_latents_the_way_is_straight() -> None:
     torch.testing.assert_close(slerp(a, 3 * a, 0.25), 1.5 * a)
 
 
+@pytest.mark.slow
 def test_interpolated_images_are_distributed_as_the_data(
     schedule: NoiseSchedule, gaussian: Callable, moments: Callable
 ) -> None:

@@ -82,6 +82,7 @@ def test_two_folders_are_as_far_apart_as_torch_fidelity_says(
     assert "nn_distance_ratio left out: needs a test split, and reference=b is one" in outcome.err
 
 
+@pytest.mark.slow
 def test_images_are_compared_with_a_data_set_as_samples_are(here: Path, ddpm_run: Path) -> None:
     """Samples of a run score the same as files as they do in the evaluation of the run, from the
     same statistics.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -205,19 +205,20 @@ class Sample(OfARun):
     @property
     def chosen_indices(self) -> list[int]:
         """Indices of the samples of each seed."""
-        return list(range(self.n)) if self.indices is None else _listed(self.indices)
+        return list(range(self.n) if self.indices is None else _listed(self.indices))
 
     @property
     def chosen_seeds(self) -> list[int]:
         """Seeds of the samples."""
-        return [self.seed] if self.seeds is None else _listed(self.seeds)
+        return [self.seed] if self.seeds is None else list(_listed(self.seeds))
 
     @model_validator(mode="after")
     def _written(self) -> Self:
         for key in ("indices", "seeds"):
             value = getattr(self, key)
-            found = [] if value is None else _listed(value)
-            if value is not None and not 0 < len(set(found)) == len(found) <= MOST:
+            found = range(1) if value is None else _listed(value)
+            twice = isinstance(found, list) and len(set(found)) < len(found)
+            if twice or not 0 < len(found) <= MOST:
                 raise ValueError(
                     f"{key}={value} must name at least one, at most {MOST:,}, and none twice"
                 )
@@ -380,12 +381,12 @@ class Compare(Options):
     )
 
 
-def _listed(numbers: list[int] | str) -> list[int]:
+def _listed(numbers: list[int] | str) -> Sequence[int]:
     """The numbers of a list, or of a range with both its ends."""
     if isinstance(numbers, list):
         return numbers
     first, _, last = numbers.partition("-")
-    return list(range(int(first), min(int(last), int(first) + MOST) + 1))
+    return range(int(first), int(last) + 1)
 
 
 TOP_LEVEL: dict[str, type[Options]] = {
