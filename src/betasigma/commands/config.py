@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -14,6 +15,7 @@ from betasigma.errors import UserError
 from betasigma.options import plugins
 from betasigma.options.apps import ModelConfig, Train
 from betasigma.options.base import REGISTRY, Options, dump, parse_component, parse_leniently
+from betasigma.options.networks import NetworkOptions
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
 
 STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
@@ -164,6 +166,7 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
         options, gone = parse_leniently(ModelConfig, model)
         for name in options.unresolved:
             raise UserError(f"{name}=auto is no number")
+        _check_size(options.network, path)
     except plugins.NotAllowed as error:
         version = recorded.get(error.package) or "(of an unknown version)"
         raise UserError(
@@ -181,6 +184,23 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
         )
     check_plain(path, key)
     return {**header, "config": {**config, **dump(options)}}
+
+
+def _check_size(network: NetworkOptions, path: Path) -> None:
+    """Refuse a network that is larger than the file with its weights, before memory is asked for.
+
+    Raises:
+        UserError: naming the width.
+    """
+    levels = getattr(network, "multipliers", [1])
+    width = getattr(network, "channels", 0) * max(levels) or getattr(network, "width", 0)
+    layers = getattr(network, "blocks", getattr(network, "depth", 1)) * len(levels)
+    # at least one square matrix of half precision at its widest, and an entry for each layer
+    if 2 * width**2 + layers > path.stat().st_size:
+        raise UserError(
+            f"its network is {width} wide with {layers} blocks, and the file is smaller than the "
+            f"weights of that"
+        )
 
 
 def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from betasigma.commands.measure import COLUMNS, Meter, say_not_finite
 from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.commands.resume import has_ended
 from betasigma.data.datamodule import ImageDataModule
+from betasigma.data.loading import worker_failure
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.devices import precision_of, prepare_model
 from betasigma.display import Display, plain_warnings
@@ -134,7 +135,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     try:
         with launched_processes(trainer, start, content["resume"]):
             if trains(content):
-                trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
+                _fit(trainer, module, data, callbacks, resumed)
                 missed = next(c for c in callbacks if isinstance(c, MissedValidation))
                 if missed.is_missing(trainer):  # killed after its last step: none was left to take
                     trainer.validate(module, data, verbose=False)
@@ -144,6 +145,8 @@ def _train(content: Config, start: Start) -> FinishedRun:
             finish(trainer, module.average, start, content, display, meter, callbacks)
     except BaseException as stop:  # of which Ctrl-C is one
         _say_how_to_continue(display, start)
+        if failure := worker_failure(stop):
+            raise failure from None
         if isinstance(stop, SIGTERMException):  # Lightning's, of several processes: status 0
             raise Stopped(signal.SIGTERM) from None
         if isinstance(stop, SystemExit) and isinstance(stop.__context__, KeyboardInterrupt):
@@ -156,6 +159,32 @@ def _train(content: Config, start: Start) -> FinishedRun:
 
 ONCE: Config = {"resume": None, "overwrite": False}
 """Keys of one start of a run, which its config is kept without."""
+
+
+def _fit(
+    trainer: Trainer,
+    module: MeasuredModule,
+    data: ImageDataModule,
+    callbacks: list[Callback],
+    resumed: Path | None,
+) -> None:
+    """Train, from a checkpoint where there is one.
+
+    Raises:
+        UserError: where the checkpoint's weights or counters do not fit the run.
+    """
+    try:
+        trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        begun = any(isinstance(c, Interrupts) and c.seconds_here for c in callbacks)
+        other = worker_failure(error) or isinstance(error, torch.OutOfMemoryError)
+        if resumed is None or begun or other:
+            raise
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise UserError(
+            f"resume={resumed} cannot be continued: its weights, optimizer or counters do not fit "
+            f"its config ({type(error).__name__}: {reason.rstrip(':.')})"
+        ) from None
 
 
 def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenoiser:

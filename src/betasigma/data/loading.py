@@ -17,6 +17,9 @@ from betasigma.errors import UserError
 Batch = dict[str, Any]
 """``image``, ``label`` (if there are classes), ``index``, ``step``, ``augment``."""
 
+WORKER_SECONDS = 50.0
+"""Seconds to wait for a batch from a worker, which decodes ahead."""
+
 
 @dataclass
 class Batches:
@@ -58,13 +61,34 @@ class Batches:
             num_workers=self.workers,
             collate_fn=_unchanged,
             pin_memory=self.pin,
+            timeout=WORKER_SECONDS,
             # otherwise PyTorch would advance the global one, which dropout uses
             generator=torch.Generator().manual_seed(0),
         )
-        for batch in loader:
+        batches = iter(loader)
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                raise worker_failure(error) or error from None
             if isinstance(batch, UserError):
                 raise batch
             yield batch
+
+
+def worker_failure(error: BaseException) -> UserError | None:
+    """What to say of an error that PyTorch raises, at any moment, where a worker is gone or silent;
+    ``None`` for another error.
+    """
+    if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader")):
+        return None
+    return UserError(
+        f"a worker process of the data has ended, or has read for {WORKER_SECONDS:g} s without a "
+        f"batch (a full /dev/shm, too little memory, a file that hangs): "
+        f"{str(error).splitlines()[0].rstrip('. ')}; data.workers=0 reads in the main process"
+    )
 
 
 @dataclass

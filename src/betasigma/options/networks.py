@@ -31,6 +31,10 @@ EvenWidth = Annotated[int, Field(ge=4, multiple_of=2)]
 """Half of it carries the sines of the noise level, half the cosines."""
 
 
+MOST_LEVELS = 16
+"""Resolutions of a network: each halves the image, and none has 65,536 pixels a side."""
+
+
 class NetworkOptions(ComponentOptions):
     """Options of a network; ``None`` for ``takes`` where only the class knows."""
 
@@ -135,7 +139,7 @@ class UNetOptions(NetworkOptions):
     rectangular = True
 
     channels: EvenWidth = option(128, "width at full resolution")
-    multipliers: Annotated[list[Count], Field(min_length=1)] = option(
+    multipliers: Annotated[list[Count], Field(min_length=1, max_length=MOST_LEVELS)] = option(
         [1, 2, 2, 2], "width at each resolution, in units of channels; each halves the image"
     )
     blocks: Count = option(2, "residual blocks at each resolution")
@@ -205,7 +209,7 @@ class RefineNetOptions(NetworkOptions):
     takes = "images"
 
     channels: Count = option(128, "width at full resolution")
-    multipliers: Annotated[list[Count], Field(min_length=3)] = option(
+    multipliers: Annotated[list[Count], Field(min_length=3, max_length=MOST_LEVELS)] = option(
         [1, 2, 2, 2],
         "width of each stage, in units of channels; the last two dilate, those between the first "
         "and them halve the image",
@@ -233,7 +237,7 @@ class NCSNppOptions(NetworkOptions):
     takes = "images"
 
     channels: EvenWidth = option(128, "width at full resolution")
-    multipliers: Annotated[list[Count], Field(min_length=1)] = option(
+    multipliers: Annotated[list[Count], Field(min_length=1, max_length=MOST_LEVELS)] = option(
         [1, 2, 2, 2], "width at each resolution, in units of channels; each halves the image"
     )
     blocks: Count = option(4, "residual blocks at each resolution")

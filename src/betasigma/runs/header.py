@@ -8,8 +8,10 @@ damaged or foreign file, and finds the run to continue, in milliseconds.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import pickletools
+import re
 import warnings
 import zipfile
 import zlib
@@ -155,6 +157,8 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
             state = path.stat()
             record = _checked_record(path, (state.st_mtime_ns, state.st_size, state.st_ino))
             header = json.loads(record) if record is not None else None
+    except RecursionError:
+        raise UserError(f"{key}={path} has a header that is nested too deep") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError):
         raise UserError(
             f"{key}={path} is damaged or cut short; use another checkpoint of the run"
@@ -163,14 +167,45 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
         raise UserError(f"{key}={path} cannot be read: {error.strerror}") from None
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
         raise UserError(f"{key}={path} is not a checkpoint of betasigma")
+    if not _is_harmless(header):
+        raise UserError(
+            f"{key}={path} has a header that is nested too deep or holds control characters, which "
+            f"this package never writes"
+        )
     if header["format"] > FORMAT:
         raise UserError(
             f"{key}={path} has checkpoint format {header['format']}, written by betasigma "
             f"{header.get('version', '?')}; this version reads formats up to {FORMAT}: upgrade"
         )
-    if not all(isinstance(header.get(name), kind) for name, kind in FIELDS.items()):
+    fits = all(isinstance(header.get(name), kind) for name, kind in FIELDS.items())
+    if not (fits and _is_range(header["value_range"])):
         raise UserError(f"{key}={path} has a header that is not a betasigma checkpoint's")
     return header
+
+
+DEEPEST = 32
+"""Deepest nesting of a header; a config's is about six."""
+
+
+def _is_harmless(value: Any, depth: int = 0) -> bool:
+    """Whether plain containers are shallow and their text can be shown on a terminal."""
+    if depth > DEEPEST:
+        return False
+    if isinstance(value, dict):
+        return all(_is_harmless(part, depth + 1) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return all(_is_harmless(part, depth + 1) for part in value)
+    return not isinstance(value, str) or not CONTROL.search(value)
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that move a terminal's cursor or change its colours; tab and line feed are none."""
+
+
+def _is_range(value: list[Any]) -> bool:
+    """Whether a value range has a least and a greatest number."""
+    numbers = [v for v in value if isinstance(v, int | float) and math.isfinite(v)]
+    return len(value) == len(numbers) == 2 and numbers[0] < numbers[1]
 
 
 @lru_cache(maxsize=16)

@@ -56,6 +56,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"resume={path} cannot be continued: it has no {', '.join(missing)}; it can still "
                 f"be sampled and evaluated if it has weights"
             )
+        optimizers = contents["optimizer_states"]
+        if contents["global_step"] and not (
+            isinstance(optimizers, list)
+            and len(optimizers) == 1
+            and isinstance(optimizers[0], dict)
+            and optimizers[0].get("state")
+        ):
+            raise UserError(
+                f"resume={path} cannot be continued: it has no state of the optimizer, which would "
+                f"begin anew"
+            )
         return contents
 
 
@@ -79,12 +90,22 @@ class Checkpoints(StepCallback):
         super().__init__()
         self._folder, self._header, self._every, self._watch = folder, header, every, watch
         self._best = float("inf")
-        self._first = 0
+        self._first, self._restored = 0, 0
         self.saved = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._first = trainer.global_step
+        if self._first != self._restored:
+            raise UserError(
+                f"the checkpoint cannot be continued: it is of step {self._restored}, and its loop "
+                f"counts {self._first} steps"
+            )
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._restored = checkpoint[HEADER]["step"]
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best}

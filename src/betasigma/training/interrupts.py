@@ -120,9 +120,14 @@ class Interrupts(StepCallback):
         self._before, self._started, self._step_began = 0.0, 0.0, 0.0
 
     @property
+    def seconds_here(self) -> float:
+        """Seconds of training, validation and sampling in this start; 0 before the first step."""
+        return time.monotonic() - self._started if self._started else 0.0
+
+    @property
     def seconds(self) -> float:
-        """Seconds of training, validation and sampling in all starts of the run."""
-        return self._before + (time.monotonic() - self._started if self._started else 0.0)
+        """The same of all starts of the run."""
+        return self._before + self.seconds_here
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

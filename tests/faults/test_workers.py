@@ -1,0 +1,97 @@
+"""Worker processes that die or hang: a sentence, within a minute."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from launching import ROOT, TINY, launch
+from PIL import Image
+
+from betasigma.data import loading
+from betasigma.data.loading import WORKER_SECONDS
+from betasigma.training.progress import Metrics
+
+
+@pytest.fixture
+def words(here: Path) -> tuple[str, ...]:
+    """Training on files that a worker decodes."""
+    draw = np.random.default_rng(0)
+    for split in ("train", "test"):
+        (here / "images" / split).mkdir(parents=True)
+        for n in range(40):
+            pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(here / "images" / split / f"{n}.png")
+    place = ("data=image_folder", f"data.root={here / 'images'}", "data.image_size=16")
+    return (*TINY, *place, "data.in_memory=false", "data.workers=1", "steps=1000")
+
+
+def test_a_worker_that_is_killed(
+    here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Metrics.on_step
+
+    def kill(self: Metrics, trainer: Any, module: Any, step: int) -> None:
+        if step == 3:
+            for worker in multiprocessing.active_children():
+                assert worker.pid is not None
+                os.kill(worker.pid, signal.SIGKILL)
+        original(self, trainer, module, step)
+
+    monkeypatch.setattr(Metrics, "on_step", kill)
+    outcome = launch("train", *words)
+    assert outcome.status == 1
+    assert "a worker process of the data has ended" in outcome.err
+    assert "killed by signal" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_file_that_hangs(
+    here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file of a network drive does that is gone: reading it never ends."""
+    original = loading.collect
+
+    def collect(source: Any, micro_batch: Any) -> Any:
+        if micro_batch.step == 5 and multiprocessing.parent_process() is not None:
+            time.sleep(1000)
+        return original(source, micro_batch)
+
+    assert WORKER_SECONDS < 60
+    monkeypatch.setattr(loading, "collect", collect)
+    monkeypatch.setattr(loading, "WORKER_SECONDS", 3.0)
+    outcome = launch("train", *words)
+    assert outcome.status == 1
+    assert "has read for 3 s without a batch" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+@pytest.mark.slow
+def test_shared_memory_that_is_too_small(here: Path, words: tuple[str, ...]) -> None:
+    """/dev/shm in which one batch finds room, of this process alone."""
+    command = [sys.executable, str(ROOT / "train.py"), *words, "data.image_size=32"]
+    mount = 'mount -t tmpfs -o size=96k tmpfs /dev/shm && exec "$@"'
+    alone = ["unshare", "--mount", "sh", "-c", mount, "sh"]
+    if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no /dev/shm of our own can be mounted here (needs root)")
+    began = time.monotonic()
+    done = subprocess.run(
+        [*alone, *command],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout
+    assert "a worker process of the data has ended" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert time.monotonic() - began < 60 + WORKER_SECONDS
