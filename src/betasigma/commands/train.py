@@ -90,8 +90,11 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
         UserError: for bad input.
     """
     content: Config = check_run(config).content
-    with queued_again(start.directory), caught_signals():
-        return _train(content, start)
+    try:
+        with queued_again(start.directory), caught_signals():
+            return _train(content, start)
+    except RuntimeError as error:  # PyTorch tells of a dead worker wherever the process stands
+        raise worker_failure(error) or error from None
 
 
 def _train(content: Config, start: Start) -> FinishedRun:
@@ -145,8 +148,6 @@ def _train(content: Config, start: Start) -> FinishedRun:
             finish(trainer, module.average, start, content, display, meter, callbacks)
     except BaseException as stop:  # of which Ctrl-C is one
         _say_how_to_continue(display, start)
-        if failure := worker_failure(stop):
-            raise failure from None
         if isinstance(stop, SIGTERMException):  # Lightning's, of several processes: status 0
             raise Stopped(signal.SIGTERM) from None
         if isinstance(stop, SystemExit) and isinstance(stop.__context__, KeyboardInterrupt):
