@@ -64,7 +64,7 @@ def test_paths_between_seeds_and_between_images(here: Path, ddpm_run: Path) -> N
     assert arrays["images"].shape == (1, 4, 1, 8, 8)
     assert (told["seeds"], told["columns"]) == ([3, 8], ["0%", "33%", "67%", "100%"])
     denoiser, _ = betasigma.load(ddpm_run)
-    ends = decode(denoiser, torch.from_numpy(arrays["latents"])).x.clamp(-1, 1)
+    ends = decode(denoiser, torch.from_numpy(arrays["latents"])[0]).x.clamp(-1, 1)
     found = arrays["images"][0, [0, 3]].astype(float) / 127.5 - 1
     assert np.abs(found - ends.numpy()).max() < 2 / 127.5
 

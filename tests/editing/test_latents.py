@@ -131,6 +131,21 @@ def test_a_path_begins_and_ends_at_its_images(schedule: NoiseSchedule, gaussian:
     assert 0 < found.errors["images and the ends of their paths"] < 1e-3
 
 
+def test_a_path_has_one_label(schedule: NoiseSchedule) -> None:
+    """It comes back to both its images, though they may be of two classes."""
+    means = np.array([[[[-0.5, 0.5]]], [[[0.4, 0.1]]]])
+    covariances = np.array([0.05 * np.eye(2), 0.3 * np.eye(2)])
+    oracle = GaussianMixture(np.ones(2), means, covariances, schedule, labelled=True)
+    images = torch.tensor(means).float()
+    for labels in (torch.tensor([0, 1]), torch.tensor([1, 0])):
+        request = Request(oracle, Ancestral(), images, y=labels)
+        found = Interpolation(frames=2).apply(request)
+        torch.testing.assert_close(found.x[0], images, atol=1e-3, rtol=0)
+        assert found.latents is not None
+        latents = encode(oracle, images, labels[:1].repeat(2)).x
+        torch.testing.assert_close(found.latents[0], latents, atol=1e-3, rtol=0)
+
+
 def test_a_path_between_seeds_is_between_their_samples(gaussian: Callable) -> None:
     from betasigma.samplers import AdaptiveODE
 

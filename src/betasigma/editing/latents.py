@@ -143,19 +143,6 @@ def interpolate(
     return Followed(end.reshape(points.shape), nfe)
 
 
-def _encoded(request: Request, tolerance: float, labels: Tensor | None) -> tuple[Tensor, int]:
-    """Latents of the request's images, on the CPU, and network evaluations."""
-    images = request.given
-
-    def part(rows: slice) -> tuple[Tensor, int]:
-        y = None if labels is None else labels[rows].to(images.device)
-        found = encode(request.denoiser, images[rows], y, tolerance)
-        return found.x.float().cpu(), found.nfe
-
-    latents, nfe, _ = in_batches(part, len(images), request.batch_size, images.shape[1:])
-    return latents, nfe
-
-
 @dataclass(frozen=True)
 class Inversion(Edit):
     """Image → latent → image, with the distance between the two images.
@@ -171,22 +158,23 @@ class Inversion(Edit):
         InversionOptions.check(tolerance=self.tolerance)
 
     def apply(self, request: Request) -> Edited:
-        images = request.given
-        latents, there = _encoded(request, self.tolerance, request.y)
+        images, latents = request.given, list[Tensor]()
 
         def part(rows: slice) -> tuple[Tensor, int]:
-            latent = latents[rows].to(images.device)
-            found = decode(request.denoiser, latent, request.labels(rows), self.tolerance)
-            return found.x.float().cpu(), found.nfe
+            y = request.labels(rows)
+            latent, there = encode(request.denoiser, images[rows], y, self.tolerance)
+            found, back = decode(request.denoiser, latent, y, self.tolerance)
+            latents.append(latent.float().cpu())
+            return found.float().cpu(), there + back
 
         back, nfe, _ = in_batches(part, len(images), request.batch_size, images.shape[1:])
         error = rms(images.cpu(), back, request.denoiser.value_range)
         return Edited(
             beside([images], back[:, None]),
             ["image", "image of its latent"],
-            there + nfe,
+            nfe,
             {"image and image of its latent": error},
-            latents,
+            torch.cat(latents),
         )
 
 
@@ -209,47 +197,51 @@ class Interpolation(Edit):
         InterpolationOptions.check(frames=self.frames, tolerance=self.tolerance)
 
     def apply(self, request: Request) -> Edited:
-        """Rows are paths, columns their frames.
+        """Rows are paths, columns their frames. A path has the label of what it begins at.
 
         Raises:
             UserError: for fewer than two images or seeds, or a model of one noise level.
         """
-        denoiser, device = request.denoiser, request.denoiser.device
-        given = len(request.seeds) if request.images is None else len(request.images)
+        denoiser, images = request.denoiser, request.images
+        given = len(request.seeds) if images is None else len(images)
         check_ends(given)
-        there = 0
-        if request.images is None:
-            latents = torch.cat([_drawn(request, seed) for seed in request.seeds])
-        else:
-            # the label of a path is that of the image it begins at
-            latents, there = _encoded(request, self.tolerance, request.y)
         shares = torch.linspace(0, 1, self.frames, dtype=torch.float64).tolist()
-        shape = (self.frames, *denoiser.sample_shape)
+        ends: list[Tensor] = []
 
         def part(rows: slice) -> tuple[Tensor, int]:
-            a, b = latents[rows].to(device), latents[rows.start + 1 : rows.stop + 1].to(device)
-            found = interpolate(denoiser, a, b, shares, request.labels(rows), self.tolerance)
-            return found.x.float().cpu(), found.nfe
+            y, after = request.labels(rows), slice(rows.start + 1, rows.stop + 1)
+            if images is None:
+                a, b = (_drawn(request, request.seeds[which]) for which in (rows, after))
+                there = 0
+            else:
+                both = torch.cat([images[rows], images[after]]).to(denoiser.device)
+                labels = None if y is None else torch.cat([y, y])
+                latents, there = encode(denoiser, both, labels, self.tolerance)
+                a, b = latents.chunk(2)
+            found = interpolate(denoiser, a, b, shares, y, self.tolerance)
+            ends.append(torch.stack([a, b], dim=1).float().cpu())
+            return found.x.float().cpu(), there + found.nfe
 
         paths = max(1, request.batch_size // self.frames)
+        shape = (self.frames, *denoiser.sample_shape)
         x, nfe, _ = in_batches(part, given - 1, paths, shape)
         errors = {}
-        if request.images is not None:
-            ends = torch.cat([x[:, 0], x[-1:, -1]])
-            error = rms(request.images.cpu(), ends, denoiser.value_range)
+        if images is not None:
+            wanted = torch.stack([images[:-1], images[1:]], dim=1).cpu()
+            error = rms(wanted, x[:, [0, -1]], denoiser.value_range)
             errors["images and the ends of their paths"] = error
-        return Edited(x, [f"{share:.0%}" for share in shares], there + nfe, errors, latents)
+        columns = [f"{share:.0%}" for share in shares]
+        return Edited(x, columns, nfe, errors, torch.cat(ends))
 
 
-def _drawn(request: Request, seed: int) -> Tensor:
-    """A latent by the random numbers of sample 0 of a seed, on the CPU: from the Gaussian with the
-    moments of q(x_1), where the model knows them.
+def _drawn(request: Request, seeds: Sequence[int]) -> Tensor:
+    """Latents by the random numbers of sample 0 of each seed: from the Gaussian with the moments of
+    q(x_1), where the model knows them.
     """
     denoiser = request.denoiser
     schedule, moments = denoiser.schedule, denoiser.moments
-    noise = Stream("sample", seed, indices=[0], device=denoiser.device).normal(
-        denoiser.sample_shape
-    )
+    streams = [Stream("sample", seed, indices=[0], device=denoiser.device) for seed in seeds]
+    noise = torch.cat([stream.normal(denoiser.sample_shape) for stream in streams])
     if moments is None:
-        return GaussianPrior.standard(schedule).draw(noise).cpu()
-    return GaussianPrior.matched(schedule, moments).draw(noise).cpu()
+        return GaussianPrior.standard(schedule).draw(noise)
+    return GaussianPrior.matched(schedule, moments).draw(noise)

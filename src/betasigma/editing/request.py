@@ -62,8 +62,8 @@ class Edited:
         nfe: network evaluations that each result took, at most.
         errors: distances that tell how exact the edit is, by what they are between: root mean
             squares in units of the value range.
-        latents: of the images or seeds, float32 ``(n, *sample_shape)`` on the CPU; ``None`` where
-            none were found.
+        latents: of the images, ``(rows, *sample_shape)``, or of both ends of each path,
+            ``(rows, 2, *sample_shape)``; float32 on the CPU, ``None`` where none were found.
         note: what a user should know of the result; ``""`` for nothing.
     """
 
