@@ -96,6 +96,10 @@ def test_diffusers_draws_the_same(run: Path, tmp_path: Path) -> None:
     *_, last = ours
     assert last.std() > 0.1
     assert (theirs - (last / 2 + 0.5).clamp(0, 1)).abs().max() < CLOSE
+    # and it is read again
+    again, _ = betasigma.load(tmp_path / "pipeline")
+    x0 = denoiser(draws[0], 0.5).x0
+    assert (again(draws[0], 0.5).x0 - x0).abs().max() < CLOSE * x0.abs().max()
 
 
 def test_safetensors_are_loaded_as_the_run_is(run: Path, tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def _betas(schedule: VariancePreserving) -> Json:
     betas = 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
     even = np.linspace(betas[0], betas[-1], len(betas))
     if np.allclose(betas, even, rtol=1e-9, atol=0):
-        first, last = (float(f"{end:.12g}") for end in (betas[0], betas[-1]))
+        first, last = (float(f"{end:.9g}") for end in (betas[0], betas[-1]))
         return {"beta_schedule": "linear", "beta_start": first, "beta_end": last}
     return {"trained_betas": betas.tolist()}
 

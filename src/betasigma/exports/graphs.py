@@ -7,6 +7,7 @@ it needs α and σ of the levels besides, which are written beside it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def write_onnx(denoiser: Denoiser, path: Path) -> float | None:
     needed("onnx", "onnxscript")
     program = _exported(denoiser, "onnx")
     inputs = example(denoiser)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of what it leaves as it is
     converted = torch.onnx.export(
         program,
         tuple(inputs.values()),
