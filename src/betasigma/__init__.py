@@ -21,9 +21,12 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.denoiser import Guided as Guided
     from betasigma.denoiser import Prediction as Prediction
     from betasigma.evaluation.evaluator import Evaluator as Evaluator
+    from betasigma.evaluation.features import DINOv2 as DINOv2
     from betasigma.evaluation.features import EfficientNetLite0 as EfficientNetLite0
     from betasigma.evaluation.features import FeatureExtractor as FeatureExtractor
     from betasigma.evaluation.features import InceptionV3 as InceptionV3
+    from betasigma.evaluation.metrics import Coverage as Coverage
+    from betasigma.evaluation.metrics import Density as Density
     from betasigma.evaluation.metrics import FrechetDistance as FrechetDistance
     from betasigma.evaluation.metrics import InceptionScore as InceptionScore
     from betasigma.evaluation.metrics import KernelDistance as KernelDistance
@@ -64,9 +67,12 @@ _HOMES = {
     "Guided": "denoiser",
     "Prediction": "denoiser",
     "Evaluator": "evaluation.evaluator",
+    "DINOv2": "evaluation.features",
     "EfficientNetLite0": "evaluation.features",
     "FeatureExtractor": "evaluation.features",
     "InceptionV3": "evaluation.features",
+    "Coverage": "evaluation.metrics",
+    "Density": "evaluation.metrics",
     "FrechetDistance": "evaluation.metrics",
     "InceptionScore": "evaluation.metrics",
     "KernelDistance": "evaluation.metrics",

@@ -197,7 +197,7 @@ def test_exact_trace_in_many_dimensions_is_refused_with_its_cost() -> None:
     oracle = GaussianMixture([1.0], np.zeros((1, 300)), np.eye(300)[None], geometric(1, 1.0, 0.1))
     model = Bent(oracle, 0.0, 0.0)
     x0 = torch.zeros(2, 300, dtype=torch.float64)
-    with pytest.raises(UserError, match=r"300 dimensions.*sliced or denoising"):
+    with pytest.raises(UserError, match=r"300 dimensions.*sliced_vr or denoising"):
         ImplicitScoreMatching().loss(model, x0, None, Stream("x", indices=range(2)))  # type: ignore[arg-type]
 
 

@@ -244,6 +244,8 @@ class Blocks(FeatureExtractor):
         (metrics.InceptionScore, {"ordered": True}),
         (metrics.Precision, {"best": 1.0}),
         (metrics.Recall, {"best": 1.0}),
+        (metrics.Density, {}),
+        (metrics.Coverage, {"best": 1.0}),
     ],
 )
 def test_metrics(kind: Any, options: dict[str, Any]) -> None:
@@ -330,7 +332,7 @@ def test_nothing_that_a_config_names_is_left_out(group: str, checked: set[Any]) 
 
 def test_no_metric_is_left_out() -> None:
     checked = {"FrechetDistance", "KernelDistance", "InceptionScore"}
-    checked |= {"Precision", "Recall", "NeighbourRatio"}
+    checked |= {"Precision", "Recall", "Density", "Coverage", "NeighbourRatio"}
     assert {known.target.rpartition(".")[2] for known in NAMED_METRICS.values()} == checked
 
 
