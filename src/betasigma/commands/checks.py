@@ -91,9 +91,51 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     if content["resume"] is None and not options.unresolved:
         _check_initial(content, facts)
     _check_steps(options.sampler, options.schedule.level_count, overrides)
+    _refuse_without_effect(content, overrides)
     if content["resume"] is not None:
         check_steps_left(Path(content["resume"]), content)
     return directory
+
+
+EFFECT: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
+    "objective.gamma": (
+        lambda content: content["objective"].get("weighting", "min_snr") == "min_snr",
+        "objective.weighting=min_snr",
+    ),
+    "sampler.rho": (
+        lambda content: content["sampler"].get("grid", "karras") == "karras",
+        "sampler.grid=karras",
+    ),
+    "sampler.s_noise": (
+        lambda content: content["sampler"].get("s_churn", 1) > 0,
+        "sampler.s_churn above 0",
+    ),
+    "sampler.snr": (
+        lambda content: content["sampler"].get("corrector_steps", 1) > 0,
+        "sampler.corrector_steps above 0",
+    ),
+    "network.heads": (
+        lambda content: content["network"].get("attention") != [],
+        "network.attention with a resolution",
+    ),
+}
+"""Keys that have an effect under a condition on the config, and what meets it. A class that lacks
+what the condition asks about may use the key as it likes."""
+
+
+def _refuse_without_effect(content: dict[str, Any], overrides: list[str]) -> None:
+    """Refuse keys that were typed and have no effect, with what would give them one."""
+    for override in overrides:
+        has_effect, needs = EFFECT.get(override.lstrip("+").partition("=")[0], (None, ""))
+        if has_effect is not None and not has_effect(content):
+            raise UserError(f"{override} has no effect without {needs}: leave it out, or give that")
+    cluster = content["cluster"]
+    idle = [key for key in cluster if key != "name"]
+    if cluster.get("name") == "none" and idle:
+        raise UserError(
+            f"cluster.{idle[0]}={cluster[idle[0]]} has no effect without cluster=slurm, and the "
+            f"run would be on this machine: give cluster=slurm, or leave it out"
+        )
 
 
 def _find_initial(config: DictConfig) -> None:
