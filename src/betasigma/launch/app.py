@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import wraps
 from io import StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -326,9 +326,14 @@ def is_refusal(error: Exception) -> bool:
     """Whether an error is about bad input. Any other error is a bug."""
     if isinstance(error, UserError | HydraException | OmegaConfBaseException):
         return True
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    if _is_of_the_disk(error):
         return True
     return isinstance(error, ValueError) and str(error).startswith("Config group override")
+
+
+def _is_of_the_disk(error: Exception) -> TypeGuard[OSError]:
+    """Whether the disk is full, read-only or gone. (Hydra's missing configs are OSErrors too.)"""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
 
 
 def fail(error: Exception, configs: Configs) -> None:
@@ -341,7 +346,7 @@ def sentence(error: Exception, configs: Configs) -> str:
     """Return what is wrong, in one sentence."""
     from betasigma.launch.explain import explain
 
-    if isinstance(error, OSError):
+    if _is_of_the_disk(error):
         return f"{error.filename or 'a file'} cannot be written: {error.strerror}"
     cause = error
     while not isinstance(cause, UserError) and isinstance(cause.__cause__, Exception):
