@@ -20,7 +20,13 @@ from launching import ROOT
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
-from betasigma.commands.assemble import make_data, make_denoiser, make_module, make_sampler
+from betasigma.commands.assemble import (
+    make_data,
+    make_denoiser,
+    make_module,
+    make_sampler,
+    make_schedule,
+)
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.data import catalog, facts
@@ -102,6 +108,19 @@ def draw(denoiser: Denoiser, node: dict[str, Any]) -> None:
     assert samples.nfe >= 1
 
 
+def images_of(data: str, folder: Path) -> tuple[str, ...]:
+    """Where a data set is that needs to be somewhere."""
+    if data != "array":
+        return ()
+    np.save(folder / "images.npy", np.zeros((4, 32, 32, 3), np.uint8))
+    return (f"data.root={folder}/images.npy",)
+
+
+def sampler_of(name: str) -> tuple[str, ...]:
+    """A sampler that fits ten levels too."""
+    return (f"sampler={name}", *(["sampler.steps=5"] if name == "ddim50" else []))
+
+
 @pytest.mark.parametrize(
     ("group", "name"),
     [(group, name) for group in ("experiment", "bridge") for name in files(group)],
@@ -138,10 +157,10 @@ def leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("group", ["experiment", "model", "data", "bridge"])
-def test_what_a_file_says_holds(group: str) -> None:
+def test_what_a_file_says_holds(group: str, tmp_path: Path) -> None:
     """Nothing that is composed after it takes it back."""
     for name in files(group):
-        content = OmegaConf.create(config(f"{group}='{name}'"))
+        content = OmegaConf.create(config(f"{group}='{name}'", *images_of(name, tmp_path)))
         for key, value in leaves(yaml.safe_load((CONF / group / f"{name}.yaml").read_text())):
             if "${" not in str(value):
                 assert OmegaConf.select(content, key) == value, f"{group}={name}: {key}"
@@ -156,8 +175,6 @@ PUBLISHED = {
         "training.clip": 1.0,
         "ema.decay": 0.9999,
         "network.dropout": 0.1,
-        "beta.start": 1e-4,
-        "beta.end": 0.02,
         "beta.steps": 1000,
         "sampler._target_": "betasigma.samplers.Ancestral",
         "sampler.variance": "beta",
@@ -245,6 +262,16 @@ def test_the_papers_numbers(name: str) -> None:
         assert found == (pytest.approx(value) if isinstance(value, float) else value), key
 
 
+def test_ddpm_s_beta_rises_from_1e_4_to_0_02() -> None:
+    alpha_bar = (
+        make_schedule(config("experiment=ddpm_cifar10")["schedule"])
+        .alpha(torch.tensor([1, 999, 1000], dtype=torch.float64) / 1000)
+        .square()
+    )
+    assert float(1 - alpha_bar[0]) == pytest.approx(1e-4)
+    assert float(1 - alpha_bar[2] / alpha_bar[1]) == pytest.approx(0.02)
+
+
 @pytest.mark.parametrize(
     ("name", "millions"),
     [
@@ -266,7 +293,7 @@ def test_networks_have_the_published_sizes(name: str, millions: float) -> None:
 @pytest.mark.parametrize("model", [name for name in files("model") if name != "oracle"])
 def test_every_model_takes_every_schedule_and_sampler(model: str) -> None:
     tiny = (*NARROW, "network.multipliers=[1]", "network.attention=[]", "network.blocks=1")
-    own = [config(f"model={model}", f"sampler={name}", *tiny) for name in files("sampler")]
+    own = [config(f"model={model}", *sampler_of(name), *tiny) for name in files("sampler")]
     for schedule in files("schedule"):
         denoiser = train_a_step(config(f"model={model}", f"schedule={schedule}", *tiny))[0]
         for content in own:
@@ -297,7 +324,8 @@ def test_every_weighting_trains(weighting: str) -> None:
 @pytest.mark.parametrize("network", ["mlp", "mlp_energy"])
 def test_every_objective_trains_both_families(objective: str, network: str) -> None:
     chosen = (f"objective={objective}", "data=mixture", f"network={network}", "network.width=8")
-    for model in (("model=ddpm",), ("model=ncsn", "sigma.levels=1", "sigma.max=0.005")):
+    levels = 2 if objective == "likelihood" else 1  # its weight is a slope
+    for model in (("model=ddpm",), ("model=ncsn", f"sigma.levels={levels}", "sigma.max=0.05")):
         content = config(*chosen, *model, "batch_size=2")
         draw(train_a_step(content)[0], content["sampler"])
 
@@ -312,7 +340,7 @@ def test_a_model_with_a_learned_variance_takes_every_sampler(model: str, data: s
     denoiser = train_a_step(learned)[0]
     draw(denoiser, learned["sampler"])
     for name in files("sampler"):
-        draw(denoiser, config(*chosen, f"sampler={name}")["sampler"])
+        draw(denoiser, config(*chosen, *sampler_of(name))["sampler"])
 
 
 def test_a_u_net_with_attention_can_be_differentiated_twice() -> None:
@@ -323,9 +351,9 @@ def test_a_u_net_with_attention_can_be_differentiated_twice() -> None:
 @pytest.mark.parametrize("data", files("data"))
 def test_every_data_set_has_a_network(data: str, tmp_path: Path) -> None:
     width = "width" if data == "mixture" else "channels"
-    np.save(tmp_path / "images.npy", np.zeros((4, 32, 32, 3), np.uint8))
-    where = (f"data.root={tmp_path}/images.npy",) if data == "array" else ()
-    content = config(f"data={data}", *where, f"network.{width}=8", "batch_size=2")
+    content = config(
+        f"data={data}", *images_of(data, tmp_path), f"network.{width}=8", "batch_size=2"
+    )
     train_a_step(content)
 
 
