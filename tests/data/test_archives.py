@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import tracemalloc
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import torch
 
 from betasigma.data import sources
 from betasigma.data.datamodule import ImageDataModule
+from betasigma.data.file_tree import Files
 from betasigma.data.listing import Listing, list_folder
 from betasigma.errors import UserError
 
@@ -135,6 +137,22 @@ def test_a_file_that_unpacks_to_more_than_an_image_is_not_unpacked(images: Path)
         sources.load("image_folder", archive, "train", 8, max_pixels=1000, layout="flat")
 
 
+def test_a_file_that_understates_its_size_is_not_unpacked(images: Path) -> None:
+    size = 200_000_000
+    (images / "a" / "bomb.png").write_bytes(bytes(size))
+    archive = zipped(images, images.parent / "images.zip")
+    (images / "a" / "bomb.png").unlink()
+    content = archive.read_bytes().replace(size.to_bytes(4, "little"), (1000).to_bytes(4, "little"))
+    archive.write_bytes(content)
+    files = Files(archive)
+    tracemalloc.start()
+    with pytest.raises(zipfile.BadZipFile):
+        files.read("a/bomb.png", 10**6)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < size / 20
+
+
 def test_an_archive_with_a_password(images: Path) -> None:
     archive = zipped(images, images.parent / "images.zip")
     content = bytearray(archive.read_bytes())
@@ -219,6 +237,8 @@ def test_other_forms_of_json(images: Path) -> None:
         ("a.json", "[" * 100_000, "is no JSON that can be read"),
         ("a.json", "3", "gives no labels"),
         ("a.json", '{"labels": [["a/00.png", [0.5, 1]]]}', r"the label \[0.5, 1\]: a label is an"),
+        ("a.json", "{}", "gives no labels: it names no image"),
+        ("a.csv", "file,label\n", "gives no labels: it names no image"),
         ("a.json", '{"a/00.png": true}', "the label True"),
         ("a.json", '{"a/00.png": -1}', "labels from -1 to -1"),
         ("a.json", '{"a/00.png": 1000000000}', "labels from 1000000000 to"),

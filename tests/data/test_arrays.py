@@ -170,7 +170,8 @@ def test_more_than_the_machine_holds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1000, 8, 8), np.uint8))
     np.save(tmp_path / "a.npy", np.zeros((1000, 8, 8), np.uint8))
     monkeypatch.setattr("os.sysconf", lambda name: 100)
-    for name in ("a.npz", "a.npy"):
+    (tmp_path / "b.npy").write_bytes((tmp_path / "a.npz").read_bytes())
+    for name in ("a.npz", "a.npy", "b.npy"):
         with pytest.raises(UserError, match="this machine holds 10,000: bring them as image files"):
             open_array(tmp_path / name)
     with zipfile.ZipFile(tmp_path / "a.npz") as archive:
@@ -183,7 +184,9 @@ def test_more_than_the_machine_holds(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"pictures": BYTES}, "has pictures; images must be under one of images, image, x, arr_0"),
         ({"images": BYTES, "labels": LABELS[:5]}, r"labels of shape \(5,\) .* do not fit 40"),
         ({"images": BYTES, "labels": LABELS / 2}, "float64 do not fit 40 images"),
-        ({"images": BYTES, "labels": LABELS - 1}, "labels from -1; they are integers from 0"),
+        ({"images": BYTES, "labels": LABELS - 1}, "labels from -1 to 1; they are integers from 0"),
+        ({"images": BYTES, "labels": LABELS + 10**6}, "to 1000002; they are integers from 0 to"),
+        ({"images": np.uint8(3)}, "has images; images must be under one of images"),
         ({"x_train": BYTES, "x_test": BYTES[:, :4]}, "splits that do not go together"),
         ({"x_train": BYTES, "y_train": LABELS, "x_test": BYTES}, "splits that do not go together"),
         ({"images": np.zeros((2, 2, 2, 2, 2), np.uint8)}, "has an array of shape"),

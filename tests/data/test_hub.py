@@ -104,6 +104,13 @@ def test_labels_that_are_names_or_numbers(tmp_path: Path) -> None:
         assert open_table(str(tmp_path / "a.parquet"), None, download=False).classes == classes
 
 
+def test_labels_that_would_make_a_billion_classes(tmp_path: Path) -> None:
+    rows_of = {"img": [picture(i) for i in range(2)], "label": [0, 10**9]}
+    datasets.Dataset.from_dict(rows_of).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="labels like 1000000000; labels are integers from 0 to"):
+        assert open_table(str(tmp_path / "a.parquet"), None, download=False).classes
+
+
 def test_columns_that_can_be_read_in_two_ways(tmp_path: Path) -> None:
     labels = datasets.ClassLabel(names=["a", "b"])
     features = {"img": datasets.Image(), "fine": labels, "coarse": labels}

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 
 from betasigma.data.file_tree import LeftOut
+from betasigma.data.labels import MOST_CLASSES
 from betasigma.data.listing import split_of
 from betasigma.errors import UserError
 from betasigma.options.composition import DataFacts, numbered
@@ -165,7 +166,7 @@ def read_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
         UserError: if it cannot be read, or would not fit in memory.
     """
     try:
-        if path.suffix.lower() == ".npz":
+        if is_zipfile(path.expanduser()):  # whatever its ending says
             with ZipFile(path.expanduser()) as archive:
                 _check_size(sum(info.file_size for info in archive.infolist()), key)
         found = np.load(path.expanduser(), mmap_mode="c", allow_pickle=False)
@@ -209,7 +210,7 @@ def _parts(
     found = {}
     for split, own_arrays in by_split.items():
         images, labels = images_and_labels(own_arrays)
-        if images is not None:
+        if images is not None and images.ndim:
             column = labels is not None and labels.shape == (len(images), 1)
             found[split] = images, labels[:, 0] if labels is not None and column else labels
     if "whole" in found:
@@ -247,8 +248,11 @@ def _check_labels(labels: np.ndarray | None, images: np.ndarray, key: str) -> No
             f"{key}: labels of shape {labels.shape} and {labels.dtype} do not fit {len(images)} "
             f"images; there must be an integer from 0 for each"
         )
-    if labels.size and int(labels.min()) < 0:
-        raise UserError(f"{key}: labels from {labels.min()}; they are integers from 0")
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
+        raise UserError(
+            f"{key}: labels from {labels.min()} to {labels.max()}; they are integers from 0 to "
+            f"{MOST_CLASSES - 1}"
+        )
 
 
 def channels_last(shape: Sequence[int], axes: Axes | None, key: str) -> bool:

@@ -169,7 +169,8 @@ class _Archive:
         size = archive.getinfo(name).file_size
         if size > most:
             raise ValueError(f"it has {size:,} bytes when unpacked")
-        return archive.read(name)
+        with archive.open(name) as file:  # read() would unpack what a false size hides
+            return file.read(size + 1)
 
     def has(self, name: str) -> bool:
         return name in self._opened().NameToInfo

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from betasigma.data.file_tree import LeftOut, printable
+from betasigma.data.labels import MOST_CLASSES
 from betasigma.data.listing import ListedSplit, hold_out, split_of
 from betasigma.errors import UserError
 from betasigma.options.composition import numbered
@@ -59,13 +60,15 @@ class HubTable:
         if names is not None:
             return tuple(map(printable, names))
         values = {value for part in self.parts.values() for value in part.unique(self.label)}
-        if all(isinstance(value, int) for value in values) and min(values) >= 0:
+        numbers = all(isinstance(value, int) for value in values)
+        if numbers and 0 <= min(values) <= max(values) < MOST_CLASSES:
             return numbered(max(values) + 1)
         if all(isinstance(value, str) for value in values):
             return tuple(sorted(map(printable, values)))
         raise UserError(
             f"data.root={self.root} has a column {self.label} of labels like "
-            f"{next(iter(values))!r}; labels are integers from 0, or names"
+            f"{max(values) if numbers else next(iter(values))!r}; labels are integers from 0 to "
+            f"{MOST_CLASSES - 1}, or names"
         )
 
     def split(self, split: Split) -> ListedSplit:

@@ -187,6 +187,8 @@ def _labels(rows: list[Row], source: str, key: str) -> Labels:
 
 
 def _numbered(labels: Mapping[str, int | str], key: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    if not labels:
+        raise UserError(f"{key} gives no labels: it names no image")
     if all(isinstance(label, int) or label.strip().isdecimal() for label in labels.values()):
         numbers = {name: int(label) for name, label in labels.items()}
         if not 0 <= min(numbers.values()) <= max(numbers.values()) < MOST_CLASSES:
