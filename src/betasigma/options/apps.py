@@ -216,9 +216,8 @@ class Sample(OfARun):
     def _written(self) -> Self:
         for key in ("indices", "seeds"):
             value = getattr(self, key)
-            found = range(1) if value is None else _listed(value)
-            twice = isinstance(found, list) and len(set(found)) < len(found)
-            if twice or not 0 < len(found) <= MOST:
+            twice = isinstance(value, list) and len(set(value)) < len(value)
+            if twice or not 0 < _count(value) <= MOST:
                 raise ValueError(
                     f"{key}={value} must name at least one, at most {MOST:,}, and none twice"
                 )
@@ -381,12 +380,27 @@ class Compare(Options):
     )
 
 
+def _count(numbers: list[int] | str | None) -> int:
+    """How many numbers a list or a range names, 1 for none; a range may name more than ``len`` can
+    say.
+    """
+    if isinstance(numbers, str):
+        first, last = _ends(numbers)
+        return last + 1 - first
+    return 1 if numbers is None else len(numbers)
+
+
 def _listed(numbers: list[int] | str) -> Sequence[int]:
     """The numbers of a list, or of a range with both its ends."""
     if isinstance(numbers, list):
         return numbers
+    first, last = _ends(numbers)
+    return range(first, last + 1)
+
+
+def _ends(numbers: str) -> tuple[int, int]:
     first, _, last = numbers.partition("-")
-    return range(int(first), int(last) + 1)
+    return int(first), int(last)
 
 
 TOP_LEVEL: dict[str, type[Options]] = {

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from betasigma.options.composition import Composition
 
 Count = Annotated[int, Field(ge=1)]
-Index = Annotated[int, Field(ge=0)]
+Index = Annotated[int, Field(ge=0, lt=2**63)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
