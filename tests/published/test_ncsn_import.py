@@ -202,7 +202,7 @@ def test_a_network_of_ours_in_their_file(
         ({"begin_conv.weight": torch.zeros(3, 3, 3, 3)}, "multiples of the first convolution's 3"),
         ({"res6.0.conv1.weight": torch.zeros(2)}, "res6.0.conv1.weight first"),
         ({"end_conv.bias": torch.full((3,), torch.nan)}, "not finite: leave.bias"),
-        ({"res1.0.normalize1.alpha": torch.zeros(3, 3)}, "shapes that ncsnv2 does not write"),
+        ({"res1.0.normalize1.alpha": torch.zeros(3, 3)}, "settings that ncsnv2 does not write"),
         ({"end_conv.bias": torch.zeros(4)}, r"leave.bias has shape \(4,\) in the file"),
         ({"end_conv.bias": torch.zeros(3, dtype=torch.int64)}, "of torch.int64"),
     ],

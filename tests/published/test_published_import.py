@@ -18,11 +18,14 @@ from record import CASES, RECORDED, probes
 from safetensors.torch import save_file
 
 import betasigma
-from betasigma.commands.import_model import read_published
+from betasigma.commands.config import saved_header
+from betasigma.commands.import_model import imported_run, read_published
 from betasigma.commands.load import Loaded
 from betasigma.denoiser import Denoiser
+from betasigma.display import Display
 from betasigma.errors import UserError
 from betasigma.options.apps import Import
+from betasigma.published import FORMATS
 from betasigma.runs.header import read_header
 
 
@@ -281,7 +284,12 @@ ENTRY, BIAS = "input_blocks.0.0.weight", "input_blocks.0.0.bias"
         ({BIAS: torch.full((32,), torch.nan)}, {}, "weights that are not finite: enter.bias"),
         ({BIAS: torch.zeros(32).long()}, {}, "has input_blocks.0.0.bias of torch.int64"),
         ({BIAS: torch.zeros(32).to_sparse()}, {}, "weights must be dense"),
-        ({BIAS: torch.zeros(1).expand(10**12)}, {}, "which is larger than the file"),
+        ({BIAS: torch.zeros(1).expand(10**12)}, {}, "are larger than the file"),
+        (
+            {f"{i}.weight": weight for i, weight in enumerate([torch.zeros(10**5)] * 1000)},
+            {},
+            "are larger than the file",
+        ),
         ({BIAS: torch.zeros(31)}, {}, "enter.bias has shape (31,) in the file, and (32,)"),
         ({BIAS: None}, {}, "enter.bias has shape nothing in the file"),
         ({"more.weight": torch.zeros(1)}, {}, "1 tensors that its settings have no place for"),
@@ -342,6 +350,8 @@ def test_flags_are_taken_as_their_scripts_take_them(
         ({"block_out_channels": [10**9, 10**9]}, "which no tensor in it fits"),
         ({"layers_per_block": 10**9}, "has no down_blocks"),
         ({"out_channels": 2}, "has out_channels=2 in config.json"),
+        ({"block_out_channels": None}, "has tensors or settings that diffusers does not write"),
+        ({"layers_per_block": {}}, "has tensors or settings that diffusers does not write"),
     ],
 )
 def test_settings_that_ours_lacks_are_refused(
@@ -360,6 +370,8 @@ def test_settings_that_ours_lacks_are_refused(
         ({"prediction_type": "flow"}, "prediction_type=flow in scheduler_config.json"),
         ({"variance_type": "learned"}, "variance_type=learned in scheduler_config.json"),
         ({"thresholding": True}, "thresholding=True in scheduler_config.json"),
+        ({"beta_schedule": []}, "has tensors or settings that diffusers does not write"),
+        ({"num_train_timesteps": 10**12}, "steps=1000000000000"),
     ],
 )
 def test_schedulers_that_ours_lacks_are_refused(
@@ -378,6 +390,29 @@ def copy_with(file: str, changes: dict[str, Any], pipeline: Path, folder: Path) 
     content = json.loads((folder / file).read_text("utf-8"))
     (folder / file).write_text(json.dumps({**content, **changes}), "utf-8")
     return folder
+
+
+def test_a_file_of_another_code_than_was_said(tmp_path: Path) -> None:
+    torch.save([1, 2], tmp_path / "a.pt")
+    for form in FORMATS:
+        published = next(iter(form.published), None)
+        assert refusal(tmp_path / "a.pt", format=form.name, published=published)
+
+
+def test_other_settings_beside_the_same_weights_are_another_model(
+    digits_pipeline: Path, tmp_path: Path, here: Path
+) -> None:
+    file = "scheduler/scheduler_config.json"
+    folder = copy_with(file, {"clip_sample": True}, digits_pipeline, tmp_path)
+    first = imported_run(folder, "run", Display(quiet=True))
+    assert first == imported_run(folder, "run", Display(quiet=True))
+    settings = json.loads((folder / file).read_text("utf-8"))
+    (folder / file).write_text(json.dumps({**settings, "clip_sample": False}), "utf-8")
+    other = imported_run(folder, "run", Display(quiet=True))
+    assert first is not None
+    assert other is not None
+    clips = [saved_header(str(run))["config"]["sampler"]["clip"] for run in (first, other)]
+    assert clips == [True, False]
 
 
 def test_attention_has_two_namings(digits_pipeline: Path, tmp_path: Path) -> None:

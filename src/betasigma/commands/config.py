@@ -193,13 +193,18 @@ def _check_size(network: NetworkOptions, path: Path) -> None:
         UserError: naming the width.
     """
     levels = getattr(network, "multipliers", [1])
-    width = getattr(network, "channels", 0) * max(levels) or getattr(network, "width", 0)
+    channels, classes = getattr(network, "channels", 0), network.num_classes
+    width = max(
+        channels * max(levels) or getattr(network, "width", 0),
+        getattr(network, "embedding_channels", None) or 0,
+    )
     layers = getattr(network, "blocks", getattr(network, "depth", 1)) * len(levels)
-    # at least one square matrix of half precision at its widest, and an entry for each layer
-    if 2 * width**2 + layers > path.stat().st_size:
+    # in half precision, at least one square matrix at its widest and a row for each class; and an
+    # entry for each layer
+    if 2 * (width**2 + classes * channels) + layers > path.stat().st_size:
         raise UserError(
-            f"its network is {width} wide with {layers} blocks, and the file is smaller than the "
-            f"weights of that"
+            f"its network is {width} wide with {layers} blocks and {classes} classes, and the file "
+            f"is smaller than the weights of that"
         )
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from betasigma.errors import UserError
 from betasigma.published.edm_weights import EDM
+from betasigma.runs.files import replace_file
 
 
 def convert_edm(source: Path, code: Path, directory: Path) -> Path:
@@ -54,9 +55,9 @@ def convert_edm(source: Path, code: Path, directory: Path) -> Path:
             name: value.detach().cpu().clone() for name, value in model.state_dict().items()
         },
     }
-    directory.mkdir(parents=True, exist_ok=True)
     written = directory / f"{source.stem}.pt"
-    torch.save(plain, written)
+    with replace_file(written) as partial:
+        torch.save(plain, partial)
     return written
 
 

@@ -6,6 +6,7 @@ Afterwards it is a run like any other: sampled, measured and loaded by its direc
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,9 +117,12 @@ def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
     settings = form.settings(source, asked.published, asked.flags or {})
     try:
         model = form.convert(source, settings)
-    except (RuntimeError, IndexError, ValueError) as error:  # where tensors are rearranged
+    except UserError:
+        raise
+    except Exception as error:  # what does not fit depends on what a stranger wrote
         raise UserError(
-            f"{source.named} has tensors of shapes that {form.name} does not write: {error}"
+            f"{source.named} has tensors or settings that {form.name} does not write "
+            f"({type(error).__name__}: {error})"
         ) from None
     config = dump(_options(model, asked, source))
     low, high = config["model"]["value_range"]
@@ -162,7 +166,7 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
     """The run directory of a published model that was named where a run is expected.
 
     It is written below ``outputs/imported`` at the first time, under a name that holds the digest
-    of the file.
+    of the file and of the settings beside it.
 
     Returns:
         ``None`` where the file is of no known format.
@@ -177,7 +181,9 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
         _format(source, None)
     except UserError:
         return None
-    directory = OUTPUTS / IMPORTED / f"{plain_name(path)}_{_digest(source.weights)[:8]}"
+    told = json.dumps([_digest(source.weights), source.settings], sort_keys=True)
+    identity = hashlib.sha256(told.encode()).hexdigest()
+    directory = OUTPUTS / IMPORTED / f"{plain_name(path)}_{identity[:8]}"
     if not (directory / CHECKPOINTS / LAST).is_file():
         try:
             readable = read_published(Import.parse({"from": str(path)}), source)

@@ -11,7 +11,6 @@ from betasigma.options.base import (
     AUTO,
     Auto,
     ComponentOptions,
-    Count,
     OpenUnit,
     Options,
     Positive,
@@ -24,6 +23,9 @@ Overlap = Annotated[float, Field(gt=0, lt=0.997)]
 FIRST, LAST = 0.1, 20.0
 """T·beta of the first and of the last of T steps, where nothing else is said: DDPM's at 1,000, and
 iDDPM's at any T, so that every T ends at the same noise."""
+
+Levels = Annotated[int, Field(ge=1, le=1_000_000)]
+"""A number of levels, which a stranger's file may give: all of them are held in memory."""
 
 FEWEST_DIMENSIONS = 5
 """Least dimension for which NCSNv2's Technique 2 finds a number of levels: √(2D) > 3
@@ -67,7 +69,7 @@ class ScheduleOptions(ComponentOptions):
 class LadderKeys(BaseModel):
     """Keys of a geometric ladder, where users turn them and where the schedule takes them."""
 
-    levels: Count | Auto = option(10, "number of noise levels; auto: Technique 2 of NCSNv2")
+    levels: Levels | Auto = option(10, "number of noise levels; auto: Technique 2 of NCSNv2")
     max: Positive | Auto = option(
         1.0, "largest sigma, in the units of model.value_range; auto: Technique 1 of NCSNv2"
     )
@@ -97,7 +99,7 @@ class LinearOptions(ScheduleOptions):
 
     start: OpenUnit | None = option(None, f"beta of the first step; null: {FIRST:g}/steps")
     end: OpenUnit | None = option(None, f"beta of the last step; null: {LAST:g}/steps")
-    steps: Count = option(1000, "number of steps T")
+    steps: Levels = option(1000, "number of steps T")
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -126,7 +128,7 @@ class VPSDEOptions(ScheduleOptions):
 
     start: Positive = option(0.1, "rate beta(0)")
     end: Positive = option(20.0, "rate beta(1)")
-    steps: Count = option(1000, "number of levels that samplers visit")
+    steps: Levels = option(1000, "number of levels that samplers visit")
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -140,7 +142,7 @@ class CosineOptions(ScheduleOptions):
     knobs = "beta"
     model = "ddpm"
 
-    steps: Count = option(1000, "number of steps T")
+    steps: Levels = option(1000, "number of steps T")
     offset: OpenUnit = option(0.008, "s, which keeps beta away from 0 at the first steps")
     max_beta: OpenUnit = option(0.999, "largest beta of a step")
 
@@ -167,7 +169,7 @@ class BetaOptions(Options):
 
     node = "beta"
 
-    steps: Count = option(1000, "number of steps T")
+    steps: Levels = option(1000, "number of steps T")
     start: Positive | None = option(
         None, f"beta of the first step, null: {FIRST:g}/steps; of schedule=vp_sde, a rate"
     )

@@ -125,7 +125,7 @@ def read_json(file: Path, key: str = "from") -> dict[str, Any]:
 
 
 def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str, Tensor]:
-    """The tensors by name, each dense, of floating point and no larger than the file.
+    """The tensors by name, each dense and of floating point, together no larger than the file.
 
     Views of one another (a stride of 0) would take more memory than the file has; integers and
     sparse tensors are no weights.
@@ -133,7 +133,7 @@ def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str,
     Raises:
         UserError: for the first that is not.
     """
-    size = source.weights.stat().st_size
+    left = source.weights.stat().st_size
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{source.named} has {name}, which is no tensor with a name")
@@ -142,10 +142,11 @@ def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str,
                 f"{source.named} has {name} of {tensor.dtype}, {tensor.layout}; weights must "
                 f"be dense and one of {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
             )
-        if tensor.numel() * tensor.element_size() > size:
+        left -= tensor.numel() * tensor.element_size()
+        if left < 0:
             raise UserError(
-                f"{source.named} has {name} of shape {tuple(tensor.shape)}, which is larger "
-                f"than the file"
+                f"{source.named} has {name} of shape {tuple(tensor.shape)}, with which its tensors "
+                f"are larger than the file"
             )
     return dict(tensors)
 
