@@ -299,7 +299,11 @@ def place(name: str, root: str | Path | None) -> Path:
     path = Path(root).expanduser()
     if name == "hub":
         return path
-    if not path.exists() or (name == "array" and path.is_dir()):
+    if name == "array" and path.is_dir():
+        raise UserError(f"data.root={root} is a folder: data=image_folder reads those of images")
+    if name == "image_folder" and path.is_file() and path.suffix.lower() in (".npy", ".npz"):
+        raise UserError(f"data.root={root} is an array: data=array reads it")
+    if not path.exists():
         what = "a file" if name == "array" else "a folder or a file"
         raise UserError(f"data.root={root} is not {what}: give {OF_THE_USER[name]}")
     if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):

@@ -133,6 +133,19 @@ def _without_sampler(word: UnknownKey) -> str | None:
     return f"{word.override} needs a sampler beside it: give {word.belongs_to}, say"
 
 
+def _without_data(word: UnknownKey) -> str | None:
+    typed = {other.partition("=")[0] for other in word.configs.line.overrides}
+    if word.configs.config_name != "evaluate" or word.node != "data" or "data" in typed:
+        return None
+    if "reference" in typed:
+        return f"{word.override} has no effect: images=… and reference=… are compared as they are"
+    if "images" in typed:
+        return f"{word.override} needs a data set beside it: give data=image_folder or another"
+    return (
+        f"{word.override} is no key of evaluate.py: the data of run=… are prepared as in training"
+    )
+
+
 def _of_ones_own(word: UnknownKey) -> str | None:
     known = word.belongs_to or word.configs.is_group(word.node)
     if not (word.node in REGISTRY and plugins.allowed() and known):
@@ -155,7 +168,14 @@ def _of_another_choice(word: UnknownKey) -> str | None:
     )
 
 
-WHY_UNKNOWN = (_refused_flag, _beside_resume, _without_sampler, _of_ones_own, _of_another_choice)
+WHY_UNKNOWN = (
+    _refused_flag,
+    _beside_resume,
+    _without_sampler,
+    _without_data,
+    _of_ones_own,
+    _of_another_choice,
+)
 """Reasons why a key is unknown, the nearest first. Each gives its sentence where it applies."""
 
 

@@ -223,7 +223,10 @@ class Sample(OfARun):
                 )
         for key in ("out", "subfolders"):
             if getattr(self, key) and self.save != "folder":
-                raise ValueError(f"{key}={typed(getattr(self, key))} belongs to save=folder")
+                raise ValueError(
+                    f"{key}={typed(getattr(self, key))} belongs to save=folder; what save={self.save} "
+                    f"writes goes to a new directory, which hydra.run.dir=… would name"
+                )
         if self.trajectory == "mp4":
             require_package("av", "trajectory=mp4")
         return self
@@ -279,6 +282,12 @@ class Evaluate(WithAModel):
                 key = "data" if chosen else f"reference={self.reference}"
                 raise ValueError(f"{key} is what images=… are compared with: give images=… too")
             return self
+        if self.reference is not None and isinstance(self.data, DataPlace):
+            for key, value in self.data.given.items():
+                raise ValueError(
+                    f"data.{key}={typed(value)} has no effect: images=… and reference=… are "
+                    f"compared as they are"
+                )
         given = [bool(self.run), chosen, self.reference is not None]
         if sum(given) != 1:
             raise ValueError(
