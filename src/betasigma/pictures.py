@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from betasigma.options.data import DECODERS
 from betasigma.runs.files import replace_file
 
 if TYPE_CHECKING:
@@ -68,6 +70,13 @@ def rendered(figure: Figure) -> Image.Image:
         .numpy()
         .reshape(*canvas.get_width_height()[::-1], 4)
     ).convert("RGB")
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of ``DECODERS`` that the installed Pillow has, for ``Image.open(…, formats=…)``."""
+    Image.init()
+    return tuple(form for form in DECODERS if form in Image.OPEN)
 
 
 def save(image: Image.Image, path: Path) -> None:

@@ -14,8 +14,9 @@ from PIL import Image, features
 
 from betasigma.data import sources
 from betasigma.data.image_files import Decoder, Undecodable, covering
-from betasigma.data.listing import DECODERS, endings
+from betasigma.data.listing import endings
 from betasigma.errors import UserError
+from betasigma.options.data import DECODERS
 
 
 def png(path: Path, pixels: np.ndarray, bits: int, kind: int) -> Path:

@@ -271,6 +271,13 @@ def test_a_picture_says_where_to_paint(tmp_path: Path, gaussian: Callable) -> No
         hole_of("leftt", (1, 2, 2))
 
 
+def test_a_picture_of_where_to_paint_starts_no_program(tmp_path: Path) -> None:
+    path = tmp_path / "hole.png"
+    Image.new("RGB", (3, 2)).save(path, format="EPS")
+    with pytest.raises(UserError, match="cannot identify image file"):
+        hole_of(str(path), (1, 2, 3))
+
+
 def test_what_cannot_be_done(gaussian: Callable) -> None:
     oracle, x0 = gaussian(geometric(5), (1, 1, 2)), torch.zeros(1, 1, 1, 2)
     known = outside(HOLE)

@@ -25,7 +25,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
@@ -38,9 +37,10 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
-from betasigma.data.listing import DECODERS, Listing
+from betasigma.data.listing import Listing
 from betasigma.errors import UserError
 from betasigma.options.data import COLOURS, DataOptions, OnCorrupt, Split
+from betasigma.pictures import readable_formats
 
 # Pillow's own limit is one of the whole process, and is met before its size is known here
 Image.MAX_IMAGE_PIXELS = None
@@ -152,7 +152,7 @@ class Decoder:
         Raises:
             Undecodable: if it is too large.
         """
-        image = Image.open(file, formats=_formats())
+        image = Image.open(file, formats=readable_formats())
         width, height = image.size
         if width * height > self.max_pixels:
             image.close()
@@ -209,12 +209,6 @@ def covering(size: tuple[int, int], wanted: tuple[int, int]) -> list[int]:
     if width * tall >= wide * height:
         return [tall, max(wide, int(tall * width / height))]
     return [max(tall, int(wide * height / width)), wide]
-
-
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(form for form in DECODERS if form in Image.OPEN)
 
 
 def _extrema(image: Image.Image) -> list[tuple[int, int]]:

@@ -29,16 +29,7 @@ from typing import Any
 from betasigma.data.file_tree import ZIP, Files, LeftOut, printable
 from betasigma.data.labels import Labels, find_labels
 from betasigma.errors import UserError
-from betasigma.options.data import Layout, Split
-
-DECODERS = (
-    *("AVIF", "BLP", "BMP", "DCX", "DDS", "DIB", "FITS", "FTEX", "GIF", "ICNS", "ICO", "IM"),
-    *("JPEG", "JPEG2000", "MPO", "MSP", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI"),
-    *("SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
-)
-"""Pillow's formats of pixels, which alone may be opened. Its others start a program (EPS starts
-Ghostscript), call for a library of drawings (WMF), or only recognise a file (HDF5, PDF).
-"""
+from betasigma.options.data import DECODERS, Layout, Split
 
 HELD_OUT = 0.1
 """Share of the images that are held out if the folder has no split of its own."""

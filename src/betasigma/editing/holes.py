@@ -9,6 +9,7 @@ from torch import Tensor
 
 from betasigma.errors import UserError
 from betasigma.options.edits import check_pixels
+from betasigma.pictures import readable_formats
 
 
 def hole_of(name: str, sample_shape: tuple[int, ...]) -> Tensor:
@@ -42,7 +43,7 @@ def hole_of(name: str, sample_shape: tuple[int, ...]) -> Tensor:
 
 def _of_picture(path: str, height: int, width: int) -> Tensor:
     try:
-        with Image.open(path) as image:  # which reads no pixel yet
+        with Image.open(path, formats=readable_formats()) as image:  # which reads no pixel yet
             if image.size != (width, height):
                 raise UserError(
                     f"edit.hole={path} is {image.width}×{image.height}, and the model's images are "

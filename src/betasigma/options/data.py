@@ -22,6 +22,15 @@ Background = (
 ImageSize = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
 """Height and width: one number for both, or the two."""
 
+DECODERS = (
+    *("AVIF", "BLP", "BMP", "DCX", "DDS", "DIB", "FITS", "FTEX", "GIF", "ICNS", "ICO", "IM"),
+    *("JPEG", "JPEG2000", "MPO", "MSP", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI"),
+    *("SUN", "TGA", "TIFF", "WEBP", "XBM", "XPM"),
+)
+"""Pillow's formats of pixels, which alone may be opened. Its others start a program (EPS starts
+Ghostscript), call for a library of drawings (WMF), or only recognise a file (HDF5, PDF).
+"""
+
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
