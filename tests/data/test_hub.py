@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ def test_columns_that_can_be_read_in_two_ways(tmp_path: Path) -> None:
     assert open_table(root, ["img"], download=False).classes == ()
     with pytest.raises(UserError, match="has no column finer; it has img, fine, coarse"):
         open_table(root, ["img", "finer"], download=False)
+
+
+def test_columns_that_are_not_asked_for_are_not_read(tmp_path: Path) -> None:
+    whole, broken = [picture(i) for i in range(12)], [{"bytes": b"no image", "path": None}] * 12
+    features = datasets.Features({"img": datasets.Image(), "mask": datasets.Image()})
+    table = datasets.Dataset.from_dict({"img": whole, "mask": broken}, features=features)
+    table.to_parquet(tmp_path / "a.parquet")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data = ImageDataModule(
+            "hub", tmp_path / "a.parquet", batch_size=4, image_size=8, columns=["img"]
+        )
+        assert data.size("train") + data.size("test") == 12
 
 
 def test_a_cell_without_an_image_is_named(tmp_path: Path) -> None:

@@ -197,11 +197,13 @@ def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubT
     parts, left_out = _parts(found, root)
     features = next(iter(parts.values())).features
     image, label = _columns(features, columns, root, datasets)
+    kept = [image] if label is None else [image, label]  # the library would decode the others
+    chosen = {split: rows.select_columns(kept) for split, rows in parts.items()}
     encoded = {
         split: rows.cast_column(image, datasets.Image(decode=False))
         if isinstance(features[image], datasets.Image)
         else rows
-        for split, rows in parts.items()
+        for split, rows in chosen.items()
     }
     return HubTable(root, encoded, image, label, left_out)
 
