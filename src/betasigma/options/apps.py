@@ -224,8 +224,9 @@ class Sample(OfARun):
         for key in ("out", "subfolders"):
             if getattr(self, key) and self.save != "folder":
                 raise ValueError(
-                    f"{key}={typed(getattr(self, key))} belongs to save=folder; what save={self.save} "
-                    f"writes goes to a new directory, which hydra.run.dir=… would name"
+                    f"{key}={typed(getattr(self, key))} belongs to save=folder; what "
+                    f"save={self.save} writes goes to a new directory, which hydra.run.dir=… would "
+                    f"name"
                 )
         if self.trajectory == "mp4":
             require_package("av", "trajectory=mp4")
