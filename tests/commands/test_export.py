@@ -174,7 +174,7 @@ def test_what_fits_no_format_is_one_sentence(here: Path, run: Path, tmp_path: Pa
 
 def test_a_stranger_s_portable_model(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    exported(run, "safetensors", folder)
+    assert f'betasigma.load("{folder}")' in exported(run, "safetensors", folder)
     header = (folder / "model.yaml").read_text()
     for text, sentence in (
         ("a: &a [1]\nb: *a\n", "damaged"),

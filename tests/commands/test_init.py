@@ -95,6 +95,7 @@ def test_a_notebook_starts_from_a_run_too(here: Path, ddpm_run: Path, capsys) ->
         (["init=nowhere"], "init=nowhere does not exist"),
         (["init.skip=[a]"], "init.skip=['a'] leaves out weights of init=RUN: give that too"),
         (["init=HERE", "network.channels=16"], "has weights that do not fit this model (other sh"),
+        (["init=HERE", "network.channels=16"], "); network.channels=8 is its network; init.skip="),
         (["init=HERE", "network.num_classes=10"], "has weights that do not fit this model (not t"),
         (["init=HERE", "init.skip=[nothing*]"], "init.skip=[nothing*] names no weight: they are"),
     ],

@@ -79,7 +79,7 @@ def test_two_folders_are_as_far_apart_as_torch_fidelity_says(
     row = rows["fid"]
     assert (row["n"], row["sampler"], row["split"]) == (str(N), "a", "reference")
     assert (row["nfe"], row["seed"], row["n_reference"]) == ("", "", str(N))
-    assert "nn_distance_ratio left out: needs a test split, and reference=b is one" in outcome.err
+    assert "nn_distance_ratio left out: needs a test split, and reference=b has none" in outcome.err
 
 
 @pytest.mark.slow
@@ -132,8 +132,11 @@ def test_images_of_another_shape_are_refused(here: Path, images) -> None:
     folder(here / "a", images(4, 0, 1, 16))
     outcome = launch("evaluate", "images=a", "data=digits")
     assert outcome.err.startswith(
-        "error: images=a are 1×16×16, and data=digits has images of 1×8×8"
+        "error: images=a are 1×16×16, and data=digits has images of 1×8×8: they must have one shape"
+        "\n"
     )
+    outcome = launch("evaluate", "images=a", "data=image_folder", "data.root=a", "data.channels=1")
+    assert outcome.err.endswith("one shape, which data.image_size=[16,16] would give\n")
 
 
 # ---------------------------------------------------------------- sets

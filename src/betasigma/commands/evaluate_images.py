@@ -45,9 +45,12 @@ def evaluate_images(content: Config, out: Path, display: Display) -> None:
         compared = ReferenceImages(other)
         against, shape = f"reference={reference}", other.shape
     if tuple(images.shape) != tuple(shape):
+        sides = ",".join(map(str, images.shape[1:]))
+        sized = content["data"].get("image_size") is not None
+        hint = f", which data.image_size=[{sides}] would give" if sized else ""
         raise UserError(
             f"images={content['images']} are {_shown(images.shape)}, and {against} has images of "
-            f"{_shown(shape)}: they must have one shape"
+            f"{_shown(shape)}: they must have one shape{hint}"
         )
     evaluator = make_evaluator(
         content["evaluation"],
@@ -58,7 +61,9 @@ def evaluate_images(content: Config, out: Path, display: Display) -> None:
         ("train",) if reference is not None else ("train", "test"),
     )
     if evaluator.left_out:
-        warn(f"{', '.join(evaluator.left_out)} left out: needs a test split, and {against} is one")
+        warn(
+            f"{', '.join(evaluator.left_out)} left out: needs a test split, and {against} has none"
+        )
     with display.work(f"features of {len(images)} images", len(images)) as update:
         found = evaluator.evaluate_images(
             _batches(images, content["evaluation"]["batch_size"], update),

@@ -42,7 +42,7 @@ class Written(NamedTuple):
     """What an export has written."""
 
     use: str
-    """Code that loads it."""
+    """Code that loads it, in which FOLDER is where it lies."""
     tags: list[str]
     notes: list[str]
 
@@ -69,7 +69,7 @@ def export(config: DictConfig, start: Start) -> None:
         display.line(note)
     display.line(f"written {folder}")
     display.line("use:")
-    for line in written.use.strip().splitlines():
+    for line in written.use.replace("FOLDER", str(folder)).splitlines():
         display.line(f"  {line}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,8 @@ def load_initial(denoiser: nn.Module, config: Config) -> Initial:
             )
         skipped |= found
     taken = {name: value for name, value in given.items() if name not in skipped}
-    _check(source, {name: own[name] for name in own if name not in skipped}, taken)
+    wanted = {name: own[name] for name in own if name not in skipped}
+    _check(source, wanted, taken, _network(header["config"], config))
     denoiser.load_state_dict({**own, **taken})
     return Initial(
         source,
@@ -90,7 +92,9 @@ def load_initial(denoiser: nn.Module, config: Config) -> Initial:
     )
 
 
-def _check(source: str, wanted: dict[str, Tensor], taken: dict[str, Tensor]) -> None:
+def _check(
+    source: str, wanted: dict[str, Tensor], taken: dict[str, Tensor], network: list[str]
+) -> None:
     shapes = [
         f"{name} {tuple(taken[name].shape)} there, {tuple(value.shape)} here"
         for name, value in wanted.items()
@@ -103,10 +107,22 @@ def _check(source: str, wanted: dict[str, Tensor], taken: dict[str, Tensor]) -> 
     }
     found = [f"{what}: {_few(names)}" for what, names in faults.items() if names]
     if found:
+        its_own = f"{' '.join(network)} is its network; " if network else ""
         raise UserError(
-            f"init={source} has weights that do not fit this model ({'; '.join(found)}); "
+            f"init={source} has weights that do not fit this model ({'; '.join(found)}); {its_own}"
             f"init.skip=[…] names, with *, what is to be left as it is initialised"
         )
+
+
+def _network(there: Config, here: Config) -> list[str]:
+    """Words that make the network here that of ``there``; ``[]`` where the classes differ."""
+    if _at(here, "network._target_") != _at(there, "network._target_"):
+        return []
+    return [
+        f"{key}={json.dumps(_at(there, key), separators=(',', ':'))}"
+        for key in _leaves(("network",), there)
+        if _at(here, key) != _at(there, key)
+    ]
 
 
 def _differences(there: Config, here: Config) -> list[str]:
