@@ -295,6 +295,7 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
             f"sampler={asked.sampler.target.rpartition('.')[2]} has no effect: this edit follows "
             f"the probability flow, by a solver of its own (edit.tolerance)"
         )
+    _refuse_unread(asked, overrides)
     _check_guidance("guidance", asked.guidance, saved)
     _number_labels(config, saved, facts)
     if asked.labels is None and asked.guidance != 1:
@@ -314,6 +315,19 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     if not saved.model.trains or (asked.images is None and asked.edit.needs_images):
         _check_data(saved, asked.data.given, facts)
     return None
+
+
+def _refuse_unread(asked: EditApp, overrides: list[str]) -> None:
+    """Refuse what is typed and says nothing about this edit."""
+    of_images = asked.edit.needs_images or asked.images is not None
+    reasons = {
+        "n": None if asked.edit.draws else "this edit draws nothing: it has one result",
+        "seeds": "this edit is of images; seed=… is that of its noise" if of_images else None,
+        "indices": None if of_images else "this edit is of seeds: give seeds=…, or images=… too",
+    }
+    for override in overrides:
+        if reason := reasons.get(override.lstrip("+~").partition("=")[0]):
+            raise UserError(f"{override} has no effect: {reason}")
 
 
 def _number_labels(config: DictConfig, saved: ModelConfig, facts: DataFacts) -> None:
