@@ -170,6 +170,7 @@ def test_what_fits_no_format_is_one_sentence(here: Path, run: Path, tmp_path: Pa
 
         assert re.search(sentence, outcome.err), outcome.err
     assert not list(tmp_path.glob(".*"))
+    assert not list(Path("outputs").glob("*_export_*"))
 
 
 def test_a_stranger_s_portable_model(run: Path, tmp_path: Path) -> None:

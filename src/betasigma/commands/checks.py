@@ -506,7 +506,21 @@ def check_export(config: DictConfig, overrides: list[str]) -> Path | None:
         raise UserError(f"run={asked.run} has an oracle, which has no weights to export")
     if asked.out is not None:
         _check_new(Path(asked.out), "out")
+    if asked.to == "diffusers":
+        _check_pipeline(asked.run, saved)
     return None
+
+
+def _check_pipeline(run: str, saved: ModelConfig) -> None:
+    """Refuse a model that diffusers has no pipeline for, before its weights are read."""
+    from betasigma.commands.assemble import make_denoiser  # these import PyTorch
+    from betasigma.exports.diffusers_folder import pipeline_folder
+
+    header = saved_header(run)
+    low, high = header["value_range"]
+    pipeline_folder(
+        make_denoiser(header["config"], saved_facts(header).shape, (low, high)), saved.sampler
+    )
 
 
 def _check_new(directory: Path, key: str) -> None:
