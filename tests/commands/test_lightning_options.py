@@ -178,7 +178,7 @@ def test_a_debug_run(here: Path, name: str) -> None:
 def test_a_debug_run_is_not_a_continuation(ddpm_run: Path, here: Path) -> None:
     outcome = launch("train", f"resume={ddpm_run}", "debug=profiler", "steps=8")
     assert outcome.status == 1
-    assert "debug=profiler sets up a run of its own" in outcome.err
+    assert "debug=profiler would make another run" in outcome.err
 
 
 @pytest.fixture
