@@ -31,6 +31,9 @@ BUDGET = (
 )
 """What a point of the bridge takes by itself, to be given to the models it is compared with."""
 BOOKKEEPING = {"name", "logger.group", "study", "study.name", "study.point", "study.label"}
+FOLLOWING = {"objective.sigma_data"}
+"""Follow from the same key of another group, by interpolation."""
+
 NAMES = {"model._target_", "model.name", "model.family"}
 """Of the LightningModule: DDPM and NCSN differ in nothing but these."""
 
@@ -82,7 +85,9 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> set[str]:
     keys = first.keys() | second.keys()
     differing = {key for key in keys if first.get(key, absent) != second.get(key, absent)}
     # what a family hands on shows in the groups that take it
-    return {key for key in differing if not key.startswith("model.defaults.")} - BOOKKEEPING
+    return {key for key in differing if not key.startswith("model.defaults.")} - (
+        BOOKKEEPING | FOLLOWING
+    )
 
 
 def preconditioning(number: int, levels: int) -> Preconditioning:
