@@ -95,6 +95,7 @@ def two(sweep: Done) -> tuple[Path, str]:
     return run, train(sweep.folder, f"resume={run}", f"steps={STEPS}").out
 
 
+@pytest.mark.slow
 def test_a_sweep_of_two_processes_each_is_one_directory_per_job(sweep: Done) -> None:
     """The others of a job are started by running its command again, which must not be the
     sweep's.

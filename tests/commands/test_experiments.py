@@ -290,6 +290,7 @@ def test_networks_have_the_published_sizes(name: str, millions: float) -> None:
     assert count / 1e6 == pytest.approx(millions, abs=0.05 if millions != 35.746307 else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [name for name in files("model") if name != "oracle"])
 def test_every_model_takes_every_schedule_and_sampler(model: str) -> None:
     tiny = (*NARROW, "network.multipliers=[1]", "network.attention=[]", "network.blocks=1")

@@ -104,6 +104,7 @@ def test_what_a_search_cannot_try_is_refused_before_it_starts(
     assert not (here / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_jobs_of_joblib_s_processes_have_their_names(here: Path) -> None:
     pytest.importorskip("joblib")
     own = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "steps=1")

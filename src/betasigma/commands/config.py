@@ -166,7 +166,8 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
         options, gone = parse_leniently(ModelConfig, model)
         for name in options.unresolved:
             raise UserError(f"{name}=auto is no number")
-        _check_size(options.network, path)
+        if options.model.trains:  # an oracle has no network
+            _check_size(options.network, path)
     except plugins.NotAllowed as error:
         version = recorded.get(error.package) or "(of an unknown version)"
         raise UserError(
