@@ -19,7 +19,8 @@ from betasigma.training.steps import StepCallback
 
 REPAID_AFTER = 240.0
 """Seconds of uncompiled work from which on compiling is faster. On an H100 it took 70 s for
-DDPM's CIFAR-10 network, whose steps it then halved (docs/benchmarks.md): even at 140 s of work.
+DDPM's CIFAR-10 network, whose steps then took 22 instead of 57 ms (docs/benchmarks.md): even at
+115 s of work.
 """
 
 SETTLING, MEASURED = 20, 20
@@ -120,7 +121,10 @@ def compile_for_sampling(
         denoiser(x, 1.0, y)
 
     calls = len(sampler.times(denoiser.schedule)) * -(-n // size)
-    left = _seconds_of(evaluate, denoiser.device) * calls
+    try:
+        left = _seconds_of(evaluate, denoiser.device) * calls
+    except torch.OutOfMemoryError:  # the sampler halves its batches
+        return
     if left >= REPAID_AFTER:
         say_that_it_compiles(display, f"{_duration(left)} of sampling")
         compile_in_place(denoiser.network, cuda_graphs=False)
