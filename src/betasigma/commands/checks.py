@@ -21,6 +21,7 @@ from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions
 from betasigma.options.apps import (
     Compare,
+    Dashboard,
     DataPlace,
     EditApp,
     Evaluate,
@@ -38,6 +39,7 @@ from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
 from betasigma.report.runs import check_curves, read_runs
+from betasigma.report.scan import find_recorded
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 
 OF_TRAINING = (
@@ -480,6 +482,14 @@ def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
+def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/dashboard.py``, and that there are runs that it can compare."""
+    _, asked = parsed(config, Dashboard)
+    recorded = find_recorded(asked.runs)
+    asked.dashboard.check_metrics({name for run in recorded for name in run.metrics})
+    return None
+
+
 def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/import.py``, and the model that it names."""
     _, asked = parsed(config, Import)
@@ -534,6 +544,7 @@ CHECKS = {
     "sample": AppChecks(check_sample),
     "edit": AppChecks(check_edit),
     "compare": AppChecks(check_compare),
+    "dashboard": AppChecks(check_dashboard),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
     "export": AppChecks(check_export),

@@ -38,6 +38,10 @@ EXAMPLES = {
     "edit": {"run=outputs/… edit=inpaint": "fill in a part of images"},
     "import": {"from=model.pt to=outputs/model": "a published model becomes a run"},
     "compare": {"runs=[outputs/…,outputs/…]": "a table and curves"},
+    "dashboard": {
+        "runs=outputs": "a page of all runs below outputs",
+        "runs=outputs serve=8000": "the same, which follows them",
+    },
 }
 """Example overrides of each app, and what they do."""
 

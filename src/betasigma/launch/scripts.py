@@ -52,6 +52,14 @@ def compare(config: DictConfig, start: Start) -> None:
     run(config, start)
 
 
+@app("dashboard")
+def dashboard(config: DictConfig, start: Start) -> None:
+    """Compare runs on a page, now and while they grow: betasigma dashboard runs=outputs"""
+    from betasigma.commands.dashboard import dashboard as run
+
+    run(config, start)
+
+
 @app("import")
 def import_model(config: DictConfig, start: Start) -> None:
     """Turn a published model into a run: betasigma import from=model.pt to=outputs/model"""
@@ -74,6 +82,7 @@ APPS = {
     "edit": edit,
     "evaluate": evaluate,
     "compare": compare,
+    "dashboard": dashboard,
     "import": import_model,
     "export": export,
 }

@@ -20,6 +20,7 @@ from betasigma.options.base import (
     typed,
 )
 from betasigma.options.composition import Composition, DataFacts
+from betasigma.options.dashboards import DashboardOptions
 from betasigma.options.data import DataOptions
 from betasigma.options.edits import BATCH_SIZE, EditOptions
 from betasigma.options.evaluation import EvaluationOptions
@@ -390,6 +391,20 @@ class Compare(Options):
     )
 
 
+class Dashboard(Options):
+    """The config of ``scripts/dashboard.py``."""
+
+    to: Literal["html"] = option("html", "one file for a browser, which needs no network")
+    runs: Annotated[list[str], Field(min_length=1)] = option(
+        ["outputs"], "run directories, or directories with runs in them, at any depth"
+    )
+    open: bool = option(True, "show the page in a browser")
+    serve: Annotated[int, Field(ge=1, le=65535)] | None = option(
+        None, "port of this machine where the page follows growing runs; null: only the file"
+    )
+    dashboard: DashboardOptions
+
+
 def _count(numbers: list[int] | str | None) -> int:
     """How many numbers a list or a range names, 1 for none; a range may name more than ``len`` can
     say.
@@ -419,6 +434,7 @@ TOP_LEVEL: dict[str, type[Options]] = {
     "edit": EditApp,
     "evaluate": Evaluate,
     "compare": Compare,
+    "dashboard": Dashboard,
     "import": Import,
     "export": Export,
 }

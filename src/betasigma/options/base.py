@@ -239,7 +239,11 @@ def _is_outside(options: Options) -> bool:
 
 
 def _dumped(value: Any) -> Any:
-    return dump(value) if isinstance(value, Options) else copy.deepcopy(value)
+    if isinstance(value, Options):
+        return dump(value)
+    if isinstance(value, dict):
+        return {key: _dumped(inner) for key, inner in value.items()}
+    return copy.deepcopy(value)
 
 
 # ---------------------------------------------------------------- sentences

@@ -1,0 +1,6 @@
+"""Compare runs on a page: python scripts/dashboard.py runs=outputs"""
+
+from betasigma.launch.scripts import dashboard as main
+
+if __name__ == "__main__":
+    main()

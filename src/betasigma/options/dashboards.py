@@ -1,0 +1,273 @@
+"""Options of a dashboard, which is described once and rendered in several places.
+
+A dashboard is a title, what runs are grouped by, which runs are shown, and panels by name, in their
+order. A panel names metrics as they are in metrics.csv, by patterns: ``*`` stands for anything.
+Every rendering reads this and nothing else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from betasigma.errors import UserError
+from betasigma.options.base import Count, Options, Probability, option, typed
+from betasigma.options.evaluation import EXTRACTORS, METRICS
+from betasigma.options.training import DENOISING_ERROR, SPEED, TRAIN_LOSS, VALIDATION_LOSS
+
+Axis = Literal["step", "images", "time"]
+"""Optimizer steps, images seen (steps times batch size), hours since the start."""
+
+
+def _check_pattern(text: str) -> str:
+    if not text or text != text.strip():
+        raise ValueError(f"'{text}' must be the name of a metric, or a pattern with *")
+    return text
+
+
+def _flattened(node: Any, prefix: str = "") -> Any:
+    """Values by dotted key; a command line gives nodes within nodes."""
+    if not isinstance(node, Mapping):
+        return node
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        inner = isinstance(value, Mapping)
+        found |= _flattened(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+Pattern = Annotated[str, AfterValidator(_check_pattern)]
+Patterns = Annotated[list[Pattern], Field(min_length=1)]
+Value = str | bool | int | float | None
+Filters = Annotated[dict[str, Value | list[Value]], BeforeValidator(_flattened)]
+"""Values that the runs' configs have, by dotted key: one, several, or text with ``*``."""
+
+
+class PanelOptions(Options):
+    """What every panel says."""
+
+    node = "dashboard.panels"
+
+    title: str = option("", "above the panel; empty: its name")
+    about: str = option("", "one line below the title")
+    filters: Filters = option({}, "values of the config, by dotted key, of the runs that it shows")
+
+    @property
+    def patterns(self) -> list[str]:
+        """The metrics that the panel shows."""
+        return []
+
+
+class RunTableOptions(PanelOptions):
+    """One line a run, or a group of seeds: how it stands, what tells it from others, figures."""
+
+    kind: Literal["runs"] = "runs"
+    metrics: Patterns = Field(description="whose best and last values are shown")
+
+    @property
+    def patterns(self) -> list[str]:
+        return self.metrics
+
+
+class CurvesOptions(PanelOptions):
+    """Metrics over training, a line a run, or the mean with the spread over seeds."""
+
+    kind: Literal["curves"] = "curves"
+    metrics: Patterns = Field(description="one chart each")
+    x: Axis = option("step", "axis that is shown first")
+    log: bool = option(True, "whether values are on a logarithmic axis")
+    smoothing: Probability = option(0.0, "weight of the past in an exponential average")
+    comparable: bool = option(True, "whether both families have it in one unit")
+
+    @property
+    def patterns(self) -> list[str]:
+        return self.metrics
+
+
+class NoiseOptions(PanelOptions):
+    """A metric that is measured at several log-SNR, whose numbers end its name."""
+
+    kind: Literal["noise"] = "noise"
+    metrics: Patterns = Field(description="of which a run's first is taken")
+    log: bool = option(True, "whether values are on a logarithmic axis")
+
+    @property
+    def patterns(self) -> list[str]:
+        return self.metrics
+
+
+class QualityOptions(PanelOptions):
+    """What samples score against network evaluations, by sampler, beside what real images score."""
+
+    kind: Literal["quality"] = "quality"
+    metrics: Patterns = Field(description="against NFE; one chart each")
+
+    @property
+    def patterns(self) -> list[str]:
+        return self.metrics
+
+
+class PrecisionRecallOptions(PanelOptions):
+    """One metric of samples against another."""
+
+    kind: Literal["precision_recall"] = "precision_recall"
+    x: Pattern = Field(description="along")
+    y: Pattern = Field(description="up")
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self.x, self.y]
+
+
+class BitsOptions(PanelOptions):
+    """A likelihood in bits per dimension, split into its terms."""
+
+    kind: Literal["bits"] = "bits"
+    metrics: Patterns = Field(description="the total and its terms, whose names end the metric's")
+
+    @property
+    def patterns(self) -> list[str]:
+        return self.metrics
+
+
+class SamplesOptions(PanelOptions):
+    """Sample grids of runs side by side, over training, with real images beside them."""
+
+    kind: Literal["samples"] = "samples"
+    most: Count = option(16, "samples of each grid")
+    steps: Count = option(6, "grids of each run, evenly over training and the last")
+    neighbours: bool = option(True, "the nearest training image of each of the last samples")
+
+
+class SweepOptions(PanelOptions):
+    """What was swept against an objective: parallel coordinates, two keys, rank correlation."""
+
+    kind: Literal["sweep"] = "sweep"
+    objective: Pattern = Field(description="the metric whose least value counts")
+    keys: list[str] = option([], "of the config; empty: those that differ")
+
+    @property
+    def patterns(self) -> list[str]:
+        return [self.objective]
+
+
+class RunPageOptions(PanelOptions):
+    """All of one run: config, differences, command, versions, log, error."""
+
+    kind: Literal["run"] = "run"
+    lines: Count = option(40, "of the end of its log")
+
+
+class HealthOptions(PanelOptions):
+    """Where time went, what was not finite, which jobs are missing."""
+
+    kind: Literal["health"] = "health"
+    stalled: Annotated[float, Field(gt=0)] = option(
+        15.0, "minutes without a value after which a run that has not ended counts as stalled"
+    )
+
+
+KINDS: Mapping[str, type[PanelOptions]] = {
+    str(model.model_fields["kind"].default): model
+    for model in (
+        RunTableOptions,
+        CurvesOptions,
+        NoiseOptions,
+        QualityOptions,
+        PrecisionRecallOptions,
+        BitsOptions,
+        SamplesOptions,
+        SweepOptions,
+        RunPageOptions,
+        HealthOptions,
+    )
+}
+"""Options of each kind of panel."""
+
+
+def _parse_panels(node: Any) -> Any:
+    """The panels by name; one that is null is left out.
+
+    Raises:
+        UserError: for a panel without a kind, of an unknown one, or with a key that does not fit.
+    """
+    if not isinstance(node, Mapping):
+        raise ValueError(f"dashboard.panels={typed(node)} must be panels by name")
+    return {
+        str(name): _panel(str(name), panel) for name, panel in node.items() if panel is not None
+    }
+
+
+def _panel(name: str, node: Any) -> PanelOptions:
+    if isinstance(node, PanelOptions):
+        return node
+    key = f"dashboard.panels.{name}"
+    if not isinstance(node, Mapping):
+        raise UserError(f"{key}={typed(node)} must be a node with a kind: {', '.join(KINDS)}")
+    kind = str(node.get("kind"))
+    if kind not in KINDS:
+        near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? Kinds" if near else "kinds"
+        raise UserError(f"{key}.kind={kind} is unknown; {hint} are {', '.join(KINDS)}")
+    model = KINDS[kind]
+    try:
+        return model.parse(node)
+    except UserError as error:  # which names the node of all panels
+        raise UserError(str(error).replace(f"{PanelOptions.node}.", f"{key}.")) from None
+
+
+Panels = Annotated[dict[str, Any], BeforeValidator(_parse_panels), Field(min_length=1)]
+
+
+class DashboardOptions(Options):
+    node: ClassVar[str] = "dashboard"
+
+    title: str = option("betasigma", "of the page")
+    group_by: list[str] = option(
+        ["model.family"], "keys of the config whose values have a colour each"
+    )
+    spread_over: list[str] = option(
+        ["seed"], "keys in which runs of one mean differ, whose spread is a band"
+    )
+    filters: Filters = option({}, "values of the config, by dotted key, of the runs that are shown")
+    panels: Panels = option({}, "by name, in their order; null leaves one out")
+
+    def check_metrics(self, recorded: Iterable[str]) -> None:
+        """Refuse a metric that no run has and that betasigma does not know. A pattern may fit none,
+        which the panel says.
+
+        Args:
+            recorded: names of the metrics of the runs.
+
+        Raises:
+            UserError: naming the panel, the metric and what comes near.
+        """
+        there = sorted(set(recorded))
+        known = {*there, *known_metrics()}
+        for name, panel in self.panels.items():
+            for pattern in panel.patterns:
+                if "*" in pattern or pattern in known:
+                    continue
+                near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.6)
+                listed = f"they have {', '.join(there)}"
+                hint = f"did you mean {' or '.join(near)}?" if near else listed
+                raise UserError(f"dashboard.panels.{name}: no run has a metric {pattern}; {hint}")
+
+
+def known_metrics() -> list[str]:
+    """Names of metrics that training and evaluation log, for runs that have none yet."""
+    of_features = [name for name, metric in METRICS.items() if metric.needs != "images"]
+    measured = [
+        "fid",
+        *(f"{metric}_{features}" for metric in of_features for features in EXTRACTORS),
+        "bits_per_dim/flow/total",
+        f"{DENOISING_ERROR}/log_snr_+0",
+    ]
+    return [
+        *(TRAIN_LOSS, VALIDATION_LOSS, SPEED),
+        *(f"{prefix}/{DENOISING_ERROR}" for prefix in ("train", "val", "eval")),
+        *(f"{prefix}/{name}" for prefix in ("val", "eval") for name in measured),
+    ]

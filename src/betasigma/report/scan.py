@@ -1,0 +1,208 @@
+"""Find run directories of any state, and read what they hold without loading a checkpoint.
+
+A run that has just begun, failed or was killed counts: a dashboard shows how it stands. Whatever is
+read here may be damaged or of a stranger, so sizes are bounded and nothing is resolved.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from betasigma.display import warn
+from betasigma.errors import UserError
+from betasigma.report.runs import COMPOSED
+from betasigma.runs.directory import CONFIG, ENVIRONMENT, SAMPLES
+from betasigma.runs.files import read_json
+from betasigma.runs.header import CHECKPOINTS
+from betasigma.runs.record import COLUMNS, CONTEXT, METRICS, Record
+from betasigma.runs.status import STATUS
+
+DEEPEST = 8
+"""Directories are searched to this depth."""
+
+LARGEST_CONFIG = 2**20
+"""Bytes of a config that is read; those of the framework have a few thousand."""
+
+MOST_KEYS = 5000
+"""Keys of a config that are taken."""
+
+_SKIPPED = frozenset({CHECKPOINTS, SAMPLES, "wandb", "tensorboard", "__pycache__"})
+_TRAINING = frozenset({"model", "steps", "batch_size"})
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@dataclass
+class Series:
+    """Values of one metric that were measured alike, in the order in which they were logged.
+
+    Attributes:
+        metric: its name.
+        context: what they were measured with, by column of the record, without seed and spread.
+    """
+
+    metric: str
+    context: dict[str, str]
+    steps: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    stds: list[float | None] = field(default_factory=list)
+    seeds: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a run directory holds.
+
+    Attributes:
+        directory: where it is.
+        config: as it is in its file; ``{}`` of one that cannot be read.
+        status: content of ``status.json``.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    status: dict[str, Any]
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is of a training run rather than of another command's job."""
+        return self.config.keys() >= _TRAINING
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Command, versions, machine and git state of its last start."""
+        return read_json(self.directory / ENVIRONMENT)
+
+    @cached_property
+    def leaves(self) -> dict[str, Any]:
+        """Values of its config by dotted key; a list counts as a value."""
+        return leaves(self.config)
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Names of its metrics."""
+        return list(dict.fromkeys(series.metric for series in self.series))
+
+    @cached_property
+    def series(self) -> list[Series]:
+        """All that it has measured."""
+        return read_series(self.directory)
+
+
+def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
+    """Find the runs in some directories, at any depth, the older first.
+
+    Raises:
+        UserError: where there are none, or none of them has measured something.
+    """
+    found: dict[Path, Recorded] = {}
+    for path in map(Path, paths):
+        shown = f"runs=[{path}]"
+        if not path.is_dir():
+            raise UserError(f"{shown} is not a directory: give a run directory, or one of several")
+        here = {place.resolve(): place for place in _directories(path)}
+        if not here:
+            raise UserError(
+                f"{shown} is no run directory and has none in it: no {CONFIG} beside {METRICS} or "
+                f"{STATUS}"
+            )
+        read = {real: _read(place) for real, place in here.items()}
+        if len(read) == 1 and not any(read.values()):
+            raise UserError(f"{shown} is half written: its {CONFIG} cannot be read")
+        found |= {real: run for real, run in read.items() if run is not None}
+    runs = sorted(found.values(), key=lambda run: (str(run.status.get("started")), run.directory))
+    if not any(run.is_training for run in runs):
+        raise UserError(f"runs=[{','.join(map(str, paths))}] has no training run")
+    return runs
+
+
+def read_series(directory: Path) -> list[Series]:
+    """Read the record of a run directory; values that were measured alike together."""
+    found: dict[tuple[str, ...], Series] = {}
+    place = {name: number for number, name in enumerate(COLUMNS)}
+    apart = [place[name] for name in CONTEXT if name not in ("std", "seed")]
+    metric, std, seed = place["metric"], place["std"], place["seed"]
+    for line in Record.of(directory).lines():
+        key = (line[metric], *(line[at] for at in apart))
+        series = found.get(key)
+        if series is None:
+            context = {COLUMNS[at]: line[at] for at in apart if line[at]}
+            series = found[key] = Series(line[metric], context)
+        series.steps.append(int(line[0]))
+        series.times.append(float(line[1]))
+        series.values.append(float(line[3]))
+        series.stds.append(_number(line[std]))
+        series.seeds.append(line[seed])
+    return list(found.values())
+
+
+def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of a config by dotted key, at most :data:`MOST_KEYS`."""
+    found: dict[str, Any] = {}
+    for key, value in _leaves(node, prefix):
+        if len(found) == MOST_KEYS:
+            break
+        found[key] = value
+    return found
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _directories(top: Path) -> Iterator[Path]:
+    """Run directories from ``top`` down; a run has none inside."""
+    base = len(top.parts)
+    for folder, inner, files in os.walk(top):
+        here = Path(folder)
+        if STATUS in files or (CONFIG in files and {METRICS, ENVIRONMENT} & set(files)):
+            yield here
+            inner.clear()
+        elif len(here.parts) - base >= DEEPEST:
+            inner.clear()
+        else:
+            inner[:] = sorted(n for n in inner if n not in _SKIPPED and not n.startswith("."))
+
+
+def _read(directory: Path) -> Recorded | None:
+    """Read a run directory; one whose config is damaged is left out with a warning."""
+    own = directory / CONFIG
+    path = own if own.is_file() else directory / COMPOSED
+    status = read_json(directory / STATUS)
+    config = read_config(path) if path.is_file() else {}
+    if config is None:
+        warn(f"{path} cannot be read: the run is left out")
+        return None
+    return Recorded(directory, config, status)
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Read a config as plain containers; ``None`` where it is damaged or too large."""
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            return None
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER)):
+            return None  # a few lines of them stand for gigabytes
+        content = yaml.load(text, Loader=_LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
