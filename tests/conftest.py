@@ -21,6 +21,8 @@ from betasigma.options import plugins
 def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No account, no caches and no data of whoever runs the tests; one thread for each worker."""
     home = tmp_path_factory.mktemp("home")
+    # a shell has what it starts in the background ignore Ctrl-C, and the tests press it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(home))
         if "PYTEST_XDIST_WORKER" in os.environ:
