@@ -305,7 +305,33 @@ class Denoiser(nn.Module):
         return nearest if self.off_levels == "snap" else t
 
 
-class Guided(nn.Module):
+class DenoiserAround(nn.Module):
+    """A denoiser around a denoiser, which changes nothing but what is predicted.
+
+    Args:
+        denoiser: that answers.
+    """
+
+    def __init__(self, denoiser: DenoiserLike) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.schedule: NoiseSchedule = denoiser.schedule
+        self.sample_shape, self.value_range = denoiser.sample_shape, denoiser.value_range
+        self.num_classes = denoiser.num_classes
+        self.evaluations_per_call = denoiser.evaluations_per_call
+
+    @property
+    def device(self) -> torch.device:
+        """Where samplers should put x_t."""
+        return self.denoiser.device
+
+    @property
+    def moments(self) -> DataMoments | None:
+        """Of the training data."""
+        return self.denoiser.moments
+
+
+class Guided(DenoiserAround):
     """Classifier-free guidance (Ho & Salimans 2021): a denoiser around a denoiser.
 
     ε̂ = ε̂(x_t, ∅) + weight·(ε̂(x_t, y) − ε̂(x_t, ∅)). Weight 1 is the plain conditional model, 0
@@ -322,30 +348,15 @@ class Guided(nn.Module):
     """
 
     def __init__(self, denoiser: DenoiserLike, weight: float) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         if denoiser.num_classes < 1:
             raise UserError(
                 f"guidance={weight} needs a model trained with class labels "
                 f"(network.num_classes ≥ 1 and objective.label_dropout > 0)"
             )
         GuidedOptions.check(guidance=weight)
-        self.denoiser = denoiser
         self.weight = weight
-        self.schedule = denoiser.schedule
-        self.sample_shape = denoiser.sample_shape
-        self.value_range = denoiser.value_range
-        self.num_classes = denoiser.num_classes
         self.evaluations_per_call = 2 * denoiser.evaluations_per_call
-
-    @property
-    def device(self) -> torch.device:
-        """Where samplers should put x_t."""
-        return self.denoiser.device
-
-    @property
-    def moments(self) -> DataMoments | None:
-        """Of the training data."""
-        return self.denoiser.moments
 
     def forward(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
         """As :meth:`Denoiser.forward`; without labels there is nothing to guide towards.

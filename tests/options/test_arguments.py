@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
 
 from betasigma.errors import UserError
+from betasigma.options import plugins
+from betasigma.options.base import parse_component
+from betasigma.options.edits import InpaintingOptions
 from betasigma.options.plugins import check_arguments, versions
 from betasigma.samplers import Sampler
 from betasigma.samplers.sampler import GridArguments
@@ -45,3 +49,17 @@ def test_packages_of_metrics_and_features_that_are_named_by_a_string_are_recorde
     }
     assert versions({"evaluation": evaluation}).keys() == {"onelab", "twolab", "threelab"}
     assert versions({"evaluation": {"metrics": ["fd"], "extractor": "auto"}}) == {}
+
+
+def test_what_a_class_without_an_options_model_says_of_itself_is_checked_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its steps cannot be repeated: no configuration file says so, and no options model."""
+    body = "from betasigma.samplers import Sampler\nclass Walk(Sampler):\n    repeatable = False\n"
+    (tmp_path / "walklab.py").write_text(body)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.allow(["walklab"])
+    sampler = parse_component("sampler", {"_target_": "walklab.Walk"})
+    with pytest.raises(UserError, match=r"^edit\.repeats=2 does not go with sampler=Walk"):
+        InpaintingOptions.check(repeats=2).check_sampler(sampler)

@@ -109,6 +109,46 @@ def test_every_option_has_a_meaning_and_accepted_values(
             assert accepted_values(field), f"{options.__name__}.{name}"
 
 
+def test_a_class_reads_its_traits_from_its_options() -> None:
+    """``repeatable`` of a sampler, say: the checks ask the options, the code asks the class."""
+    compared, stated = 0, []
+    for group, target, options in COMPONENTS:
+        made = locate(target, group)
+        traits = traits_of(options) & set(dir(made)) if inspect.isclass(made) else set()
+        for name in traits:
+            compared += 1
+            assert getattr(made, name) == getattr(options, name), f"{target}.{name}"
+        for cls in made.__mro__ if traits else ():
+            if cls.__module__.startswith("betasigma."):
+                stated += [f"{cls.__name__}.{said}" for said in stated_in(cls) if said in traits]
+    assert compared > 10
+    assert stated == []
+
+
+def traits_of(options: type[ComponentOptions]) -> set[str]:
+    """Names of what a group's options say of a class, and a config cannot change."""
+    return {
+        name
+        for model in options.__mro__
+        if issubclass(model, ComponentOptions) and model is not ComponentOptions
+        for name in vars(model).get("__class_vars__", ())
+    } - set(ComponentOptions.__class_vars__)
+
+
+def stated_in(cls: type) -> Iterator[str]:
+    """Names that the body of a class gives a constant."""
+    path = cls.__module__.removeprefix("betasigma.").replace(".", "/") + ".py"
+    (body,) = [
+        node.body
+        for node in ast.walk(modules()[path])
+        if isinstance(node, ast.ClassDef) and node.name == cls.__name__
+    ]
+    for line in body:
+        if isinstance(line, ast.Assign | ast.AnnAssign) and isinstance(line.value, ast.Constant):
+            targets = line.targets if isinstance(line, ast.Assign) else [line.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
 def test_no_config_file_repeats_what_a_key_accepts() -> None:
     """A list of values in a comment would be a second home: ``levels | continuous``."""
     again = [

@@ -29,9 +29,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from betasigma.denoiser import DenoiserLike, Prediction, perturb
+from betasigma.denoiser import DenoiserAround, DenoiserLike, Prediction, perturb
 from betasigma.editing.holes import hole_of
 from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
 from betasigma.errors import UserError
@@ -43,17 +43,16 @@ from betasigma.options.edits import (
     check_colours,
     check_repeats,
 )
-from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
 from betasigma.samplers import CountingDenoiser, Noise, Sampler, Samples, in_batches
-from betasigma.schedules import NoiseSchedule, Times, transition
+from betasigma.schedules import Times, transition
 
 Projection = Callable[[Tensor], Tensor]
 """Orthogonal projection of ``(n, *sample_shape)`` on what is known, the same shape."""
 
 APPROXIMATE = (
-    "results follow Score-SDE's approximation, and edit.repeats=10, say, comes nearer to the exact "
-    "law (docs/editing.md)"
+    "results follow Score-SDE's approximation, and {}edit.repeats=10, say, comes nearer to the "
+    "exact law (docs/editing.md)"
 )
 
 
@@ -75,7 +74,7 @@ def grey(x: Tensor) -> Tensor:
     return x.mean(1, keepdim=True).expand_as(x)
 
 
-class Conditioned(nn.Module):
+class Conditioned(DenoiserAround):
     """A denoiser around a denoiser, given a part of x_0.
 
     Args:
@@ -86,22 +85,8 @@ class Conditioned(nn.Module):
     """
 
     def __init__(self, denoiser: DenoiserLike, known: Projection, x0: Tensor, rng: Noise) -> None:
-        super().__init__()
-        self.denoiser, self.known, self.x0, self.rng = denoiser, known, x0, rng
-        self.schedule: NoiseSchedule = denoiser.schedule
-        self.sample_shape, self.value_range = denoiser.sample_shape, denoiser.value_range
-        self.num_classes = denoiser.num_classes
-        self.evaluations_per_call = denoiser.evaluations_per_call
-
-    @property
-    def device(self) -> torch.device:
-        """Where samplers should put x_t."""
-        return self.denoiser.device
-
-    @property
-    def moments(self) -> DataMoments | None:
-        """Of the training data."""
-        return self.denoiser.moments
+        super().__init__(denoiser)
+        self.known, self.x0, self.rng = known, x0, rng
 
     def forward(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
         """Predict from noisy data whose known part is drawn anew.
@@ -278,9 +263,10 @@ def _completed(request: Request, known: Projection, repeats: int, first: list[Te
         progress=request.progress,
     )
     results = drawn.x.unflatten(0, (len(images), variants))
+    other = "" if request.sampler.repeatable else "sampler=predictor_corrector with "
     return Edited(
         beside(first, results),
         ["image", "known", *numbered(variants)],
         drawn.nfe,
-        note="" if repeats > 1 else APPROXIMATE,
+        note="" if repeats > 1 else APPROXIMATE.format(other),
     )

@@ -152,7 +152,7 @@ class Inversion(Edit):
     """
 
     tolerance: float = 1e-5
-    draws = False
+    draws = InversionOptions.draws
 
     def __post_init__(self) -> None:
         InversionOptions.check(tolerance=self.tolerance)
@@ -190,8 +190,8 @@ class Interpolation(Edit):
 
     frames: int = 9
     tolerance: float = 1e-5
-    needs_images = False
-    draws = False
+    needs_images = InterpolationOptions.needs_images
+    draws = InterpolationOptions.draws
 
     def __post_init__(self) -> None:
         InterpolationOptions.check(frames=self.frames, tolerance=self.tolerance)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike
-from betasigma.options.edits import BATCH_SIZE
+from betasigma.options.edits import BATCH_SIZE, EditOptions
 from betasigma.samplers import Sampler
 
 
@@ -78,10 +77,8 @@ class Edited:
 class Edit:
     """What ``scripts/edit.py`` does to images. A subclass defines :meth:`apply`."""
 
-    needs_images: ClassVar[bool] = True
-    """Whether there is nothing to do without images."""
-    draws: ClassVar[bool] = True
-    """Whether results are drawn by the sampler; else they follow the probability flow."""
+    needs_images = EditOptions.needs_images
+    draws = EditOptions.draws
 
     def apply(self, request: Request) -> Edited:
         """Do it.

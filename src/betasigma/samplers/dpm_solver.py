@@ -46,7 +46,7 @@ class DPMSolver(Sampler):
     """
 
     name = "dpm_solver"
-    repeatable = False
+    repeatable = DPMSolverOptions.repeatable
 
     def __init__(
         self,

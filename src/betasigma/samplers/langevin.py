@@ -40,7 +40,7 @@ class AnnealedLangevin(Sampler):
     """
 
     name = "annealed_langevin"
-    repeatable = False
+    repeatable = AnnealedLangevinOptions.repeatable
 
     def __init__(
         self,

@@ -147,8 +147,8 @@ class AdaptiveODE(Sampler):
     """
 
     name = "adaptive_ode"
-    repeatable = False
-    adaptive = True
+    repeatable = AdaptiveODEOptions.repeatable
+    adaptive = AdaptiveODEOptions.adaptive
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ from betasigma.options.samplers import (
     Dtype,
     Grid,
     GridOptions,
+    SamplerOptions,
     Start,
     Steps,
     check_levels_taken,
@@ -208,10 +209,8 @@ class Sampler:
     """
 
     name = ""
-    repeatable = True
-    """Whether a step depends on the state alone, so that it can be taken again."""
-    adaptive = False
-    """Whether steps are chosen by how smooth the model is along them."""
+    repeatable = SamplerOptions.repeatable
+    adaptive = SamplerOptions.adaptive
     first: float | None = None
     """Time at which the sampler begins; ``None`` for that of its grid."""
 
