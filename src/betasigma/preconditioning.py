@@ -78,13 +78,7 @@ class Preconditioning:
     timestep_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        PreconditioningOptions.check(
-            prediction=self.prediction,
-            conditioning=self.conditioning,
-            input_scaling=self.input_scaling,
-            sigma_data=self.sigma_data,
-            timestep_scale=self.timestep_scale,
-        )
+        PreconditioningOptions.check_own(vars(self))
 
     def __call__(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> Coefficients:
         """Coefficients at times ``t`` where the kernel is (``alpha``, ``sigma``); all float64 of

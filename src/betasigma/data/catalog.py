@@ -45,11 +45,11 @@ class DataSet:
         takes: keys that only some data sets have, and this one does.
     """
 
-    channels: int | None
-    size: int | None
-    classes: int | None
-    train: int | None
-    test: int | None
+    channels: int | None = None
+    size: int | None = None
+    classes: int | None = None
+    train: int | None = None
+    test: int | None = None
     in_memory: bool | None = True
     files: tuple[str, ...] = ()
     compressed: bool = False
@@ -126,40 +126,10 @@ DATA_SETS = {
         hint=" (needs `pip install gdown`; Google often refuses, then unpack img_align_celeba.zip)",
         takes=OF_FILES,
     ),
-    "image_folder": DataSet(
-        channels=None,
-        size=None,
-        classes=None,
-        train=None,
-        test=None,
-        in_memory=None,
-        takes=OF_IMAGES | {"layout", "labels"},
-    ),
-    "hub": DataSet(
-        channels=None,
-        size=None,
-        classes=None,
-        train=None,
-        test=None,
-        in_memory=None,
-        takes=OF_IMAGES | {"columns"},
-    ),
-    "array": DataSet(
-        channels=None,
-        size=None,
-        classes=None,
-        train=None,
-        test=None,
-        takes=frozenset({"values", "axes"}),
-    ),
-    "mixture": DataSet(
-        channels=None,
-        size=None,
-        classes=None,
-        train=50_000,
-        test=10_000,
-        takes=frozenset({"mixture"}),
-    ),
+    "image_folder": DataSet(in_memory=None, takes=OF_IMAGES | {"layout", "labels"}),
+    "hub": DataSet(in_memory=None, takes=OF_IMAGES | {"columns"}),
+    "array": DataSet(takes=frozenset({"values", "axes"})),
+    "mixture": DataSet(train=50_000, test=10_000, takes=frozenset({"mixture"})),
 }
 NAMES = tuple(DATA_SETS)
 

@@ -48,16 +48,9 @@ class MLP(nn.Module):
         fourier_scale: float = 16.0,
         conditional: bool = True,
     ) -> None:
+        PointShape.check_own(locals())
+        MLPOptions.check_own(locals())
         super().__init__()
-        PointShape.check(dim=dim, out_dim=out_dim)
-        MLPOptions.check(
-            width=width,
-            depth=depth,
-            num_classes=num_classes,
-            embedding=embedding,
-            fourier_scale=fourier_scale,
-            conditional=conditional,
-        )
         self.num_classes = num_classes
         emb_width = width if conditional or num_classes else 0
         self.conditioning = Conditioning(

@@ -35,9 +35,9 @@ from betasigma.networks.unet import Attention, Dropout, GroupNorm
 from betasigma.options.networks import (
     Embedding,
     Filter,
-    ImageShape,
     NCSNppOptions,
     Pyramid,
+    check_image_network,
     resolutions,
 )
 
@@ -97,23 +97,8 @@ class NCSNpp(nn.Module):
         progressive_output: Pyramid = "none",
         checkpoint: bool = False,
     ) -> None:
+        check_image_network(NCSNppOptions, locals())
         super().__init__()
-        ImageShape.check(in_channels=in_channels, image_size=image_size, out_channels=out_channels)
-        NCSNppOptions.check(
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-            attention=attention,
-            dropout=dropout,
-            num_classes=num_classes,
-            embedding=embedding,
-            fourier_scale=fourier_scale,
-            conditional=conditional,
-            resample_filter=resample_filter,
-            progressive_input=progressive_input,
-            progressive_output=progressive_output,
-            checkpoint=checkpoint,
-        ).check_image_size(image_size)
         self.value_range = value_range
         out = out_channels or in_channels
         emb_channels = 4 * channels if conditional or num_classes else 0

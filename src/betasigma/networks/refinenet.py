@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from betasigma.networks.layers import centred
-from betasigma.options.networks import ImageShape, Pooling, RefineNetOptions
+from betasigma.options.networks import Pooling, RefineNetOptions, check_image_network
 
 
 class Level(NamedTuple):
@@ -74,15 +74,8 @@ class RefineNet(nn.Module):
         conditional: bool = True,
         num_classes: int = 0,
     ) -> None:
+        check_image_network(RefineNetOptions, locals())
         super().__init__()
-        ImageShape.check(in_channels=in_channels, image_size=image_size, out_channels=out_channels)
-        RefineNetOptions.check(
-            channels=channels,
-            multipliers=multipliers,
-            pooling=pooling,
-            conditional=conditional,
-            num_classes=num_classes,
-        ).check_image_size(image_size)
         self.value_range = value_range
         self.levels = levels if conditional else 0
         widths = [channels * m for m in multipliers]

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from betasigma.networks.layers import Conditioning, initialised
 from betasigma.options.data import height_and_width
-from betasigma.options.networks import ImageShape, UNetOptions, resolutions
+from betasigma.options.networks import UNetOptions, check_image_network, resolutions
 
 Resample = Literal["down", "up"]
 
@@ -103,31 +103,8 @@ class UNet(nn.Module):
         null_class: bool = True,
         checkpoint: bool = False,
     ) -> None:
+        check_image_network(UNetOptions, locals())
         super().__init__()
-        ImageShape.check(in_channels=in_channels, image_size=image_size, out_channels=out_channels)
-        UNetOptions.check(
-            channels=channels,
-            multipliers=multipliers,
-            blocks=blocks,
-            attention=attention,
-            heads=heads,
-            head_channels=head_channels,
-            dropout=dropout,
-            num_classes=num_classes,
-            embedding=embedding,
-            fourier_scale=fourier_scale,
-            conditional=conditional,
-            norm_groups=norm_groups,
-            group_width=group_width,
-            norm_eps=norm_eps,
-            scale_shift=scale_shift,
-            resampling=resampling,
-            padding=padding,
-            embedding_channels=embedding_channels,
-            frequency_shift=frequency_shift,
-            null_class=null_class,
-            checkpoint=checkpoint,
-        ).check_sides(*height_and_width(image_size))
         self.num_classes = num_classes
         features = embedding_channels or channels
         emb_channels = 4 * features if conditional or num_classes else 0

@@ -153,8 +153,7 @@ class Objective:
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        keys = type(self).options.model_fields.keys() - {"target"}
-        type(self).options.check(**{key: getattr(self, key) for key in keys})
+        type(self).options.check_own(vars(self))
 
     def loss(self, denoiser: Denoiser, x0: Tensor, y: Tensor | None, rng: Stream) -> LossTerms:
         """Loss of clean data.

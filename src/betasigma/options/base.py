@@ -94,6 +94,15 @@ class Options(BaseModel):
         return cls.parse({key: _plain(value) for key, value in values.items()})
 
     @classmethod
+    def check_own(cls, values: Mapping[str, Any]) -> Self:
+        """Check those of these values that have a key here: of ``locals()`` in a constructor.
+
+        Raises:
+            UserError: for the first impossible value, by its name in the config.
+        """
+        return cls.check(**{key: values[key] for key in cls.model_fields if key in values})
+
+    @classmethod
     def parse(cls, content: Mapping[str, Any]) -> Self:
         """Parse a node of plain containers.
 

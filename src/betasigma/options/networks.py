@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -19,7 +19,7 @@ from betasigma.options.base import (
     option,
 )
 from betasigma.options.composition import Composition
-from betasigma.options.data import ImageSize
+from betasigma.options.data import ImageSize, height_and_width
 
 Embedding = Literal["positional", "fourier"]
 Resampling = Literal["convolution", "residual"]
@@ -106,7 +106,8 @@ class NetworkOptions(ComponentOptions):
         if height != width and not self.rectangular:
             raise UserError(
                 f"data.image_size=[{height},{width}] does not fit "
-                f"network={self.target.rpartition('.')[2]}, which takes square images"
+                f"network={(self.target or self.targets[0]).rpartition('.')[2]}, which takes "
+                f"square images"
             )
         self.check_image_size(min(height, width))
 
@@ -115,7 +116,7 @@ class NetworkOptions(ComponentOptions):
 
 
 class ImageShape(Options):
-    """Return the arguments that a network for images may ask for."""
+    """Arguments that a network for images may ask for."""
 
     node = "network"
 
@@ -125,7 +126,7 @@ class ImageShape(Options):
 
 
 class PointShape(Options):
-    """Return the arguments that a network for points may ask for."""
+    """Arguments that a network for points may ask for."""
 
     node = "network"
 
@@ -133,10 +134,10 @@ class PointShape(Options):
     out_dim: Count | None = option(None, "coordinates of the output; null: those of the points")
 
 
-class UNetOptions(NetworkOptions):
-    targets = ("betasigma.networks.unet.UNet",)
+class ResidualOptions(NetworkOptions):
+    """Options of a network of residual blocks at halved resolutions."""
+
     takes = "images"
-    rectangular = True
 
     channels: EvenWidth = option(128, "width at full resolution")
     multipliers: Annotated[list[Count], Field(min_length=1, max_length=MOST_LEVELS)] = option(
@@ -144,12 +145,32 @@ class UNetOptions(NetworkOptions):
     )
     blocks: Count = option(2, "residual blocks at each resolution")
     attention: list[Count] = option([16], "resolutions with self-attention")
-    heads: Count = option(1, "attention heads")
-    head_channels: Count | None = option(None, "width of a head, instead of heads")
     dropout: Probability = option(0.1, "dropout before the second convolution of a block")
     embedding: Embedding = option("positional", "how the noise level enters")
     fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
     conditional: bool = option(True, "false: the network is not told the noise level (NCSNv2)")
+    checkpoint: bool = option(False, "recompute activations in the backward pass to save memory")
+
+    def check_image_size(self, image_size: int) -> None:
+        check_attention(self.attention, image_size, len(self.multipliers))
+
+
+def check_image_network(options: type[NetworkOptions], arguments: Mapping[str, Any]) -> None:
+    """Check what the constructor of a network for images was given, its ``locals()``.
+
+    Raises:
+        UserError: for a value out of range, or one that does not fit the images.
+    """
+    shape = ImageShape.check_own(arguments)
+    options.check_own(arguments).check_sides(*height_and_width(shape.image_size))
+
+
+class UNetOptions(ResidualOptions):
+    targets = ("betasigma.networks.unet.UNet",)
+    rectangular = True
+
+    heads: Count = option(1, "attention heads")
+    head_channels: Count | None = option(None, "width of a head, instead of heads")
     norm_groups: Count = option(32, "most groups of a normalisation")
     group_width: Count = option(4, "least channels of a group")
     norm_eps: Positive = option(1e-6, "added to the variance in a normalisation")
@@ -167,7 +188,6 @@ class UNetOptions(NetworkOptions):
         1.0, "1: its frequencies end at 1e-4 (Ho et al.), 0: one ratio before"
     )
     null_class: bool = option(True, "false: every image has a label, and there is no null class")
-    checkpoint: bool = option(False, "recompute activations in the backward pass to save memory")
 
     @model_validator(mode="after")
     def _heads(self) -> Self:
@@ -232,29 +252,15 @@ class RefineNetOptions(NetworkOptions):
             )
 
 
-class NCSNppOptions(NetworkOptions):
+class NCSNppOptions(ResidualOptions):
     targets = ("betasigma.networks.ncsnpp.NCSNpp",)
-    takes = "images"
 
-    channels: EvenWidth = option(128, "width at full resolution")
-    multipliers: Annotated[list[Count], Field(min_length=1, max_length=MOST_LEVELS)] = option(
-        [1, 2, 2, 2], "width at each resolution, in units of channels; each halves the image"
-    )
     blocks: Count = option(4, "residual blocks at each resolution")
-    attention: list[Count] = option([16], "resolutions with self-attention")
-    dropout: Probability = option(0.1, "dropout before the second convolution of a block")
-    embedding: Embedding = option("positional", "how the noise level enters")
-    fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
-    conditional: bool = option(True, "false: the network is not told the noise level")
     resample_filter: Filter = option("box", "averages and repetition, or the filter [1, 3, 3, 1]")
     progressive_input: Pyramid = option("none", "how the image enters at lower resolutions")
     progressive_output: Literal["none", "skip"] = option(
         "none", "skip: the output is a sum over resolutions"
     )
-    checkpoint: bool = option(False, "recompute activations in the backward pass to save memory")
-
-    def check_image_size(self, image_size: int) -> None:
-        check_attention(self.attention, image_size, len(self.multipliers))
 
 
 class MLPOptions(NetworkOptions):

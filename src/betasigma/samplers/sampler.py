@@ -224,15 +224,7 @@ class Sampler:
         dtype: Dtype = "float32",
         ratio_max: float | None = None,
     ) -> None:
-        GridOptions.check(
-            steps=steps,
-            clip=clip,
-            grid=grid,
-            rho=rho,
-            start=start,
-            dtype=dtype,
-            ratio_max=ratio_max,
-        )
+        GridOptions.check_own(locals())
         self.steps, self.grid, self.rho, self.start, self.clip = steps, grid, rho, start, clip
         self.ratio_max = ratio_max
         self.dtype = torch.float64 if dtype == "float64" else torch.float32
