@@ -23,6 +23,7 @@ from betasigma.commands.measure import Meter
 from betasigma.modules import DiffusionModule
 from betasigma.runs.record import Record
 from betasigma.runs.status import INTERRUPTED, read_status
+from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.periodic import SampleGrids
 from betasigma.training.progress import Metrics
 
@@ -364,3 +365,26 @@ def test_resume_auto_continues_the_newest_run_with_this_config(
     assert resume("auto", *TINY, "steps=8") == copy_of_ddpm_run
     assert weights(copy_of_ddpm_run)["global_step"] == 8
     assert weights(older)["global_step"] == weights(other.run)["global_step"] == 6
+
+
+def test_the_best_is_best_among_validations_of_as_many_images(
+    here: Path, train: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few images may have the lesser error and say less: a longer run validates on more of them."""
+    words = ("data.val_size=null", "training.validate_every=2")
+    first = train(*words, "steps=2")
+    assert "validating on 16 of 360" in first.out
+    short = first.run
+    original = Checkpoints.load_state_dict
+
+    def with_a_lucky_one(self: Checkpoints, state_dict: dict[str, Any]) -> None:
+        original(self, {**state_dict, "best": -1.0})
+
+    monkeypatch.setattr(Checkpoints, "load_state_dict", with_a_lucky_one)
+    assert "images" in weights(short)["callbacks"]["Checkpoints"]
+    resume(short, "steps=4")
+    assert weights(short, "best")["global_step"] == 2
+    monkeypatch.setattr("betasigma.training.trainer.FEWEST", 24)
+    resume(short, "steps=6")
+    assert weights(short, "best")["global_step"] == 6
+    assert weights(short)["callbacks"]["Checkpoints"]["images"] == 24

@@ -44,6 +44,17 @@ def zipped(folder: Path, path: Path, **more: str) -> Path:
     return path
 
 
+def test_the_folder_that_packing_puts_around_images_decides_nothing(images: Path) -> None:
+    for layout in ("classes", "flat"):
+        folder = list_folder(images, layout)
+        packed = list_folder(zipped(images.parent, images.parent / "packed.zip"), layout)
+        for split in ("train", "test"):
+            names = packed.split(split).names
+            assert (
+                tuple(name.removeprefix("images/") for name in names) == folder.split(split).names
+            )
+
+
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_an_archive_is_the_folder_that_it_was_made_of(images: Path, in_memory: bool) -> None:
     archive = zipped(images, images.parent / "images.zip")
@@ -231,6 +242,9 @@ def test_other_forms_of_json(images: Path) -> None:
         ("a.csv", "nothing", "none of them is of images"),
         ("a.csv", "file,label\na/00.png,1\na/00.png,2", "gives a/00.png two labels, 1 and 2"),
         ("a.csv", "file,label\na/00.png,", "gives a/00.png the label ''"),
+        pytest.param(
+            "a.csv", "file,label\na/00.png," + "9" * 5000, "or above 99999", id="5,000 digits"
+        ),
         ("a.csv", "file,label\nx.png,1", "has labels of x.png and others, and of no image that is"),
         ("a.csv", "file,label,split\na/00.png,1,now", "has a/00.png in split 'now'"),
         ("a.csv", "file,label\n\xff\x00,1", "is no CSV file that can be read"),
@@ -240,8 +254,8 @@ def test_other_forms_of_json(images: Path) -> None:
         ("a.json", "{}", "gives no labels: it names no image"),
         ("a.csv", "file,label\n", "gives no labels: it names no image"),
         ("a.json", '{"a/00.png": true}', "the label True"),
-        ("a.json", '{"a/00.png": -1}', "labels from -1 to -1"),
-        ("a.json", '{"a/00.png": 1000000000}', "labels from 1000000000 to"),
+        ("a.json", '{"a/00.png": -1}', "has a label that is below 0 or above 99999"),
+        ("a.json", '{"a/00.png": 1000000000}', "has a label that is below 0 or above 99999"),
         ("a.xlsx", "", "must be a CSV or JSON file"),
     ],
 )

@@ -20,6 +20,7 @@ from betasigma.data.hub import open_table
 from betasigma.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="the extra [hub] is not installed")
+constants = pytest.importorskip("huggingface_hub.constants")
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
@@ -144,6 +145,8 @@ def test_columns_that_are_not_asked_for_are_not_read(tmp_path: Path) -> None:
 def test_a_cell_without_an_image_is_named(tmp_path: Path) -> None:
     """A table of a stranger may name any path; only files are opened, and those as images."""
     cells = [{"bytes": b"no image", "path": None}, {"bytes": None, "path": "/dev/zero"}]
+    picture(9).save(tmp_path / "own.png")  # of the user, and no picture of the table
+    cells.append({"bytes": None, "path": str(tmp_path / "own.png")})
     for i in range(6):
         file = io.BytesIO()
         picture(i).save(file, "PNG")
@@ -155,9 +158,37 @@ def test_a_cell_without_an_image_is_named(tmp_path: Path) -> None:
     data = ImageDataModule("hub", tmp_path, batch_size=4, image_size=8)
     with pytest.warns(
         UserWarning,
-        match=r"skipped 2 images .*train/0 \(not an image\), .*train/1 \(the cell has no image\)",
+        match=r"skipped 3 images .*train/0 \(not an image\), .*train/1 \(the cell holds no image; ",
     ):
         assert data.size("train") == 6
+
+
+def test_a_file_that_the_library_has_fetched_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set of the hub may be files, which its table names where they were put."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "fetched"))
+    paths = [tmp_path / folder / "a.png" for folder in ("fetched", "other")]
+    for path in paths:
+        path.parent.mkdir()
+        picture(3).save(path)
+    cell = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    rows_of = pyarrow.array([{"bytes": None, "path": str(path)} for path in paths], cell)
+    fetched = datasets.Dataset(pyarrow.table({"image": rows_of}))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *words: {"train": fetched})
+    table = open_table("owner/name", None, download=True)
+    with table.open("train/0", 10**6) as file:
+        assert file.read() == paths[0].read_bytes()
+    with pytest.raises(ValueError, match="a path of a file there is not followed"):
+        table.open("train/1", 10**6)
+
+
+def test_a_column_of_texts_holds_no_images(tmp_path: Path) -> None:
+    table = pyarrow.table({"image": ["a.png", "b.png", "c.png"]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    data = ImageDataModule("hub", tmp_path / "a.parquet", batch_size=4, image_size=8)
+    with pytest.raises(UserError, match=r"no image in .* that can be decoded"):
+        data.size("train")
 
 
 @pytest.mark.parametrize(

@@ -176,8 +176,8 @@ def test_a_cycle_of_links_ends(fill: Fill) -> None:
     )
     assert found.classes == ("a", "b")
     assert found.left_out.counts == {
-        "links to folders that are read already": 2,
-        "links that lead in a circle": 1,
+        "linking to a folder that is read already": 2,
+        "linking in a circle": 1,
     }
 
 
@@ -196,8 +196,8 @@ def test_a_link_to_an_image_that_is_there_counts_once(fill: Fill, tmp_path: Path
     assert found.train.names == tuple(f"train/{n}.png" for n in ("0", "1", "2", "3", "x"))
     assert found.test.names == ("test/0.png", "test/1.png")
     assert found.left_out.counts == {
-        "links to images that are there already": 3,
-        "links to files that are missing": 1,
+        "linking to an image that is there already": 3,
+        "linking to a file that is missing": 1,
     }
 
 

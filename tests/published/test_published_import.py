@@ -258,13 +258,15 @@ def test_old_files_are_read(tmp_path: Path, imported: Callable[..., Loaded]) -> 
     assert imported(file, flags=recorded(name)["flags"]).denoiser.sample_shape == (3, 16, 16)
 
 
-def test_an_old_file_that_claims_too_much_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("detour", [b"", b"q\xff0h\xff"], ids=["plain", "by the memo"])
+def test_an_old_file_that_claims_too_much_is_refused(tmp_path: Path, detour: bytes) -> None:
+    """The number may be put aside and fetched again, so that another stands before its use."""
     file = written("pytorch_diffusion", tmp_path)
     torch.save(torch.load(file), file, _use_new_zipfile_serialization=False)
     content = file.read_bytes()
     shown = next(n for n in (128 * 128, 32 * 32 * 9) if b"M" + n.to_bytes(2, "little") in content)
     small, huge = b"M" + shown.to_bytes(2, "little"), b"J" + (2**30).to_bytes(4, "little")
-    file.write_bytes(content.replace(small + b"N", huge + b"N"))
+    file.write_bytes(content.replace(small + b"N", huge + detour + b"N"))
     assert "claims more numbers than it holds" in refusal(file)
 
 

@@ -314,8 +314,13 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
             )
     elif not asked.edit.needs_images:
         check_ends(len(asked.seeds))
-    if not saved.model.trains or (asked.images is None and asked.edit.needs_images):
+    if not saved.model.trains:
         _check_data(saved, asked.data.given, facts)
+    elif asked.images is None and asked.edit.needs_images:
+        try:
+            _check_data(saved, asked.data.given, facts)
+        except UserError as error:
+            raise UserError(f"{error}; or edit images of your own, images=FOLDER") from None
     return None
 
 

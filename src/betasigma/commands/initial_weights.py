@@ -13,6 +13,8 @@ from betasigma.build import Config
 from betasigma.commands.config import saved_header
 from betasigma.commands.load import averaged_weights
 from betasigma.errors import UserError
+from betasigma.options.base import parse_component, typed
+from betasigma.options.noise_schedules import LinearOptions
 from betasigma.runs.checkpoint import read
 from betasigma.runs.header import checkpoint_path
 
@@ -126,8 +128,9 @@ def _network(there: Config, here: Config) -> list[str]:
 
 
 def _differences(there: Config, here: Config) -> list[str]:
+    there, here = _with_ends(there), _with_ends(here)
     return [
-        f"{key}={_at(here, key)} here, {_at(there, key)} there"
+        f"{key}={typed(_at(here, key))} here, {typed(_at(there, key))} there"
         for key in _leaves(MEANING, there, here)
         if _at(here, key) != _at(there, key)
     ]
@@ -148,6 +151,15 @@ def _at(config: Any, key: str) -> Any:
     for part in key.split("."):
         config = config.get(part) if isinstance(config, dict) else None
     return config
+
+
+def _with_ends(config: Config) -> Config:
+    """The config with the first and last β of a schedule that leaves them to the steps."""
+    options = parse_component("schedule", config["schedule"])
+    if not isinstance(options, LinearOptions):
+        return config
+    first, last = options.ends
+    return {**config, "schedule": {**config["schedule"], "start": first, "end": last}}
 
 
 def _few(names: list[str]) -> str:

@@ -41,7 +41,8 @@ def sample(config: DictConfig, start: Start) -> None:
     asked, out = Sample.parse(content), start.directory
     plain_warnings()
     display = Display()
-    loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
+    precision = precision_of(content["hardware"])
+    loaded = load_run(content["run"], precision, content["data"])
     denoiser = loaded.denoiser
     move_to_device(denoiser, content["hardware"])
     sampler = choose_sampler(content.get("sampler"), loaded, display)
@@ -61,7 +62,7 @@ def sample(config: DictConfig, start: Start) -> None:
     if asked.save == "folder":
         into = SampleFolder(
             Path(asked.out) if asked.out is not None else out / "samples",
-            {**told, "weights": weights},
+            {**told, "weights": weights, "precision": str(precision or torch.float32)},
             loaded.classes if asked.subfolders else None,
         )
         counted = _fill(into, draw, asked, display)

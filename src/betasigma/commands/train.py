@@ -233,7 +233,7 @@ def run_callbacks(
         "config": {**content, **ONCE},
     }
     watch = Stopwatch()
-    checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], watch)
+    checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], data, watch)
     return [
         SkippedSteps(settings["skip_limit"], settings["log_every"], run),
         Estimate(display, content["batch_size"], content["steps"]),

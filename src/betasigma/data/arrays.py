@@ -90,11 +90,15 @@ class ArrayFile:
         Raises:
             UserError: if they have others, or points are to be resized.
         """
-        if channels not in (None, self.shape[0]) or (sides and len(self.shape) == 1):
-            key, value = ("channels", channels) if channels else ("image_size", sides)
+        if sides and len(self.shape) == 1:
             raise UserError(
-                f"data.{key}={value} does not fit data.root={self.path}, whose examples have the "
-                f"shape {self.shape}"
+                f"data.image_size does not apply to data.root={self.path}, which holds points of "
+                f"{self.shape[0]} numbers: remove it"
+            )
+        if channels not in (None, self.shape[0]):
+            raise UserError(
+                f"data.channels={channels} does not fit data.root={self.path}, whose examples have "
+                f"the shape {self.shape}: an array keeps its channels"
             )
         if len(self.shape) > 1:
             shape = self.shape if sides is None else (self.shape[0], *sides)

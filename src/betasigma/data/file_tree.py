@@ -214,7 +214,7 @@ def _walk(root: Path, left_out: LeftOut) -> Found:
     while folders or linked_folders:
         prefix, real = folders.popleft() if folders else linked_folders.popleft()
         if real in entered:
-            left_out.add("links to folders that are read already", prefix.rstrip("/"))
+            left_out.add("linking to a folder that is read already", prefix.rstrip("/"))
             continue
         entered[real] = prefix
         for entry in _entries(real):
@@ -246,11 +246,11 @@ def _follow(
     try:
         mode = link.stat().st_mode
     except FileNotFoundError:
-        left_out.add("links to files that are missing", name)
+        left_out.add("linking to a file that is missing", name)
         return
     except OSError as error:
         if error.errno == errno.ELOOP:
-            left_out.add("links that lead in a circle", name)
+            left_out.add("linking in a circle", name)
             return
         raise _unreadable(link.path, error) from None
     real = os.path.realpath(link.path)

@@ -37,6 +37,8 @@ class HubTable:
         root: where it is.
         parts: rows by split; under ``whole`` where there are none.
         image, label: names of the columns; ``None`` for no labels.
+        caches: where the library keeps the files of images that it has fetched; none for a table
+            that was not fetched.
         left_out: splits that are not used.
     """
 
@@ -44,6 +46,7 @@ class HubTable:
     parts: dict[str, Any]
     image: str
     label: str | None
+    caches: tuple[Path, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
@@ -86,9 +89,9 @@ class HubTable:
             if len(cell["bytes"]) > most:
                 raise ValueError(f"it has {len(cell['bytes']):,} bytes")
             return io.BytesIO(cell["bytes"])
-        path = Path(cell.get("path") or "")
-        if not path.is_file():
-            raise ValueError("the cell has no image")
+        path = self._cached(str(cell.get("path") or ""))
+        if path is None:
+            raise ValueError("the cell holds no image; a path of a file there is not followed")
         return path.open("rb")
 
     def stamp(self, name: str) -> str:
@@ -118,14 +121,19 @@ class HubTable:
         found = [f"{', '.join(self.parts)}{held_out}: images in column {self.image}{labels}"]
         return [*found, f"left out: {self.left_out}"] if self.left_out.counts else found
 
+    def _cached(self, path: str) -> Path | None:
+        """A file that the library has fetched; no other, since the table may name any."""
+        real = Path(path).resolve()
+        inside = any(real.is_relative_to(folder.resolve()) for folder in self.caches)
+        return real if inside and real.is_file() else None
+
     @property
     def _features(self) -> Any:
         return next(iter(self.parts.values())).features
 
     def _cell(self, name: str) -> dict[str, Any]:
         part, _, row = name.rpartition("/")
-        cell = self.parts[part][int(row)][self.image]
-        return cell if isinstance(cell, dict) else {"bytes": cell}
+        return _as_cell(self.parts[part][int(row)][self.image])
 
     @cached_property
     def _splits(self) -> tuple[ListedSplit, ListedSplit]:
@@ -136,10 +144,7 @@ class HubTable:
         else:
             ((part, whole),) = names.items()
             cells = (row[self.image] for row in self.parts[part])
-            digests = {
-                name: _digest(c if isinstance(c, dict) else {"bytes": c})
-                for name, c in zip(whole, cells, strict=True)
-            }
+            digests = {name: _digest(_as_cell(c)) for name, c in zip(whole, cells, strict=True)}
             train, test = hold_out(whole, digests.__getitem__)
         if not train or not test:
             raise UserError(
@@ -205,7 +210,10 @@ def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubT
         else rows
         for split, rows in chosen.items()
     }
-    return HubTable(root, encoded, image, label, left_out)
+    hub: Any = importlib.import_module("huggingface_hub.constants")
+    caches = (datasets.config.HF_DATASETS_CACHE, hub.HF_HUB_CACHE)
+    fetched = not Path(root).expanduser().exists()
+    return HubTable(root, encoded, image, label, tuple(map(Path, caches)) * fetched, left_out)
 
 
 def _load(datasets: Any, root: str) -> Any:
@@ -280,6 +288,13 @@ def _columns(
             f"{' and '.join(labels) or 'none'} the labels: data.columns=[image,label] says which"
         )
     return images[0], labels[0] if labels else None
+
+
+def _as_cell(value: Any) -> dict[str, Any]:
+    """Bytes or a path of an image, as the library has both."""
+    if isinstance(value, dict):
+        return value
+    return {"bytes": value} if isinstance(value, bytes) else {"path": value}
 
 
 def _digest(cell: dict[str, Any]) -> str:

@@ -84,7 +84,7 @@ def _images(files: Files, left_out: LeftOut) -> list[str]:
         if end not in endings():
             left_out.add(end or "without an ending", name)
         elif found.targets.get(name) in known:
-            left_out.add("links to images that are read already", name)
+            left_out.add("linking to an image that is read already", name)
         else:
             names.append(name)
     return names

@@ -186,15 +186,22 @@ def _labels(rows: list[Row], source: str, key: str) -> Labels:
     return Labels(source, *_numbered(labels, key), splits)
 
 
+def _whole(label: int | str) -> int:
+    """The number of a label; ``MOST_CLASSES`` for all that are too large to be one."""
+    if isinstance(label, str) and len(label.strip().lstrip("0")) > len(str(MOST_CLASSES)):
+        return MOST_CLASSES
+    return min(int(label), MOST_CLASSES)
+
+
 def _numbered(labels: Mapping[str, int | str], key: str) -> tuple[dict[str, int], tuple[str, ...]]:
     if not labels:
         raise UserError(f"{key} gives no labels: it names no image")
     if all(isinstance(label, int) or label.strip().isdecimal() for label in labels.values()):
-        numbers = {name: int(label) for name, label in labels.items()}
+        numbers = {name: _whole(label) for name, label in labels.items()}
         if not 0 <= min(numbers.values()) <= max(numbers.values()) < MOST_CLASSES:
             raise UserError(
-                f"{key} has labels from {min(numbers.values())} to {max(numbers.values())}; labels "
-                f"are integers from 0 to {MOST_CLASSES - 1}, or names"
+                f"{key} has a label that is below 0 or above {MOST_CLASSES - 1}; labels are "
+                f"integers from 0 to {MOST_CLASSES - 1}, or names"
             )
         return numbers, tuple(map(str, range(max(numbers.values()) + 1)))
     named = {name: printable(str(label)) for name, label in labels.items()}

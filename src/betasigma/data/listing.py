@@ -141,7 +141,7 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
             f"zip archive that has"
         )
     told = find_labels(files, labels, own=layout in (None, "flat", "splits"))
-    tree = _Tree(root, names)
+    tree = _Tree(root, names, packed=not root.is_dir())
     reading = tree.read(layout or tree.choose(told))
     train, test = reading.train, reading.test
     for name, why in reading.left_out:
@@ -221,9 +221,14 @@ class _Tree:
     Args:
         root: for messages.
         names: of the images.
+        packed: whether they are in an archive.
+
+    Attributes:
+        top: the one folder at the top of an archive, which its packing has put there: the split of
+            an image does not depend on it. ``""`` for none.
     """
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
+    def __init__(self, root: Path, names: Sequence[str], packed: bool) -> None:
         self.root, self.names = root, list(names)
         self.prefix = ""
         self.folders = _by_folder(self.names, "")
@@ -234,6 +239,8 @@ class _Tree:
         ):
             self.prefix += f"{next(iter(self.folders))}/"
             self.folders = _by_folder(self.names, self.prefix)
+        folder, slash, _ = self.prefix.partition("/")
+        self.top = folder + slash if packed else ""
 
     @property
     def _loose(self) -> list[str]:
@@ -295,14 +302,14 @@ class _Tree:
             UserError: if they have no such folders.
         """
         if layout == "flat":
-            return _Reading("flat", self.names)
+            return _Reading("flat", self.names, base=self.top)
         depth = self.prefix.count("/")
         if layout == "classes":
             if not set(self.folders) - {""}:
                 raise UserError(f"data.layout=classes finds no folders in data.root={self.root}")
             train = [n for folder, names in self.folders.items() if folder for n in names]
             out = tuple((name, "beside the folders of classes") for name in self._loose)
-            return _Reading("classes", sorted(train), depth=depth, left_out=out)
+            return _Reading("classes", sorted(train), depth=depth, base=self.top, left_out=out)
         if layout == "splits":
             return self._read_splits(depth + 1)
         return self._read_splits_in_classes(depth)
@@ -356,6 +363,7 @@ class _Tree:
             parts["train"],
             parts[tested_on] or None,
             depth,
+            self.top,
             trained_on="train",
             tested_on=tested_on,
             left_out=tuple(out),
@@ -438,7 +446,7 @@ def _once(
     for name in sorted([*train, *(test or ())], key=lambda name: name in targets):
         target = targets.get(name, name)
         if target in seen:
-            left_out.add("links to images that are there already", name)
+            left_out.add("linking to an image that is there already", name)
         else:
             kept.add(name)
         seen.add(target)

@@ -28,6 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 from betasigma.launch.command_line import PLACES, CommandLine, read_command_line
 from betasigma.launch.consent import check_search_path
 
+BASE = "base"
+"""File of a group that its others are made from; nobody chooses it."""
+
 
 class ConfigFile(NamedTuple):
     """One file of a config group, or a primary config."""
@@ -93,8 +96,8 @@ class Configs:
         return bool(name) and self._repository.group_exists(name)
 
     def choices(self, group: str) -> list[str]:
-        """Choices of a group, sorted."""
-        return self._repository.get_group_options(group)
+        """Choices of a group, sorted, without the file that they are made from."""
+        return [name for name in self._repository.get_group_options(group) if name != BASE]
 
     def groups(self) -> list[str]:
         """The groups of the primary config, sorted."""
@@ -103,7 +106,8 @@ class Configs:
     def files(self) -> list[ConfigFile]:
         """Every file of every group except Hydra's own."""
         found = self._repository.get_group_options("", ObjectType.GROUP)
-        names = [f"{group}/{choice}" for group in found for choice in self.choices(group)]
+        options = self._repository.get_group_options
+        names = [f"{group}/{choice}" for group in found for choice in options(group)]
         return [self.load(name) for name in names if not name.startswith("hydra/")]
 
     def load(self, name: str) -> ConfigFile:

@@ -34,6 +34,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
 )
@@ -279,7 +280,21 @@ def sentence(
     # a value that may be of several types fails once for each
     same = [e["msg"] for e in error.errors() if _key(e["loc"], content) == own]
     accepted = " or ".join(map(_accepted, same)).replace(" or must ", " or ")
-    return f"{key}={typed(first['input'])} {accepted}"
+    alone = _lacks_brackets(schema, first["loc"], first["input"])
+    hint = f": write {key}=[{first['input']}]" if alone else ""
+    return f"{key}={typed(first['input'])} {accepted}{hint}"
+
+
+def _lacks_brackets(schema: type[BaseModel], loc: tuple[int | str, ...], value: Any) -> bool:
+    """Whether a list of this value alone would be accepted."""
+    field = schema.model_fields.get(str(loc[0]))
+    if field is None or not isinstance(value, str | int | float):
+        return False
+    try:
+        TypeAdapter(field.rebuild_annotation()).validate_python([value], strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def unknown_key(key: str, value: Any, known: list[str]) -> str:

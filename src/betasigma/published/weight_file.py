@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import pickletools
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -165,23 +164,48 @@ def _check_archive(file: Path, key: str) -> None:
 
 
 def _check_old_file(file: Path, key: str) -> None:
-    """Refuse a file of the format before PyTorch 1.6 with a storage that claims more than the file
-    holds.
-
-    Its pickles are walked, not executed. Where they name a storage, the number of its elements is
-    the last integer before it.
-    """
-    size, last = file.stat().st_size, 0
+    """Refuse a file of the format before PyTorch 1.6 whose storages claim more than it holds."""
     with file.open("rb") as stream:
-        try:
-            for _ in range(4):  # magic number, protocol, system, content
-                for opcode, argument, _position in pickletools.genops(stream):
-                    if opcode.name == "BINPERSID" and last > size:
-                        raise UserError(f"{key}={file} claims more numbers than it holds")
-                    if isinstance(argument, int) and "PUT" not in opcode.name:
-                        last = argument
-        except (ValueError, pickle.UnpicklingError, EOFError, UnicodeDecodeError):
-            raise _not_plain(file, key) from None
+        for _ in range(4):  # magic number, protocol, system, content
+            reader = _StorageReader(stream, encoding="utf-8")
+            reader.load()
+    if sum(reader.storages.values()) > file.stat().st_size:
+        raise UserError(f"{key}={file} claims more numbers than it holds")
+
+
+class _Placeholder(dict[Any, Any]):
+    """Stands for whatever a pickle makes or calls, and does nothing."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> _Placeholder:
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _StorageReader(pickle._Unpickler):
+    """Reads a pickle for the storages that it names, and imports nothing.
+
+    It is the one in Python, whose memo is a dictionary: that of C would make room for any number of
+    entries.
+
+    Attributes:
+        storages: number of elements by key.
+    """
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.storages: dict[Any, int] = {}
+
+    def find_class(self, module: str, name: str) -> type[_Placeholder]:
+        return _Placeholder
+
+    def persistent_load(self, pid: Any) -> None:
+        _, _, storage, _, elements, *_ = pid
+        self.storages[storage] = max(int(elements), self.storages.get(storage, 0))
 
 
 def _not_plain(file: Path, key: str) -> UserError:

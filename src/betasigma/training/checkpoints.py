@@ -10,6 +10,7 @@ from typing import Any
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 
+from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import Stopped, UserError
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
@@ -74,22 +75,32 @@ class Checkpoints(StepCallback):
     """Keeps ``last.ckpt``, the ``previous.ckpt`` before it, and ``best.ckpt``.
 
     ``last.ckpt`` is written every ``every`` steps, at the end and on an interrupt. ``best.ckpt`` is
-    that of the validation with the smallest ``monitor`` of the module.
+    that of the validation with the smallest ``monitor`` of the module, among those of as many
+    images: a run that is resumed for more steps may validate on more.
 
     Args:
         folder: where they go.
         header: what every checkpoint has besides its weights: format, version, seed, config.
         every: steps between two writes of ``last.ckpt``.
+        data: says on how many images a validation is made.
         watch: leaves out the time that writing takes.
 
     Attributes:
         saved: step of the ``last.ckpt`` that this process has written; −1 for none.
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any], every: int, watch: Stopwatch) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        header: dict[str, Any],
+        every: int,
+        data: ImageDataModule,
+        watch: Stopwatch,
+    ) -> None:
         super().__init__()
         self._folder, self._header, self._every, self._watch = folder, header, every, watch
-        self._best = float("inf")
+        self._data = data
+        self._best, self._images = float("inf"), 0
         self._first, self._restored = 0, 0
         self.saved = -1
 
@@ -108,10 +119,12 @@ class Checkpoints(StepCallback):
         self._restored = checkpoint[HEADER]["step"]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}
+        return {"best": self._best, "images": self._images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = state_dict["best"]
+        # earlier checkpoints do not say it
+        self._images = state_dict.get("images", self._data.val_size)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -131,6 +144,8 @@ class Checkpoints(StepCallback):
         super().on_validation_end(trainer, pl_module)
         assert isinstance(pl_module, MeasuredModule)
         value = trainer.callback_metrics.get(pl_module.monitor)
+        if self._images != self._data.val_size:
+            self._best, self._images = float("inf"), self._data.val_size
         if trainer.sanity_checking or value is None or not float(value) < self._best:
             return
         self._best = float(value)
