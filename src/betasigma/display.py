@@ -6,20 +6,17 @@ Every line also goes to the logger ``betasigma``, which Hydra writes to the run'
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
+from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 PLAIN_SECONDS = 20.0
@@ -30,6 +27,17 @@ FILE_WIDTH = 120
 
 log = logging.getLogger("betasigma")
 log.addHandler(logging.NullHandler())
+
+
+class Update(Protocol):
+    """Shows how far some work is."""
+
+    def __call__(self, done: int, note: str, left: float | None = None) -> None:
+        """Args:
+        done: units of the whole.
+        note: how it goes.
+        left: seconds until it ends; ``None``: at the speed so far.
+        """
 
 
 class Display:
@@ -50,7 +58,7 @@ class Display:
             BarColumn(),
             TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=self.console,
             transient=True,
         )
@@ -73,11 +81,11 @@ class Display:
             self._log(f"{title}: {' '.join(cell for cell in row if cell)}")
 
     @contextmanager
-    def work(self, what: str, total: int, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    def work(self, what: str, total: int, done: int = 0) -> Iterator[Update]:
         """Show progress as a count of ``total`` units.
 
         Yields:
-            ``update(done, note)``.
+            ``update(done, note)``, see :class:`Update`.
         """
         with self._work(what, total, done, lambda n: f"{n}/{total}") as update:
             yield update
@@ -85,27 +93,34 @@ class Display:
     @contextmanager
     def _work(
         self, what: str, total: int, done: int, count: Callable[[int], str]
-    ) -> Iterator[Callable[[int, str], None]]:
-        start = last = time.monotonic()
+    ) -> Iterator[Update]:
+        begun, start = done, time.monotonic()
+        last = start
 
-        def print_line(n: int, note: str) -> None:
+        def told(n: int, left: float | None) -> str:
+            passed = time.monotonic() - start
+            seconds = (total - n) * passed / max(1, n - begun) if left is None else left
+            return f"{clock(seconds)} left"
+
+        def print_line(done: int, note: str, left: float | None = None) -> None:
             nonlocal last
             now = time.monotonic()
-            if now - last < PLAIN_SECONDS and n < total:
+            if now - last < PLAIN_SECONDS and done < total:
                 return
             last = now
-            left = (total - n) * (now - start) / max(1, n - done)
             write = self._log if self._live else self.line
-            write(f"{what} {count(n)}  {note}  {clock(left)} left")
+            write(f"{what} {count(done)}  {note}  {told(done, left)}")
 
         if not self._live:
             yield print_line
             return
         with self._bar(what, total, done, count(done)) as task:
 
-            def update(n: int, note: str) -> None:
-                self._progress.update(task, completed=n, note=note, count=count(n))
-                print_line(n, note)
+            def update(done: int, note: str, left: float | None = None) -> None:
+                self._progress.update(
+                    task, completed=done, note=note, count=count(done), left=told(done, left)
+                )
+                print_line(done, note, left)
 
             yield update
 
@@ -127,6 +142,15 @@ class Display:
 
             yield advance
 
+    def curve(self, name: str, steps: Sequence[int], values: Sequence[float]) -> None:
+        """Show the course of a metric in one line: a curve of blocks, its ends and its least."""
+        least = min(zip(values, steps, strict=True))
+        drawn = sparkline(values, ASCII if self.console.options.ascii_only else BLOCKS)
+        self.line(
+            f"{name} {drawn} {values[0]:.4g} at step {steps[0]}, {values[-1]:.4g} at step "
+            f"{steps[-1]}, least {least[0]:.4g} at step {least[1]}"
+        )
+
     def _log(self, text: str) -> None:
         if not self._quiet:
             log.info(text)
@@ -136,7 +160,9 @@ class Display:
         if self._open == 0:
             self._progress.start()
         self._open += 1
-        task = self._progress.add_task(what, total=total, completed=done, note="", count=count)
+        task = self._progress.add_task(
+            what, total=total, completed=done, note="", count=count, left=""
+        )
         try:
             yield task
         finally:
@@ -155,6 +181,31 @@ def warn(text: str) -> None:
 def plain_warnings() -> None:
     """Print each Python warning as one line, without its source line."""
     warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+
+
+BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+"""Heights of a sparkline."""
+
+WIDEST_CURVE = 40
+"""Characters of a sparkline, at most."""
+
+
+def sparkline(values: Sequence[float], heights: str = BLOCKS) -> str:
+    """A curve in one line. Many values are joined to their means; what is positive is shown by its
+    logarithm, so that the end of a training is not flat. A value that is not finite is a gap.
+    """
+    width = min(len(values), WIDEST_CURVE)
+    ends = [len(values) * place // width for place in range(width + 1)]
+    parts = [[v for v in values[first:last] if math.isfinite(v)] for first, last in pairwise(ends)]
+    means = [sum(part) / len(part) if part else math.nan for part in parts]
+    known = [mean for mean in means if math.isfinite(mean)]
+    scale = math.log if known and min(known) > 0 else float
+    low, high = (scale(end(known, default=1.0)) for end in (min, max))
+    shown = ""
+    for mean in means:
+        share = (scale(mean) - low) / (high - low) if math.isfinite(mean) and high > low else 0.0
+        shown += heights[round(share * (len(heights) - 1))] if math.isfinite(mean) else " "
+    return shown
 
 
 def clock(seconds: float) -> str:

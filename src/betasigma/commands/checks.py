@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from betasigma.commands.config import leave_out_former_keys, parsed, plain, saved_header, validate
+from betasigma.commands.config import (
+    leave_out_former_keys,
+    parsed,
+    plain,
+    saved_header,
+    trains,
+    validate,
+)
 from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
 from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
@@ -459,16 +466,34 @@ def saved_facts(header: dict[str, Any]) -> DataFacts:
 
 
 def decide_train(config: DictConfig) -> Decision:
-    """Choose the feature extractor of the run's evaluations."""
+    """Choose the feature extractor of the run's evaluations, and say what the run will do."""
     node = config.evaluation
     if node.n:
         check_n(node.n, node.metrics)
     if node.every:
         check_n(node.n_during, node.metrics)
-    if not (node.metrics and (node.n or node.every)):
-        return NOTHING
     content = plain(config)
-    return _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))
+    if not (node.metrics and (node.n or node.every)):
+        return Decision({}, plan(content))
+    decision = _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))
+    note = f"\n{decision.note}" if decision.note else ""
+    return decision._replace(note=plan(content) + note)
+
+
+def plan(content: Mapping[str, Any]) -> str:
+    """What a training run will do, in one line."""
+    model, data, measured = content["model"]["name"], content["data"]["name"], content["evaluation"]
+    if trains(content):
+        verb = "continue" if content["resume"] is not None else "train"
+        steps = f"{content['steps']} steps of {content['batch_size']}"
+        text = f"will {verb} {model} on {data}: {steps}"
+    else:
+        text = f"will measure what is known exactly of {data} (model={model})"
+    sampler = content["sampler"]["_target_"].rpartition(".")[2]
+    n = measured["n"] if measured["metrics"] else 0
+    drawn = f"{n} samples by {sampler}, measured" if n else f"a grid of samples by {sampler}"
+    likelihood = ", then bits per dimension" if content.get("likelihood") else ""
+    return f"{text}, then {drawn}{likelihood}"
 
 
 def decide_evaluate(config: DictConfig) -> Decision:

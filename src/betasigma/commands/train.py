@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import signal
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from betasigma.commands.assemble import (
     make_module,
     make_oracle,
     make_sampler,
+    make_schedule,
 )
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
@@ -38,7 +41,7 @@ from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.loading import worker_failure
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.devices import precision_of, prepare_model
-from betasigma.display import Display, plain_warnings
+from betasigma.display import Display, clock, plain_warnings
 from betasigma.errors import Stopped, UserError
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
@@ -66,11 +69,13 @@ from betasigma.training.compiling import CompileTraining, can_be_compiled, is_le
 from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
 from betasigma.training.periodic import MissedValidation, PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
-from betasigma.training.progress import Estimate, Metrics
+from betasigma.training.forecast import Forecast, Work
+from betasigma.training.progress import Estimate, Metrics, ShowProgress
 from betasigma.training.skipped import SkippedSteps
-from betasigma.training.steps import Stopwatch
+from betasigma.training.steps import EVALUATION, LIKELIHOOD, SAMPLING, VALIDATION, Stopwatch
 from betasigma.training.tracking import close_loggers, make_loggers
 from betasigma.training.trainer import (
+    PER_IMAGE,
     affordable_validation,
     make_callbacks,
     make_trainer,
@@ -234,18 +239,24 @@ def run_callbacks(
     }
     watch = Stopwatch()
     checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], data, watch)
+    budget = StopOptions.parse(content["stop"]).seconds
+    interrupts = Interrupts(
+        display, validation_interval(content), checkpoints.save, budget, content["stop"]["grace"]
+    )
+    size = (content["batch_size"], content["steps"])
+    forecast = Forecast(
+        watch,
+        *size,
+        lambda: works(content, data, sampler),
+        lambda: math.inf if budget is None else budget - interrupts.seconds,
+    )
     return [
         SkippedSteps(settings["skip_limit"], settings["log_every"], run),
-        Estimate(display, content["batch_size"], content["steps"]),
-        Metrics(display, watch, settings["log_every"], content["batch_size"], content["steps"]),
+        Estimate(display, forecast, *size),
+        ShowProgress(display, watch, forecast, Record.of(run), *size),
+        Metrics(watch, settings["log_every"], *size),
         checkpoints,
-        Interrupts(
-            display,
-            validation_interval(content),
-            checkpoints.save,
-            StopOptions.parse(content["stop"]).seconds,
-            content["stop"]["grace"],
-        ),
+        interrupts,
         *_compiling(content, display),
         SampleGrids(run, samples, settings["sample_every"], watch, settings["wait_for_space"]),
         PeriodicEvaluation(
@@ -258,6 +269,24 @@ def run_callbacks(
         ),
         MissedValidation(validation_interval(content), Record.of(run)),
     ]
+
+
+def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str, Work]:
+    """What a run does beside its steps, and how many network evaluations that takes."""
+    settings, measured = content["training"], content["evaluation"]
+    schedule = make_schedule(content["schedule"])
+    each = len(sampler.reached(sampler.times(schedule)))
+    if measured["metrics"]:
+        n, n_during = measured["n"] or 0, measured["n_during"]
+    else:
+        n, n_during = 0, 0
+    return {
+        VALIDATION: Work(PER_IMAGE * data.val_size, validation_interval(content), with_last=True),
+        SAMPLING: Work(
+            each * settings["num_samples"], settings["sample_every"], each * settings["num_samples"]
+        ),
+        EVALUATION: Work(each * n_during, measured["every"], each * n),
+    }
 
 
 def _choose_validation(content: Config, data: ImageDataModule, display: Display) -> None:
@@ -291,26 +320,35 @@ def finish(
     """The last samples, the evaluation, the summary and the commands that come next."""
     step, run = trainer.global_step, start.directory
     grids = next(c for c in callbacks if isinstance(c, SampleGrids))
-    average.to(trainer.strategy.root_device)
+    watch = next(c for c in callbacks if isinstance(c, ShowProgress)).watch
+    device = trainer.strategy.root_device
+    average.to(device)
     module: MeasuredModule = trainer.lightning_module  # type: ignore[assignment]
-    grids.show(trainer, module, step)
-    found = meter.measure(average, content["evaluation"]["n"])
-    meter.log(found, step)
-    likelihood = measure_likelihood(
-        content.get("likelihood"),
-        content["seed"],
-        average,
-        trainer.datamodule,  # type: ignore[attr-defined]
-        trainer.loggers if trainer.is_global_zero else [],
-        display,
-        step,
-        prefix="val",
-        out=run,
-    )
+    with watch.pause(device, SAMPLING):
+        grids.show(trainer, module, step)
+    with watch.pause(device, EVALUATION):
+        found = meter.measure(average, content["evaluation"]["n"])
+        meter.log(found, step)
+    with watch.pause(device, LIKELIHOOD):
+        likelihood = measure_likelihood(
+            content.get("likelihood"),
+            content["seed"],
+            average,
+            trainer.datamodule,  # type: ignore[attr-defined]
+            trainer.loggers if trainer.is_global_zero else [],
+            display,
+            step,
+            prefix="val",
+            out=run,
+        )
     if not trainer.is_global_zero:
         return
     curves = Record.of(run)
     rows = []
+    for metric in dict.fromkeys((TRAIN_LOSS, module.monitor)):
+        steps, values = curves.curve(metric)
+        if len(values) > 1:
+            display.curve(metric, steps, values)
     of_training = (TRAIN_LOSS, VALIDATION_LOSS, module.monitor, SPEED)
     for metric in dict.fromkeys(of_training):
         values = curves.curve(metric)[1]
@@ -319,10 +357,11 @@ def finish(
     rows += [*meter.rows(found), *likelihood]
     display.table(f"{content['name']} after {step} steps", COLUMNS, rows)
     write_patiently(
-        lambda: write_json(run / SUMMARY, {"step": step, "table": rows}),
+        lambda: write_json(run / SUMMARY, {"step": step, "seconds": watch.shares(), "table": rows}),
         run / SUMMARY,
         content["training"]["wait_for_space"],
     )
+    display.line(f"time       {told_shares(watch.shares())}")
     display.line(f"samples    {run}/samples/step_{step:07d}.png")
     display.line(f"metrics    {run / METRICS}")
     display.line(f"checkpoint {run / CHECKPOINTS / LAST}")
@@ -333,6 +372,14 @@ def finish(
     display.line(f"  {start.command('evaluate', named, 'sampler=ddim,dpm_solver', '-m')}")
     if step and not parse_component("lr_schedule", content["lr_schedule"]).ends_with_the_run:
         display.line(f"  {start.command('train', f'resume={run}', f'steps={2 * step}')}")
+
+
+def told_shares(seconds: Mapping[str, float]) -> str:
+    """What a run spent its time on, in one line."""
+    total = sum(seconds.values())
+    shares = sorted(seconds.items(), key=lambda item: -item[1])
+    told = [f"{what} {100 * share / total:.0f} %" for what, share in shares if share]
+    return f"{clock(total)}: {', '.join(told)}"
 
 
 def _check_examples(content: Config, data: ImageDataModule) -> None:

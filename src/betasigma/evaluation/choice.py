@@ -102,9 +102,8 @@ def choose(
 
 
 _NOTE = (
-    "metrics use EfficientNet-Lite0 features (fd_efficientnet_lite0), since no Inception weights "
-    "are on this machine; for FID give evaluation.inception_weights=PATH or "
-    "evaluation.download=true"
+    "samples are measured by EfficientNet-Lite0 features (fd_efficientnet_lite0); FID needs "
+    "Inception's weights: evaluation.inception_weights=PATH or evaluation.download=true"
 )
 
 

@@ -105,7 +105,7 @@ class Preflight(Callback):
                 "the jobs of this sweep need different evaluations (images and points, say): make "
                 "it two sweeps, or leave them out with evaluation=none"
             )
-        _print_note(decisions[0])
+        _print_note(decisions[0], len(jobs))
         return [f"{key}={value}" for key, value in values[0].items()]
 
 
@@ -212,10 +212,10 @@ def _make(directory: str) -> None:
         raise UserError(f"directory {directory} cannot be made: {error.strerror}") from None
 
 
-def _print_note(decision: Decision) -> None:
-    """Print the note of a decision on rank 0."""
+def _print_note(decision: Decision, jobs: int = 1) -> None:
+    """Print the note of a decision on rank 0; of several jobs that of the first."""
     if decision.note and process_rank() == 0:
-        print(decision.note, flush=True)
+        print(f"{jobs} jobs; the first {decision.note}" if jobs > 1 else decision.note, flush=True)
 
 
 @contextmanager

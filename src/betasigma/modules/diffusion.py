@@ -224,6 +224,13 @@ class DiffusionModule(MeasuredModule):
         self.training_loss.reset()
         return metrics
 
+    def recent_objective(self) -> float:
+        """Mean of what is minimised since the last call of :meth:`pop_training_metrics`, of this
+        rank's examples alone. It waits for the device.
+        """
+        sums, counts = torch.stack([self.training_loss.sums, self.training_loss.counts]).sum(1)
+        return float(sums / counts)
+
     def training_metrics(self) -> dict[str, float]:
         """The same, without beginning anew; all ranks call it together."""
         if not self.training_loss.update_called:

@@ -17,7 +17,7 @@ from betasigma.runs.checkpoint import HEADER, MOMENTS, read, save
 from betasigma.runs.files import write_patiently
 from betasigma.runs.header import BEST, LAST, PREVIOUS
 from betasigma.training.skipped import refuse_not_finite, skipping
-from betasigma.training.steps import StepCallback, Stopwatch
+from betasigma.training.steps import SAVING, StepCallback, Stopwatch
 
 STATE = ("pytorch-lightning_version", "global_step", "loops", "optimizer_states", "lr_schedulers")
 """What a checkpoint needs besides weights for the run to continue as if it had never stopped."""
@@ -174,5 +174,5 @@ class Checkpoints(StepCallback):
 
     def _write(self, trainer: Trainer, name: str, keep: Path | None = None) -> None:
         refuse_not_finite(trainer)
-        with self._watch.pause(trainer.strategy.root_device):
+        with self._watch.pause(trainer.strategy.root_device, SAVING):
             trainer.save_checkpoint(self._folder / name, storage_options=keep)

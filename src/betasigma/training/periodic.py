@@ -15,7 +15,7 @@ from betasigma.pictures import picture, save
 from betasigma.runs.directory import SAMPLES
 from betasigma.runs.files import write_patiently
 from betasigma.runs.record import Record
-from betasigma.training.steps import StepCallback, Stopwatch
+from betasigma.training.steps import EVALUATION, SAMPLING, StepCallback, Stopwatch
 from betasigma.training.tracking import log_picture
 
 
@@ -28,6 +28,9 @@ class Periodic(StepCallback):
         every: steps between two calls; ``None`` for never.
         watch: leaves out the time that ``act`` takes.
     """
+
+    what: str
+    """What the time of ``act`` is spent on."""
 
     def __init__(self, every: int | None, watch: Stopwatch) -> None:
         super().__init__()
@@ -43,7 +46,7 @@ class Periodic(StepCallback):
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         if self._every and step % self._every == 0 and step < trainer.max_steps:
-            with self._watch.pause(trainer.strategy.root_device):
+            with self._watch.pause(trainer.strategy.root_device, self.what):
                 self.act(trainer, module, step)
 
     def done(self, step: int) -> bool:
@@ -64,6 +67,8 @@ class SampleGrids(Periodic):
         every, watch: see :class:`Periodic`.
         wait: seconds to wait for space on the disk.
     """
+
+    what = SAMPLING
 
     def __init__(
         self,
@@ -103,6 +108,8 @@ class PeriodicEvaluation(Periodic):
         record: metrics.csv, where a resumed run looks up which evaluations it has.
         every, watch: see :class:`Periodic`.
     """
+
+    what = EVALUATION
 
     def __init__(
         self,

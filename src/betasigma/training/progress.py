@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import math
+import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
-from betasigma.display import Display, clock
-from betasigma.modules import DiffusionModule
-from betasigma.options.training import SPEED, TRAIN_LOSS
-from betasigma.training.steps import StepCallback, Stopwatch
+from betasigma.display import Display, Update, clock
+from betasigma.modules import DiffusionModule, MeasuredModule
+from betasigma.options.training import SPEED
+from betasigma.runs.record import Record
+from betasigma.training.forecast import Forecast
+from betasigma.training.steps import VALIDATION, StepCallback, Stopwatch
 from betasigma.training.tracking import log_values
 
 MEASURED = 5
 """Steps by which the time of a run is estimated."""
+
+REFRESHED = 0.5
+"""Seconds between two looks at the loss, for which the device must be waited for."""
+
+REMEMBERED = 20
+"""Looks over which the speed is taken."""
 
 
 class TimedCallback(StepCallback):
@@ -32,7 +44,7 @@ class TimedCallback(StepCallback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
-        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device))
+        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device, VALIDATION))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -48,13 +60,15 @@ class Estimate(TimedCallback):
 
     Args:
         display: where it is said.
+        forecast: how long the rest takes.
         batch_size: examples per step.
         total: steps of the whole run.
     """
 
-    def __init__(self, display: Display, batch_size: int, total: int) -> None:
+    def __init__(self, display: Display, forecast: Forecast, batch_size: int, total: int) -> None:
         super().__init__(Stopwatch())
-        self._display, self._batch_size, self._total = display, batch_size, total
+        self._display, self._forecast = display, forecast
+        self._batch_size, self._total = batch_size, total
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -69,50 +83,39 @@ class Estimate(TimedCallback):
             torch.cuda.synchronize(module.device)
         seconds = self._watch.lap() / MEASURED
         if step == self._last_measured:
+            left = self._total - step
+            between, after = self._forecast.beside_steps(step, seconds)
             self._display.line(
-                f"{self._total - step} more steps will take about "
-                f"{clock(seconds * (self._total - step))}, at {self._batch_size / seconds:.0f} "
-                f"images/s by the first {MEASURED + 1}; validation, samples and evaluation come on "
-                f"top"
+                f"{left} more steps will take about {clock(seconds * left)}, at "
+                f"{self._batch_size / seconds:.0f} images/s by the first {MEASURED + 1}; "
+                f"validation, samples and evaluation about {clock(between + after)} more"
             )
 
 
 class Metrics(TimedCallback):
-    """Logs loss, loss by noise level, learning rate and speed every ``every`` steps, and shows
-    progress. The speed is that of all steps since the last value, pauses left out.
+    """Logs loss, loss by noise level, learning rate and speed every ``every`` steps. The speed is
+    that of all steps since the last value, pauses left out.
 
     Args:
-        display: where progress is shown.
         watch: measures the time of the steps.
         every: steps between two values.
         batch_size: examples per step.
         total: steps of the whole run.
     """
 
-    def __init__(
-        self, display: Display, watch: Stopwatch, every: int, batch_size: int, total: int
-    ) -> None:
+    def __init__(self, watch: Stopwatch, every: int, batch_size: int, total: int) -> None:
         super().__init__(watch)
-        self._display, self._every = display, every
-        self._batch_size, self._total = batch_size, total
+        self._every, self._batch_size, self._total = every, batch_size, total
         self._logged = 0
-        self._bar = ExitStack()
-        self._update: Callable[[int, str], None] | None = None
-        self._note = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._update = self._bar.enter_context(
-            self._display.work("training", self._total, trainer.global_step)
-        )
         self._logged = trainer.global_step
-        self._watch.lap()
+        self._watch.begin()
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         if step % self._every == 0 or step == self._total:
             self._log(trainer, module.pop_training_metrics(), step)
-        if self._update is not None:
-            self._update(step, self._note)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
@@ -125,7 +128,6 @@ class Metrics(TimedCallback):
         if self._logged < trainer.global_step:  # it was stopped between two values
             assert isinstance(pl_module, DiffusionModule)
             self._log(trainer, pl_module.training_metrics(), trainer.global_step)
-        self._bar.close()
 
     def _log(self, trainer: Trainer, metrics: dict[str, float], step: int) -> None:
         """Log the losses since the last value, which have waited for the device, and the speed."""
@@ -133,11 +135,109 @@ class Metrics(TimedCallback):
         self._logged = step
         metrics[SPEED] = speed
         metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
-        self._note = f"loss {metrics[TRAIN_LOSS]:.4f}  {speed:.0f} images/s"
         if trainer.is_global_zero:
             log_values(trainer.loggers, metrics, step)
+
+
+class ShowProgress(StepCallback):
+    """Shows on the terminal what a training is doing: loss and speed from the first step on, how
+    far a validation is and what it found, and the time until all has ended.
+
+    It acts before :class:`Metrics`, whose means begin anew when they are logged.
+
+    Args:
+        display: where it is shown.
+        watch: of the run.
+        forecast: how long the rest takes.
+        record: metrics.csv, where a resumed run looks up its best validation.
+        batch_size: examples per step.
+        total: steps of the whole run.
+    """
+
+    def __init__(
+        self,
+        display: Display,
+        watch: Stopwatch,
+        forecast: Forecast,
+        record: Record,
+        batch_size: int,
+        total: int,
+    ) -> None:
+        super().__init__()
+        self.watch = watch
+        self._display, self._forecast, self._record = display, forecast, record
+        self._batch_size, self._total = batch_size, total
+        self._bar, self._validation = ExitStack(), ExitStack()
+        self._update: Update | None = None
+        self._advance: Callable[[float], None] | None = None
+        self._best: tuple[float, int] | None = None
+        self._refreshed = -math.inf
+        self._looks: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        step = trainer.global_step
+        self._forecast.begin(step)
+        if not trainer.is_global_zero:
+            return
+        self._update = self._bar.enter_context(self._display.work("training", self._total, step))
+        self._looks.append((step, self.watch.seconds))
+
+    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        now = time.monotonic()
+        if self._update is None or (now - self._refreshed < REFRESHED and step < self._total):
+            return
+        self._refreshed = now
+        loss = module.recent_objective()
+        self._looks.append((step, self.watch.seconds))
+        (first, began), (last, ends) = self._looks[0], self._looks[-1]
+        per_step = (ends - began) / (last - first)
+        note = f"objective {loss:.4f}  {self._batch_size / per_step:.0f} images/s"
+        self._update(step, note, self._forecast.seconds(step, per_step))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._advance = self._validation.enter_context(self._display.share("validating"))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._advance is not None:
+            self._advance(1 / sum(map(int, trainer.num_val_batches)))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        self._validation.close()
+        self._advance = None
+        assert isinstance(pl_module, MeasuredModule)
+        name, step = pl_module.monitor, trainer.global_step
+        if not trainer.is_global_zero or name not in trainer.callback_metrics:
+            return
+        found = float(trainer.callback_metrics[name])
+        if self._best is None:
+            steps, values = self._record.curve(name)
+            known = [(value, at) for value, at in zip(values, steps, strict=True) if at < step]
+            self._best = min(known, default=(math.inf, step))
+        text = f"step {step}: {name} {found:.4g}"
+        if found < self._best[0]:
+            self._best = (found, step)
+            text += ", the best so far"
+        else:
+            text += f", best {self._best[0]:.4g} at step {self._best[1]}"
+        self._display.line(text)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._bar.close()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        self._validation.close()
         self._bar.close()

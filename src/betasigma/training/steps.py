@@ -54,14 +54,29 @@ class StepCallback(Callback):
         raise NotImplementedError
 
 
+STEPS = "training"
+VALIDATION, SAMPLING, EVALUATION = "validation", "sampling", "evaluation"
+LIKELIHOOD, SAVING, REST = "likelihood", "saving", "the rest"
+"""What a run spends its time on."""
+
+
 class Stopwatch:
-    """Seconds of training without its pauses.
+    """Seconds of training without its pauses, and what the pauses were for.
 
     A pause first waits for the device, so that the work still queued there counts as training. The
     caller of ``lap`` waits for the device itself.
+
+    Attributes:
+        spent: seconds by what they were spent on, :data:`STEPS` up to the last lap among them.
     """
 
     def __init__(self) -> None:
+        self._made = self._since = time.perf_counter()
+        self._paused = 0.0
+        self.spent: dict[str, float] = {}
+
+    def begin(self) -> None:
+        """Start the first lap here."""
         self._since, self._paused = time.perf_counter(), 0.0
 
     def lap(self) -> float:
@@ -69,15 +84,32 @@ class Stopwatch:
         now = time.perf_counter()
         seconds = now - self._since - self._paused
         self._since, self._paused = now, 0.0
+        self._add(STEPS, seconds)
         return seconds
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, pauses left out."""
+        lap = time.perf_counter() - self._since - self._paused
+        return self.spent.get(STEPS, 0.0) + lap
+
+    def shares(self) -> dict[str, float]:
+        """What :attr:`spent` has, and the rest of the time since this was made."""
+        rest = time.perf_counter() - self._made - sum(self.spent.values())
+        return {**self.spent, REST: max(0.0, rest)}
+
     @contextmanager
-    def pause(self, device: torch.device) -> Iterator[None]:
-        """Leave out the time that the block takes."""
+    def pause(self, device: torch.device, what: str) -> Iterator[None]:
+        """Leave out the time that the block takes, and count it as time for ``what``."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         begin = time.perf_counter()
         try:
             yield
         finally:
-            self._paused += time.perf_counter() - begin
+            seconds = time.perf_counter() - begin
+            self._paused += seconds
+            self._add(what, seconds)
+
+    def _add(self, what: str, seconds: float) -> None:
+        self.spent[what] = self.spent.get(what, 0.0) + seconds

@@ -24,6 +24,7 @@ from pytorch_lightning.profilers import (
 from betasigma.build import make, require
 from betasigma.objectives.error_curve import GRID
 from betasigma.training.checkpoints import AtomicCheckpointIO
+from betasigma.training.forecast import EVALUATIONS
 
 Config = dict[str, Any]
 
@@ -43,12 +44,16 @@ def affordable_validation(content: Config, images: int) -> int:
     """How many of ``images`` a validation takes without costing more than a tenth of the steps
     before it; at least ``FEWEST``.
 
-    A validation evaluates the network once for the loss of an image and once at each point of the
-    denoising error's grid. A training step counts as three evaluations of each example.
+    A training step counts as :data:`~betasigma.training.forecast.EVALUATIONS` of each example.
     """
-    trained = 3 * content["batch_size"] * validation_interval(content)
-    return max(FEWEST, min(images, trained // (10 * (1 + len(GRID)))))
+    trained = EVALUATIONS * content["batch_size"] * validation_interval(content)
+    return max(FEWEST, min(images, trained // (10 * PER_IMAGE)))
 
+
+PER_IMAGE = 1 + len(GRID)
+"""Network evaluations of a validation, for each image: one for what is minimised, and one at each
+point of the denoising error's grid.
+"""
 
 FEWEST = 16
 """Images of the cheapest validation."""
