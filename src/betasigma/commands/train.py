@@ -66,10 +66,10 @@ from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
+from betasigma.training.forecast import Forecast, Work
 from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
 from betasigma.training.periodic import MissedValidation, PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
-from betasigma.training.forecast import Forecast, Work
 from betasigma.training.progress import Estimate, Metrics, ShowProgress
 from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import EVALUATION, LIKELIHOOD, SAMPLING, VALIDATION, Stopwatch
@@ -378,7 +378,7 @@ def told_shares(seconds: Mapping[str, float]) -> str:
     """What a run spent its time on, in one line."""
     total = sum(seconds.values())
     shares = sorted(seconds.items(), key=lambda item: -item[1])
-    told = [f"{what} {100 * share / total:.0f} %" for what, share in shares if share]
+    told = [f"{what} {100 * share / total:.0f} %" for what, share in shares if share > total / 200]
     return f"{clock(total)}: {', '.join(told)}"
 
 
