@@ -253,7 +253,7 @@ def run_callbacks(
     return [
         SkippedSteps(settings["skip_limit"], settings["log_every"], run),
         Estimate(display, forecast, *size),
-        ShowProgress(display, watch, forecast, Record.of(run), *size),
+        ShowProgress(display, watch, forecast, checkpoints, *size),
         Metrics(watch, settings["log_every"], *size),
         checkpoints,
         interrupts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,7 @@ class Checkpoints(StepCallback):
         super().__init__()
         self._folder, self._header, self._every, self._watch = folder, header, every, watch
         self._data = data
-        self._best, self._images = float("inf"), 0
+        self._best, self._images = math.inf, 0
         self._first, self._restored = 0, 0
         self.saved = -1
 
@@ -117,6 +118,11 @@ class Checkpoints(StepCallback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         self._restored = checkpoint[HEADER]["step"]
+
+    @property
+    def best(self) -> float:
+        """Least value of the validations so far of as many images as now; infinity for none."""
+        return self._best if self._images == self._data.val_size else math.inf
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best, "images": self._images}
@@ -144,8 +150,7 @@ class Checkpoints(StepCallback):
         super().on_validation_end(trainer, pl_module)
         assert isinstance(pl_module, MeasuredModule)
         value = trainer.callback_metrics.get(pl_module.monitor)
-        if self._images != self._data.val_size:
-            self._best, self._images = float("inf"), self._data.val_size
+        self._best, self._images = self.best, self._data.val_size
         if trainer.sanity_checking or value is None or not float(value) < self._best:
             return
         self._best = float(value)

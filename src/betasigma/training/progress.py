@@ -15,7 +15,7 @@ from pytorch_lightning import LightningModule, Trainer
 from betasigma.display import Display, Update, clock
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.options.training import SPEED
-from betasigma.runs.record import Record
+from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.forecast import Forecast
 from betasigma.training.steps import VALIDATION, StepCallback, Stopwatch
 from betasigma.training.tracking import log_values
@@ -143,13 +143,14 @@ class ShowProgress(StepCallback):
     """Shows on the terminal what a training is doing: loss and speed from the first step on, how
     far a validation is and what it found, and the time until all has ended.
 
-    It acts before :class:`Metrics`, whose means begin anew when they are logged.
+    It acts before :class:`Metrics`, whose means begin anew when they are logged, and before
+    ``checkpoints``, which take over what is better.
 
     Args:
         display: where it is shown.
         watch: of the run.
         forecast: how long the rest takes.
-        record: metrics.csv, where a resumed run looks up its best validation.
+        checkpoints: know the best validation so far.
         batch_size: examples per step.
         total: steps of the whole run.
     """
@@ -159,18 +160,17 @@ class ShowProgress(StepCallback):
         display: Display,
         watch: Stopwatch,
         forecast: Forecast,
-        record: Record,
+        checkpoints: Checkpoints,
         batch_size: int,
         total: int,
     ) -> None:
         super().__init__()
         self.watch = watch
-        self._display, self._forecast, self._record = display, forecast, record
+        self._display, self._forecast, self._checkpoints = display, forecast, checkpoints
         self._batch_size, self._total = batch_size, total
         self._bar, self._validation = ExitStack(), ExitStack()
         self._update: Update | None = None
         self._advance: Callable[[float], None] | None = None
-        self._best: tuple[float, int] | None = None
         self._refreshed = -math.inf
         self._looks: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
 
@@ -221,17 +221,9 @@ class ShowProgress(StepCallback):
         if not trainer.is_global_zero or name not in trainer.callback_metrics:
             return
         found = float(trainer.callback_metrics[name])
-        if self._best is None:
-            steps, values = self._record.curve(name)
-            known = [(value, at) for value, at in zip(values, steps, strict=True) if at < step]
-            self._best = min(known, default=(math.inf, step))
-        text = f"step {step}: {name} {found:.4g}"
-        if found < self._best[0]:
-            self._best = (found, step)
-            text += ", the best so far"
-        else:
-            text += f", best {self._best[0]:.4g} at step {self._best[1]}"
-        self._display.line(text)
+        best = self._checkpoints.best
+        told = "the best so far" if found < best else f"best {best:.4g}"
+        self._display.line(f"step {step}: {name} {found:.4g}, {told}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._bar.close()
