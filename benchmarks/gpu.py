@@ -514,7 +514,7 @@ def start(report: Report, folder: Path) -> None:
         stdout=subprocess.DEVNULL,
     )
     metrics = run / "metrics.csv"
-    while not (metrics.is_file() and "train/loss" in metrics.read_text(encoding="utf-8")):
+    while not (metrics.is_file() and "train/objective" in metrics.read_text(encoding="utf-8")):
         if process.poll() not in (None, 0):
             raise RuntimeError(f"train.py ended with status {process.returncode}")
         time.sleep(0.01)

@@ -163,7 +163,9 @@ class FirstStep:
             stderr=subprocess.PIPE,
         )
         try:
-            return waited(start, lambda: _mentions(folder / "metrics.csv", "train/loss"), process)
+            return waited(
+                start, lambda: _mentions(folder / "metrics.csv", "train/objective"), process
+            )
         finally:
             process.wait(timeout=300)
 

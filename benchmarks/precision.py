@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             config = ours.composed(words)
             made, run = ours.parts(config), Path(scratch) / name.replace(", ", "_")
             ours.fit(config, made, run)
-            curves[name] = Record(run / "metrics.csv").curve("train/loss")[1]
+            curves[name] = Record(run / "metrics.csv").curve("train/objective")[1]
             judge = Judge(made.data, 10_000 if report.full else 64)
             sampler = make_sampler(config["sampler"])
             distances[name], _ = judge.samples(made.module.average.cpu(), sampler, n)

@@ -134,7 +134,7 @@ def test_two_processes_measure_what_one_measures(one: Path, two: tuple[Path, str
         for run in (one, two[0])
     )
     assert alone.keys() == shared.keys()
-    assert {"train/loss", "val/fd_identity", "val/kid_identity"} <= alone.keys()
+    assert {"train/objective", "val/fd_identity", "val/kid_identity"} <= alone.keys()
     timing = "train/images_per_second"
     for name in alone.keys() - {timing}:
         assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name

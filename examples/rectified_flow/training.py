@@ -20,6 +20,7 @@ class FlowMatching(Objective):
 
     def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         predicted = denoiser(noised.x_t, noised.t, noised.y)
+        noised.error(predicted)  # for the log: the error in the unit that all families share
         missed = (noised.eps - noised.x0) - (predicted.eps - predicted.x0)
         return missed.square().flatten(1).mean(1)
 

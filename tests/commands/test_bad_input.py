@@ -163,7 +163,9 @@ BAD = {
     "compare runs=[nothing]": r"runs=\[nothing\] is not a run directory",
     "compare runs=nothing": r"runs=\[nothing\] is not a run directory",
     "compare runs=[{run},{run}]": r"names a run twice",
-    "compare runs=[{run}] metrics=[val/loos]": r"val/loos.* is in no run; did you mean val/loss",
+    "compare runs=[{run}] metrics=[val/objektive]": (
+        r"val/objektive.* is in no run; did you mean val/objective"
+    ),
     # code from elsewhere
     "train model._target_=os.system": r"model\._target_=os\.system is not a class that",
     "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not a class",

@@ -117,7 +117,7 @@ def test_several_callbacks_with_values_of_their_own(train: Launch) -> None:
         "+callbacks.early_stopping.stopping_threshold=1000",  # met at the first validation
         *("training.validate_every=2", "steps=8"),
     ).run
-    assert Record(run / "metrics.csv").curve("train/loss")[0] == [2]
+    assert Record(run / "metrics.csv").curve("train/objective")[0] == [2]
 
 
 @pytest.mark.parametrize("name", CHOICES["logger"])
@@ -138,7 +138,7 @@ def test_csv_has_the_config_and_every_value(train: Launch) -> None:
     folder = run / "csv" / "version_0"
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    by_step = {row["step"]: row["train/loss"] for row in rows if row["train/loss"]}
+    by_step = {row["step"]: row["train/objective"] for row in rows if row["train/objective"]}
     assert list(by_step) == ["2", "4", "6"]
     assert any(row["val/fd_identity"] for row in rows)  # measured after training
     logged = yaml.safe_load((folder / "hparams.yaml").read_text())
@@ -163,7 +163,7 @@ def test_a_debug_run(here: Path, name: str) -> None:
     run = debug(here, name, *quick).run
     record = Record(run / "metrics.csv")
     if name == "ten_steps":
-        assert record.curve("train/loss")[0] == list(range(1, 11))
+        assert record.curve("train/objective")[0] == list(range(1, 11))
         assert record.curve("val/denoising_error")[0] == [5, 10]
         assert record.curve("val/fd_identity")[0] == [5, 10]
         assert len(list((run / "samples").iterdir())) == 2
@@ -250,7 +250,7 @@ def test_outside_callbacks_loggers_and_schedules(probe: str, here: Path) -> None
         "every": 2,
     }
     lines = (here / "lines.txt").read_text()
-    assert "train/loss" in lines
+    assert "train/objective" in lines
     assert "mine" in lines
     assert Record(run.run / "metrics.csv").curve("mine")[1] == [7.0, 7.0]
     assert rates(run.run) == pytest.approx([1e-3 * (0.25 + 3), 1e-3 * (0.0625 + 3)])

@@ -85,7 +85,7 @@ def assert_same_training(a: Path, b: Path) -> None:
 def assert_same_run(a: Path, b: Path) -> None:
     """The same training, and a record of it without gaps and repetitions."""
     assert_same_training(a, b)
-    for metric in ("train/loss", "val/denoising_error", "val/fd_identity"):
+    for metric in ("train/objective", "val/denoising_error", "val/fd_identity"):
         assert steps_of(a, metric) == steps_of(b, metric)
     one, other = ([path.name for path in sorted((run / "samples").iterdir())] for run in (a, b))
     assert one == other
@@ -185,7 +185,7 @@ launch("train", *{[*TINY, *ACCUMULATED, "name=victim"]!r})
     assert weights(run)["global_step"] == 6
     resume(run)
     assert_same_run(whole(*ACCUMULATED), run)
-    assert steps_of(run, "train/loss") == [2, 4, 6, 8, 10]
+    assert steps_of(run, "train/objective") == [2, 4, 6, 8, 10]
 
 
 def press_ctrl_c() -> None:
@@ -300,7 +300,7 @@ def test_more_steps_and_another_sampler(train: Launch, copy_of_ddpm_run: Path) -
     changed = ("steps=8", "sampler=ancestral", "sampler.steps=3")
     assert resume(short.relative_to(Path.cwd()), *changed) == short
     assert_same_training(long, short)
-    assert steps_of(short, "train/loss") == [2, 4, 6, 8]
+    assert steps_of(short, "train/objective") == [2, 4, 6, 8]
     assert json.loads((short / "summary.json").read_text())["step"] == 8
     config = OmegaConf.load(short / "config.yaml")
     assert (config.steps, config.seed, config.resume) == (8, 0, None)
@@ -314,7 +314,7 @@ def test_a_run_that_ended_before_its_summary_gets_it(copy_of_ddpm_run: Path) -> 
     (copy_of_ddpm_run / "summary.json").unlink()
     assert resume(copy_of_ddpm_run) == copy_of_ddpm_run
     assert json.loads((copy_of_ddpm_run / "summary.json").read_text())["step"] == 6
-    assert steps_of(copy_of_ddpm_run, "train/loss") == [2, 4, 6]
+    assert steps_of(copy_of_ddpm_run, "train/objective") == [2, 4, 6]
 
 
 def test_a_checkpoint_outside_a_run_continues_in_a_new_directory(
@@ -324,7 +324,7 @@ def test_a_checkpoint_outside_a_run_continues_in_a_new_directory(
     run = resume("theirs.ckpt", "steps=8")
     assert run.parent == here / "outputs"
     assert weights(run)["global_step"] == 8
-    assert steps_of(run, "train/loss") == [8]
+    assert steps_of(run, "train/objective") == [8]
 
 
 @pytest.mark.parametrize(

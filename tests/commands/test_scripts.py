@@ -237,7 +237,7 @@ def test_likelihoods_are_recorded_term_by_term(here: Path, ncsn_run: Path) -> No
     # log-SNR of data in [-1, 1]: sigma from 1 to 0.01 on [0, 1] is from 2 to 0.02 there
     curve = [m.rpartition("_")[2] for m in values if m.startswith("eval/denoising_error/")]
     assert curve == [f"{at:+d}" for at in range(-1, 8)]
-    done("compare", f"runs=[outputs/run,{ncsn_run}]", "metrics=[val/loss]")
+    done("compare", f"runs=[outputs/run,{ncsn_run}]", "metrics=[val/objective]")
     with Image.open(newest("*_compare_*") / "denoising_error.png") as image:
         assert len(image.convert("RGB").getcolors(1 << 24)) > 10
 
@@ -248,15 +248,18 @@ def test_likelihoods_are_recorded_term_by_term(here: Path, ncsn_run: Path) -> No
 def test_compare_prints_a_table_and_draws_the_curves(
     here: Path, ddpm_run: Path, ncsn_run: Path
 ) -> None:
-    outcome = done("compare", f"runs=[{ddpm_run},{ncsn_run}]")
+    asked = "metrics=[train/objective,val/denoising_error]"
+    outcome = done("compare", f"runs=[{ddpm_run},{ncsn_run}]", asked)
     out = newest("*_compare_*")
     assert "val/denoising_error" in outcome.out
     with (out / "table.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["metric", ddpm_run.name, ncsn_run.name]
     table = {row[0]: row[1:] for row in rows}
-    last = [Record(run / "metrics.csv").curve("val/loss")[1][-1] for run in (ddpm_run, ncsn_run)]
-    assert table["val/loss"] == [f"{value:.4g}" for value in last]
+    last = [
+        Record(run / "metrics.csv").curve("val/objective")[1][-1] for run in (ddpm_run, ncsn_run)
+    ]
+    assert table["val/objective"] == [f"{value:.4g}" for value in last]
     with Image.open(out / "curves.png") as image:
         assert image.width > 2 * 500  # two metrics side by side
         assert len(image.convert("RGB").getcolors(1 << 24)) > 10
@@ -265,7 +268,7 @@ def test_compare_prints_a_table_and_draws_the_curves(
 def test_runs_of_one_name_are_told_apart(here: Path, ddpm_run: Path) -> None:
     for sweep in ("a", "b"):
         shutil.copytree(ddpm_run, here / sweep / "0_ddpm")
-    done("compare", "runs=[a/0_ddpm,b/0_ddpm]", "metrics=[train/loss]")
+    done("compare", "runs=[a/0_ddpm,b/0_ddpm]", "metrics=[train/objective]")
     with (newest("*_compare_*") / "table.csv").open(newline="") as file:
         assert next(csv.reader(file)) == ["metric", "a/0_ddpm", "b/0_ddpm"]
 

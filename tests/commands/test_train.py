@@ -70,9 +70,11 @@ def test_a_run_directory_is_complete(ddpm_run: Path) -> None:
     if (ROOT / ".git").exists():
         assert set(environment["git"]) == {"commit", "branch", "changes"}
 
-    assert {"train/loss", "train/learning_rate", "train/images_per_second"} <= metrics(ddpm_run)
-    assert {"val/loss", "val/denoising_error"} <= metrics(ddpm_run)
-    assert Record(ddpm_run / "metrics.csv").curve("train/loss")[0] == [2, 4, 6]
+    assert {"train/objective", "train/learning_rate", "train/images_per_second"} <= metrics(
+        ddpm_run
+    )
+    assert {"val/objective", "val/denoising_error"} <= metrics(ddpm_run)
+    assert Record(ddpm_run / "metrics.csv").curve("train/objective")[0] == [2, 4, 6]
 
     (picture,) = (ddpm_run / "samples").iterdir()
     assert picture.name == "step_0000006.png"
@@ -197,7 +199,7 @@ def test_a_model_that_refuses_what_lies_between_its_levels_is_validated_too(
         (["sigma.max=2", "sigma.min=.001"], "val/denoising_error"),
         # log 0.02^-2 - log 4 = 6.4 is the largest log-SNR of data in [-1, 1]
         (["sigma.min=.02"], "val/denoising_error/mean_log_snr_-1_to_+6"),
-        (["sigma.max=.1", "sigma.levels=1", "sampler.steps=1"], "val/loss"),
+        (["sigma.max=.1", "sigma.levels=1", "sampler.steps=1"], "val/objective"),
     ],
 )
 def test_errors_have_one_name_only_where_they_are_means_over_one_range(
@@ -206,8 +208,8 @@ def test_errors_have_one_name_only_where_they_are_means_over_one_range(
     """The best checkpoint is of the least error, by whatever name it goes."""
     run = train("model=ncsn", *schedule, "training.validate_every=3").run
     means = {name for name in metrics(run) if "denoising_error/log_snr" not in name}
-    means = {name for name in means if name.startswith("val/")} - {"val/loss"}
-    assert means == {monitor} - {"val/loss"}
+    means = {name for name in means if name.startswith("val/")} - {"val/objective"}
+    assert means == {monitor} - {"val/objective"}
     errors = Record(run / "metrics.csv").curve(monitor)[1]
     best = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     assert best["callbacks"]["Checkpoints"]["best"] == min(errors)
@@ -251,7 +253,7 @@ def test_wandb_offline_without_an_account(train: Launch) -> None:
     for row in rows:
         for name in row:
             logged.setdefault(name, []).append(row["trainer/global_step"])
-    assert logged["train/loss"] == [2, 4, 6]
+    assert logged["train/objective"] == [2, 4, 6]
     assert logged["samples._type"] == [6]
     assert metrics(outcome.run) <= set(logged)
     assert list(offline.glob("files/media/images/samples*.png"))
@@ -265,7 +267,7 @@ def test_wandb_offline_without_an_account(train: Launch) -> None:
 def test_tensorboard(train: Launch) -> None:
     run = train("logger=tensorboard").run
     events = EventAccumulator(str(run / "tensorboard")).Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("train/objective")] == [2, 4, 6]
     assert [event.step for event in events.Images("samples")] == [6]
     assert metrics(run) <= set(events.Tags()["scalars"])
 
@@ -277,7 +279,7 @@ def test_a_tracker_that_dies_is_a_warning(train: Launch, monkeypatch: pytest.Mon
     monkeypatch.setattr(TensorBoardLogger, "log_metrics", log_metrics)
     outcome = train("logger=tensorboard")
     assert "warning: logging failed (ConnectionError: server gone)" in outcome.err
-    assert {"train/loss", "val/loss"} <= metrics(outcome.run)
+    assert {"train/objective", "val/objective"} <= metrics(outcome.run)
 
 
 # ---------------------------------------------------------------- sweeps

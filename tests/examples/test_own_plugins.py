@@ -135,7 +135,7 @@ def test_all_at_once(run: Path) -> None:
     assert list(steps) == [2, 4]
     assert all(norm > 0 for norm in norms)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"train/loss", "train/gradient_norm"} <= set().union(*lines)
+    assert {"train/objective", "train/gradient_norm"} <= set().union(*lines)
     rates = record.curve("train/learning_rate")[1]
     assert rates[-1] < rates[0] <= 1e-4
 

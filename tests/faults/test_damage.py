@@ -145,7 +145,7 @@ def test_other_damaged_files_do_not_stop_a_run(
     damage(run / name)
     outcome = launch("train", f"resume={run}", "steps=8", "evaluation=none")
     assert outcome.status == 0, outcome.err
-    assert Record.of(run).curve("train/loss")[0][-1] == 8
+    assert Record.of(run).curve("train/objective")[0][-1] == 8
     assert json.loads((run / "environment.json").read_text())["overrides"]
 
 

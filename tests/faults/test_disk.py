@@ -89,7 +89,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
     assert not list(run.rglob("*.partial"))
     (disk / "filler").unlink()
     assert launch("train", *WORDS, "training.log_every=4", SOON).status == 0
-    assert Record.of(run).curve("train/loss")[0] == [4, 8]
+    assert Record.of(run).curve("train/objective")[0] == [4, 8]
 
 
 def test_a_run_waits_for_space_and_goes_on(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_a_run_waits_for_space_and_goes_on(disk: Path, monkeypatch: pytest.Monke
         outcome = launch("train", *WORDS, "training.log_every=4", "training.wait_for_space=100")
     assert outcome.status == 0, outcome.err
     assert time.monotonic() - began < 60
-    assert Record.of(disk / "run").curve("train/loss")[0] == [4, 8]
+    assert Record.of(disk / "run").curve("train/objective")[0] == [4, 8]
     assert read_status(disk / "run")["status"] == "finished"
 
 

@@ -118,7 +118,7 @@ def test_one_bad_step_is_skipped_counted_and_leaves_weights_and_optimizer(
         assert not all(map(torch.equal, states[3][part], states[4][part]))
     record = Record.of(outcome.run)
     assert record.curve("train/skipped_steps") == ([3, 4], [1.0, 1.0])
-    assert all(map(math.isfinite, record.curve("train/loss")[1]))
+    assert all(map(math.isfinite, record.curve("train/objective")[1]))
 
 
 def test_skipping_is_decided_without_a_branch_and_remembers_the_first_of_a_row() -> None:

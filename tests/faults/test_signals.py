@@ -108,7 +108,7 @@ def test_a_budget_of_time_ends_a_run_as_its_last_step_would(here: Path) -> None:
     run = here / "run"
     done = step(run)
     assert json.loads((run / "summary.json").read_text())["step"] == done
-    assert Record.of(run).curve("train/loss")[0] == [done]  # the last window is not lost
+    assert Record.of(run).curve("train/objective")[0] == [done]  # the last window is not lost
     refused = launch("train", "resume=run", "stop.minutes=0.02")
     assert "has trained for as long as stop.minutes" in refused.err
     again = launch("train", *TINY, *budget, "stop.minutes=0.02")

@@ -117,7 +117,7 @@ def train(*words: str) -> tuple[Outcome, float]:
 def assert_complete(outcome: Outcome) -> None:
     assert outcome.status == 0, outcome.err
     assert read_status(outcome.run)["status"] == "finished"
-    assert Record.of(outcome.run).curve("train/loss")[0] == [2, 4, 6]
+    assert Record.of(outcome.run).curve("train/objective")[0] == [2, 4, 6]
 
 
 def never(request: int) -> None:

@@ -28,7 +28,7 @@ def jobs(here: Path) -> dict[str, Path]:
 
 def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
     pytest.importorskip("optuna")
-    outcome = launch("train", *SEARCH, "steps=2", "objective_metric=val/loss")
+    outcome = launch("train", *SEARCH, "steps=2", "objective_metric=val/objective")
     assert outcome.status == 0, outcome.err
     (results,) = here.glob("outputs/*/optimization_results.yaml")
     found: Any = OmegaConf.load(results)
@@ -40,7 +40,7 @@ def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
         assert re.fullmatch(r"lr=[\d.e-]+,ema\.decay=0\.9+,job=[01]", name)
         config: Any = OmegaConf.load(run / "config.yaml")
         assert 1e-5 <= config.optimizer.lr <= 1e-2
-    losses = [Record(run / "metrics.csv").curve("val/loss")[1][-1] for run in runs.values()]
+    losses = [Record(run / "metrics.csv").curve("val/objective")[1][-1] for run in runs.values()]
     assert found.best_value == pytest.approx(min(losses), rel=1e-6)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from betasigma.denoiser import Denoiser, Prediction
+from betasigma.denoiser import Denoiser, Prediction, perturb
 from betasigma.errors import UserError
 from betasigma.networks.energy import EnergyNetwork, energy_mlp
 from betasigma.networks.mlp import MLP
@@ -23,6 +23,7 @@ from betasigma.objectives import (
     ImplicitScoreMatching,
     SlicedScoreMatching,
 )
+from betasigma.objectives.denoising import draw_times
 from betasigma.oracles import GaussianMixture
 from betasigma.preconditioning import Preconditioning
 from betasigma.randomness import Stream
@@ -55,6 +56,23 @@ class Bent(nn.Module):
         x0 = x_t + SIGMA**2 * score
         zero, one = torch.zeros_like(found.alpha), torch.ones_like(found.alpha)
         return Prediction(x_t, x0, found.alpha, found.sigma, zero, one)
+
+
+def test_every_objective_tells_the_error_of_the_same_noise() -> None:
+    """‖ε − ε̂‖²/d by its definition, whatever is minimised."""
+    oracle = mixture(2)
+    model, n = Bent(oracle, 0.3, -0.2), 64
+    x0 = oracle.draw(Stream("x0", indices=range(n)))
+    rng = Stream("loss", indices=range(n))
+    t = draw_times(oracle.schedule, "levels", rng)
+    eps = rng.normal((2,)).double()
+    predicted = model(perturb(oracle.schedule, x0, t, eps), t)
+    expected = (eps + SIGMA * predicted.score).square().mean(1).detach()
+    tried = {**objectives(oracle), "weighted": Denoising(sigma_power=1, reduction="half_sum")}
+    for name, objective in tried.items():
+        terms = objective.loss(model, x0, None, Stream("loss", indices=range(n)))  # type: ignore[attr-defined]
+        torch.testing.assert_close(terms.error, expected, msg=lambda text, name=name: name + text)
+        assert not terms.error.requires_grad
 
 
 def gradient(objective: object, model: Bent, seeds: range) -> tuple[Tensor, Tensor]:

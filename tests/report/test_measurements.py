@@ -44,10 +44,10 @@ def test_what_was_measured_otherwise_is_another_row(
 def test_what_was_measured_alike_is_one_row(run: Run, tmp_path: Path) -> None:
     other = Run("b", Record(tmp_path / "other.csv"), {})
     for value, one in enumerate((run, other)):
-        one.record.append(1, {"eval/fid": value, "train/loss": value}, context(seed=value))
+        one.record.append(1, {"eval/fid": value, "train/objective": value}, context(seed=value))
     assert last_values([run, other]) == [
         ["eval/fid n=50 nfe=10 sampler=ddim", "0", "1"],
-        ["train/loss n=50 nfe=10 sampler=ddim", "0", "1"],
+        ["train/objective n=50 nfe=10 sampler=ddim", "0", "1"],
     ]
 
 

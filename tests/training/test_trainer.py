@@ -56,7 +56,7 @@ def test_refused_callbacks_are_lightnings_own() -> None:
         ({"_target_": f"{CALLBACKS}.EarlyStopping"}, r"callbacks\.mine\.monitor has no value"),
         ({"_target_": f"{CALLBACKS}.Timer", "duratoin": "1"}, r"mine\.duratoin=1 is unknown.*dura"),
         ({"_target_": "mylab.Callback"}, r"callbacks\.mine\._target_=.*plugins=\[mylab\]"),
-        ({"monitor": "val/loss"}, r"callbacks\.mine\._target_ has no value"),
+        ({"monitor": "val/objective"}, r"callbacks\.mine\._target_ has no value"),
     ],
 )
 def test_callbacks_that_cannot_be_used(node: dict[str, Any], sentence: str) -> None:

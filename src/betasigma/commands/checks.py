@@ -45,7 +45,7 @@ from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
-from betasigma.report.runs import check_curves, read_runs
+from betasigma.report.runs import curves_to_draw, read_runs
 from betasigma.report.scan import find_recorded
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 
@@ -508,7 +508,7 @@ def decide_evaluate(config: DictConfig) -> Decision:
 def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/compare.py``."""
     content = validate(config, Compare)
-    check_curves(read_runs(content["runs"]), content["metrics"])
+    curves_to_draw(read_runs(content["runs"]), content["metrics"])
     return None
 
 

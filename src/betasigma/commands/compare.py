@@ -9,7 +9,7 @@ from betasigma.display import Display
 from betasigma.options.apps import Compare
 from betasigma.report.measurements import error_curve, last_values
 from betasigma.report.plots import draw_curves, draw_error_curves
-from betasigma.report.runs import read_runs
+from betasigma.report.runs import curves_to_draw, read_runs
 from betasigma.report.tables import Table, report_runs, write_csv
 from betasigma.runs.start import Start
 
@@ -28,9 +28,10 @@ def compare(config: DictConfig, start: Start) -> None:
         display.table(*table)
     report_runs(runs, out)
     write_csv(table, out / "table.csv")
-    draw_curves(runs, content["metrics"], out / "curves.png")
     display.line(f"table   {out}/table.csv")
-    display.line(f"curves  {out}/curves.png")
+    if metrics := curves_to_draw(runs, content["metrics"]):
+        draw_curves(runs, metrics, out / "curves.png")
+        display.line(f"curves  {out}/curves.png")
     errors = {run.label: curve for run in runs if (curve := error_curve(run))}
     if errors:
         display.line(f"denoising error by log-SNR {draw_error_curves(errors, out)}")

@@ -17,6 +17,7 @@ from betasigma.options.apps import ModelConfig, Train
 from betasigma.options.base import REGISTRY, Options, dump, parse_component, parse_leniently
 from betasigma.options.networks import NetworkOptions
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
+from betasigma.runs.record import current_name
 
 STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
 
@@ -223,7 +224,15 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
             "point": bridge.get("point"),
             "label": bridge.get("change"),
         }
+    if isinstance(callbacks := new.get("callbacks"), dict):
+        new["callbacks"] = {name: _with_current_monitor(node) for name, node in callbacks.items()}
     return new
+
+
+def _with_current_monitor(node: Any) -> Any:
+    if isinstance(node, dict) and isinstance(metric := node.get("monitor"), str):
+        return {**node, "monitor": current_name(metric)}
+    return node
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:

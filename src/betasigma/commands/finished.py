@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from betasigma.errors import UserError
 from betasigma.runs.directory import SUMMARY
-from betasigma.runs.record import Record
+from betasigma.runs.record import Record, current_name
 
 if TYPE_CHECKING:
     from betasigma.commands.load import Loaded
@@ -59,6 +59,7 @@ class FinishedRun:
         Raises:
             UserError: if the run has no such metric, or its value is not finite.
         """
+        metric = current_name(metric)
         if metric not in self.metrics:
             near = difflib.get_close_matches(metric, self.metrics, n=3, cutoff=0.5)
             hint = " or ".join(near) or ", ".join(sorted(self.metrics)) or "none"

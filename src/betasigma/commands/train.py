@@ -46,7 +46,13 @@ from betasigma.errors import Stopped, UserError
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
-from betasigma.options.training import SPEED, TRAIN_LOSS, VALIDATION_LOSS, StopOptions
+from betasigma.options.training import (
+    SPEED,
+    TRAIN_ERROR,
+    TRAIN_OBJECTIVE,
+    VALIDATION_OBJECTIVE,
+    StopOptions,
+)
 from betasigma.oracles import ExactDenoiser
 from betasigma.runs.directory import (
     CONFIG,
@@ -345,11 +351,11 @@ def finish(
         return
     curves = Record.of(run)
     rows = []
-    for metric in dict.fromkeys((TRAIN_LOSS, module.monitor)):
+    for metric in dict.fromkeys((TRAIN_OBJECTIVE, module.monitor)):
         steps, values = curves.curve(metric)
         if len(values) > 1:
             display.curve(metric, steps, values)
-    of_training = (TRAIN_LOSS, VALIDATION_LOSS, module.monitor, SPEED)
+    of_training = (TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE, TRAIN_ERROR, module.monitor, SPEED)
     for metric in dict.fromkeys(of_training):
         values = curves.curve(metric)[1]
         if values:

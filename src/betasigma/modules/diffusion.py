@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, Literal
@@ -12,32 +11,27 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torchmetrics import Metric
 
 from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
 from betasigma.modules.finite import FiniteSteps
 from betasigma.modules.learning_rate import LearningRate, constant
+from betasigma.modules.training_means import MeanError, MeanObjective
 from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
 from betasigma.options.training import (
     DENOISING_ERROR,
-    TRAIN_LOSS,
-    VALIDATION_LOSS,
+    TRAIN_OBJECTIVE,
+    VALIDATION_OBJECTIVE,
     AveragingOptions,
     TrainingOptions,
 )
 from betasigma.oracles import ExactDenoiser
 from betasigma.randomness import Stream, seed_global
+from betasigma.runs.record import current_name
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-BINS = 10
-"""Number of equal parts of [0, 1], or of levels where there are fewer, that the loss is split
-into.
-"""
-
 
 WINDOW = "window"
 """Key of a checkpoint with what was counted since the last value of the log."""
@@ -59,18 +53,20 @@ class MeasuredModule(LightningModule):
         return tuple(at for at in GRID if covered(schedule, to_schedule_log_snr(at, value_range)))
 
     @property
+    def error_name(self) -> str:
+        """What the mean of the denoising error is called: over a part of the grid by its ends."""
+        if self.measured_at == GRID:
+            return DENOISING_ERROR
+        first, last = self.measured_at[0], self.measured_at[-1]
+        return f"{DENOISING_ERROR}/mean_log_snr_{first:+.0f}_to_{last:+.0f}"
+
+    @property
     def monitor(self) -> str:
         """Metric that is least where the model is best; comparable between models of one name.
 
-        ``val/denoising_error`` is a mean over the whole grid; over a part of it the mean is named
-        by its ends, and where the schedule covers no point (one level) there is the loss.
+        Where the schedule covers no point of the grid (one level) there is only the objective.
         """
-        if self.measured_at == GRID:
-            return f"val/{DENOISING_ERROR}"
-        if self.measured_at:
-            first, last = self.measured_at[0], self.measured_at[-1]
-            return f"val/{DENOISING_ERROR}/mean_log_snr_{first:+.0f}_to_{last:+.0f}"
-        return VALIDATION_LOSS
+        return f"val/{self.error_name}" if self.measured_at else VALIDATION_OBJECTIVE
 
     def log_denoising_error(self, batch: dict[str, Any], rng: Stream) -> None:
         """Log ‖ε − ε̂‖²/d at each log-SNR of the grid that the schedule covers, and their mean under
@@ -86,7 +82,7 @@ class MeasuredModule(LightningModule):
         for log_snr in self.measured_at:
             with self.average.between_levels("interpolate"):
                 error = denoising_error(self.average, x, y, log_snr, rng).mean()
-            self.log_mean(f"val/{DENOISING_ERROR}/log_snr_{log_snr:+.0f}", error, len(x))
+            self.log_mean(f"val/{_at(log_snr)}", error, len(x))
             errors.append(error)
         if errors:
             self.log_mean(self.monitor, torch.stack(errors).mean(), len(x))
@@ -143,7 +139,8 @@ class DiffusionModule(MeasuredModule):
         if compile:
             for model in (denoiser, self.average):
                 compile_in_place(model.network, cuda_graphs=compile == "cuda_graphs")
-        self.training_loss = TrainingLoss(min(BINS, denoiser.schedule.levels))
+        self.mean_objective = MeanObjective()
+        self.mean_error = MeanError(denoiser.schedule, denoiser.value_range, self.measured_at)
         self.finite_steps = FiniteSteps()
 
     def configure_optimizers(self) -> Any:
@@ -157,7 +154,9 @@ class DiffusionModule(MeasuredModule):
         seed_global("dropout", self._seed, step, int(index[0]), device=self.device)
         rng = Stream("train", self._seed, step, indices=index, device=self.device)
         terms = self.objective.loss(self.denoiser, batch["x"], self.labels(batch), rng)
-        self.training_loss.update(terms.per_sample, terms.t)
+        self.mean_objective.update(terms.per_sample)
+        if terms.error is not None:
+            self.mean_error.update(terms.error, terms.t)
         self.finite_steps.see(terms.loss, terms.per_sample, terms.t, int(index[0]))
         return terms.loss
 
@@ -185,43 +184,58 @@ class DiffusionModule(MeasuredModule):
         update_average(self.average, self.denoiser, decay)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and denoising error of the averaged weights, with the same noise at every
+        """Objective and denoising error of the averaged weights, with the same noise at every
         validation.
         """
         x, y, index = batch["x"], self.labels(batch), batch["index"]
         rng = Stream("validation", indices=index, device=self.device)
         loss = self.objective.loss(self.average, x, y, rng).loss
-        self.log_mean(VALIDATION_LOSS, loss, len(x))
+        self.log_mean(VALIDATION_OBJECTIVE, loss, len(x))
         self.log_denoising_error(batch, rng)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is counted between two values of the log; all ranks call it together."""
-        sums = torch.stack([self.training_loss.sums, self.training_loss.counts])
-        ranks = self.all_gather(sums)
-        assert isinstance(ranks, Tensor)
-        loss = ranks.reshape(-1, *sums.shape).cpu()
-        checkpoint[WINDOW] = {"loss": loss, **self.finite_steps.state_dict()}
+        window: dict[str, Any] = self.finite_steps.state_dict()
+        for name, metric in self._means.items():
+            ranks = self.all_gather(metric.sums)
+            assert isinstance(ranks, Tensor)
+            window[name] = ranks.reshape(-1, *metric.sums.shape).cpu()
+        checkpoint[WINDOW] = window
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the counters up again; early checkpoints lack them."""
+        states = checkpoint.get("callbacks", {})  # named by what they watch
+        checkpoint["callbacks"] = {current_name(name): state for name, state in states.items()}
         saved = checkpoint.get(WINDOW)
         if saved is None:
             return
         self.finite_steps.load_state_dict(saved)
-        loss, device = saved["loss"], self.training_loss.sums.device
-        if len(loss) == self.trainer.world_size:
-            sums, counts = loss[self.global_rank]
-        else:
-            sums, counts = loss.sum(0) if self.global_rank == 0 else torch.zeros_like(loss[0])
-        self.training_loss.sums, self.training_loss.counts = sums.to(device), counts.to(device)
+        if "loss" in saved:  # of an earlier version, by noise level
+            saved = {"objective": saved["loss"].sum(-1)}
+        for name, metric in self._means.items():
+            if name in saved:
+                metric.sums = self._own_share(saved[name]).to(metric.sums.device)
+
+    def _own_share(self, sums: Tensor) -> Tensor:
+        """This rank's part of the sums of all; the first has all, if their number has changed."""
+        if len(sums) == self.trainer.world_size:
+            return sums[self.global_rank]
+        return sums.sum(0) if self.global_rank == 0 else torch.zeros_like(sums[0])
+
+    @property
+    def _means(self) -> dict[str, MeanObjective | MeanError]:
+        return {"objective": self.mean_objective, "error": self.mean_error}
 
     def pop_training_metrics(self) -> dict[str, float]:
-        """Mean loss, and mean loss of each part of the noise levels, since the last call.
+        """Means since the last call: of the objective, and of the denoising error by noise level.
+        The latter goes on until it has had examples of all levels.
 
         To be called by all ranks together.
         """
         metrics = self.training_metrics()
-        self.training_loss.reset()
+        self.mean_objective.reset()
+        if len(metrics) > 1:
+            self.mean_error.reset()
         return metrics
 
     def recent_objective(self) -> float:
@@ -233,46 +247,15 @@ class DiffusionModule(MeasuredModule):
 
     def training_metrics(self) -> dict[str, float]:
         """The same, without beginning anew; all ranks call it together."""
-        if not self.training_loss.update_called:
+        if not self.mean_objective.update_called:
             return {}
-        metrics: dict[str, float] = self.training_loss.compute()
-        return metrics
+        metrics: dict[str, float] = {TRAIN_OBJECTIVE: self.mean_objective.compute()}
+        errors = self.mean_error.compute() if self.mean_error.update_called else {}
+        if errors:
+            mean = sum(errors[log_snr] for log_snr in self.measured_at) / len(self.measured_at)
+            metrics[f"train/{self.error_name}"] = mean
+        return metrics | {f"train/{_at(log_snr)}": error for log_snr, error in errors.items()}
 
 
-class TrainingLoss(Metric):
-    """Mean training loss: of all examples and of each part of the noise levels. A loss that is not
-    finite is left out: its step is skipped and counted.
-
-    Sums stay on the device: nothing is read back until they are logged. (They are no buffers:
-    DistributedDataParallel would overwrite each rank's with the first one's.)
-
-    Args:
-        parts: number of equal parts of the times (0, 1].
-    """
-
-    full_state_update = False
-    sums: Tensor
-    counts: Tensor
-
-    def __init__(self, parts: int) -> None:
-        super().__init__()
-        self.parts = parts
-        self.add_state("sums", torch.zeros(parts), dist_reduce_fx="sum")
-        self.add_state("counts", torch.zeros(parts), dist_reduce_fx="sum")
-
-    def update(self, per_sample: Tensor, t: Tensor) -> None:
-        """Take in the losses of examples at times t, both ``(b,)``."""
-        part = ((t * self.parts - 1e-9).ceil().long() - 1).clamp(0, self.parts - 1)
-        part = part.to(self.device, non_blocking=True)
-        finite = per_sample.isfinite()
-        self.sums.index_add_(0, part, torch.where(finite, per_sample, 0).float())
-        self.counts.index_add_(0, part, finite.float())
-
-    def compute(self) -> dict[str, float]:
-        """``train/loss``, and ``train/loss_by_noise/<part>`` of the parts that had examples."""
-        sums, counts = torch.stack([self.sums, self.counts]).tolist()
-        metrics = {TRAIN_LOSS: sum(sums) / sum(counts) if any(counts) else math.nan}
-        for part, (loss, examples) in enumerate(zip(sums, counts, strict=True), start=1):
-            if examples:
-                metrics[f"train/loss_by_noise/{part:02d}"] = loss / examples
-        return metrics
+def _at(log_snr: float) -> str:
+    return f"{DENOISING_ERROR}/log_snr_{log_snr:+.0f}"

@@ -38,7 +38,7 @@ min(SNR, γ)/(SNR + 1) on that of v, which is the same loss thrice. Its SNR is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -65,6 +65,8 @@ class LossTerms(NamedTuple):
     """Loss of each example, shape ``(B,)``, detached; ``loss`` is its mean."""
     t: Tensor
     """Time of each example, float64 on the CPU, shape ``(B,)``."""
+    error: Tensor | None = None
+    """‖ε − ε̂‖²/d of each example, ``(B,)``, detached; ``None`` where the objective has none."""
 
 
 def draw_times(
@@ -105,18 +107,27 @@ def bound_weight(schedule: NoiseSchedule, t: Tensor) -> Tensor:
     return schedule.levels * torch.where(s == 0, 1.0, growth)
 
 
-class Noised(NamedTuple):
-    """Clean data and what has been made of them."""
+@dataclass(eq=False)
+class Noised:
+    """Clean data and what has been made of them.
+
+    Attributes:
+        found: the last error that was asked for, detached: an objective that asks is logged in
+            units that it shares with every other.
+    """
 
     x0: Tensor
     x_t: Tensor
     t: Tensor
     eps: Tensor
     y: Tensor | None
+    found: Tensor | None = field(default=None, init=False)
 
     def error(self, predicted: Prediction) -> Tensor:
-        """‖ε − ε̂‖²/d, ``(B,)``."""
-        return (self.eps - predicted.eps).square().flatten(1).mean(1)
+        """‖ε − ε̂‖²/d of the prediction at ``x_t``, ``(B,)``."""
+        error = (self.eps - predicted.eps).square().flatten(1).mean(1)
+        self.found = error.detach()
+        return error
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class Objective:
         per_sample = self.value(denoiser, noised, rng)
         if self.reduction == "half_sum":
             per_sample = per_sample * (x0[0].numel() / 2)
-        return LossTerms(per_sample.mean(), per_sample.detach(), t)
+        return LossTerms(per_sample.mean(), per_sample.detach(), t, noised.found)
 
     def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         """Weighted loss of each example, ``(B,)``, per dimension and in units of ‖ε − ε̂‖²."""

@@ -81,8 +81,9 @@ class ExplicitScoreMatching(ScoreMatching):
     def terms(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
         if self.true_score is None:
             raise UserError("explicit score matching needs the true score of the data")
-        score = denoiser(noised.x_t, noised.t, noised.y).score
-        difference = score - self.true_score(noised.x_t, noised.t)
+        predicted = denoiser(noised.x_t, noised.t, noised.y)
+        noised.error(predicted)  # for the log
+        difference = predicted.score - self.true_score(noised.x_t, noised.t)
         return difference.square().flatten(1).sum(1) / 2
 
 
@@ -139,4 +140,6 @@ def _score_at(denoiser: Denoiser, noised: Noised) -> tuple[Tensor, Tensor]:
     """Points that can be differentiated at, and the score there."""
     point = noised.x_t.detach().clone().requires_grad_(True)
     y = None if noised.y is None else noised.y.clone()  # an inference tensor cannot be kept
-    return point, denoiser(point, noised.t, y).score
+    predicted = denoiser(point, noised.t, y)
+    noised.error(predicted)  # for the log
+    return point, predicted.score

@@ -37,8 +37,7 @@ from betasigma.options.optimizers import OptimizerOptions
 from betasigma.options.preconditionings import PreconditioningOptions
 from betasigma.options.samplers import DRAWN_AT_ONCE, SamplerOptions
 from betasigma.options.training import (
-    DENOISING_ERROR,
-    TRAIN_LOSS,
+    VALIDATION_ERROR,
     AveragingOptions,
     BatchOptions,
     DenoiserOptions,
@@ -123,7 +122,7 @@ class Train(ModelConfig, BatchOptions):
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")
     objective_metric: Annotated[str, Field(pattern=r"^(train|val)/.+")] = option(
-        f"val/{DENOISING_ERROR}", "whose last value a sweeper that searches is given"
+        VALIDATION_ERROR, "whose last value a sweeper that searches is given"
     )
     study: StudyOptions | None = option(None, "which point of a study this is")
     cluster: dict[str, Any] = option({"name": "none"}, "where the jobs of a sweep run")
@@ -386,8 +385,8 @@ class Compare(Options):
     runs: Annotated[list[str], Field(min_length=1)] = option(
         [], "run directories, or a sweep's with all its runs"
     )
-    metrics: Annotated[list[str], Field(min_length=1)] = option(
-        [TRAIN_LOSS, f"val/{DENOISING_ERROR}"], "whose curves are drawn"
+    metrics: Annotated[list[str], Field(min_length=1)] | None = option(
+        None, "whose curves are drawn; null: the denoising error in training and in validation"
     )
 
 

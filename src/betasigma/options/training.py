@@ -9,11 +9,13 @@ from pydantic import model_validator
 from betasigma.errors import UserError
 from betasigma.options.base import Count, Index, NonNegative, Options, Positive, Probability, option
 
-TRAIN_LOSS, VALIDATION_LOSS = "train/loss", "val/loss"
 DENOISING_ERROR = "denoising_error"
+TRAIN_ERROR, VALIDATION_ERROR = f"train/{DENOISING_ERROR}", f"val/{DENOISING_ERROR}"
+TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE = "train/objective", "val/objective"
 SPEED = "train/images_per_second"
-"""Names of metrics. ``val/denoising_error`` is the mean of ‖ε − ε̂‖²/d over log-SNR;
-``val/denoising_error/…`` and ``eval/denoising_error/…`` are its parts.
+"""Names of metrics. The denoising error is the mean of ‖ε − ε̂‖²/d over log-SNR, the same for every
+family; ``…/denoising_error/log_snr_…`` are its parts. The objective is what a family minimises, in
+units of its own.
 """
 
 OffLevels = Literal["snap", "interpolate", "refuse"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from betasigma.options.training import DENOISING_ERROR, SPEED
+from betasigma.options.training import DENOISING_ERROR, SPEED, VALIDATION_ERROR
 from betasigma.report.runs import Run
 from betasigma.runs.record import Record
 
@@ -31,7 +31,7 @@ def of_training(run: Run) -> Values:
     dimension, denoising error, seconds of training without validation and sampling.
     """
     rows = run.record.rows()
-    errors = [float(row["value"]) for row in rows if row["metric"] == f"val/{DENOISING_ERROR}"]
+    errors = [float(row["value"]) for row in rows if row["metric"] == VALIDATION_ERROR]
     found = distances_and_bits(rows, "val")
     if errors:
         found[DENOISING_ERROR] = errors[-1]
@@ -122,7 +122,7 @@ class Measured(NamedTuple):
 def _last(record: Record) -> dict[Measured, str]:
     values = {}
     for row in record.rows():
-        if row["metric"].startswith(("train/loss_by_noise", "sample/")):
+        if row["metric"].startswith((f"train{AT_LOG_SNR}", "train/loss_by_noise", "sample/")):
             continue
         context = [f"{key}={row[key]}" for key in ("n", "nfe", "sampler") if row[key]]
         own = {key: row[key] for key in ("guidance", "n_reference") if row[key]}

@@ -11,8 +11,9 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from betasigma.errors import UserError
+from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
 from betasigma.runs.directory import CONFIG
-from betasigma.runs.record import METRICS, Record
+from betasigma.runs.record import METRICS, Record, current_name
 from betasigma.runs.status import FINISHED, job_number, read_status
 
 COMPOSED = ".hydra/config.yaml"
@@ -85,19 +86,23 @@ def finished_jobs(sweep: Path, config: str) -> list[Path]:
     return [job for job in _jobs(sweep, config) if read_status(job).get("status") == FINISHED]
 
 
-def check_curves(runs: Sequence[Run], metrics: Sequence[str]) -> None:
-    """Check that every metric is in some run.
+def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:
+    """The metrics whose curves are drawn: those asked for, or else the denoising errors that the
+    runs have.
 
     Raises:
-        UserError: where it is in none.
+        UserError: where a metric that was asked for is in no run.
     """
     known = {row["metric"] for run in runs for row in run.record.rows()}
-    for metric in metrics:
+    if asked is None:
+        return [metric for metric in (TRAIN_ERROR, VALIDATION_ERROR) if metric in known]
+    for metric in map(current_name, asked):
         if metric not in known:
             near = difflib.get_close_matches(metric, sorted(known), n=3, cutoff=0.5)
             listed = ", ".join(sorted(known)) or "none"
             hint = f"did you mean {' or '.join(near)}?" if near else f"they have {listed}"
             raise UserError(f"metrics=[{metric}] is in no run; {hint}")
+    return list(asked)
 
 
 def _runs_in(path: Path) -> list[Path]:

@@ -5,6 +5,9 @@ samples also has what it was measured with (``CONTEXT``). With one row a value, 
 same for every metric, and a killed run loses at most its last row. A file of an earlier version
 lacks the later columns: they are read as empty, and added before the next row is written.
 
+What is minimised in training was ``train/loss`` and ``val/loss`` in earlier versions, and is read
+as what it is called now.
+
 ``n``: samples; ``nfe``: network evaluations of each; ``sampler``, ``seed``: how they were drawn;
 ``split``, ``extractor``: what they were compared with; ``std``: over the
 metric's own subsets (of a likelihood: standard error of the mean); ``guidance``: weight;
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
@@ -32,6 +36,14 @@ CONTEXT = (
     *("std", "guidance", "n_reference", "settings"),
 )
 COLUMNS = ("step", "time", "metric", "value", *CONTEXT)
+METRIC = COLUMNS.index("metric")
+
+
+def current_name(text: str) -> str:
+    """A metric's name, or what holds one, with the objective called as it is now."""
+    if "/loss" not in text:  # which is quick, and true of almost all
+        return text
+    return re.sub(r"\b(train|val)/loss\b(?!/)", r"\1/objective", text)
 
 
 class Record:
@@ -121,6 +133,7 @@ class Record:
             if not as_it_is:
                 line = ["" if place is None else line[place] for place in places]
             if _has_numbers(line):
+                line[METRIC] = current_name(line[METRIC])
                 yield line
 
     def _columns(self) -> list[str]:
@@ -133,7 +146,7 @@ class Record:
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
-        rows = [row for row in self.rows() if row["metric"] == metric]
+        rows = [row for row in self.rows() if row["metric"] == current_name(metric)]
         return [int(row["step"]) for row in rows], [float(row["value"]) for row in rows]
 
 

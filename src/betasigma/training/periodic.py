@@ -10,7 +10,7 @@ from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike
 from betasigma.modules import DiffusionModule, MeasuredModule
-from betasigma.options.training import VALIDATION_LOSS
+from betasigma.options.training import VALIDATION_OBJECTIVE
 from betasigma.pictures import picture, save
 from betasigma.runs.directory import SAMPLES
 from betasigma.runs.files import write_patiently
@@ -153,5 +153,5 @@ class MissedValidation(Callback):
         step = trainer.global_step
         if not step or step % self._every:
             return False
-        steps = self._record.curve(VALIDATION_LOSS)[0]
+        steps = self._record.curve(VALIDATION_OBJECTIVE)[0]
         return bool(trainer.strategy.broadcast(step not in steps))

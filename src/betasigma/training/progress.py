@@ -93,7 +93,7 @@ class Estimate(TimedCallback):
 
 
 class Metrics(TimedCallback):
-    """Logs loss, loss by noise level, learning rate and speed every ``every`` steps. The speed is
+    """Logs objective, denoising error, learning rate and speed every ``every`` steps. The speed is
     that of all steps since the last value, pauses left out.
 
     Args:
@@ -130,7 +130,7 @@ class Metrics(TimedCallback):
             self._log(trainer, pl_module.training_metrics(), trainer.global_step)
 
     def _log(self, trainer: Trainer, metrics: dict[str, float], step: int) -> None:
-        """Log the losses since the last value, which have waited for the device, and the speed."""
+        """Log the means since the last value, which have waited for the device, and the speed."""
         speed = (step - self._logged) * self._batch_size / self._watch.lap()
         self._logged = step
         metrics[SPEED] = speed

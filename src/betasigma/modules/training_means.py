@@ -1,0 +1,109 @@
+"""What training itself says of the model: means over the steps since the last value of the log.
+
+Sums stay on the device: nothing is read back until they are logged. (They are no buffers:
+DistributedDataParallel would overwrite each rank's with the first one's.) A value that is not
+finite is left out: its step is skipped and counted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from betasigma.objectives.error_curve import covered_grid, from_schedule_log_snr
+from betasigma.schedules import NoiseSchedule
+
+
+class MeanObjective(Metric):
+    """Mean of what is minimised, as it is minimised."""
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
+
+    def update(self, per_sample: Tensor) -> None:
+        """Take in the losses of examples, ``(B,)``."""
+        finite = per_sample.isfinite()
+        kept = torch.where(finite, per_sample, 0)
+        self.sums += torch.stack([kept.sum(), finite.sum()])
+
+    def compute(self) -> float:
+        """The mean; NaN without examples."""
+        total, examples = self.sums.tolist()
+        return total / examples if examples else math.nan
+
+
+class MeanError(Metric):
+    """Mean ‖ε − ε̂‖²/d at each whole log-SNR (of data in [−1, 1]), out of the errors of training.
+
+    A family draws its noise levels in its own way, so that the mean over what it draws compares
+    with no other. Here examples are gathered around each whole log-SNR, and the error *at* it lies
+    on straight lines through the means. Nothing is said before every part that the levels of the
+    schedule reach between the ends of ``grid`` has had an example.
+
+    Args:
+        schedule: of the model.
+        value_range: of its data.
+        grid: the log-SNRs that must be known.
+    """
+
+    full_state_update = False
+    sums: Tensor
+
+    def __init__(
+        self, schedule: NoiseSchedule, value_range: tuple[float, float], grid: tuple[float, ...]
+    ) -> None:
+        super().__init__()
+        self._schedule, self._value_range, self._grid = schedule, value_range, grid
+        self._points = covered_grid(schedule, value_range)
+        of_levels = _nearest(self._log_snr(schedule.times()))
+        self._first, last = int(of_levels.min()), int(of_levels.max())
+        self._needed = self._between(set(of_levels.tolist()))
+        self.add_state("sums", torch.zeros(3, last - self._first + 1), dist_reduce_fx="sum")
+
+    def update(self, error: Tensor, t: Tensor) -> None:
+        """Take in the errors of examples at times t, both ``(B,)``, t on the CPU."""
+        at = self._log_snr(t).float().to(self.device, non_blocking=True)
+        part = (_nearest(at) - self._first).clamp(0, self.sums.shape[1] - 1)
+        finite = error.isfinite()
+        values = torch.stack([torch.where(finite, error, 0).float(), finite.float(), at * finite])
+        self.sums.index_add_(1, part, values)
+
+    def compute(self) -> dict[float, float]:
+        """Error by log-SNR: at all of ``grid``, and wherever else there were examples; empty as
+        long as a part that is needed has had none.
+        """
+        errors, counts, log_snr = np.array(self.sums.tolist())
+        known = counts > 0
+        if not (self._needed and known[[part - self._first for part in self._needed]].all()):
+            return {}
+        x, y = log_snr[known] / counts[known], errors[known] / counts[known]
+        return {
+            point: float(np.interp(point, x, y))
+            for point in self._points
+            if point in self._grid or known[round(point) - self._first]
+        }
+
+    def _log_snr(self, t: Tensor) -> Tensor:
+        shift = from_schedule_log_snr(0.0, self._value_range)
+        return self._schedule.log_snr(t) + shift
+
+    def _between(self, parts: set[int]) -> list[int]:
+        """Those of ``parts`` that the ends of the grid lie between."""
+        if not self._grid:
+            return []
+        low = max(part for part in parts if part <= self._grid[0])
+        high = min(part for part in parts if part >= self._grid[-1])
+        return sorted(part for part in parts if low <= part <= high)
+
+
+def _nearest(log_snr: Tensor) -> Tensor:
+    """The whole number next to each."""
+    return (log_snr + 0.5).floor().long()
