@@ -13,8 +13,8 @@ from betasigma.denoiser import Denoiser
 from betasigma.display import Display
 from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
 from betasigma.options.likelihoods import MEASURED
+from betasigma.options.training import AT_LOG_SNR
 from betasigma.oracles import ExactDenoiser
-from betasigma.report.measurements import AT_LOG_SNR
 from betasigma.report.plots import draw_error_curves, draw_levels
 from betasigma.runs.record import format_settings
 from betasigma.training.tracking import log_values

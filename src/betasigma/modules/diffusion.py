@@ -21,6 +21,7 @@ from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
 from betasigma.options.training import (
+    AT_LOG_SNR,
     DENOISING_ERROR,
     TRAIN_OBJECTIVE,
     VALIDATION_OBJECTIVE,
@@ -82,7 +83,7 @@ class MeasuredModule(LightningModule):
         for log_snr in self.measured_at:
             with self.average.between_levels("interpolate"):
                 error = denoising_error(self.average, x, y, log_snr, rng).mean()
-            self.log_mean(f"val/{_at(log_snr)}", error, len(x))
+            self.log_mean(f"val{AT_LOG_SNR}{log_snr:+.0f}", error, len(x))
             errors.append(error)
         if errors:
             self.log_mean(self.monitor, torch.stack(errors).mean(), len(x))
@@ -254,8 +255,6 @@ class DiffusionModule(MeasuredModule):
         if errors:
             mean = sum(errors[log_snr] for log_snr in self.measured_at) / len(self.measured_at)
             metrics[f"train/{self.error_name}"] = mean
-        return metrics | {f"train/{_at(log_snr)}": error for log_snr, error in errors.items()}
-
-
-def _at(log_snr: float) -> str:
-    return f"{DENOISING_ERROR}/log_snr_{log_snr:+.0f}"
+        return metrics | {
+            f"train{AT_LOG_SNR}{log_snr:+.0f}": error for log_snr, error in errors.items()
+        }

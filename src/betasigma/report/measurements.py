@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from betasigma.options.training import DENOISING_ERROR, SPEED, VALIDATION_ERROR
+from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, SPEED, VALIDATION_ERROR
 from betasigma.report.runs import Run
 from betasigma.runs.record import Record
 
@@ -19,9 +19,6 @@ BITS = re.compile(r"(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
 """A likelihood in bits per dimension: of points or images, which, its total or one of its terms, of
 the training or the test split.
 """
-
-AT_LOG_SNR = f"/{DENOISING_ERROR}/log_snr_"
-"""Denoising error at one log-SNR: what its name has between ``eval`` or ``val`` and the number."""
 
 Values = dict[str, float]
 
