@@ -1,12 +1,15 @@
 """Checkpoints of an earlier version load, sample and continue as they did then.
 
 ``tests/frozen`` has a small DDPM and a small NCSN checkpoint with the config of their time, and
-what that version drew from them and trained them to.
+what that version drew from them and trained them to. ``run`` is a run directory of version 0.2
+before its metrics were renamed, killed in the middle of a window of the log; the file beside its
+metrics is of the same run without the accident.
 """
 
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from launching import ROOT, launch
 import betasigma
 from betasigma.errors import UserError
 from betasigma.runs.checkpoint import HEADER, save
+from betasigma.runs.record import Record
 
 FROZEN = ROOT / "tests" / "frozen"
 EXPECTED = np.load(FROZEN / "expected.npz")
@@ -39,6 +43,28 @@ def test_it_continues_to_the_same_weights(here: Path, family: str) -> None:
     denoiser, _ = betasigma.load(outcome.run)
     weights = torch.cat([p.flatten()[:16] for p in denoiser.parameters()]).numpy()
     np.testing.assert_allclose(weights, EXPECTED[f"{family}_resumed"], rtol=0, atol=TOLERANCE)
+
+
+def test_a_run_directory_is_continued_under_the_names_of_today(here: Path) -> None:
+    """Early stopping watched ``val/loss``, which is what the search was given."""
+    run = Path(shutil.copytree(FROZEN / "run", here / "run"))
+    outcome = launch("train", f"resume={run}")
+    assert outcome.status == 0, outcome.err
+    continued, whole = Record.of(run), Record(run / "uninterrupted.csv")
+    for metric in ("train/objective", "val/objective", "val/denoising_error"):
+        (steps, values), (known_steps, known) = continued.curve(metric), whole.curve(metric)
+        assert steps == known_steps
+        np.testing.assert_allclose(values, known, rtol=1e-4)
+    assert "/loss," not in continued.path.read_text()
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    (stopping,) = [state for name, state in saved["callbacks"].items() if "EarlyStop" in name]
+    assert stopping["best_score"].item() == pytest.approx(min(whole.curve("val/objective")[1]))
+
+    for old, new in (("train/loss", "train/objective"), ("val/loss", "val/objective")):
+        drawn = launch("compare", f"runs=[{run},{FROZEN / 'run'}]", f"metrics=[{old}]")
+        assert drawn.status == 0, drawn.err
+        assert new in drawn.out
+    assert launch("compare", f"runs=[{FROZEN / 'run'}]").status == 0
 
 
 def rewritten(path: Path, **changes: Any) -> Path:

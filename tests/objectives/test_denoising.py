@@ -214,8 +214,9 @@ class TestWeighting:
         x0 = model.draw(Stream("x0", indices=range(n)))
         bound = DiscreteBound(variance="posterior").bits_per_dim(model, x0)
         objective = Denoising(weighting="vlb", reduction="half_sum")
-        _, found, t = objective.loss(model, x0, None, stream(n))  # type: ignore[arg-type]
-        level = (t * 6).round().long()
+        terms = objective.loss(model, x0, None, stream(n))  # type: ignore[arg-type]
+        found = terms.per_sample
+        level = (terms.t * 6).round().long()
         for i in range(2, 7):
             ours = found[level == i] / 6
             theirs = bound.per_level[:, i - 2] * math.log(2) * 2  # bits/dim → nats
