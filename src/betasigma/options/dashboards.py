@@ -16,7 +16,14 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from betasigma.errors import UserError
 from betasigma.options.base import Count, Options, Probability, option, typed
 from betasigma.options.evaluation import EXTRACTORS, METRICS
-from betasigma.options.training import DENOISING_ERROR, SPEED, TRAIN_LOSS, VALIDATION_LOSS
+from betasigma.options.training import (
+    AT_LOG_SNR,
+    SPEED,
+    TRAIN_ERROR,
+    TRAIN_OBJECTIVE,
+    VALIDATION_ERROR,
+    VALIDATION_OBJECTIVE,
+)
 
 Axis = Literal["step", "images", "time"]
 """Optimizer steps, images seen (steps times batch size), hours since the start."""
@@ -264,10 +271,9 @@ def known_metrics() -> list[str]:
         "fid",
         *(f"{metric}_{features}" for metric in of_features for features in EXTRACTORS),
         "bits_per_dim/flow/total",
-        f"{DENOISING_ERROR}/log_snr_+0",
     ]
     return [
-        *(TRAIN_LOSS, VALIDATION_LOSS, SPEED),
-        *(f"{prefix}/{DENOISING_ERROR}" for prefix in ("train", "val", "eval")),
+        *(TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE, SPEED, TRAIN_ERROR, VALIDATION_ERROR),
+        *(f"{prefix}{AT_LOG_SNR}+0" for prefix in ("train", "val", "eval")),
         *(f"{prefix}/{name}" for prefix in ("val", "eval") for name in measured),
     ]
