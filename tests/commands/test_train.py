@@ -23,6 +23,7 @@ from betasigma.commands.assemble import make_denoiser
 from betasigma.evaluation.choice import INCEPTION_FILES, checkpoint_dir
 from betasigma.modules import DDPM, NCSN
 from betasigma.modules.averaging import ramped_decay
+from betasigma.options.training import TRAIN_ERROR
 from betasigma.runs.directory import new_directory
 from betasigma.runs.record import Record
 
@@ -100,7 +101,10 @@ def test_a_checkpoint_says_what_it_is(ddpm_run: Path) -> None:
 
 
 def test_both_families_log_the_same_names(ddpm_run: Path, ncsn_run: Path) -> None:
-    assert metrics(ddpm_run) == metrics(ncsn_run)
+    assert metrics(ddpm_run) == {m for m in metrics(ncsn_run) if not m.startswith(TRAIN_ERROR)}
+    # of DDPM's 1000 levels so few examples have not seen every part that is reported
+    reported = {m for m in metrics(ncsn_run) if m.startswith(TRAIN_ERROR)}
+    assert reported == {m.replace("val", "train") for m in metrics(ncsn_run) if "val/den" in m}
     configs = [OmegaConf.load(run / "config.yaml") for run in (ddpm_run, ncsn_run)]
     assert [config.model.family for config in configs] == ["ddpm", "ncsn"]
     keys = [{k for k in config if k not in ("beta", "sigma")} for config in configs]

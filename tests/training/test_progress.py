@@ -114,7 +114,7 @@ def test_a_log_file_has_few_plain_lines(ddpm: Finished) -> None:
     assert {"training", "validation", "sampling", "saving"} <= set(
         re.findall(r"[a-z]+(?= \d)", spent)
     )
-    (curve,) = [line for line in lines if line.startswith("train/loss ")]
+    (curve,) = [line for line in lines if line.startswith("train/objective ")]
     assert re.search(r" [▁▂▃▄▅▆▇█]{3} .* at step 2, .* at step 6, least ", curve)
     seconds = read_json(ddpm.run / "summary.json")["seconds"]
     assert sum(seconds.values()) > 0

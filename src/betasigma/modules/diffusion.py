@@ -243,8 +243,8 @@ class DiffusionModule(MeasuredModule):
         """Mean of what is minimised since the last call of :meth:`pop_training_metrics`, of this
         rank's examples alone. It waits for the device.
         """
-        sums, counts = torch.stack([self.training_loss.sums, self.training_loss.counts]).sum(1)
-        return float(sums / counts)
+        total, examples = self.mean_objective.sums
+        return float(total / examples)
 
     def training_metrics(self) -> dict[str, float]:
         """The same, without beginning anew; all ranks call it together."""

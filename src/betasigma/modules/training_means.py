@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from betasigma.objectives.error_curve import covered_grid, from_schedule_log_snr
+from betasigma.objectives.error_curve import from_schedule_log_snr
 from betasigma.schedules import NoiseSchedule
 
 
@@ -41,7 +41,7 @@ class MeanObjective(Metric):
 
 
 class MeanError(Metric):
-    """Mean ‖ε − ε̂‖²/d at each whole log-SNR (of data in [−1, 1]), out of the errors of training.
+    """Mean ‖ε − ε̂‖²/d at whole log-SNRs (of data in [−1, 1]), out of the errors of training.
 
     A family draws its noise levels in its own way, so that the mean over what it draws compares
     with no other. Here examples are gathered around each whole log-SNR, and the error *at* it lies
@@ -51,7 +51,7 @@ class MeanError(Metric):
     Args:
         schedule: of the model.
         value_range: of its data.
-        grid: the log-SNRs that must be known.
+        grid: the log-SNRs, rising, within the schedule's curve.
     """
 
     full_state_update = False
@@ -62,7 +62,6 @@ class MeanError(Metric):
     ) -> None:
         super().__init__()
         self._schedule, self._value_range, self._grid = schedule, value_range, grid
-        self._points = covered_grid(schedule, value_range)
         of_levels = _nearest(self._log_snr(schedule.times()))
         self._first, last = int(of_levels.min()), int(of_levels.max())
         self._needed = self._between(set(of_levels.tolist()))
@@ -77,19 +76,15 @@ class MeanError(Metric):
         self.sums.index_add_(1, part, values)
 
     def compute(self) -> dict[float, float]:
-        """Error by log-SNR: at all of ``grid``, and wherever else there were examples; empty as
-        long as a part that is needed has had none.
+        """Error at each log-SNR of ``grid``; empty as long as a part that is needed has had no
+        example.
         """
         errors, counts, log_snr = np.array(self.sums.tolist())
         known = counts > 0
         if not (self._needed and known[[part - self._first for part in self._needed]].all()):
             return {}
         x, y = log_snr[known] / counts[known], errors[known] / counts[known]
-        return {
-            point: float(np.interp(point, x, y))
-            for point in self._points
-            if point in self._grid or known[round(point) - self._first]
-        }
+        return {log_snr: float(np.interp(log_snr, x, y)) for log_snr in self._grid}
 
     def _log_snr(self, t: Tensor) -> Tensor:
         shift = from_schedule_log_snr(0.0, self._value_range)
