@@ -242,7 +242,7 @@ def test_wandb_keeps_every_run_of_a_process(train: Launch, here: Path) -> None:
 def test_wandb_offline_without_an_account(train: Launch) -> None:
     outcome = train("logger=wandb", "tags=[tried]")
     (offline,) = (outcome.run / "wandb").glob("offline-run-*")
-    assert f"wandb sync {offline.relative_to(Path.cwd())}" in outcome.out
+    assert f"scripts/sync.py {outcome.run.relative_to(Path.cwd())}\n" in outcome.out
     assert outcome.err == ""
     records = inspect(offline)
     (run,) = [record["run"] for record in records if record["type"] == "run"]

@@ -5,93 +5,29 @@ Whatever it does, training goes on, metrics.csv is complete, and nobody waits lo
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import pytest
 from launching import TINY, Outcome, launch
+from loopback import Server, Temper, serving
 from pytorch_lightning.loggers import WandbLogger
 
 from betasigma.runs.record import Record
 from betasigma.runs.status import read_status
 from betasigma.training.progress import Metrics
 
-Temper = Callable[[int], int | None]
-"""Of a server: the status that it answers its nth request with; ``None``: it never answers."""
-
 START, STEP, END = 20.0, 1.0, 25.0
 """Seconds that W&B may cost at the start, a step, and at the end."""
 
 
-class Server(ThreadingHTTPServer):
-    """Accepts runs, until its temper says otherwise."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.temper: Temper = lambda request: 200
-        self.requests = 0
-        self.over = Event()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("content-length") or 0))
-        self.server.requests += 1
-        status = self.server.temper(self.server.requests)
-        if status is None:
-            self.server.over.wait(300)
-            return
-        body = json.dumps({"data": ACCEPTED} if status == 200 else {}).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    do_GET = do_PUT = do_POST
-
-    def log_message(self, *args: Any) -> None:
-        """Say nothing."""
-
-
-BUCKET = {
-    "id": "UnVu",
-    "name": "run",
-    "historyLineCount": 0,
-    "project": {"id": "p", "name": "betasigma", "entity": {"id": "e", "name": "me"}},
-}
-ACCEPTED = {
-    "viewer": {"id": "x", "entity": "me", "username": "me", "teams": {"edges": []}, "flags": "{}"},
-    "serverInfo": {"cliVersionInfo": "{}", "features": []},
-    "upsertBucket": {"bucket": BUCKET, "inserted": True},
-    "createRunFiles": {"runID": "UnVu", "uploadHeaders": [], "files": []},
-}
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    import wandb
-
-    made = Server()
-    Thread(target=made.serve_forever, daemon=True).start()
-    wandb.teardown()  # it reads its environment once
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{made.server_port}")
-    yield made
-    made.over.set()
-    wandb.teardown()
-    made.shutdown()
-    made.server_close()
+    with serving(monkeypatch) as made:
+        yield made
 
 
 def train(*words: str) -> tuple[Outcome, float]:

@@ -36,6 +36,7 @@ from betasigma.options.apps import (
     Import,
     ModelConfig,
     Sample,
+    Sync,
     Train,
 )
 from betasigma.options.base import REGISTRY
@@ -46,8 +47,9 @@ from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
 from betasigma.report.runs import curves_to_draw, read_runs
-from betasigma.report.scan import find_recorded
+from betasigma.report.scan import find_recorded, run_directories
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
+from betasigma.training.account import logged_in
 
 OF_TRAINING = (
     *("steps", "network", "preconditioning", "objective", "denoiser"),
@@ -520,6 +522,20 @@ def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
+def check_sync(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/sync.py``, that there is an account, and what to send."""
+    content = validate(config, Sync)
+    for path in content["runs"]:
+        if next(run_directories(Path(path)), None) is None:
+            raise UserError(f"runs=[{path}] is no run directory and has none in it")
+    if not logged_in():
+        raise UserError(
+            "sync sends runs to Weights & Biases, and needs an account there: type wandb login "
+            "first; run directories have everything in any case"
+        )
+    return None
+
+
 def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/import.py``, and the model that it names."""
     _, asked = parsed(config, Import)
@@ -575,6 +591,7 @@ CHECKS = {
     "edit": AppChecks(check_edit),
     "compare": AppChecks(check_compare),
     "dashboard": AppChecks(check_dashboard),
+    "sync": AppChecks(check_sync),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
     "export": AppChecks(check_export),

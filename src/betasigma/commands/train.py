@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shlex
 import signal
 import warnings
@@ -60,6 +59,7 @@ from betasigma.runs.directory import (
     INITIAL,
     LADDER,
     SUMMARY,
+    WANDB,
     WANDB_ID,
     clear,
     describe_environment,
@@ -68,7 +68,7 @@ from betasigma.runs.directory import (
 from betasigma.runs.files import read_json, write_json, write_patiently
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
 from betasigma.runs.record import METRICS, Record
-from betasigma.runs.start import Start
+from betasigma.runs.start import Start, program
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
@@ -135,7 +135,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
         *run_callbacks(content, run, data, sampler, display, meter),
     ]
     trainer = make_trainer(content, run, callbacks, loggers)
-    _announce(display, run, content, data, denoiser, resumed)
+    _announce(display, start, content, data, denoiser, resumed)
     _choose_validation(content, data, display)
     found = describe_data(display, data)
     if _rank() == 0:
@@ -477,7 +477,7 @@ def _open_run(run: Path, content: Config, overrides: list[str], resumed: Path | 
 
 def _announce(
     display: Display,
-    run: Path,
+    start: Start,
     content: Config,
     data: ImageDataModule,
     denoiser: Denoiser | ExactDenoiser,
@@ -495,11 +495,9 @@ def _announce(
         f"{data.size('train')} examples): {what if trains(content) else 'nothing to train'}, "
         f"seed {content['seed']}"
     )
+    run = start.directory
     display.line(f"run directory {run}")
-    kind = content["logger"].get("kind")
-    if kind == "wandb" and os.path.isdir(run / "wandb"):
-        offline = next((run / "wandb").glob("offline-run-*"), None)
-        if offline is not None:
-            display.line(
-                f"Weights & Biases offline; to upload: wandb sync {shlex.quote(str(offline))}"
-            )
+    offline = any((run / WANDB).glob("offline-run-*"))
+    if content["logger"].get("kind") == "wandb" and offline:
+        words = shlex.join([*program("sync", start.here), str(run)])
+        display.line(f"Weights & Biases offline; to send it there later: {words}")

@@ -39,6 +39,7 @@ from betasigma.launch.command_line import (
     CommandLine,
     quoted,
     read_command_line,
+    with_key,
 )
 from betasigma.launch.configs import Configs
 from betasigma.launch.consent import allow_typed, check_consent, refuse_foreign_hydra
@@ -112,7 +113,7 @@ def app(
             make_printable()
             configs = Configs(tree, config_name, CommandLine({}, []))
             try:
-                line = read_command_line(sys.argv[1:])
+                line = with_key(read_command_line(sys.argv[1:]), config_name)
                 allow_typed(sys.argv[1:])
                 configs = replace(configs, line=line)
                 line = as_hydra_takes_it(line, configs)

@@ -43,6 +43,10 @@ PATHS = (
 """Keys whose values are paths, relative to the user's directory."""
 
 
+BARE = {"sync": "runs"}
+"""Of some apps the key whose values may be typed alone: ``scripts/sync.py outputs/SWEEP``."""
+
+
 class CommandLine(NamedTuple):
     """What was typed."""
 
@@ -100,6 +104,15 @@ def read_command_line(words: list[str]) -> CommandLine:
     if len(asked) > 1 and "--help" not in options:
         raise UserError(f"{' and '.join(asked)} ask for different things: leave one out")
     return CommandLine(options, overrides)
+
+
+def with_key(line: CommandLine, app: str) -> CommandLine:
+    """Put words that are typed alone behind the key that they are values of."""
+    bare = [word for word in line.overrides if not re.match(r"[\w.@+~]+=", word)]
+    if app not in BARE or not bare:
+        return line
+    keyed = [word for word in line.overrides if word not in bare]
+    return line._replace(overrides=[*keyed, as_path(f"{BARE[app]}=[{','.join(bare)}]")])
 
 
 def as_path(word: str) -> str:

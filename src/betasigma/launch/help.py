@@ -42,6 +42,7 @@ EXAMPLES = {
         "runs=outputs": "a page of all runs below outputs",
         "runs=outputs serve=8000": "the same, which follows them",
     },
+    "sync": {"outputs/…": "a run, or all of a sweep", "outputs/… again=true": "once more"},
 }
 """Example overrides of each app, and what they do."""
 

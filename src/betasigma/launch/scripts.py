@@ -60,6 +60,14 @@ def dashboard(config: DictConfig, start: Start) -> None:
     run(config, start)
 
 
+@app("sync")
+def sync(config: DictConfig, start: Start) -> None:
+    """Send runs that were logged offline to Weights & Biases: betasigma sync outputs/SWEEP"""
+    from betasigma.commands.sync import sync as run
+
+    run(config, start)
+
+
 @app("import")
 def import_model(config: DictConfig, start: Start) -> None:
     """Turn a published model into a run: betasigma import from=model.pt to=outputs/model"""
@@ -83,6 +91,7 @@ APPS = {
     "evaluate": evaluate,
     "compare": compare,
     "dashboard": dashboard,
+    "sync": sync,
     "import": import_model,
     "export": export,
 }

@@ -12,6 +12,7 @@ from betasigma.options.base import (
     Count,
     Index,
     Options,
+    Positive,
     Seed,
     component,
     dump,
@@ -404,6 +405,19 @@ class Dashboard(Options):
     dashboard: DashboardOptions
 
 
+class Sync(Options):
+    """The config of ``scripts/sync.py``."""
+
+    runs: Annotated[list[str], Field(min_length=1)] = option(
+        [], "run directories, or directories with runs in them, at any depth"
+    )
+    project: str | None = option(None, "where runs appear; null: where each was to be logged")
+    entity: str | None = option(None, "team or user; null: what each was logged for")
+    again: bool = option(False, "send also what has been sent, which replaces it")
+    timeout: Positive = option(12.0, "seconds to wait for the server at the start")
+    patience: Positive = option(600.0, "seconds that the server may take for one run")
+
+
 def _count(numbers: list[int] | str | None) -> int:
     """How many numbers a list or a range names, 1 for none; a range may name more than ``len`` can
     say.
@@ -434,6 +448,7 @@ TOP_LEVEL: dict[str, type[Options]] = {
     "evaluate": Evaluate,
     "compare": Compare,
     "dashboard": Dashboard,
+    "sync": Sync,
     "import": Import,
     "export": Export,
 }

@@ -107,7 +107,7 @@ def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
         shown = f"runs=[{path}]"
         if not path.is_dir():
             raise UserError(f"{shown} is not a directory: give a run directory, or one of several")
-        here = {place.resolve(): place for place in _directories(path)}
+        here = {place.resolve(): place for place in run_directories(path)}
         if not here:
             raise UserError(
                 f"{shown} is no run directory and has none in it: no {CONFIG} beside {METRICS} or "
@@ -161,7 +161,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _directories(top: Path) -> Iterator[Path]:
+def run_directories(top: Path) -> Iterator[Path]:
     """Run directories from ``top`` down; a run has none inside."""
     base = len(top.parts)
     for folder, inner, files in os.walk(top):

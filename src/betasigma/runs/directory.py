@@ -40,6 +40,9 @@ DATA = "data.json"
 SAMPLES = "samples"
 """Folder of a training run with its sample grids."""
 
+WANDB = "wandb"
+"""Folder of a run with the files of Weights & Biases."""
+
 WANDB_ID = "wandb_id.txt"
 """Weights & Biases' id of the run."""
 

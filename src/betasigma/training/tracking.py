@@ -102,38 +102,12 @@ def _wandb_logger(
     """Start a run of Weights & Biases: online, else offline, else none. A dashboard is a view of
     metrics.csv, so nothing that is wrong with it stops a run.
     """
-    os.environ.setdefault("WANDB_SILENT", "true")  # read at import
-
-    import wandb
-
     mode = wandb_mode(settings["mode"])
     identity = run_id or sweep_run_id() or secrets.token_hex(4)
 
     def start(mode: str) -> WandbLogger:
-        # made here rather than by Lightning, which would pass on an option that wandb warns of
-        experiment = wandb.init(
-            dir=run.absolute(),  # its service stands where an earlier run started it
-            project=settings["project"],
-            entity=settings["entity"],
-            group=settings["group"],
-            name=run.name,
-            id=identity,
-            tags=list(config["tags"]),
-            job_type=job_type,
-            config=config,
-            mode=mode,  # type: ignore[arg-type]
-            resume="allow" if run_id and mode == "online" else None,
-            reinit="finish_previous",
-            settings=wandb.Settings(
-                init_timeout=settings["timeout"],
-                finish_timeout=FINISH_SECONDS,
-                silent=True,
-                console="off",
-                x_disable_stats=True,
-            ),
-        )
-        experiment.define_metric("trainer/global_step")
-        experiment.define_metric("*", step_metric="trainer/global_step")
+        resume = "allow" if run_id and mode == "online" else None
+        experiment = begin_wandb(settings, run, config, identity, mode, job_type, resume=resume)
         return WandbLogger(experiment=experiment, save_dir=run, id=identity)
 
     try:
@@ -145,6 +119,8 @@ def _wandb_logger(
             return None
     warn(f"Weights & Biases did not answer ({reason}); logging offline")
     try:
+        import wandb
+
         wandb.teardown()  # its service holds the run's id
         with _without("WANDB_BASE_URL"):  # which may be no address
             return start("offline")
@@ -152,6 +128,62 @@ def _wandb_logger(
         warn(f"Weights & Biases cannot write ({_first_line(error)}); metrics.csv has the values")
         return None
 
+
+def begin_wandb(
+    settings: Mapping[str, Any],
+    run: Path,
+    config: dict[str, Any],
+    identity: str,
+    mode: str,
+    job_type: str = "train",
+    resume: str | None = None,
+    finish_timeout: float | None = None,
+) -> Any:
+    """Begin a run of Weights & Biases.
+
+    Args:
+        settings: the config's ``logger`` node.
+        run: the run directory, which names it.
+        config: the resolved config.
+        identity: its id there.
+        mode: ``online`` or ``offline``.
+        job_type: ``train`` or ``evaluate``.
+        resume: ``allow`` continues a run of this id.
+        finish_timeout: seconds that uploads may take at its end; by default few.
+    """
+    os.environ.setdefault("WANDB_SILENT", "true")  # read at import
+
+    import wandb
+
+    # made here rather than by Lightning, which would pass on an option that wandb warns of
+    experiment = wandb.init(
+        dir=run.absolute(),  # its service stands where an earlier run started it
+        project=settings["project"],
+        entity=settings["entity"],
+        group=settings["group"],
+        name=run.name,
+        id=identity,
+        tags=list(config["tags"]),
+        job_type=job_type,
+        config=config,
+        mode=mode,  # type: ignore[arg-type]
+        resume=resume,  # type: ignore[arg-type]
+        reinit="finish_previous",
+        settings=wandb.Settings(
+            init_timeout=settings["timeout"],
+            finish_timeout=finish_timeout or FINISH_SECONDS,
+            silent=True,
+            console="off",
+            x_disable_stats=True,
+        ),
+    )
+    experiment.define_metric(STEP)
+    experiment.define_metric("*", step_metric=STEP)
+    return experiment
+
+
+STEP = "trainer/global_step"
+"""Lightning's name of the training step beside every value, which is the x-axis."""
 
 FINISH_SECONDS = 20.0
 """Seconds that uploads may take when a run has ended. The run directory has what is left."""

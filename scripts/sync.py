@@ -1,0 +1,6 @@
+"""Send runs that were logged offline to Weights & Biases: python scripts/sync.py outputs/SWEEP"""
+
+from betasigma.launch.scripts import sync as main
+
+if __name__ == "__main__":
+    main()

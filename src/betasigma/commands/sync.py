@@ -1,0 +1,351 @@
+"""What ``scripts/sync.py`` does: send runs that were logged offline to Weights & Biases.
+
+The file of Weights & Biases of a run that was started once holds all of it, and is sent as it is.
+Every other run is sent from its run directory: the values of ``metrics.csv`` and the pictures of
+samples that the server lacks, as the continuation of what it has. So a run that was continued, each
+of whose files counts from 0, is one history there; so is one that was killed before its file was
+whole, one that was online for a while, and one that goes on after it was sent. What is sent twice
+is there once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+from PIL import Image
+
+from betasigma.commands.config import validate
+from betasigma.display import Display
+from betasigma.errors import UserError
+from betasigma.options.apps import Sync
+from betasigma.options.base import dump, parse_leniently
+from betasigma.options.loggers import WandbOptions
+from betasigma.report.scan import read_config, run_directories
+from betasigma.runs.directory import CONFIG, SAMPLES, WANDB, WANDB_ID, short
+from betasigma.runs.files import read_json, write_json, write_text
+from betasigma.runs.lock import refuse_locked
+from betasigma.runs.record import METRICS, Record
+from betasigma.runs.start import Start
+from betasigma.runs.status import FINISHED, RUNNING, read_status
+from betasigma.training.tracking import STEP, begin_wandb
+
+SENT = "sent.json"
+"""File beside those of Weights & Biases that says what has been sent, and where."""
+
+LAG = 15.0
+"""Seconds in which a server counts what it was sent."""
+
+Value = tuple[str, int]
+"""Metric and step."""
+
+
+class NotSent(UserError):
+    """A run could not be sent."""
+
+
+class Recipient(NamedTuple):
+    """Where runs go: the server, and what the command says instead of the runs' own configs."""
+
+    api: Any
+    project: str | None
+    entity: str | None
+    again: bool
+    patience: float
+
+    def options(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of the logger for a run with this config."""
+        node = saved.get("logger") or {}
+        own = node if node.get("kind") == "wandb" else {"group": saved.get("name")}
+        wanted = {"project": self.project, "entity": self.entity}
+        given = {key: value for key, value in wanted.items() if value is not None}
+        return {**dump(parse_leniently(WandbOptions, own)[0]), **given}
+
+    def known(self, saved: Mapping[str, Any], identity: str | None) -> Any:
+        """What the server knows of a run; ``None`` for nothing.
+
+        Raises:
+            NotSent: where it does not answer.
+        """
+        from wandb.errors import CommError
+
+        options = self.options(saved)
+        path = "/".join(filter(None, [options["entity"], options["project"], identity]))
+        try:
+            return None if identity is None else self.api.run(path)
+        except CommError as error:
+            if "Could not find run" in str(error):
+                return None
+            raise NotSent(f"the server does not tell what it has: {error}") from None
+
+
+def sync(config: DictConfig, start: Start) -> None:
+    """Send runs to Weights & Biases, each as one run with one history.
+
+    Raises:
+        UserError: where the server cannot be reached, or a run could not be sent.
+    """
+    content = validate(config, Sync)
+    os.environ.setdefault("WANDB_SILENT", "true")  # read at import
+    api = _connect(content["timeout"])
+    place = Recipient(api, *(content[key] for key in ("project", "entity", "again", "patience")))
+    display = Display()
+    found = [run for path in content["runs"] for run in run_directories(Path(path))]
+    runs, rows, failed = list(dict.fromkeys(found)), [], 0
+    with display.work("sending runs", len(runs)) as update:
+        for number, run in enumerate(runs, 1):
+            try:
+                said = send(run, place)
+            except UserError as error:
+                said, failed = f"failed: {error}", failed + 1
+            rows.append([str(short(run)), said])
+            update(number, "")
+    display.table("Weights & Biases", ["run", "what was sent"], rows)
+    if failed:
+        raise UserError(
+            f"{failed} of {len(runs)} runs could not be sent; the command can be repeated"
+        )
+
+
+def _connect(timeout: float) -> Any:
+    """The server, as far as it answers.
+
+    Raises:
+        UserError: where it does not, or refuses the key.
+    """
+    import wandb
+
+    try:
+        return wandb.Api(timeout=max(1, int(timeout)))
+    except Exception as error:  # of whatever kind
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"Weights & Biases cannot be reached: {reason}") from None
+
+
+def send(run: Path, place: Recipient) -> str:
+    """Send what the server lacks of a run.
+
+    Returns:
+        What was sent.
+
+    Raises:
+        UserError: where that is not possible.
+    """
+    identity = None if place.again else known_id(run)
+    legs = sorted((run / WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"), key=_begun)
+    trained = (run / CONFIG).is_file()
+    if not trained and not legs:
+        return "nothing: it has no files of Weights & Biases"
+    if legs and not legs[-1].parent.name.startswith("offline-") and _is_written(run):
+        return "nothing: it still runs, and logs online itself"
+    pictures = sorted((run / SAMPLES).glob("step_*.png"))
+    files = [run / METRICS, *pictures] if trained else legs
+    receipt = [*_where(place), identity, _digest([file for file in files if file.is_file()])]
+    if identity is not None and read_json(run / WANDB / SENT).get("sent") == receipt:
+        return "nothing new"
+    saved = _saved(run) if trained else {}
+    if len(legs) == 1 and not place.again and _can_go_as_it_is(legs[0], run, saved, place):
+        _upload(legs[0], place)
+        said = "its file"
+    elif trained:
+        identity = identity or _new_id(run)
+        said = _continue(run, saved, identity, place)
+    else:
+        raise NotSent(f"it has {len(legs)} files of Weights & Biases, which would mix")
+    receipt[-2] = identity
+    write_json(run / WANDB / SENT, {"sent": receipt})
+    return said
+
+
+def known_id(run: Path) -> str | None:
+    """Weights & Biases' id of a run; ``None`` where it has none yet."""
+    file = run / WANDB_ID
+    text = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
+    return text if re.fullmatch(r"[\w-]{1,128}", text) else None
+
+
+def _new_id(run: Path) -> str:
+    identity = secrets.token_hex(4)
+    write_text(run / WANDB_ID, f"{identity}\n")
+    return identity
+
+
+def _begun(leg: Path) -> str:
+    """When a file was begun, which the name of its folder says."""
+    return leg.parent.name.removeprefix("offline-")
+
+
+def _is_written(run: Path) -> bool:
+    """Whether a process writes to a run directory."""
+    try:
+        refuse_locked(run)
+    except UserError:
+        return True
+    return False
+
+
+def _where(place: Recipient) -> list[Any]:
+    return [os.environ.get("WANDB_BASE_URL"), place.entity, place.project]
+
+
+def _digest(files: list[Path]) -> str:
+    """Hex digest of files' names and contents."""
+    digest = blake2b(digest_size=16)
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _saved(run: Path) -> dict[str, Any]:
+    """The config of a run. Nothing in it is resolved."""
+    content = read_config(run / CONFIG)
+    if content is None:
+        raise NotSent(f"its {CONFIG} cannot be read")
+    return content
+
+
+# ---------------------------------------------------------------- a file as it is
+
+
+def _can_go_as_it_is(leg: Path, run: Path, saved: Mapping[str, Any], place: Recipient) -> bool:
+    """Whether a file of Weights & Biases has all of a run, and the server nothing yet."""
+    if not saved:
+        return True
+    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(leg)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        return False
+    last = max((int(row["step"]) for row in Record.of(run).rows()), default=0)
+    closed = told.get("exit_code") is not None and told["summary"].get(STEP) == last
+    return closed and place.known(saved, known_id(run)) is None
+
+
+def _upload(leg: Path, place: Recipient) -> None:
+    """Send a file of Weights & Biases.
+
+    Raises:
+        NotSent: where the server does not take it.
+    """
+    marker = leg.with_name(f"{leg.name}.synced")
+    marker.unlink(missing_ok=True)
+    given = {"project": place.project, "entity": place.entity}
+    wanted = [f"--{key}={value}" for key, value in given.items() if value is not None]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "wandb", "sync", "--include-online", *wanted, leg.absolute()],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=place.patience,
+            cwd=leg.parent,
+            env={**os.environ, "WANDB_SILENT": "false"},
+        )
+    except subprocess.TimeoutExpired:
+        raise NotSent(f"the server did not take it within {place.patience:g} s") from None
+    said = f"{done.stdout}\n{done.stderr}".splitlines()
+    errors = [line for line in said if re.search("ERROR|panic:", line)]
+    if errors or not marker.is_file():  # it marks a file, and exits with 0, whatever arrived
+        marker.unlink(missing_ok=True)
+        raise NotSent(next(iter(errors), "the server did not take it").removeprefix("wandb: "))
+
+
+# ---------------------------------------------------------------- from metrics.csv
+
+
+def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient) -> str:
+    """Send the values and pictures that the server lacks.
+
+    Raises:
+        NotSent: where it has not got all of them in the end.
+    """
+    known = place.known(saved, identity)
+    rows = list(lacking(run, on_server(known)))
+    if not rows:
+        return "nothing: the server has all of it"
+    try:
+        experiment = begin_wandb(
+            place.options(saved),
+            run,
+            saved,
+            identity,
+            "online",
+            resume="allow",
+            finish_timeout=place.patience,
+        )
+        for row in rows:
+            experiment.log(row)
+        status = read_status(run).get("status")
+        goes_on = status == RUNNING and _is_written(run)
+        experiment.finish(exit_code=0 if goes_on or status == FINISHED else 1)
+    except Exception as error:  # of whatever kind
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise NotSent(f"the server did not take it ({reason})") from None
+    end = time.monotonic() + LAG
+    while left := len(list(lacking(run, on_server(place.known(saved, identity))))):
+        if time.monotonic() > end:
+            raise NotSent(f"the server has not got {left} of {len(rows)} rows of it")
+        time.sleep(1)
+    began = "" if known is None else ", which the server lacked"
+    return f"{len(rows)} rows of {METRICS} and of pictures{began}"
+
+
+def on_server(known: Any) -> Counter[Value]:
+    """How often the server has each value of a run."""
+    found: Counter[Value] = Counter()
+    for row in known.scan_history(use_cache=False) if known is not None else ():
+        step = row.get(STEP)
+        if isinstance(step, int | float):
+            found.update((key, int(step)) for key in row if not key.startswith("_") and key != STEP)
+    return found
+
+
+def lacking(run: Path, there: Counter[Value]) -> Iterator[dict[str, Any]]:
+    """The rows of a run's history that the server lacks: values of ``metrics.csv`` that were
+    written together, with their time, and pictures of samples after the values of their step.
+    """
+    there = Counter(there)
+    rows: list[dict[str, Any]] = []
+    last: dict[int, int] = {}
+    for line in Record.of(run).rows():
+        value: Value = (line["metric"], int(line["step"]))
+        there[value] -= 1
+        if there[value] >= 0:
+            continue
+        stamp = {STEP: value[1], "_timestamp": float(line["time"])}
+        new = not rows or any(rows[-1][key] != stamp[key] for key in stamp)
+        if new or line["metric"] in rows[-1]:
+            rows.append(stamp)
+        rows[-1][line["metric"]] = float(line["value"])
+        last[value[1]] = len(rows) - 1
+    shown: dict[int, list[tuple[int, Path]]] = {}
+    for path in sorted((run / SAMPLES).glob("step_*.png")):
+        digits = re.fullmatch(r"step_(\d+)", path.stem)
+        if digits and there["samples", int(digits[1])] <= 0:
+            shown.setdefault(last.get(int(digits[1]), -1), []).append((int(digits[1]), path))
+    yield from _pictures(shown.get(-1, []))
+    for number, row in enumerate(rows):
+        yield row
+        yield from _pictures(shown.get(number, []))
+
+
+def _pictures(shown: list[tuple[int, Path]]) -> Iterator[dict[str, Any]]:
+    import wandb
+
+    for step, path in shown:
+        with Image.open(path) as image:
+            samples = [wandb.Image(image.convert("RGB"))]
+        yield {"samples": samples, STEP: step, "_timestamp": path.stat().st_mtime}

@@ -1,0 +1,224 @@
+"""A server on this machine that speaks the protocol of Weights & Biases' client, and keeps what it
+is sent.
+
+It replaces lines of a history by their numbers, as the real one does: what is sent twice is there
+once, and a file that begins at line 0 replaces one that did.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+
+Temper = Callable[[int], int | None]
+"""Of a server: the status that it answers its nth request with; ``None``: it never answers."""
+
+
+LITTLE = {
+    **dict.fromkeys(("group", "jobType", "commit", "description", "notes", "heartbeatAt")),
+    "user": {"name": "me", "username": "me"},
+    "state": "finished",
+    "readOnly": False,
+    "createdAt": "2026-01-01T00:00:00Z",
+    "systemMetrics": "{}",
+}
+"""What nobody here asks of a run."""
+
+
+@dataclass
+class Received:
+    """What the server knows of a run."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    lines: dict[str, list[str]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    exit_code: int | None = None
+    streams: int = 0
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """Its rows."""
+        return [json.loads(line) for line in self.lines.get("wandb-history.jsonl", [])]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """Its last values."""
+        return json.loads((self.lines.get("wandb-summary.json") or ["{}"])[-1])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What it was run with."""
+        nodes = json.loads(self.fields.get("config") or "{}")
+        return {name: node["value"] for name, node in nodes.items() if name != "_wandb"}
+
+    def curve(self, metric: str) -> list[tuple[int, float]]:
+        """Training steps and values of a metric."""
+        rows = [row for row in self.history if metric in row]
+        return [(row["trainer/global_step"], row[metric]) for row in rows]
+
+
+class Server(ThreadingHTTPServer):
+    """Accepts everything, until its temper says otherwise."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.temper: Temper = lambda request: 200
+        self.requests = 0
+        self.over = Event()
+        self.runs: dict[str, Received] = {}
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The data that a GraphQL request asks for."""
+        name = re.search(r"\b(?:query|mutation)\s+(\w+)", query)
+        operation = getattr(self, f"_{name[1]}", None) if name else None
+        return dict(operation(given)) if operation else {}
+
+    def _Viewer(self, given: dict[str, Any]) -> dict[str, Any]:
+        viewer = {"id": "x", "entity": "me", "username": "me", "flags": "{}"}
+        return {"viewer": {**viewer, "teams": {"edges": []}}}
+
+    def _ServerInfo(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"serverInfo": {"cliVersionInfo": "{}", "features": []}}
+
+    _ServerFeaturesQuery = _ServerInfo
+    _GetViewer = _GetDefaultEntity = _Viewer
+
+    def _bucket(self, run: str, project: str) -> dict[str, Any]:
+        known = self.runs[run]
+        entity = {"id": "e", "name": known.fields.get("entity", "me")}
+        return {
+            "id": run,
+            "name": run,
+            "displayName": known.fields.get("displayName"),
+            "config": known.fields.get("config"),
+            "sweepName": None,
+            "summaryMetrics": json.dumps(known.summary),
+            "historyLineCount": len(known.lines.get("wandb-history.jsonl", [])),
+            "eventsLineCount": 0,
+            "logLineCount": 0,
+            "historyTail": json.dumps(known.lines.get("wandb-history.jsonl", [])[-1:]),
+            "eventsTail": "[]",
+            "tags": known.fields.get("tags") or [],
+            "wandbConfig": '{"t": 1}',
+            "project": {"id": "p", "name": project, "entity": entity},
+        }
+
+    def _UpsertBucket(self, given: dict[str, Any]) -> dict[str, Any]:
+        new = given["name"] not in self.runs
+        run = self.runs.setdefault(given["name"], Received())
+        run.fields.update({name: value for name, value in given.items() if value is not None})
+        bucket = self._bucket(given["name"], given["project"])
+        return {"upsertBucket": {"bucket": bucket, "inserted": new}}
+
+    def _RunResumeStatus(self, given: dict[str, Any]) -> dict[str, Any]:
+        known = given["name"] in self.runs
+        bucket = self._bucket(given["name"], given["project"]) if known else None
+        return {"model": {"id": "p", "name": given["project"], "bucket": bucket}}
+
+    def _Run(self, given: dict[str, Any]) -> dict[str, Any]:
+        if given["name"] not in self.runs:
+            return {"project": {"internalId": "p", "run": None}}
+        bucket = self._bucket(given["name"], given["project"])
+        last = {"lastStep": bucket["historyLineCount"] - 1, "keys": {}}
+        run = {**bucket, **LITTLE, "projectId": "1", "historyKeys": last}
+        return {"project": {"internalId": "p", "run": run}}
+
+    def _RunHistoryKeys(self, given: dict[str, Any]) -> dict[str, Any]:
+        last = max((row["_step"] for row in self.runs[given["name"]].history), default=-1)
+        return {"project": {"run": {"historyKeys": {"lastStep": last, "keys": {}}}}}
+
+    def _RunParquetHistory(self, given: dict[str, Any]) -> dict[str, Any]:
+        live = [{"_step": row["_step"]} for row in self.runs[given["runName"]].history]
+        history = {"parquetUrls": [], "liveData": live}
+        return {"project": {"run": {"parquetHistory": history}}}
+
+    def _HistoryPage(self, given: dict[str, Any]) -> dict[str, Any]:
+        rows = self.runs[given["run"]].history
+        wanted = [row for row in rows if given["minStep"] <= row["_step"] < given["maxStep"]]
+        lines = [json.dumps(row) for row in wanted[: given["pageSize"]]]
+        return {"project": {"run": {"history": lines}}}
+
+    def _CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:
+        place = f"{self.address}/storage/{given['run']}"
+        files = [{"name": name, "uploadUrl": f"{place}/{name}"} for name in given["files"]]
+        return {
+            "createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files},
+        }
+
+    def stream(self, run: str, sent: dict[str, Any]) -> None:
+        """Take in what a client streams of a run."""
+        known = self.runs.setdefault(run, Received())
+        known.streams += 1
+        for name, part in (sent.get("files") or {}).items():
+            lines, first = known.lines.setdefault(name, []), part["offset"]
+            lines[first : first + len(part["content"])] = part["content"]
+        if sent.get("complete"):
+            known.exit_code = sent["exitcode"]
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.server.requests += 1
+        status = self.server.temper(self.server.requests)
+        if status is None:
+            self.server.over.wait(300)
+            return
+        self._reply(status, self._answer(body) if status == 200 else {})
+
+    do_GET = do_PUT = do_POST
+
+    def _answer(self, body: bytes) -> dict[str, Any]:
+        _, *place = self.path.split("/")
+        if place == ["graphql"]:
+            asked = json.loads(body)
+            return {"data": self.server.answer(asked["query"], asked.get("variables") or {})}
+        if place[-1] == "file_stream":
+            self.server.stream(place[-2], json.loads(body))
+        elif place[0] == "storage":
+            self.server.runs[place[1]].files["/".join(place[2:])] = body
+        return {}
+
+    def _reply(self, status: int, content: dict[str, Any]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Have the client of this process, and those that it starts, talk to a server of ours."""
+    import wandb
+
+    made = Server()
+    Thread(target=made.serve_forever, daemon=True).start()
+    wandb.teardown()  # it reads its environment once
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", made.address)
+    yield made
+    made.over.set()
+    wandb.teardown()
+    made.shutdown()
+    made.server_close()
