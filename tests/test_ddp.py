@@ -83,16 +83,17 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """Half of that run, after another one in the same sweep, in two processes each."""
-    return train(tmp_path_factory.mktemp("two"), "-m", "seed=1,0", f"steps={STEPS // 2}", *TWO)
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same run in two processes, and what it said."""
+    done = train(tmp_path_factory.mktemp("two"), *TWO, f"steps={STEPS}")
+    (run,) = (done.folder / "outputs").iterdir()
+    return run, done.out
 
 
 @pytest.fixture(scope="module")
-def two(sweep: Done) -> tuple[Path, str]:
-    """The whole run in two processes: continued where the sweep left it."""
-    run = next(path for path in jobs(sweep.folder) if path.name.endswith("seed=0"))
-    return run, train(sweep.folder, f"resume={run}", f"steps={STEPS}").out
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Half of that run, after another one in the same sweep, in two processes each."""
+    return train(tmp_path_factory.mktemp("sweep"), "-m", "seed=1,0", f"steps={STEPS // 2}", *TWO)
 
 
 @pytest.mark.slow
@@ -110,18 +111,33 @@ def test_a_sweep_of_two_processes_each_is_one_directory_per_job(sweep: Done) -> 
         assert not list(run.glob("error*"))
 
 
-def test_only_the_first_process_speaks_and_writes(two: tuple[Path, str]) -> None:
-    run, out = two
-    assert len(re.findall("^run directory", out, re.MULTILINE)) == 1
+@pytest.mark.slow
+def test_a_run_continues_in_two_processes_where_the_sweep_left_it(one: Path, sweep: Done) -> None:
+    run = next(path for path in jobs(sweep.folder) if path.name.endswith("seed=0"))
+    out = train(sweep.folder, f"resume={run}", f"steps={STEPS}").out
     assert len(re.findall("^continuing", out, re.MULTILINE)) == 1
+    check_first_speaks_and_writes(run, out)
+    check_weights(one, run)
+
+
+def test_only_the_first_process_speaks_and_writes(two: tuple[Path, str]) -> None:
+    check_first_speaks_and_writes(*two)
+
+
+def check_first_speaks_and_writes(run: Path, out: str) -> None:
+    assert len(re.findall("^run directory", out, re.MULTILINE)) == 1
     rows = Record(run / "metrics.csv").rows()
     places = [(row["step"], row["metric"]) for row in rows]
     assert len(places) == len(set(places))
 
 
 def test_two_processes_reach_the_weights_of_one(one: Path, two: tuple[Path, str]) -> None:
+    check_weights(one, two[0])
+
+
+def check_weights(one: Path, two: Path) -> None:
     alone = read(one / "checkpoints" / "last.ckpt")["state_dict"]
-    shared = read(two[0] / "checkpoints" / "last.ckpt")["state_dict"]
+    shared = read(two / "checkpoints" / "last.ckpt")["state_dict"]
     assert alone.keys() == shared.keys()
     for name, weight in alone.items():
         torch.testing.assert_close(shared[name], weight, rtol=1e-4, atol=1e-5, msg=name)
@@ -140,7 +156,9 @@ def test_two_processes_measure_what_one_measures(one: Path, two: tuple[Path, str
         assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_both_processes_at_one_step_and_saves_it(
     tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -331,8 +331,15 @@ def test_every_objective_trains_both_families(objective: str, network: str) -> N
         draw(train_a_step(content)[0], content["sampler"])
 
 
-@pytest.mark.parametrize("data", ["digits", "mixture"])
-@pytest.mark.parametrize("model", ["ddpm", "ncsn"])
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        ("ddpm", "digits"),
+        ("ncsn", "mixture"),
+        pytest.param("ddpm", "mixture", marks=pytest.mark.slow),
+        pytest.param("ncsn", "digits", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_with_a_learned_variance_takes_every_sampler(model: str, data: str) -> None:
     small = ("network.multipliers=[1]", "network.channels=8", "network.blocks=1")
     chosen = ("objective=hybrid", f"model={model}", f"data={data}", "batch_size=2")

@@ -161,6 +161,7 @@ def test_the_best_checkpoint_resumes_to_the_same_bits(
     assert_same_run(whole(*STEPS, "training.accumulate=1"), crashed)
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(here: Path, whole: Callable[..., Path]) -> None:
     """SIGKILL in the middle of step 9, with the gradients of its first half accumulated."""
     script = f"""

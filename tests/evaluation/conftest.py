@@ -129,3 +129,49 @@ def inception_file(inception_tensors, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
     torch.save(inception_tensors, path)
     return path
+
+
+PAIRS = {
+    "fid": "frechet_inception_distance",
+    "kid_inception": "kernel_inception_distance_mean",
+    "is_inception": "inception_score_mean",
+    "precision_inception": "precision",
+    "recall_inception": "recall",
+}
+"""Names that torch-fidelity has for our metrics."""
+
+
+@pytest.fixture(scope="session")
+def fidelity(inception_file):
+    """``fidelity(samples, real, kid_subset)``: torch-fidelity's values, and their spreads under
+    ``*_std``, by our names.
+    """
+
+    def measure(samples: object, real: object, kid_subset: int) -> dict[str, float]:
+        from torch_fidelity import calculate_metrics
+
+        found = calculate_metrics(
+            input1=samples,
+            input2=real,
+            isc=True,
+            fid=True,
+            kid=True,
+            prc=True,
+            kid_subset_size=kid_subset,
+            feature_extractor="inception-v3-compat",
+            feature_extractor_weights_path=str(inception_file),
+            cuda=False,
+            cache=False,
+            save_cpu_ram=True,
+            verbose=False,
+        )
+        assert found["frechet_inception_distance"] > 1e-3
+        values = {name: found[theirs] for name, theirs in PAIRS.items()}
+        spreads = {
+            f"{name}_std": found[theirs.replace("_mean", "_std")]
+            for name, theirs in PAIRS.items()
+            if theirs.endswith("_mean")
+        }
+        return {**values, **spreads}
+
+    return measure

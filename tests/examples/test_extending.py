@@ -34,7 +34,13 @@ def test_every_kind_is_shown() -> None:
     assert RUN
 
 
-@pytest.mark.parametrize("typed", COMMANDS)
+def command(typed: str) -> object:
+    """A plugin alone is left to the slow tests: the run of everything has it too."""
+    alone = "plugins=[mylab]" in typed and "experiment=everything" not in typed
+    return pytest.param(typed, marks=[pytest.mark.slow] if alone else [])
+
+
+@pytest.mark.parametrize("typed", map(command, COMMANDS))
 def test_a_command_runs(here: Path, monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     for folder in ("examples/plugins", "examples"):
         monkeypatch.syspath_prepend(str(ROOT / folder))

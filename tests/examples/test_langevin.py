@@ -67,6 +67,7 @@ def test_everything_is_drawn_without_a_run(here: Path) -> None:
     assert [float(row["weight"]) for row in kept] == [plain["weight"], annealed["weight"]]
 
 
+@pytest.mark.slow
 def test_trained_runs_are_drawn(here: Path, ddpm_run: Path, ncsn_run: Path) -> None:
     """A network trained at one small σ is wrong where it saw no data: section 2.2.6."""
     own = [word for word in TINY if not word.startswith(("network", "sampler", "batch", "steps"))]

@@ -55,6 +55,7 @@ def test_a_worker_that_is_killed(
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.slow
 def test_a_file_that_hangs(
     here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

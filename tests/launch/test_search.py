@@ -44,6 +44,7 @@ def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
     assert found.best_value == pytest.approx(min(losses), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_trial_without_the_objective_says_what_it_has(here: Path) -> None:
     pytest.importorskip("optuna")
     outcome = launch("train", *SEARCH, "steps=1", "objective_metric=val/denoising_eror")

@@ -36,6 +36,7 @@ def loss_and_gradient(network: nn.Module) -> tuple[torch.Tensor, list[torch.Tens
     return loss, list(torch.autograd.grad(loss, list(network.parameters())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_the_compiled_network_computes_the_same(cuda_graphs: bool) -> None:
     plain, compiled = networks()
@@ -46,6 +47,7 @@ def test_the_compiled_network_computes_the_same(cuda_graphs: bool) -> None:
     assert compiled.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_compiled_network_has_its_own_weights() -> None:
     plain, compiled = networks()
     compile_in_place(compiled)

@@ -141,7 +141,7 @@ def test_is_the_network_of_ddpm_cifar10() -> None:
     )
     assert sum(p.numel() for p in net.parameters()) == 35_746_307
     assert sum(p.numel() for p in theirs.parameters()) == 35_746_307
-    assert_same_function(net, theirs, inputs(batch=2, size=32)[0], times=[0, 1, 500, 999])
+    assert_same_function(net, theirs, inputs(batch=2, size=32)[0], times=[0, 999])
 
 
 def test_heads_and_other_widths_are_those_of_diffusers() -> None:

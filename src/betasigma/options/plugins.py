@@ -26,6 +26,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -180,8 +181,14 @@ def changed_versions(recorded: Mapping[str, str | None]) -> list[str]:
     return [f"{name} {then}, now {now}" for name, then, now in pairs if then != now]
 
 
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """Installed distributions by package, which takes seconds to find."""
+    return metadata.packages_distributions()
+
+
 def _version(package: str) -> str | None:
-    distributions = metadata.packages_distributions().get(package, [])
+    distributions = _distributions().get(package, [])
     version = metadata.version(distributions[0]) if distributions else None
     return version or getattr(sys.modules.get(package), "__version__", None)
 
