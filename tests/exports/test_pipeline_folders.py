@@ -108,8 +108,14 @@ def check(denoiser: Denoiser, folder: Path, sampler: Ancestral) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"embedding": "fourier"}, {"conditional": False}, {"num_classes": 3}],
-    ids=["positional", "fourier", "untold", "labels"],
+    [
+        {},
+        {"embedding": "fourier"},
+        {"embedding": "radians"},
+        {"conditional": False},
+        {"num_classes": 3},
+    ],
+    ids=["positional", "fourier", "radians", "untold", "labels"],
 )
 def test_an_ncsn_has_the_same_score(tmp_path: Path, options: dict[str, Any]) -> None:
     schedule = geometric(12, 5.0, 0.01)
@@ -138,7 +144,7 @@ def test_an_ncsn_has_the_same_score(tmp_path: Path, options: dict[str, Any]) -> 
     [
         ({"group_width": 4, "norm_groups": 32}, linear(), {}, "groups, and UNet2DModel's one"),
         ({"heads": 2, "attention": (8, 4)}, linear(), {}, "network.head_channels"),
-        ({"embedding": "fourier"}, linear(), {}, "embedding=fourier must be positional"),
+        ({"embedding": "fourier"}, linear(), {}, "embedding=fourier or radians must be positional"),
         ({"embedding_channels": 32}, linear(), {}, "embedding_channels must be network.channels"),
         ({"num_classes": 3, "null_class": False}, linear(), {}, "null_class=false"),
         ({}, linear(), {"prediction": "edm"}, "prediction=edm must be one of epsilon, x0, v"),

@@ -128,7 +128,7 @@ def test_learns_the_score_of_a_mixture_at_all_noise_levels() -> None:
         ({"depth": 0}, r"network\.depth=0 .*at least 1"),
         ({"width": 7}, r"network\.width=7 must be a multiple of 2"),
         ({"num_classes": -1}, r"network\.num_classes=-1 .*at least 0"),
-        ({"embedding": "none"}, r"network\.embedding=none must be 'positional' or 'fourier'"),
+        ({"embedding": "none"}, r"network\.embedding=none must be 'positional', 'fourier'"),
     ],
 )
 def test_bad_input_is_one_clear_sentence(changes: dict[str, Any], message: str) -> None:

@@ -452,7 +452,12 @@ def test_fourier_frequencies_are_fixed_saved_and_scaled() -> None:
     x, _ = inputs()
     c_noise = torch.linspace(-5, 5, 4)
     assert torch.equal(other(x, c_noise), net(x, c_noise))
-    assert Fourier(10_000, 4.0).frequencies.std().item() == pytest.approx(4.0, rel=0.05)
+    turns, radians = Fourier(10_000, 4.0), Fourier(10_000, 4.0, radians=True)
+    for features in (turns, radians):
+        assert features.turns.std().item() == pytest.approx(4.0, rel=0.05)
+    radians.frequencies = 2 * torch.pi * turns.frequencies
+    c = torch.tensor([0.3, -2.0])
+    torch.testing.assert_close(radians(c), turns(c), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +477,7 @@ def test_fourier_frequencies_are_fixed_saved_and_scaled() -> None:
         ({"blocks": 0}, r"network\.blocks=0 .*at least 1"),
         ({"dropout": 1.0}, r"network\.dropout=1\.0 must be below 1"),
         ({"num_classes": -1}, r"network\.num_classes=-1 .*at least 0"),
-        ({"embedding": "learned"}, r"network\.embedding=learned must be 'positional' or 'fourier'"),
+        ({"embedding": "learned"}, r"network\.embedding=learned must be 'positional', 'fourier'"),
         (
             {"embedding": "fourier", "fourier_scale": 0.0},
             r"network\.fourier_scale=0\.0 must be above 0",

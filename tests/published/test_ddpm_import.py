@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from equality import CLOSE, images, output, randomised, relative_error
+from torch import nn
 
 from betasigma.commands.import_model import read_published
 from betasigma.denoiser import Denoiser
@@ -83,23 +84,7 @@ def test_score_sde_is_equal(
     public_code: Callable[[str], Path],
 ) -> None:
     public_code("score_sde_pytorch")
-    settings = {**ScoreSdeDDPM.defaults, **ScoreSdeDDPM.published[name], "nf": width}
-    model = import_module("models.ddpm").DDPM(config_of(settings))
-    average = {k: v.clone() for k, v in randomised(model).named_parameters()}
-    randomised(model, seed=7)  # the weights that are not averaged are others
-    file = tmp_path / name / "checkpoint_26.pth"
-    file.parent.mkdir(parents=True)
-    torch.save(
-        {
-            "model": {f"module.{name}": value for name, value in model.state_dict().items()},
-            "ema": {"decay": 0.9999, "num_updates": 5, "shadow_params": list(average.values())},
-            "optimizer": {"state": {}, "param_groups": []},
-            "step": 1_300_000,
-        },
-        file,
-    )
-    denoiser = converted(file, flags={"nf": width})
-    model.load_state_dict(average, strict=False)
+    settings, model, denoiser = of_score_sde(name, width, tmp_path, converted)
     sde = import_module("sde_lib").VPSDE(N=1000)
     times, x = denoiser.schedule.times(), images(2, (3, SIDE, SIDE))
     for step in STEPS:
@@ -117,10 +102,57 @@ def test_score_sde_is_equal(
         torch.testing.assert_close(alpha_bar, sde.alphas_cumprod.double(), rtol=1e-4, atol=0)
 
 
+@widths
+@torch.no_grad()
+def test_score_sde_is_equal_on_the_levels_of_the_ve_sde(
+    width: int,
+    tmp_path: Path,
+    converted: Callable[..., Denoiser],
+    public_code: Callable[[str], Path],
+) -> None:
+    """Theirs takes images in [0, 1] and gives the score there, half of that of twice the values."""
+    public_code("score_sde_pytorch")
+    _, model, denoiser = of_score_sde("ve/cifar10_ddpm", width, tmp_path, converted)
+    assert denoiser.value_range == (-1, 1)
+    sde, levels = import_module("sde_lib").VESDE(N=1000), denoiser.schedule.levels
+    theirs = sde.discrete_sigmas.double()
+    times = denoiser.schedule.times()
+    torch.testing.assert_close(denoiser.schedule.sigma(times), 2 * theirs, rtol=1e-5, atol=0)
+    for step in STEPS:
+        x = images(2, (3, SIDE, SIDE)) * theirs[step - 1].float()
+        expected = model(x, torch.full((2,), levels - step))
+        found = denoiser(2 * x - 1, times[step - 1])
+        assert relative_error(2 * found.score, expected) < CLOSE
+
+
+def of_score_sde(
+    name: str, width: int, folder: Path, converted: Callable[..., Denoiser]
+) -> tuple[dict[str, Any], nn.Module, Denoiser]:
+    """Settings, a model of theirs with random weights, and what ours makes of its checkpoint."""
+    settings = {**ScoreSdeDDPM.defaults, **ScoreSdeDDPM.published[name], "nf": width}
+    model = import_module("models.ddpm").DDPM(config_of(settings))
+    average = {k: v.clone() for k, v in randomised(model).named_parameters()}
+    randomised(model, seed=7)  # the weights that are not averaged are others
+    file = folder / name / "checkpoint_26.pth"
+    file.parent.mkdir(parents=True)
+    torch.save(
+        {
+            "model": {f"module.{name}": value for name, value in model.state_dict().items()},
+            "ema": {"decay": 0.9999, "num_updates": 5, "shadow_params": list(average.values())},
+            "optimizer": {"state": {}, "param_groups": []},
+            "step": 1_300_000,
+        },
+        file,
+    )
+    denoiser = converted(file, flags={"nf": width})
+    model.load_state_dict(average, strict=False)
+    return settings, model, denoiser
+
+
 def config_of(settings: dict[str, Any]) -> SimpleNamespace:
     """Their config, with attention where 16 pixels of the published size are on ``SIDE``."""
     return SimpleNamespace(
-        data=SimpleNamespace(image_size=SIDE, centered=True, num_channels=3),
+        data=SimpleNamespace(image_size=SIDE, centered=settings["centered"], num_channels=3),
         model=SimpleNamespace(
             nf=settings["nf"],
             ch_mult=tuple(int(word) for word in settings["ch_mult"].split(",")),
@@ -129,7 +161,7 @@ def config_of(settings: dict[str, Any]) -> SimpleNamespace:
             dropout=settings["dropout"],
             resamp_with_conv=True,
             conditional=True,
-            scale_by_sigma=False,
+            scale_by_sigma=settings["scale_by_sigma"],
             nonlinearity="swish",
             sigma_max=50,
             sigma_min=0.01,

@@ -64,6 +64,17 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "label_dim": 10,
         },
     ),
+    "baseline-imagenet-64x64-cond-adm": (
+        "iDDPMPrecond",
+        {
+            "img_resolution": 16,
+            "channel_mult": [1, 2, 3],
+            "attn_resolutions": [8, 4],
+            "model_channels": 64,
+            "model_type": "DhariwalUNet",
+            "label_dim": 10,
+        },
+    ),
     "edm-ffhq-64x64-uncond-ve": (
         "EDMPrecond",
         {
@@ -120,12 +131,13 @@ def assert_equal(
     """F of the networks, told the same float32 number, and D(x; σ) of images in [−1, 1], for theirs
     at σ and for ours at its time, in its units.
 
-    What float32 leaves open: VEPrecond tells log(σ/2), whose phases of up to 10³ at small σ are
-    rounded in EDM's order, not in that of Song et al., whose weights these are; VPPrecond finds its
-    number from σ in float32, and D is as near as that.
+    What float32 leaves open: VPPrecond finds its number from σ in float32, iDDPMPrecond (which
+    knows its levels only) each level from the one before, and D is as near as that.
     """
     kind = type(theirs).__name__
-    rounded = kind == "VEPrecond" and sigma < 1
+    if kind == "iDDPMPrecond":
+        nearest = theirs.round_sigma(sigma).item()
+        x, sigma = x * (nearest / sigma), nearest
     hot = None if y is None else nn.functional.one_hot(y, theirs.label_dim).float()
     told: list[Tensor] = []
     theirs.model.register_forward_hook(lambda _, inputs, output: told.extend([*inputs, output]))
@@ -135,11 +147,11 @@ def assert_equal(
     half, middle = (high - low) / 2, (high + low) / 2  # of [−1, 1]
     told_ours = c_noise.expand(len(x))
     found = denoiser.network(half * seen + middle, told_ours, y)
-    assert relative_error(found, output) < (1e-4 if rounded else CLOSE)
+    assert relative_error(found, output) < CLOSE
     t = denoiser.schedule.t_of_ratio(sigma * half)
     alpha = denoiser.schedule.alpha(t).item()
     found = denoiser(alpha * (half * x + middle), t, y).x0
-    exact = CLOSE if kind == "EDMPrecond" else 2e-4
+    exact = 2e-4 if kind in ("VPPrecond", "iDDPMPrecond") else CLOSE
     assert relative_error((found - middle) / half, expected) < exact
 
 

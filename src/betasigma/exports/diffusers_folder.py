@@ -254,7 +254,7 @@ def _noise(conditioning: Conditioning, channels: int, fourier: bool) -> Weights:
         if weight.shape != (width, channels):
             raise _refused("network.embedding_channels must be network.channels")
         if isinstance(features, Fourier) and not fourier:
-            raise _refused("network.embedding=fourier must be positional")
+            raise _refused("network.embedding=fourier or radians must be positional")
         if fourier:
             half = channels // 2
             frequencies[:half] = _frequencies(features)
@@ -280,7 +280,7 @@ def _noise(conditioning: Conditioning, channels: int, fourier: bool) -> Weights:
 def _frequencies(features: Positional | Fourier) -> Tensor:
     """Of sines and cosines, in turns per unit."""
     if isinstance(features, Fourier):
-        return features.frequencies
+        return features.turns
     half = features.width // 2
     exponent = torch.arange(half, dtype=torch.float64) / (half - features.shift)
     return torch.exp(-math.log(10_000) * exponent) / (2 * math.pi)

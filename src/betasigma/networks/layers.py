@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from betasigma.errors import UserError
+from betasigma.options.networks import Embedding
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -81,18 +82,40 @@ class Fourier(nn.Module):
 
     (B,) → (B, width). The frequencies come from torch's global generator and are saved with the
     weights.
+
+    Args:
+        width: sines and cosines together.
+        scale: standard deviation of w.
+        radians: 2π w is what is kept, so that a phase is rounded once, as in EDM's code; w itself
+            in that of Song et al.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, scale: float) -> None:
+    def __init__(self, width: int, scale: float, radians: bool = False) -> None:
         super().__init__()
-        self.register_buffer("frequencies", scale * torch.randn(width // 2))
+        self._turn = 1.0 if radians else 2 * math.pi
+        unit = 2 * math.pi if radians else 1.0
+        self.register_buffer("frequencies", unit * scale * torch.randn(width // 2))
+
+    @property
+    def turns(self) -> Tensor:
+        """w, ``(width / 2,)``."""
+        return self.frequencies * (self._turn / (2 * math.pi))
 
     def forward(self, c: Tensor) -> Tensor:
-        # In the order of Song et al.'s code: at log σ = 7 a phase of 10³ has no more than 4 digits
-        # behind the point, and their weights were trained on these.
-        return _sines(c[:, None] * self.frequencies * 2 * math.pi)
+        # In the order of the code that each comes from: at log σ = 7 a phase of 10³ has no more
+        # than 4 digits behind the point, and published weights were trained on these.
+        return _sines(c[:, None] * self.frequencies * self._turn)
+
+
+def embed(
+    embedding: Embedding, width: int, fourier_scale: float, shift: float = 1.0
+) -> Fourier | Positional:
+    """Features of the noise level, by the name that a config has for them."""
+    if embedding == "positional":
+        return Positional(width, shift)
+    return Fourier(width, fourier_scale, radians=embedding == "radians")
 
 
 def _sines(angles: Tensor) -> Tensor:
@@ -121,7 +144,7 @@ class Conditioning(nn.Module):
         features: width of ``φ``.
         width: width of the vector.
         num_classes: 0 for a network without labels.
-        embedding: ``"positional"`` or ``"fourier"``.
+        embedding: ``"positional"``, ``"fourier"`` or ``"radians"``.
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: False for a network that does not see the noise level (NCSNv2).
         frequency_shift: of the positional embedding.
@@ -133,7 +156,7 @@ class Conditioning(nn.Module):
         features: int,
         width: int,
         num_classes: int,
-        embedding: str,
+        embedding: Embedding,
         fourier_scale: float,
         conditional: bool,
         frequency_shift: float = 1.0,
@@ -145,12 +168,7 @@ class Conditioning(nn.Module):
         self.features: Positional | Fourier | None = None
         self.labels: nn.Embedding | None = None
         if conditional:
-            fourier = embedding == "fourier"
-            self.features = (
-                Fourier(features, fourier_scale)
-                if fourier
-                else Positional(features, frequency_shift)
-            )
+            self.features = embed(embedding, features, fourier_scale, frequency_shift)
             self.hidden = initialised(nn.Linear(features, width))
             self.out = initialised(nn.Linear(width, width))
         if num_classes:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from betasigma.networks.layers import Conditioning, initialised
-from betasigma.options.networks import MLPOptions, PointShape
+from betasigma.options.networks import Embedding, MLPOptions, PointShape
 
 
 class MLP(nn.Module):
@@ -29,7 +29,7 @@ class MLP(nn.Module):
         width: width of the features.
         depth: residual blocks.
         num_classes: number of class labels, 0 for none. Label ``num_classes`` is the null class.
-        embedding: of the noise level, ``"positional"`` or ``"fourier"``.
+        embedding: of the noise level, ``"positional"``, ``"fourier"`` or ``"radians"``.
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: False for a network that does not see the noise level.
 
@@ -44,7 +44,7 @@ class MLP(nn.Module):
         width: int = 128,
         depth: int = 4,
         num_classes: int = 0,
-        embedding: str = "positional",
+        embedding: Embedding = "positional",
         fourier_scale: float = 16.0,
         conditional: bool = True,
     ) -> None:

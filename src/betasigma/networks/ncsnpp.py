@@ -30,7 +30,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint as recompute
 
-from betasigma.networks.layers import Fourier, Positional, centred, initialised, refuse_labels
+from betasigma.networks.layers import (
+    Fourier,
+    Positional,
+    centred,
+    embed,
+    initialised,
+    refuse_labels,
+)
 from betasigma.networks.unet import Attention, Dropout, GroupNorm
 from betasigma.options.networks import (
     Embedding,
@@ -63,8 +70,8 @@ class NCSNpp(nn.Module):
         attention: resolutions with self-attention.
         dropout: rate of dropout before the second convolution of a residual block.
         num_classes: number of class labels, 0 for none. Label ``num_classes`` is the null class.
-        embedding: of the noise level, ``"positional"`` or ``"fourier"``, which has twice as many
-            features.
+        embedding: of the noise level, ``"positional"``, or ``"fourier"`` or ``"radians"``, which
+            have twice as many features.
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: False for a network that does not see the noise level.
         resample_filter: ``"box"`` or ``"fir"``.
@@ -203,12 +210,11 @@ class FeatureConditioning(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        fourier = embedding == "fourier"
-        features = 2 * channels if fourier else channels
+        features = channels if embedding == "positional" else 2 * channels
         self.features: Fourier | Positional | None = None
         self.labels: nn.Embedding | None = None
         if conditional:
-            self.features = Fourier(features, fourier_scale) if fourier else Positional(features)
+            self.features = embed(embedding, features, fourier_scale)
         if num_classes:
             self.labels = nn.Embedding(num_classes + 1, features)
             nn.init.xavier_uniform_(self.labels.weight)

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from betasigma.networks.layers import Conditioning, initialised
 from betasigma.options.data import height_and_width
-from betasigma.options.networks import UNetOptions, check_image_network, resolutions
+from betasigma.options.networks import Embedding, UNetOptions, check_image_network, resolutions
 
 Resample = Literal["down", "up"]
 
@@ -52,7 +52,7 @@ class UNet(nn.Module):
         head_channels: width of a head; then the number of heads follows from it.
         dropout: rate of dropout before the second convolution of a residual block.
         num_classes: number of class labels, 0 for none. Label ``num_classes`` is the null class.
-        embedding: of the noise level, ``"positional"`` or ``"fourier"``.
+        embedding: of the noise level, ``"positional"``, ``"fourier"`` or ``"radians"``.
         fourier_scale: standard deviation of the Fourier frequencies.
         conditional: False for a network that does not see the noise level (NCSNv2).
         norm_groups: most groups of a normalisation (see :class:`GroupNorm`).
@@ -89,7 +89,7 @@ class UNet(nn.Module):
         head_channels: int | None = None,
         dropout: float = 0.1,
         num_classes: int = 0,
-        embedding: str = "positional",
+        embedding: Embedding = "positional",
         fourier_scale: float = 16.0,
         conditional: bool = True,
         norm_groups: int = 32,

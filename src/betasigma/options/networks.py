@@ -21,7 +21,7 @@ from betasigma.options.base import (
 from betasigma.options.composition import Composition
 from betasigma.options.data import ImageSize, height_and_width
 
-Embedding = Literal["positional", "fourier"]
+Embedding = Literal["positional", "fourier", "radians"]
 Resampling = Literal["convolution", "residual"]
 Padding = Literal["end", "both"]
 Pooling = Literal["average", "max"]

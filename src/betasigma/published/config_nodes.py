@@ -106,7 +106,7 @@ def sde_config(network: Node, kind: str, steps: int, start: float, end: float) -
     }
 
 
-def schedule_node(kind: str, steps: int, start: float, end: float) -> Node:
+def schedule_node(kind: str, steps: int, start: float = 0.0, end: float = 0.0) -> Node:
     """The node ``schedule``; a cosine has no start and no end."""
     ends = {} if kind == "cosine" else {"start": start, "end": end}
     return {"_target_": f"betasigma.schedules.{kind}", "steps": steps, **ends}

@@ -6,6 +6,7 @@ and settings (:mod:`betasigma.commands.convert_edm`); that file is read here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -13,7 +14,14 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import Node, ncsn_config, sde_config, unet_node
+from betasigma.published.config_nodes import (
+    Node,
+    ddpm_config,
+    ncsn_config,
+    schedule_node,
+    sde_config,
+    unet_node,
+)
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.ncsnpp_weights import NCSNppShape
 from betasigma.published.score_sde import FREQUENCIES
@@ -60,7 +68,9 @@ _KINDS, _NETWORKS = ("edm", "baseline"), ("vp", "ve")
 
 
 class EDMWeights(ModelFormat):
-    """``SongUNet`` and ``DhariwalUNet`` in ``EDMPrecond``, ``VPPrecond`` or ``VEPrecond``."""
+    """``SongUNet`` and ``DhariwalUNet`` in ``EDMPrecond``, ``VPPrecond``, ``VEPrecond`` or
+    ``iDDPMPrecond``.
+    """
 
     name = EDM
     origin = "https://github.com/NVlabs/edm"
@@ -68,6 +78,7 @@ class EDMWeights(ModelFormat):
     published: ClassVar[Mapping[str, Settings]] = {
         **{f"{k}-{run}-{n}": s for k in _KINDS for run, s in _RUNS.items() for n in _NETWORKS},
         "edm-imagenet-64x64-cond-adm": _IMAGENET,
+        "baseline-imagenet-64x64-cond-adm": {"licence": "MIT"},  # trained by Dhariwal & Nichol
         # trained by Song et al.
         **{
             f"baseline-cifar10-32x32-uncond-{n}": {"data": "cifar10", "licence": "Apache-2.0"}
@@ -157,7 +168,12 @@ def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
 
     ``VEPrecond`` tells log(σ/2) for images in [−1, 1], which is log σ for images in [0, 1].
     """
-    kind = outer.need("class", ("EDMPrecond", "VPPrecond", "VEPrecond"))
+    kind = outer.need("class", ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond"))
+    if kind == "iDDPMPrecond":  # the cosine of Nichol & Dhariwal
+        for key, value in {"M": 1000, "C_1": 0.001, "C_2": 0.008}.items():
+            outer.need(key, (value,))
+        cosine = {**schedule_node("cosine", 1000), "offset": 0.008, "max_beta": 0.999}
+        return ddpm_config(network, cosine, variance="learned", clip=False)
     if kind == "VPPrecond":
         outer.need("M", (1000,))  # c_noise is (M − 1)·t
         start, rise = (outer.need_number(key, float) for key in ("beta_min", "beta_d"))
@@ -260,7 +276,7 @@ class _SongLayers(_EDMLayers):
         """The node ``network``."""
         return self._shape.network(
             dropout=self._dropout,
-            embedding="fourier" if self._fourier else "positional",
+            embedding="radians" if self._fourier else "positional",
             resample_filter=FILTERS[tuple(self._taps())],
             num_classes=self._classes,
         )
@@ -269,7 +285,7 @@ class _SongLayers(_EDMLayers):
         """All weights of the network."""
         weights = self._first()
         if self._fourier:
-            weights[FREQUENCIES] = self._left.take("map_noise.freqs")
+            weights[FREQUENCIES] = 2 * math.pi * self._left.take("map_noise.freqs")
         if self._classes:
             # a label is a vector of length √classes for them, and no label is zero
             columns, bias = (self._left.take(f"map_label.{kind}") for kind in ("weight", "bias"))

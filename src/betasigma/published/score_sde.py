@@ -9,7 +9,9 @@ from torch import Tensor
 
 from betasigma.errors import UserError
 from betasigma.published.config_nodes import (
+    Node,
     ddpm_config,
+    ncsn_config,
     schedule_node,
     sde_config,
     unet_node,
@@ -89,7 +91,9 @@ def trained_steps(source: WeightFile) -> int:
 
 
 class ScoreSdeDDPM(ModelFormat):
-    """The U-Net of Ho et al. by score_sde_pytorch, on DDPM's levels or on the VP SDE."""
+    """The U-Net of Ho et al. by score_sde_pytorch, on DDPM's levels, on the VP SDE or on the levels
+    of the VE SDE.
+    """
 
     name = "score_sde-ddpm"
     origin = "https://github.com/yang-song/score_sde_pytorch"
@@ -107,6 +111,9 @@ class ScoreSdeDDPM(ModelFormat):
         "continuous": False,
         "beta_min": 0.1,
         "beta_max": 20.0,
+        "sigma_min": 0.01,
+        "sigma_max": 50.0,
+        "snr": 0.16,
         "num_scales": 1000,
     }
     _LARGE: ClassVar[Settings] = {
@@ -121,6 +128,12 @@ class ScoreSdeDDPM(ModelFormat):
         "vp/ddpm/cifar10_continuous": _CONTINUOUS,
         "vp/cifar10_ddpm_continuous": _CONTINUOUS,
         "subvp/cifar10_ddpm_continuous": {**_CONTINUOUS, "sde": "subvpsde"},
+        "ve/cifar10_ddpm": {
+            "sde": "vesde",
+            "centered": False,
+            "scale_by_sigma": True,
+            "data": "cifar10",
+        },
         "vp/ddpm/celebahq": _LARGE,
         "vp/ddpm/bedroom": _LARGE,
         "vp/ddpm/church": _LARGE,
@@ -135,15 +148,16 @@ class ScoreSdeDDPM(ModelFormat):
         return isinstance(first, Tensor) and first.ndim == 2 and not resampled
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        sdes = tuple(SDES) if settings["continuous"] else ("vpsde",)
-        read = {"centered": (True,), "scale_by_sigma": (False,), "sde": sdes}
+        sdes = tuple(SDES) if settings["continuous"] else ("vpsde", "vesde")
+        explodes = settings["sde"] == "vesde"
+        read = {"sde": sdes, "centered": (not explodes,), "scale_by_sigma": (explodes,)}
         refuse_others(self.name, settings, read)
         tensors = Tensors(averaged_weights(source), source.named)
         structure = _SequentialWeights(settings, tensors)
         weights = structure.weights()
         tensors.finish()
         size = settings["image_size"]
-        config = vp_config(structure.network(), settings)
+        config = (_ve_config if explodes else vp_config)(structure.network(), settings)
         shape = (weights["enter.weight"].shape[1], size, size)
         data = settings.get("data")
         return PublishedModel(config, weights, shape, step=trained_steps(source), data=data)
@@ -178,6 +192,29 @@ def vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
         return sde_config(network, SDES[settings["sde"]], steps, low, high)
     schedule = schedule_node("linear", steps, low / steps, high / steps)
     return ddpm_config(network, schedule, variance="beta", clip=False)
+
+
+def ve_config(network: Node, settings: Settings, **others: Any) -> Node:
+    """A model of the VE SDE, sampled as they do.
+
+    Args:
+        network: its node.
+        settings: of the file.
+        others: of :func:`~betasigma.published.config_nodes.ncsn_config`.
+    """
+    sampler = {"_target_": "betasigma.samplers.PredictorCorrector", "snr": settings["snr"]}
+    told = {
+        "sigma_max": settings["sigma_max"],
+        "sigma_min": settings["sigma_min"],
+        "conditioning": "log_sigma" if settings["continuous"] else "level_number",
+    }
+    return ncsn_config(network, settings["num_scales"], sampler=sampler, **{**told, **others})
+
+
+def _ve_config(network: Node, settings: Settings) -> Node:
+    """Images in [0, 1] that the network sees as 2x − 1: images in [−1, 1] at twice the noise."""
+    ends = {f"sigma_{end}": 2 * settings[f"sigma_{end}"] for end in ("max", "min")}
+    return ve_config(network, settings, value_range=(-1.0, 1.0), **ends)
 
 
 class _SequentialWeights:

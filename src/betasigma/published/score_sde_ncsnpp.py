@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from betasigma.published.config_nodes import (
-    Node,
-    ncsn_config,
-)
+from betasigma.published.config_nodes import Node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.ncsnpp_weights import NCSNppShape
 from betasigma.published.score_sde import (
@@ -21,6 +18,7 @@ from betasigma.published.score_sde import (
     is_score_sde,
     refuse_others,
     trained_steps,
+    ve_config,
     vp_config,
 )
 from betasigma.published.unet_weights import Tensors, Weights
@@ -185,21 +183,13 @@ class ScoreSdeNCSNpp(ModelFormat):
 
 def _diffusion(network: Node, settings: Settings) -> Node:
     """All nodes of the config."""
-    steps, continuous = settings["num_scales"], settings["continuous"]
     value_range = [-1.0, 1.0] if settings["centered"] else [0.0, 1.0]
     if settings["sde"] == "vesde":
-        return ncsn_config(
+        return ve_config(
             network,
-            steps,
-            settings["sigma_max"],
-            settings["sigma_min"],
-            {
-                "_target_": "betasigma.samplers.PredictorCorrector",
-                "snr": settings["snr"],
-            },
+            settings,
             prediction="score" if settings["scale_by_sigma"] else "raw_score",
-            conditioning="log_sigma" if continuous else "level_number",
-            continuous=continuous,
+            continuous=settings["continuous"],
             value_range=value_range,
         )
     return {**vp_config(network, settings), "model": {"value_range": value_range}}
