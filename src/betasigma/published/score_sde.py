@@ -29,6 +29,14 @@ BUFFERS = ("sigmas",)
 SDES = {"vpsde": "vp_sde", "subvpsde": "sub_vp_sde"}
 """Schedules of models that were trained on every t."""
 
+OF_CIFAR10_VE: Settings = {
+    "sde": "vesde",
+    "centered": False,
+    "scale_by_sigma": True,
+    "data": "cifar10",
+}
+"""What its models of the VE SDE on CIFAR-10 have in common."""
+
 FIXED = ("all_modules.0.W",)
 """Parameters that are not trained, of which no average is kept: Fourier frequencies."""
 
@@ -128,12 +136,7 @@ class ScoreSdeDDPM(ModelFormat):
         "vp/ddpm/cifar10_continuous": _CONTINUOUS,
         "vp/cifar10_ddpm_continuous": _CONTINUOUS,
         "subvp/cifar10_ddpm_continuous": {**_CONTINUOUS, "sde": "subvpsde"},
-        "ve/cifar10_ddpm": {
-            "sde": "vesde",
-            "centered": False,
-            "scale_by_sigma": True,
-            "data": "cifar10",
-        },
+        "ve/cifar10_ddpm": OF_CIFAR10_VE,
         "vp/ddpm/celebahq": _LARGE,
         "vp/ddpm/bedroom": _LARGE,
         "vp/ddpm/church": _LARGE,

@@ -12,6 +12,7 @@ from betasigma.published.score_sde import (
     BLOCK,
     FIRST,
     FREQUENCIES,
+    OF_CIFAR10_VE,
     SDES,
     attention_weights,
     averaged_weights,
@@ -32,13 +33,7 @@ _CONTINUOUS: Settings = {"continuous": True}
 _DEEP: Settings = {**_CONTINUOUS, "num_res_blocks": 8}
 _VP: Settings = {"data": "cifar10"}
 _SUB_VP: Settings = {**_VP, **_CONTINUOUS, "sde": "subvpsde"}
-_VE: Settings = {
-    **_FIR,
-    "sde": "vesde",
-    "centered": False,
-    "scale_by_sigma": True,
-    "data": "cifar10",
-}
+_VE: Settings = {**_FIR, **OF_CIFAR10_VE}
 _VE_CONTINUOUS: Settings = {**_VE, **_CONTINUOUS, "embedding_type": "fourier"}
 _PYRAMIDS: Settings = {
     **_VE_CONTINUOUS,
