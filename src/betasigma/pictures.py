@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 SMALLEST = 32
 """Smaller images are enlarged by a whole factor until a side has this many pixels."""
 
+GAP = 2
+"""Pixels around each image of a grid."""
+
 
 def picture(samples: Tensor, columns: int | None = None) -> Image.Image:
     """Picture of samples: uint8 images ``(n, C, H, W)`` as a grid, or float points ``(n, 2)``."""
@@ -34,11 +37,16 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
     """
     if images.shape[1] not in (1, 3):
         images = torch.cat(images.split(1, dim=1), dim=-1)
-    factor = max(1, math.ceil(SMALLEST / min(images.shape[-2:])))
+    factor = enlargement(*images.shape[-2:])
     images = images.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     columns = columns or math.ceil(math.sqrt(len(images)))
-    sheet = make_grid(images, nrow=columns, padding=2, pad_value=255)
+    sheet = make_grid(images, nrow=columns, padding=GAP, pad_value=255)
     return Image.fromarray(sheet.permute(1, 2, 0).contiguous().numpy())
+
+
+def enlargement(height: int, width: int) -> int:
+    """By how much a grid enlarges images of this size."""
+    return max(1, math.ceil(SMALLEST / min(height, width)))
 
 
 def image_of(pixels: Tensor) -> Image.Image:

@@ -2,25 +2,83 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+import webbrowser
+from functools import partial
+from typing import Any
 
-from betasigma.commands.config import parsed
-from betasigma.display import Display
-from betasigma.options.apps import Dashboard
+import torch
+from hydra import compose
+from omegaconf import DictConfig
+from torch import Tensor
+
+from betasigma.commands.assemble import make_data
+from betasigma.commands.config import complete, parsed
+from betasigma.commands.load import with_place
+from betasigma.display import Display, warn
+from betasigma.errors import UserError
+from betasigma.options.apps import Dashboard, Train
 from betasigma.options.base import dump
-from betasigma.report.scan import find_recorded
-from betasigma.runs.files import write_json
+from betasigma.options.dashboards import SamplesOptions
+from betasigma.report.page import render
+from betasigma.report.page_data import page_data, panel_of
+from betasigma.report.page_pictures import Album
+from betasigma.report.scan import Recorded, find_recorded, leaves
+from betasigma.report.serve import HOST, Pages, make_server, state_of_files
+from betasigma.runs.files import write_text
 from betasigma.runs.start import Start
+
+PAGE = "dashboard.html"
+"""Name of the page in the directory of this command."""
 
 
 def dashboard(config: DictConfig, start: Start) -> None:
-    """Render a dashboard of runs.
+    """Render a dashboard of runs as a page, and serve it where that is asked for.
 
     Raises:
         UserError: for bad input.
     """
     _, asked = parsed(config, Dashboard)
+    display = Display()
+    read = partial(describe, asked, leaves(dump(parsed(compose("train"), Train)[1])))
+    if asked.serve is not None:
+        serve(asked, Pages(read, state_of_files(asked.runs)), display)
+        return
+    data = read()
+    path = start.directory / PAGE
+    write_text(path, render(data))
+    display.line(f"page of {len(data['runs'])} runs {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    if asked.open:
+        webbrowser.open(path.resolve().as_uri())
+
+
+def describe(asked: Dashboard, defaults: dict[str, Any]) -> dict[str, Any]:
+    """Read the runs and describe them for a page."""
     runs = find_recorded(asked.runs)
-    path = start.directory / "dashboard.json"
-    write_json(path, dump(asked.dashboard))
-    Display().line(f"specification of {len(runs)} runs {path}")
+    options = panel_of(asked.dashboard, SamplesOptions)
+    return page_data(runs, asked.dashboard, Album(len(runs), options, training_images), defaults)
+
+
+def training_images(run: Recorded) -> Tensor | None:
+    """Training images of a run, uint8 ``(N, C, H, W)``; ``None`` where they are not at hand, and of
+    points. Nothing is downloaded.
+    """
+    try:
+        data = make_data(with_place(complete(run.config), {"download": False}))
+        data.setup()
+        images = data.tensor("train")
+    except (UserError, OSError, KeyError) as error:
+        warn(f"no real images of {run.data[0]} on the page: {error}")
+        return None
+    return images if images.dtype == torch.uint8 else None
+
+
+def serve(asked: Dashboard, pages: Pages, display: Display) -> None:
+    """Serve the page until Ctrl-C."""
+    assert asked.serve is not None
+    count = len(pages.data()["runs"])
+    with make_server(pages, asked.serve) as server:
+        address = f"http://{HOST}:{asked.serve}/"
+        display.line(f"page of {count} runs at {address}, which follows them; Ctrl-C ends it")
+        if asked.open:
+            webbrowser.open(address)
+        server.serve_forever()

@@ -27,10 +27,19 @@ from betasigma.evaluation.features import full_precision
 QUERIES_AT_ONCE = 1024
 
 
-@torch.inference_mode()
 def nearest(queries: Tensor, train: Iterable[Tensor], device: torch.device | str = "cpu") -> Tensor:
     """L2 distance of each query to its nearest training example, float64 ``(n,)``, in pixel values
-    (0 … 255) or data units; infinite where there are no examples.
+    (0 … 255) or data units; infinite where there are no examples. See :func:`nearest_examples`.
+    """
+    return nearest_examples(queries, train, device)[0]
+
+
+@torch.inference_mode()
+def nearest_examples(
+    queries: Tensor, train: Iterable[Tensor], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Distances as :func:`nearest` has them, and which training examples are so near, int64
+    ``(n,)``.
 
     Args:
         queries: uint8 images ``(n, C, H, W)`` or float points ``(n, d)``.
@@ -41,6 +50,8 @@ def nearest(queries: Tensor, train: Iterable[Tensor], device: torch.device | str
     device = torch.device(device)
     query = _vectors(queries, device)
     squares = torch.full((len(query),), torch.inf, dtype=torch.float64, device=device)
+    places = torch.zeros(len(query), dtype=torch.int64, device=device)
+    before = 0
     with full_precision(device):
         for batch in train:
             chunk = _vectors(batch, device)
@@ -48,8 +59,10 @@ def nearest(queries: Tensor, train: Iterable[Tensor], device: torch.device | str
             for rows in torch.arange(len(query), device=device).split(QUERIES_AT_ONCE):
                 found = torch.addmm(lengths, query[rows], chunk.T, alpha=-2).argmin(1)
                 exact = (query[rows] - chunk[found]).double().square().sum(1)
+                places[rows] = torch.where(exact < squares[rows], before + found, places[rows])
                 squares[rows] = torch.minimum(squares[rows], exact)
-    return squares.sqrt().cpu()
+            before += len(chunk)
+    return squares.sqrt().cpu(), places.cpu()
 
 
 def distance_ratio(samples: Tensor, held_out: Tensor) -> float:

@@ -31,6 +31,7 @@ from betasigma.launch.command_line import read_command_line
 from betasigma.launch.configs import Configs
 from betasigma.launch.consent import allow_typed
 from betasigma.launch.preflight import loader_of_hydra, prepare_run, refuse_search
+from betasigma.runs.directory import LOG
 from betasigma.runs.start import Start
 
 
@@ -77,7 +78,7 @@ def _run(words: list[str]) -> FinishedRun:
     _use_one_device(config)
     loader = loader_of_hydra()
     prepare_run(config, CHECKS["train"])
-    with _logged(Path(config.hydra.run.dir) / "log.txt"), _warnings_as_before():
+    with _logged(Path(config.hydra.run.dir) / LOG), _warnings_as_before():
         done = run_job(
             in_directory(_train),
             config,

@@ -13,7 +13,7 @@ DENOISING_ERROR = "denoising_error"
 AT_LOG_SNR = f"/{DENOISING_ERROR}/log_snr_"
 TRAIN_ERROR, VALIDATION_ERROR = f"train/{DENOISING_ERROR}", f"val/{DENOISING_ERROR}"
 TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE = "train/objective", "val/objective"
-SPEED = "train/images_per_second"
+SPEED, SKIPPED = "train/images_per_second", "train/skipped_steps"
 """Names of metrics. The denoising error is the mean of ‖ε − ε̂‖²/d over log-SNR, the same for every
 family; ``…/denoising_error/log_snr_+3`` and its like are the parts, :data:`AT_LOG_SNR` what their
 names have between ``train``, ``val`` or ``eval`` and the number. The objective is what a family

@@ -6,6 +6,7 @@ read here may be damaged or of a stranger, so sizes are bounded and nothing is r
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import yaml
 from betasigma.display import warn
 from betasigma.errors import UserError
 from betasigma.report.runs import COMPOSED
-from betasigma.runs.directory import CONFIG, ENVIRONMENT, SAMPLES
+from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, SAMPLES
 from betasigma.runs.files import read_json
 from betasigma.runs.header import CHECKPOINTS
 from betasigma.runs.record import COLUMNS, CONTEXT, METRICS, Record
@@ -79,6 +80,17 @@ class Recorded:
     def environment(self) -> dict[str, Any]:
         """Command, versions, machine and git state of its last start."""
         return read_json(self.directory / ENVIRONMENT)
+
+    @cached_property
+    def data(self) -> tuple[str, str]:
+        """What its data are called, and that with what tells them from others of that name."""
+        found = read_json(self.directory / DATA)
+        shape = found.get("shape")
+        name = str(self.leaves.get("data.name", "?"))
+        label = f"{name} {'×'.join(map(str, shape))}" if isinstance(shape, list) else name
+        splits = [found.get(split) for split in ("train", "test")]
+        order = [split.get("order") for split in splits if isinstance(split, dict)]
+        return label, json.dumps([label, order])
 
     @cached_property
     def leaves(self) -> dict[str, Any]:

@@ -31,6 +31,9 @@ SUMMARY = "summary.json"
 ENVIRONMENT = "environment.json"
 """Command, versions, machine and git state of each start of a run."""
 
+LOG = "log.txt"
+"""What a run has said."""
+
 LADDER = "ladder.json"
 """How each ``auto`` was resolved."""
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from betasigma.runs.files import read_json, write_text
 
-STATUS = "status.json"
+STATUS, ERROR = "status.json", "error.txt"
 
 BLOCK = 4096
 """Bytes that a disk gives to a file at a time."""
@@ -78,7 +78,7 @@ def job_number(run: Path) -> tuple[int, str]:
 def error_file(run: Path) -> Path:
     """Where this process writes the traceback of its failure."""
     rank = process_rank()
-    return run / ("error.txt" if rank == 0 else f"error_rank{rank}.txt")
+    return run / (ERROR if rank == 0 else f"error_rank{rank}.txt")
 
 
 def process_rank() -> int:

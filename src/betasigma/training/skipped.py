@@ -13,6 +13,7 @@ from betasigma.errors import UserError
 from betasigma.evaluation.sharding import broadcast, gather
 from betasigma.modules import DiffusionModule
 from betasigma.modules.finite import Skipped, all_finite
+from betasigma.options.training import SKIPPED
 from betasigma.runs.header import newest_step
 from betasigma.training.steps import StepCallback
 from betasigma.training.tracking import log_values
@@ -51,7 +52,7 @@ class SkippedSteps(StepCallback):
             )
         self._said = found.total
         if found.total and trainer.is_global_zero and (step % self._log_every == 0 or last):
-            log_values(trainer.loggers, {"train/skipped_steps": found.total}, step)
+            log_values(trainer.loggers, {SKIPPED: found.total}, step)
         if found.longest >= self._limit or (last and found.in_a_row > OUTLIER):
             raise self._stop(trainer, module, found)
 

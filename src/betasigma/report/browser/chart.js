@@ -1,0 +1,128 @@
+// A chart of Plotly's in the colours of the page, drawn when it comes into sight.
+
+import { short } from "page/dom.js";
+
+const waiting = new WeakMap();
+const sight = new IntersectionObserver(
+  (entries) => {
+    for (const entry of entries) {
+      const chart = waiting.get(entry.target);
+      if (entry.isIntersecting && chart) chart.flush();
+    }
+  },
+  { rootMargin: "300px" },
+);
+
+/** Text of a run, for Plotly, which reads markup. */
+export function plain(text) {
+  return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
+export class Chart {
+  /** A chart in an element of its own, with the words that describe it to a screen reader. */
+  constructor(height = 340) {
+    this.height = height;
+    this.element = document.createElement("div");
+    this.element.className = "chart";
+    this.element.style.height = `${height}px`;
+    this.element.setAttribute("role", "img");
+    waiting.set(this.element, this);
+    sight.observe(this.element);
+  }
+
+  /** Draw now, where the chart is in sight, else when it is. */
+  draw(traces, layout, words) {
+    this.pending = { traces, layout };
+    this.words = words;
+    this.element.setAttribute("aria-label", words);
+    const box = this.element.getBoundingClientRect();
+    if (this.element.isConnected && box.top < innerHeight + 300 && box.bottom > -300) this.flush();
+  }
+
+  flush() {
+    if (!this.pending) return;
+    const { traces, layout } = this.pending;
+    this.pending = null;
+    this.drawn = { traces, layout };
+    Plotly.react(this.element, traces, dressed(traces, layout, this.height), {
+      displaylogo: false,
+      responsive: true,
+      displayModeBar: false,
+    });
+    if (this.onclick && !this.listens) {
+      this.element.on("plotly_click", this.onclick);
+      this.listens = true;
+    }
+  }
+
+  /** The chart as SVG on white, whatever the colours of the page. */
+  async svg() {
+    const { traces, layout } = this.pending ?? this.drawn;
+    const width = 720;
+    const height = this.height + 40;
+    const light = { paper: "#ffffff", ink: "#111111", line: "#dddddd" };
+    const figure = { data: traces, layout: { ...dressed(traces, layout, height, light), width, height, title: { text: plain(this.words), font: { size: 13 } }, margin: { l: 64, r: 20, t: 40, b: 56 } } };
+    const url = await Plotly.toImage(figure, { format: "svg", width, height });
+    return { svg: decodeURIComponent(url.slice(url.indexOf(",") + 1)), width, height };
+  }
+
+  /** Let go of the chart. */
+  remove() {
+    sight.unobserve(this.element);
+    Plotly.purge(this.element);
+    this.element.remove();
+  }
+}
+
+function dressed(traces, layout, height, colours = pageColours()) {
+  const axis = { gridcolor: colours.line, linecolor: colours.line, zerolinecolor: colours.line, automargin: true };
+  const both = Object.fromEntries(["x", "y"].map((side) => {
+    const own = layout[`${side}axis`] ?? {};
+    const ticks = own.type === "log" ? logTicks(traces.flatMap((trace) => trace[side] ?? [])) : {};
+    return [`${side}axis`, { ...axis, ...ticks, ...own, title: { standoff: 8, ...own.title } }];
+  }));
+  return {
+    height,
+    paper_bgcolor: colours.paper,
+    plot_bgcolor: colours.paper,
+    font: { color: colours.ink, family: "system-ui, sans-serif", size: 12 },
+    margin: { l: 56, r: 12, t: 10, b: 44 },
+    hovermode: "closest",
+    hoverlabel: { namelength: -1 },
+    legend: { orientation: "h", y: -0.22, yanchor: "top", font: { size: 11 } },
+    ...layout,
+    ...both,
+  };
+}
+
+/** Ticks of a logarithmic axis with their numbers written out. */
+function logTicks(values) {
+  const positive = values.filter((value) => value > 0);
+  if (!positive.length) return {};
+  const [low, high] = [Math.min(...positive), Math.max(...positive)];
+  const decades = Math.log10(high / low);
+  if (decades < 0.5) return {}; // Plotly writes these out itself
+  const factors = decades > 5 ? [1] : decades > 2 ? [1, 3] : decades > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
+  const tickvals = [];
+  for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power += 1) {
+    for (const factor of factors) tickvals.push(Number((factor * 10 ** power).toPrecision(3)));
+  }
+  return { tickvals, ticktext: tickvals.map(short) };
+}
+
+function pageColours() {
+  const style = getComputedStyle(document.documentElement);
+  return { paper: "rgba(0,0,0,0)", ink: style.getPropertyValue("--ink").trim(), line: style.getPropertyValue("--line").trim() };
+}
+
+/** A colour with less weight. */
+export function faint(colour, opacity) {
+  const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+  return `rgba(${r},${g},${b},${opacity})`;
+}
+
+/** The two traces of a band between two curves. */
+export function band(x, low, high, colour, group) {
+  const edge = { x, mode: "lines", line: { width: 0 }, hoverinfo: "skip", showlegend: false, legendgroup: group };
+  return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: faint(colour, 0.18) }];
+}

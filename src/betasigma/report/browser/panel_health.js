@@ -1,0 +1,67 @@
+// Where the time went, and what went wrong: failures, stalls, values that are not finite, jobs that are missing.
+
+import { Chart, plain } from "page/chart.js";
+import { duration, fill, h } from "page/dom.js";
+import { lastOf } from "page/runs.js";
+import * as state from "page/state.js";
+
+const COLOURS = { training: "#0072B2", validation: "#009E73", sampling: "#CC79A7", evaluation: "#E69F00", likelihood: "#8A4F9E", other: "#999999" };
+const MOST = 40;
+
+export function health(body, panel, view) {
+  const runs = view.runs;
+  const kinds = Object.keys(COLOURS).filter((kind) => runs.some((run) => run.spent[kind] > 0));
+  const shown = [...runs].sort((a, b) => total(b) - total(a)).slice(0, MOST);
+  const chart = new Chart(110 + 26 * shown.length);
+  const name = (run) => plain(shortened(nameOf(view, run)));
+  chart.draw(
+    kinds.map((kind) => ({
+      type: "bar", orientation: "h", name: kind, y: shown.map(name), x: shown.map((run) => (run.spent[kind] ?? 0) / 60), marker: { color: COLOURS[kind] },
+      customdata: shown.map((run) => Math.round((100 * (run.spent[kind] ?? 0)) / Math.max(1e-9, total(run)))), hovertemplate: `%{y}<br>${kind}: %{x:.3~g} min, %{customdata} %<extra></extra>`,
+    })),
+    { barmode: "stack", xaxis: { title: { text: "minutes" } }, yaxis: { type: "category", autorange: "reversed" }, showlegend: true },
+    `where the time of ${shown.length} runs went`);
+  const troubles = troublesOf(view);
+  fill(
+    body,
+    troubles.length
+      ? h("div", { class: "scroll" }, h("table", {},
+        h("thead", {}, h("tr", {}, ["run", "trouble", "what is known"].map((word) => h("th", { scope: "col" }, word)))),
+        h("tbody", {}, troubles.map(({ run, where, kind, words }) => h("tr", { class: "trouble" },
+          h("td", {}, run ? h("button", { type: "button", class: "plain link", onclick: () => state.set({ run: run.id }) }, where) : where),
+          h("td", {}, kind), h("td", {}, words))))))
+      : h("p", { class: "fine" }, "No run has failed, stalled or left the finite numbers, and no job is missing."),
+    h("figure", {}, h("figcaption", {}, h("b", {}, "where the time went"),
+      h("span", { class: "quiet" }, ` other: start, checkpoints, what was not told apart${runs.length > MOST ? ` · the ${MOST} longest of ${runs.length} runs` : ""}`)), chart.element));
+  return {
+    rows: () => [["run", "directory", "status", ...kinds.map((kind) => `${kind} s`), "trouble"],
+      ...runs.map((run) => [nameOf(view, run), run.directory, run.status, ...kinds.map((kind) => run.spent[kind] ?? 0), troubles.filter((one) => one.run === run).map((one) => `${one.kind}: ${one.words}`).join("; ")]),
+      ...troubles.filter((one) => !one.run).map((one) => [one.where, "", "", ...kinds.map(() => ""), `${one.kind}: ${one.words}`])],
+    charts: [chart],
+  };
+}
+
+const total = (run) => Object.values(run.spent).reduce((a, b) => a + b, 0);
+const shortened = (text) => (text.length > 40 ? `…${text.slice(-38)}` : text);
+
+function nameOf(view, run) {
+  const group = view.groupOf.get(run);
+  return group.runs.length > 1 ? `${group.name} seed=${view.content.value(run, "seed")}` : group.name;
+}
+
+function troublesOf(view) {
+  const found = [];
+  for (const run of view.runs) {
+    const add = (kind, words) => found.push({ run, where: nameOf(view, run), kind, words });
+    if (run.stalled) add("stalled", run.stalled);
+    else if (["failed", "interrupted"].includes(run.status)) add(run.status, run.error ?? "");
+    if (run.not_finite) add("not finite", run.not_finite);
+    const skipped = run.series.find((series) => series.metric === view.content.skipped);
+    if (skipped) add("skipped steps", `${lastOf(skipped)?.value ?? "?"} by step ${skipped.steps.at(-1)}`);
+    for (const series of run.series.filter((one) => one.bad)) add("not finite", `${series.bad} values of ${series.metric}`);
+  }
+  for (const sweep of view.content.missing) {
+    if (sweep.missing.length) found.push({ where: sweep.id, kind: "missing jobs", words: `${sweep.missing.join(", ")} of ${sweep.jobs} have no run directory` });
+  }
+  return found;
+}

@@ -1,0 +1,145 @@
+// Denoising error by log-SNR: curves at a step of training, a heat map of a run, the difference to another.
+
+import { Chart, band, plain } from "page/chart.js";
+import { choice, fill, h, short, slider, tick } from "page/dom.js";
+import { nothing } from "page/panel_curves.js";
+import { deviation, facets, isNumber, mean } from "page/runs.js";
+import * as state from "page/state.js";
+
+const LEVEL = /^(.*)log_snr_([+-]?\d+(?:\.\d+)?)$/;
+
+export function noise(body, panel, view) {
+  const own = (name) => `${panel.id}.${name}`;
+  const tables = tablesOf(view.series(panel.metrics, (series) => LEVEL.test(series.metric)));
+  const kinds = [...new Set(tables.map((one) => one.kind))];
+  if (!kinds.length) {
+    fill(body, nothing(panel));
+    return { rows: () => [["metric", "run", "step", "log-SNR", "value"]], charts: [] };
+  }
+  const kind = kinds.includes(state.get(own("of"))) ? state.get(own("of")) : kinds[0];
+  const shown = tables.filter((one) => one.kind === kind);
+  const steps = [...new Set(shown.flatMap((one) => one.steps))].sort((a, b) => a - b);
+  const asked = Number(state.get(own("step"), steps.at(-1)));
+  const place = Math.max(0, steps.findLastIndex((step) => step <= asked));
+  const log = state.get(own("log"), panel.log ? "1" : "0") === "1";
+  const names = shown.map((one) => [one.run.id, nameOf(view, one)]);
+  const mapped = shown.find((one) => one.run.id === state.get(own("map"))) ?? shown[0];
+  const reference = shown.find((one) => one.run.id === state.get(own("ref")));
+  const drawings = [];
+  const curves = h("div", { class: "charts" });
+  const drawCurves = (step) => {
+    for (const drawing of drawings.splice(0)) drawing.remove();
+    const byData = facets(shown, (one) => one.run.data.id);
+    curves.replaceChildren(...byData.map((members) => {
+      const chart = new Chart();
+      drawings.push(chart);
+      chart.draw(curvesAt(view, members, step, reference), axes(log, reference, kind), `${kind} by log-SNR at step ${step}`);
+      return h("figure", {}, h("figcaption", {}, h("b", {}, `step ${step}`), h("span", { class: "quiet" }, ` ${kind} · ${members[0].run.data.label}${reference ? ` · divided by that of ${nameOf(view, reference)}` : ""}`)), chart.element);
+    }));
+  };
+  const heat = new Chart();
+  heat.draw(heatMap(view, mapped, reference, log), {
+    xaxis: { title: { text: "optimizer step" }, type: "category" }, yaxis: { title: { text: "log-SNR (data in [−1, 1])" } },
+  }, `${kind} of ${nameOf(view, mapped)} by step and log-SNR`);
+  fill(
+    body,
+    h("div", { class: "controls" },
+      kinds.length > 1 ? choice("of", kinds.map((one) => [one, one]), kind, (value) => state.set({ [own("of")]: value })) : null,
+      slider("training step", { min: 0, max: steps.length - 1, step: 1, value: place }, (i) => String(steps[i]), (i) => {
+        state.set({ [own("step")]: i === steps.length - 1 ? "" : steps[i] });
+      }),
+      choice("heat map of", names, mapped.run.id, (value) => state.set({ [own("map")]: value })),
+      choice("relative to", [["", "nothing"], ...names], reference?.run.id ?? "", (value) => state.set({ [own("ref")]: value })),
+      tick("log", log, (on) => state.set({ [own("log")]: on === panel.log ? "" : on ? "1" : "0" }))),
+    curves,
+    h("div", { class: "charts" },
+      h("figure", {}, h("figcaption", {}, h("b", {}, nameOf(view, mapped)),
+        h("span", { class: "quiet" }, reference && reference !== mapped ? ` log₁₀ of its error over that of ${nameOf(view, reference)}: below 0 it is better` : log ? " log₁₀ of its error" : " its error")), heat.element)));
+  drawCurves(steps[place]);
+  return {
+    rows: () => [["metric", "data", "run", "directory", "step", "log-SNR", "value"], ...shown.flatMap((one) => rowsOf(view, one))],
+    get charts() { return [...drawings, heat]; },
+  };
+}
+
+function rowsOf(view, one) {
+  return one.steps.flatMap((step) =>
+    one.levels.map((level) => [one.kind, one.run.data.label, view.groupOf.get(one.run).name, one.run.directory, step, level, one.at(step, level)]));
+}
+
+const nameOf = (view, one) => {
+  const group = view.groupOf.get(one.run);
+  return group.runs.length > 1 ? `${group.name} seed=${view.content.value(one.run, "seed")}` : group.name;
+};
+
+/** One table of errors by step and level for each run and kind of measurement. */
+function tablesOf(found) {
+  return facets(found, (series) => JSON.stringify([series.run.id, LEVEL.exec(series.metric)[1], series.context.n])).map((members) => {
+    const { run, context } = members[0];
+    const prefix = LEVEL.exec(members[0].metric)[1].replace(/\/$/, "");
+    const values = new Map(members.map((series) => [Number(LEVEL.exec(series.metric)[2]), new Map(series.steps.map((step, i) => [step, series.values[i]]))]));
+    const steps = [...new Set(members.flatMap((series) => series.steps))].sort((a, b) => a - b);
+    return {
+      run, kind: context.n ? `${prefix} (n = ${context.n})` : prefix, steps,
+      levels: [...values.keys()].sort((a, b) => a - b),
+      at: (step, level) => values.get(level)?.get(step) ?? null,
+      upTo: (step) => steps.findLast((own) => own <= step),
+    };
+  });
+}
+
+function axes(log, reference) {
+  return {
+    xaxis: { title: { text: "log-SNR (data in [−1, 1])" } },
+    yaxis: { title: { text: reference ? "error / error of the reference" : "error ‖ε − ε̂‖²/d" }, type: log ? "log" : "linear" },
+    showlegend: true,
+  };
+}
+
+/** Lines of the groups at the last step of each run that is not after `step`. */
+function curvesAt(view, tables, step, reference) {
+  const groups = facets(tables, (one) => view.groupOf.get(one.run).id);
+  return groups.flatMap((members) => {
+    const group = view.groupOf.get(members[0].run);
+    const levels = [...new Set(members.flatMap((one) => one.levels))].sort((a, b) => a - b);
+    const points = levels.map((level) => {
+      const values = members
+        .map((one) => {
+          const own = one.at(one.upTo(step), level);
+          const other = reference ? reference.at(reference.upTo(step), level) : 1;
+          return isNumber(own) && isNumber(other) ? own / other : null;
+        })
+        .filter(isNumber);
+      return values.length ? { level, mean: mean(values), std: deviation(values) } : null;
+    }).filter(Boolean);
+    if (!points.length) return [];
+    const name = plain(group.name);
+    const x = points.map((point) => point.level);
+    const line = {
+      x, y: points.map((point) => point.mean), name, legendgroup: name, mode: "lines+markers",
+      line: { color: group.colour, dash: group.dash }, marker: { symbol: group.mark, size: 6 },
+      hovertemplate: `${name}<br>log-SNR %{x}: %{y:.4~g}<extra></extra>`,
+    };
+    const several = points.some((point) => point.std !== null)
+      ? band(x, points.map(({ mean: m, std }) => Math.max(m - (std ?? 0), m / 1e3)), points.map(({ mean: m, std }) => m + (std ?? 0)), group.colour, name)
+      : [];
+    return [...several, line];
+  });
+}
+
+function heatMap(view, one, reference, log) {
+  const ratio = reference && reference !== one;
+  const z = one.levels.map((level) => one.steps.map((step) => {
+    const own = one.at(step, level);
+    const other = ratio ? reference.at(reference.upTo(step), level) : 1;
+    if (!isNumber(own) || !isNumber(other)) return null;
+    return ratio || log ? Math.log10(own / other) : own;
+  }));
+  const most = Math.max(1e-9, ...z.flat().filter(isNumber).map(Math.abs));
+  return [{
+    type: "heatmap", x: one.steps.map(String), y: one.levels, z,
+    ...(ratio ? { colorscale: "RdBu", reversescale: false, zmin: -most, zmax: most } : { colorscale: "Cividis" }),
+    colorbar: { thickness: 12, title: { text: ratio || log ? "log₁₀" : "" } },
+    hovertemplate: "step %{x}, log-SNR %{y}: %{z:.4~g}<extra></extra>",
+  }];
+}

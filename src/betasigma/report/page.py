@@ -1,0 +1,57 @@
+"""One HTML file that shows runs in a browser, with all that it needs inside: it asks no network.
+
+The scripts are ES modules in ``browser/``, as they are there: an import map gives each a ``data:``
+address, so that nothing is built. Plotly draws, as it has logarithmic axes, error bars, heat maps
+and SVG, is well kept, and its package brings the script as one file.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+BROWSER = Path(__file__).parent / "browser"
+"""Folder of the page's own files."""
+
+
+def render(data: dict[str, Any], refresh: float | None = None) -> str:
+    """The page.
+
+    Args:
+        data: what it shows, see :func:`betasigma.report.page_data.page_data`.
+        refresh: seconds after which the page asks its server for what is new; ``None`` without one.
+    """
+    address = "data:text/javascript;base64,"
+    modules = {
+        f"page/{path.name}": address + base64.b64encode(path.read_bytes()).decode()
+        for path in sorted(BROWSER.glob("*.js"))
+    }
+    parts = {
+        "style": (BROWSER / "style.css").read_text(encoding="utf-8"),
+        "plotly": get_plotlyjs(),
+        "modules": json.dumps({"imports": modules}),
+        "data": in_script(to_json({**data, "refresh": refresh})),
+    }
+    page = (BROWSER / "page.html").read_text(encoding="utf-8")
+    pieces = []
+    for name, text in parts.items():  # what is filled in is not looked at for names of others
+        before, page = page.split("{{" + name + "}}")
+        pieces += [before, text]
+    return "".join([*pieces, page])
+
+
+def to_json(data: dict[str, Any]) -> str:
+    """Data of a page as JSON, with a digest of what it shows as ``version``."""
+    content = json.dumps({**data, "built": 0}, allow_nan=False)
+    version = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return json.dumps({**data, "version": version}, allow_nan=False, separators=(",", ":"))
+
+
+def in_script(text: str) -> str:
+    """JSON that no HTML parser takes for markup."""
+    return text.replace("<", "\\u003c")
