@@ -166,6 +166,13 @@ BAD = {
     "compare runs=[{run}] metrics=[val/objektive]": (
         r"val/objektive.* is in no run; did you mean val/objective"
     ),
+    "dashboard runs=nothing": r"runs=\[nothing\] is not a directory",
+    "dashboard runs={here}/empty": r"runs=\[\S+empty\] is no run directory and has none in it",
+    "dashboard runs={run} dashboard.panels.error.kind=curve": r"kind=curve is .* mean curves\?",
+    "dashboard runs={run} dashboard.panels.error.metrics=[val/objektive]": (
+        r"no run has a metric val/objektive; did you mean val/objective"
+    ),
+    "dashboard runs={run} serve=0": r"serve=0 must be",
     # code from elsewhere
     "train model._target_=os.system": r"model\._target_=os\.system is not a class that",
     "train sampler._target_=subprocess.run": r"sampler\._target_=subprocess\.run is not a class",

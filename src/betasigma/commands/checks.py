@@ -6,6 +6,7 @@ Nothing heavy is imported here.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
@@ -47,7 +48,7 @@ from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
 from betasigma.report.runs import curves_to_draw, read_runs
-from betasigma.report.scan import find_recorded, run_directories
+from betasigma.report.scan import check_common, find_recorded, run_directories
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 from betasigma.training.account import logged_in
 
@@ -517,7 +518,9 @@ def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
 def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/dashboard.py``, and that there are runs that it can compare."""
     _, asked = parsed(config, Dashboard)
-    recorded = find_recorded(asked.runs)
+    with warnings.catch_warnings(action="ignore"):  # said when the runs are read again
+        recorded = find_recorded(asked.runs)
+    check_common(recorded)
     asked.dashboard.check_metrics({name for run in recorded for name in run.metrics})
     return None
 

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from betasigma.commands.assemble import make_data
+from betasigma.commands.checks import check_run
 from betasigma.commands.config import complete, parsed
 from betasigma.commands.load import with_place
-from betasigma.display import Display, warn
+from betasigma.display import Display, plain_warnings, warn
 from betasigma.errors import UserError
-from betasigma.options.apps import Dashboard, Train
-from betasigma.options.base import dump
+from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import SamplesOptions
 from betasigma.report.page import render
 from betasigma.report.page_data import page_data, panel_of
@@ -38,8 +38,9 @@ def dashboard(config: DictConfig, start: Start) -> None:
         UserError: for bad input.
     """
     _, asked = parsed(config, Dashboard)
+    plain_warnings()
     display = Display()
-    read = partial(describe, asked, leaves(dump(parsed(compose("train"), Train)[1])))
+    read = partial(describe, asked, leaves(check_run(compose("train")).content))
     if asked.serve is not None:
         serve(asked, Pages(read, state_of_files(asked.runs)), display)
         return

@@ -26,8 +26,7 @@ from betasigma.options.dashboards import (
     PanelOptions,
     RunPageOptions,
 )
-from betasigma.options.training import SKIPPED, SPEED
-from betasigma.report.measurements import AT_LOG_SNR
+from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED
 from betasigma.report.rows import INCIDENTAL
 from betasigma.report.scan import Recorded, Series
 from betasigma.runs.directory import LOG
@@ -310,8 +309,8 @@ def _identity(run: Recorded, common: str) -> Content:
         "name": str(run.config.get("name", "")),
         "job": job if isinstance(job, int) else None,
         "data": {"label": run.data[0], "id": run.data[1]},
-        "images": run.config.get("batch_size"),
-        "most_steps": run.config.get("steps"),
+        "batch_size": _integer(run.config.get("batch_size")),
+        "most_steps": _integer(run.config.get("steps")),
     }
 
 
@@ -421,6 +420,10 @@ def _sweeps(runs: Sequence[Recorded], common: str) -> Iterator[Content]:
 
 def _nodes(value: Any) -> list[dict[str, Any]]:
     return [node for node in _list(value) if isinstance(node, dict)]
+
+
+def _integer(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _list(value: Any) -> list[Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +18,6 @@ from typing import Any
 
 import yaml
 
-from betasigma.display import warn
 from betasigma.errors import UserError
 from betasigma.report.runs import COMPOSED
 from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, SAMPLES
@@ -135,6 +136,22 @@ def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
     return runs
 
 
+def check_common(runs: Sequence[Recorded]) -> None:
+    """Refuse training runs that cannot be compared: several have values, and no two one metric.
+
+    Raises:
+        UserError: naming two of them.
+    """
+    measured = [run for run in runs if run.is_training and run.metrics]
+    counts = Counter(metric for run in measured for metric in run.metrics)
+    if len(measured) > 1 and max(counts.values()) == 1:
+        first, second, *_ = measured
+        raise UserError(
+            f"runs: {first.directory} and {second.directory} have nothing in common: no metric of "
+            f"one is in another"
+        )
+
+
 def read_series(directory: Path) -> list[Series]:
     """Read the record of a run directory; values that were measured alike together."""
     found: dict[tuple[str, ...], Series] = {}
@@ -194,7 +211,7 @@ def _read(directory: Path) -> Recorded | None:
     status = read_json(directory / STATUS)
     config = read_config(path) if path.is_file() else {}
     if config is None:
-        warn(f"{path} cannot be read: the run is left out")
+        warnings.warn(f"{path} cannot be read: the run is left out", stacklevel=3)
         return None
     return Recorded(directory, config, status)
 

@@ -10,7 +10,7 @@ export const AXES = { step: "optimizer step", images: "images seen", time: "hour
 /** Where a value is on an axis. */
 export const position = {
   step: (series, i) => series.steps[i],
-  images: (series, i) => series.steps[i] * (series.run.batch ?? NaN),
+  images: (series, i) => series.steps[i] * (series.run.batch_size ?? NaN),
   time: (series, i) => series.seconds[i] / 3600,
 };
 

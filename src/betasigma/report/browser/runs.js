@@ -49,9 +49,9 @@ function prepare(run, content) {
     series.context = content.contexts[series.context];
     series.run = run;
   }
-  run.batch = run.images;
-  run.steps = Math.max(0, ...run.series.map((series) => series.steps.at(-1) ?? 0));
-  run.seconds = Math.max(0, ...run.series.map((series) => series.seconds.at(-1) ?? 0));
+  const own = run.series.filter((series) => !series.metric.startsWith("eval"));
+  run.steps = Math.max(0, ...own.map((series) => series.steps.at(-1) ?? 0));
+  run.seconds = Math.max(0, ...own.map((series) => series.seconds.at(-1) ?? 0));
 }
 
 /** Keys of the config in which runs differ, other than by seed and what enters no result. */
