@@ -141,6 +141,7 @@ def test_jobs_without_a_directory_are_missing(tmp_path: Path) -> None:
     for job, status in ((0, "finished"), (3, "failed")):
         run = make_run(tmp_path / "sweep" / str(job), seed=job)
         write_status(run, status, job=job)
+    make_run(tmp_path / "other")
     (sweep,) = described(tmp_path)["sweeps"]
     assert sweep == {"id": "sweep", "jobs": 4, "missing": [1, 2], "failed": [3]}
 

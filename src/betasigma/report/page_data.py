@@ -78,7 +78,7 @@ def page_data(
         defaults: the config of a run that is told nothing, by dotted key.
     """
     trainings = [run for run in runs if run.is_training and passes(run, dashboard.filters)]
-    common = os.path.commonpath([run.directory.resolve() for run in trainings] or ["/"])
+    common = os.path.commonpath([run.directory.resolve() for run in trainings] or [Path("/")])
     evaluated = _evaluations(runs)
     wanted = _Wanted(dashboard)
     kept = [
@@ -250,7 +250,7 @@ def _seconds(pauses: Sequence[tuple[float, float]], moment: float) -> float:
     return max(0.0, moment - off[-1]) if off else 0.0
 
 
-def _spent(run: Recorded) -> dict[str, int]:
+def _spent(run: Recorded) -> dict[str, float]:
     """Seconds by kind of work, out of the times of what was logged.
 
     The time before a value of samples or of a validation is of that kind; of that before a value of

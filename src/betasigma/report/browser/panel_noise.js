@@ -25,22 +25,20 @@ export function noise(body, panel, view) {
   const names = shown.map((one) => [one.run.id, nameOf(view, one)]);
   const mapped = shown.find((one) => one.run.id === state.get(own("map"))) ?? shown[0];
   const reference = shown.find((one) => one.run.id === state.get(own("ref")));
-  const drawings = [];
-  const curves = h("div", { class: "charts" });
-  const drawCurves = (step) => {
-    for (const drawing of drawings.splice(0)) drawing.remove();
-    const byData = facets(shown, (one) => one.run.data.id);
-    curves.replaceChildren(...byData.map((members) => {
-      const chart = new Chart();
-      drawings.push(chart);
-      chart.draw(curvesAt(view, members, step, reference), axes(log, reference, kind), `${kind} by log-SNR at step ${step}`);
-      return h("figure", {}, h("figcaption", {}, h("b", {}, `step ${step}`), h("span", { class: "quiet" }, ` ${kind} · ${members[0].run.data.label}${reference ? ` · divided by that of ${nameOf(view, reference)}` : ""}`)), chart.element);
-    }));
-  };
+  const drawings = facets(shown, (one) => one.run.data.id).map((members) => {
+    const chart = new Chart();
+    const words = `${kind} by log-SNR at step ${steps[place]}`;
+    chart.draw(curvesAt(view, members, steps[place], reference), axes(log, reference), words);
+    const relative = reference ? ` · divided by that of ${nameOf(view, reference)}` : "";
+    return { chart, card: figure(`step ${steps[place]}`, `${kind} · ${members[0].run.data.label}${relative}`, chart) };
+  });
   const heat = new Chart();
-  heat.draw(heatMap(view, mapped, reference, log), {
+  heat.draw(heatMap(mapped, reference, log), {
     xaxis: { title: { text: "optimizer step" }, type: "category" }, yaxis: { title: { text: "log-SNR (data in [−1, 1])" } },
   }, `${kind} of ${nameOf(view, mapped)} by step and log-SNR`);
+  const of = reference && reference !== mapped
+    ? `log₁₀ of its error over that of ${nameOf(view, reference)}: below 0 it is better`
+    : log ? "log₁₀ of its error" : "its error";
   fill(
     body,
     h("div", { class: "controls" },
@@ -51,15 +49,15 @@ export function noise(body, panel, view) {
       choice("heat map of", names, mapped.run.id, (value) => state.set({ [own("map")]: value })),
       choice("relative to", [["", "nothing"], ...names], reference?.run.id ?? "", (value) => state.set({ [own("ref")]: value })),
       tick("log", log, (on) => state.set({ [own("log")]: on === panel.log ? "" : on ? "1" : "0" }))),
-    curves,
-    h("div", { class: "charts" },
-      h("figure", {}, h("figcaption", {}, h("b", {}, nameOf(view, mapped)),
-        h("span", { class: "quiet" }, reference && reference !== mapped ? ` log₁₀ of its error over that of ${nameOf(view, reference)}: below 0 it is better` : log ? " log₁₀ of its error" : " its error")), heat.element)));
-  drawCurves(steps[place]);
+    h("div", { class: "charts" }, drawings.map(({ card }) => card), figure(nameOf(view, mapped), of, heat)));
   return {
     rows: () => [["metric", "data", "run", "directory", "step", "log-SNR", "value"], ...shown.flatMap((one) => rowsOf(view, one))],
-    get charts() { return [...drawings, heat]; },
+    charts: [...drawings.map(({ chart }) => chart), heat],
   };
+}
+
+function figure(title, words, chart) {
+  return h("figure", {}, h("figcaption", {}, h("b", {}, title), h("span", { class: "quiet" }, ` ${words}`)), chart.element);
 }
 
 function rowsOf(view, one) {
@@ -127,7 +125,7 @@ function curvesAt(view, tables, step, reference) {
   });
 }
 
-function heatMap(view, one, reference, log) {
+function heatMap(one, reference, log) {
   const ratio = reference && reference !== one;
   const z = one.levels.map((level) => one.steps.map((step) => {
     const own = one.at(step, level);

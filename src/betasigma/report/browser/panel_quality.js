@@ -1,7 +1,7 @@
 // What samples are worth: distance against network evaluations, precision against recall, bits per dimension.
 
 import { Chart, faint, plain } from "page/chart.js";
-import { fill, h, short, tick } from "page/dom.js";
+import { fill, h, short, spread, tick } from "page/dom.js";
 import { nothing } from "page/panel_curves.js";
 import {
   DASHES, conditionWords, condition, deviation, facets, floorOf, isNumber, lastBySeed, mean, moreIsBetter, samplerName, tellSamplersApart,
@@ -170,7 +170,7 @@ export function bits(body, panel, view) {
     }));
     const totals = {
       x: table.map(({ group }) => plain(group.name)), y: table.map(({ of }) => of("total")?.mean ?? null), mode: "text+markers", name: "total",
-      text: table.map(({ of }) => (of("total") ? `${short(of("total").mean)}${of("total").std ? ` ± ${short(of("total").std)}` : ""}` : "")),
+      text: table.map(({ of }) => (of("total") ? spread(of("total").mean, of("total").std) : "")),
       textposition: "top center", marker: { symbol: "line-ew-open", size: 24, color: "#888888" },
       error_y: { type: "data", array: table.map(({ of }) => of("total")?.std ?? 0), color: "#888888" }, hovertemplate: "%{x}<br>total: %{y:.4~g}<extra></extra>",
     };
