@@ -15,7 +15,7 @@ SRC = Path(__file__).resolve().parents[1] / "src"
 ORDER = (
     {"errors", "version"},
     {
-        *("options", "runs", "config_tree", "display", "devices"),
+        *("options", "runs", "config_tree", "display", "devices", "plot_style"),
         *("randomness", "gaussian", "derivatives"),
     },
     {"build", "pictures", "ladder", "schedules", "preconditioning", "networks", "published"},

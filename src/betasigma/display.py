@@ -18,6 +18,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_SECONDS = 20.0
 """Shortest time between two progress lines in a log file."""
@@ -27,6 +28,10 @@ FILE_WIDTH = 120
 
 log = logging.getLogger("betasigma")
 log.addHandler(logging.NullHandler())
+
+
+class Bold(str):
+    """A cell of a table that stands out: bold on a terminal, with a star elsewhere."""
 
 
 class Update(Protocol):
@@ -75,10 +80,16 @@ class Display:
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(self._shown, row))
         self.console.print(table)
         for row in rows:
             self._log(f"{title}: {' '.join(cell for cell in row if cell)}")
+
+    def _shown(self, cell: str) -> Text:
+        """A cell as it is: brackets in it are no markup."""
+        if not isinstance(cell, Bold):
+            return Text(cell)
+        return Text(cell, "bold") if self.console.is_terminal else Text(f"{cell} *")
 
     @contextmanager
     def work(self, what: str, total: int, done: int = 0) -> Iterator[Update]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision.utils import make_grid
 
 from betasigma.options.data import DECODERS
+from betasigma.options.drawing import DrawingOptions
+from betasigma.plot_style import BLUE, panels
 from betasigma.runs.files import replace_file
 
 if TYPE_CHECKING:
@@ -57,14 +59,12 @@ def image_of(pixels: Tensor) -> Image.Image:
 
 def scatter(points: Tensor) -> Image.Image:
     """Scatter plot of points ``(n, 2)``."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 5), dpi=100)
-    axes = figure.add_subplot()
-    axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=4, alpha=0.6)
-    axes.set_aspect("equal")
-    figure.tight_layout()
-    return rendered(figure)
+    with panels(1, (5, 5)) as (figure, (axes,)):
+        axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=4, alpha=0.6, color=BLUE)
+        axes.set_aspect("equal")
+        axes.set(xlabel="first coordinate", ylabel="second coordinate")
+        axes.set_title(f"{len(points)} samples")
+        return rendered(figure)
 
 
 def rendered(figure: Figure) -> Image.Image:
@@ -78,6 +78,25 @@ def rendered(figure: Figure) -> Image.Image:
         .numpy()
         .reshape(*canvas.get_width_height()[::-1], 4)
     ).convert("RGB")
+
+
+def save_figure(figure: Figure, path: Path, look: DrawingOptions) -> Path:
+    """Write a matplotlib figure in every format, each file whole or not at all.
+
+    Args:
+        figure: what is drawn.
+        path: of the files; each has the suffix of its format.
+        look: formats, and the resolution of a PNG.
+
+    Returns:
+        Path of the first format.
+    """
+    undated: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    paths = [path.with_name(f"{path.stem}.{form}") for form in look.formats]
+    for form, destination in zip(look.formats, paths, strict=True):
+        with replace_file(destination) as partial, partial.open("wb") as file:
+            figure.savefig(file, format=form, dpi=look.dpi, metadata=undated.get(form))
+    return paths[0]
 
 
 @cache

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 from omegaconf import OmegaConf
-from PIL import Image
 
+from betasigma.display import Bold
 from betasigma.errors import UserError
-from betasigma.report.rows import rows_of_settings
+from betasigma.report.rows import Row, rows_of_settings
 from betasigma.report.runs import read_runs
-from betasigma.report.tables import full_table, report_runs, short_table, write_csv
+from betasigma.report.tables import clearly_least, full_table, report_runs, short_table, write_csv
 from betasigma.runs.record import Record
 
 
@@ -65,22 +66,30 @@ def test_a_row_is_a_setting_with_the_spread_over_its_seeds(sweep: Path, tmp_path
     assert [run.config["hardware"]["threads"] for run in runs] == list(range(9, 15))
     rows = rows_of_settings(runs)
     title, header, cells = short_table("results", rows)
-    assert title == "results; FD: fd_small; bits/dim: some_bound"
+    assert title == (
+        "results; FD: fd_small; bits/dim: some_bound; ± one standard error over the seeds, "
+        "bold (*): least by over two of them"
+    )
     assert header == [
         *("run", "seeds", "FD train", "FD test", "FD floor", "bits/dim"),
         *("n", "NFE", "training s"),
     ]
     assert cells == [
-        ["0 change 0", "3", "20.5 ± 0.5", "21.5 ± 0.5", "0.5", "23.5 ± 0.5", "200", "1000", "4"],
-        ["6 change 6", "3", "6 ± 3.6", "7 ± 3.6", "0.5", "9 ± 3.6", "200", "1000", "4"],
+        [
+            *("0 change 0", "3", "20.5 ± 0.29", "21.5 ± 0.29", "0.5", "23.5 ± 0.29"),
+            *("200", "1000", "4"),
+        ],
+        ["6 change 6", "3", "6 ± 2.1", "7 ± 2.1", "0.5", "9 ± 2.1", "200", "1000", "4"],
     ]
+    bold = [[isinstance(cell, Bold) for cell in line] for line in cells]
+    assert bold == [[False] * 9, [False, False, True, True, False, True, False, False, False]]
     write_csv(full_table(rows), tmp_path / "summary.csv")
     with (tmp_path / "summary.csv").open(newline="") as file:
         last = list(csv.DictReader(file))[-1]
     assert float(last["fd_small train"]) == pytest.approx(np.mean([3, 5, 10]))
     assert float(last["some_bound diffusion"]) == pytest.approx(6)
     assert float(last["some_bound prior"]) == pytest.approx(1)
-    assert float(last["fd_small train std"]) == pytest.approx(np.std([3, 5, 10], ddof=1))
+    assert float(last["fd_small train se"]) == pytest.approx(scipy.stats.sem([3, 5, 10]))
 
 
 def test_what_differs_in_more_than_its_seed_is_not_averaged(tmp_path: Path) -> None:
@@ -93,7 +102,7 @@ def test_what_differs_in_more_than_its_seed_is_not_averaged(tmp_path: Path) -> N
         {"run": "ema.decay=0.0", "seeds": "1"},
         {"run": "ema.decay=0.9", "seeds": "1"},
     ]
-    assert [row.std("fd_small train") for row in rows] == [None, None]
+    assert [row.error("fd_small train") for row in rows] == [None, None]
 
 
 def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
@@ -146,15 +155,34 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     make_run(tmp_path / "1", 2.0, seed=1, **bridge(3))
     (row,) = rows_of_settings(read_runs([str(tmp_path)]))
     assert row.described["seeds"] == "2"
-    assert (row.mean("fd_small train"), row.std("fd_small train")) == (2.0, None)
+    assert (row.mean("fd_small train"), row.error("fd_small train")) == (2.0, None)
 
 
-def test_the_plot_shows_its_rows(sweep: Path, tmp_path: Path) -> None:
-    report_runs(read_runs([str(sweep)]), tmp_path)
-    with Image.open(tmp_path / "summary.png") as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
-    three = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
-    assert three | {(214, 39, 40)} <= colours, "three distances; a bound and its three terms"
+def test_what_was_measured_with_other_n_or_at_another_step_is_not_averaged(tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path / f"{seed}", 1.0 + seed, seed)
+    told = {"n": 50, "nfe": 1000, "sampler": "ddim"}
+    Record(make_run(tmp_path / "2", 3.0, 2) / "metrics.csv").append(30, {"val/fd_small": 9.0}, told)
+    stopped = make_run(tmp_path / "3", None, 3)
+    Record(stopped / "metrics.csv").append(20, {"val/denoising_error": 0.5})
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert [row.described for row in rows] == [
+        {"run": "some, at step 30", "seeds": "2"},
+        {"run": "some, at step 30", "seeds": "1"},
+        {"run": "some, at step 20", "seeds": "1"},
+    ]
+    assert [row.size("n") for row in rows] == [200, 50, None]
+
+
+@pytest.mark.parametrize("far", [1.5, 1.8])
+def test_bold_is_what_differs_by_more_than_twice_the_error(far: float) -> None:
+    values = [1.0, 2.0, 3.0]
+    near = Row({"run": "a"}, {"fd_small train": values})
+    other = Row({"run": "b"}, {"fd_small train": [value + far for value in values]})
+    # Student's t of two means is their difference by its standard error
+    t = scipy.stats.ttest_ind(other.values["fd_small train"], values).statistic
+    assert (clearly_least([near, other], "fd_small train") == [near]) is bool(t > 2)
+    assert clearly_least([near, other], "precision_small") == [], "more is better"
 
 
 def test_a_run_is_not_named_through_its_sweep_again(sweep: Path) -> None:

@@ -17,10 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from betasigma import pictures
+from betasigma.plot_style import BLUE, GREY
+from betasigma.plot_style import VERMILLION as ORANGE
 from langevin_figures.film import Film
-
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#555555"
-"""Of the palette of Okabe & Ito (2008), which colour-blind readers tell apart."""
 
 DPI = 90
 

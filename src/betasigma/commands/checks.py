@@ -36,6 +36,7 @@ from betasigma.options.apps import (
     Export,
     Import,
     ModelConfig,
+    Plot,
     Sample,
     Sync,
     Train,
@@ -47,7 +48,13 @@ from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
-from betasigma.report.runs import curves_to_draw, read_runs
+from betasigma.report.runs import (
+    check_comparable,
+    curves_to_draw,
+    read_evaluations,
+    read_runs,
+    runs_in,
+)
 from betasigma.report.scan import check_common, find_recorded, run_directories
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 from betasigma.training.account import logged_in
@@ -511,7 +518,9 @@ def decide_evaluate(config: DictConfig) -> Decision:
 def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/compare.py``."""
     content = validate(config, Compare)
-    curves_to_draw(read_runs(content["runs"]), content["metrics"])
+    runs = read_runs(content["runs"])
+    curves_to_draw(runs, content["metrics"])
+    check_comparable(runs)
     return None
 
 
@@ -537,6 +546,39 @@ def check_sync(config: DictConfig, overrides: list[str]) -> Path | None:
             "first; run directories have everything in any case"
         )
     return None
+
+
+def check_plot(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/plot.py``, and that the figure can be drawn of these runs."""
+    _, asked = parsed(config, Plot)
+    if not asked.figure.of_models:
+        for override in overrides:
+            if override.lstrip("+~").partition("=")[0].partition(".")[0] in OF_FIGURES:
+                raise UserError(
+                    f"{override} has no effect: this figure shows what runs have recorded, and "
+                    f"draws nothing from a model"
+                )
+        if not read_evaluations(asked.runs):
+            read_runs(asked.runs)
+        return None
+    shapes = {}
+    for path in [run for given in asked.runs for run in runs_in(Path(given))]:
+        read_header(checkpoint_path(path, "runs"), "runs")
+        saved, facts = saved_model(str(path))
+        if facts.points:
+            raise UserError(f"runs=[{path}] is of points, and this figure shows images")
+        if asked.sampler is not None:
+            asked.sampler.check_with(saved.composition(facts))
+        _check_data(saved, asked.data.given, facts)
+        shapes[facts.shape] = path
+    if len(shapes) > 1:
+        told = " and ".join(f"{'×'.join(map(str, s))} ({path})" for s, path in shapes.items())
+        raise UserError(f"runs of images of several shapes, {told}, make no one figure")
+    return None
+
+
+OF_FIGURES = ("seed", "sampler", "data", "hardware")
+"""Keys and nodes of ``scripts/plot.py`` about what a model draws."""
 
 
 def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
@@ -593,6 +635,7 @@ CHECKS = {
     "sample": AppChecks(check_sample),
     "edit": AppChecks(check_edit),
     "compare": AppChecks(check_compare),
+    "plot": AppChecks(check_plot),
     "dashboard": AppChecks(check_dashboard),
     "sync": AppChecks(check_sync),
     "evaluate": AppChecks(check_evaluate, decide_evaluate),

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+
 from omegaconf import DictConfig
 
-from betasigma.commands.config import validate
-from betasigma.display import Display
+from betasigma.commands.config import parsed
+from betasigma.display import Display, warn
 from betasigma.options.apps import Compare
-from betasigma.report.measurements import error_curve, last_values
-from betasigma.report.plots import draw_curves, draw_error_curves
+from betasigma.options.training import DENOISING_ERROR
+from betasigma.report.measurements import examples_of_error_curve, last_values
+from betasigma.report.plots import draw_curves, draw_error_curves, error_curves
+from betasigma.report.rows import settings_of
 from betasigma.report.runs import curves_to_draw, read_runs
-from betasigma.report.tables import Table, report_runs, write_csv
+from betasigma.report.tables import (
+    Table,
+    as_csv,
+    as_latex,
+    full_table,
+    report_runs,
+    short_table,
+    write_csv,
+)
 from betasigma.runs.start import Start
 
 WIDEST = 6
@@ -19,19 +31,28 @@ WIDEST = 6
 
 def compare(config: DictConfig, start: Start) -> None:
     """Print results and last values of several runs, and draw their curves."""
-    content = validate(config, Compare)
-    out = start.directory
-    runs = read_runs(content["runs"])
+    _, asked = parsed(config, Compare)
+    out, display = start.directory, Display(quiet=asked.to != "terminal")
+    runs = read_runs(asked.runs)
+    data = sorted({str(run.config.get("data", {}).get("name", "")) for run in runs})
+    if len(data) > 1:
+        warn(f"runs of {' and '.join(data)}: their distances, errors and bits do not compare")
     table = Table("last values", ["metric", *(run.label for run in runs)], last_values(runs))
-    display = Display()
     if len(runs) <= WIDEST:
         display.table(*table)
-    report_runs(runs, out)
+    rows = report_runs(runs, out, display, asked)
     write_csv(table, out / "table.csv")
     display.line(f"table   {out}/table.csv")
-    if metrics := curves_to_draw(runs, content["metrics"]):
-        draw_curves(runs, metrics, out / "curves.png")
-        display.line(f"curves  {out}/curves.png")
-    errors = {run.label: curve for run in runs if (curve := error_curve(run))}
-    if errors:
-        display.line(f"denoising error by log-SNR {draw_error_curves(errors, out)}")
+    if metrics := curves_to_draw(runs, asked.metrics):
+        drawn = draw_curves(settings_of(runs), metrics, out / "curves", asked)
+        display.line(f"curves  {drawn}")
+    curves = error_curves(runs)
+    if curves:
+        measured = {examples_of_error_curve(run) for run in runs}
+        n = measured.pop() if len(measured) == 1 else ""
+        path = draw_error_curves(curves, n, out / DENOISING_ERROR, asked)
+        display.line(f"denoising error by log-SNR {path}")
+    if asked.to == "csv":
+        sys.stdout.write(as_csv(full_table(rows)))
+    elif asked.to == "latex":
+        print(as_latex(short_table("results", rows)))

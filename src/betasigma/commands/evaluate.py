@@ -18,6 +18,7 @@ from betasigma.commands.measure_likelihood import measure_error_curve, measure_l
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
 from betasigma.options.apps import Evaluate
+from betasigma.report.rows import family_of
 from betasigma.runs.record import Record
 from betasigma.runs.start import Start
 from betasigma.training.tracking import RecordLogger
@@ -67,8 +68,9 @@ def evaluate(config: DictConfig, start: Start) -> None:
     where = (loaded.denoiser, data, loggers, display, loaded.step)
     node = content.get("likelihood")
     rows = measure_likelihood(node, content["seed"], *where, prefix=prefix, out=out)
+    family = family_of(loaded.config)
     if content["error_curve"] and labels is None:
-        measure_error_curve(content["error_curve"], *where, out=out, label=run.name)
+        measure_error_curve(content["error_curve"], *where, out=out, label=run.name, family=family)
     display.table(
         f"{content['run']} by {sampler.name}, seed {content['seed']}"
         + (f", classes {prefix.removeprefix('eval_of_')}" if labels is not None else ""),

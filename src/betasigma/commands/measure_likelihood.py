@@ -13,9 +13,9 @@ from betasigma.denoiser import Denoiser
 from betasigma.display import Display
 from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
 from betasigma.options.likelihoods import MEASURED
-from betasigma.options.training import AT_LOG_SNR
+from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR
 from betasigma.oracles import ExactDenoiser
-from betasigma.report.plots import draw_error_curves, draw_levels
+from betasigma.report.plots import ErrorCurve, draw_error_curves, draw_levels
 from betasigma.runs.record import format_settings
 from betasigma.training.tracking import log_values
 
@@ -54,7 +54,7 @@ def measure_likelihood(
         loggers, found.measurements, step, prefix, {"settings": format_settings(options)}
     )
     if len(found.per_level) and loggers:
-        draw_levels(found.per_level.tolist(), out / "bits_per_level.png")
+        draw_levels(found.per_level.tolist(), found.measurements[0].n, out / "bits_per_level.png")
         display.line(f"bits/dim by level {out}/bits_per_level.png")
     if meter.estimator.name == "flow":
         ratio = denoiser.schedule.ratio(denoiser.schedule.t_min).item()
@@ -76,6 +76,7 @@ def measure_error_curve(
     step: int,
     out: Path,
     label: str,
+    family: str,
 ) -> None:
     """Log the denoising error of n test examples at every whole log-SNR, and draw it."""
     with display.share(f"denoising error of {n} examples") as progress:
@@ -83,4 +84,7 @@ def measure_error_curve(
     values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
     context = {"n": min(n, data.size("test")), "nfe": len(curve), "split": "test"}
     log_values(loggers, values, step, context)
-    display.line(f"denoising error by log-SNR {draw_error_curves({label: curve}, out)}")
+    curves = [ErrorCurve(label, family, [curve])]
+    told = f"n={context['n']} test examples"
+    path = draw_error_curves(curves, told, out / f"{DENOISING_ERROR}.png")
+    display.line(f"denoising error by log-SNR {path}")

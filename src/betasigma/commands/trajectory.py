@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from betasigma.pictures import grid, save
 from betasigma.randomness import Stream
 from betasigma.runs.files import replace_file
 from betasigma.samplers import Sampler
+from betasigma.schedules import NoiseSchedule
 
 SHOWN = 8
 """Samples that are shown."""
@@ -83,34 +84,74 @@ def seen(
     y: Tensor | None,
     most: int,
 ) -> Tensor:
-    """States from the first to the sample, evenly chosen, as bytes ``(states, n, C, H, W)``.
+    """States from the first to the sample, evenly chosen, as bytes ``(states, n, C, H, W)``."""
 
-    A state is shown at the contrast of clean data: deviations from the middle of the value range
-    are divided by √(α² + (σ/h)²), with half the range h. That changes nothing where the variance
-    is preserved over [−1, 1], and makes one picture of it and of a σ-ladder.
+    def choose(reached: Sequence[float]) -> set[int]:
+        chosen = np.linspace(0, len(reached) - 1, min(most, len(reached))).round()
+        return set(chosen.astype(int).tolist())
+
+    shown = states_on_the_way(denoiser, sampler, indices, seed, y, choose)
+    return torch.stack([shown[place] for place in sorted(shown)])
+
+
+def states_on_the_way(
+    denoiser: DenoiserLike,
+    sampler: Sampler,
+    indices: Sequence[int],
+    seed: int,
+    y: Tensor | None,
+    choose: Callable[[Sequence[float]], Collection[int]],
+) -> dict[int, Tensor]:
+    """Chosen states from the first to the sample, at the contrast of clean data.
+
+    Args:
+        denoiser, sampler: what draws.
+        indices: of the samples.
+        seed: of the samples.
+        y: class label of each, or ``None``.
+        choose: gives the places of the states that are wanted, from the times that all have come
+            to: falling from the first to 0, the sample.
+
+    Returns:
+        By place, bytes ``(n, C, H, W)``.
     """
     schedule, device = denoiser.schedule, denoiser.device
     rng = Stream("sample", seed, indices=indices, device=device)
     x = sampler.begin(denoiser, rng)
     times = sampler.times(schedule)
     reached = [times[0], *sampler.reached(times)]
-    places = set(np.linspace(0, len(reached) - 1, min(most, len(reached))).round().astype(int))
-    low, high = denoiser.value_range
-    middle, half = (low + high) / 2, (high - low) / 2
+    places = choose(reached)
     labels = None if y is None else y.to(device)
 
     def states() -> Iterator[Tensor]:
         yield x
         yield from sampler.states(denoiser, x, rng, labels)
 
-    shown = []
-    for place, (state, t) in enumerate(zip(states(), reached, strict=True)):
-        if place in places:
-            alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
-            contrast = (alpha**2 + (sigma / half) ** 2) ** 0.5
-            plain = middle + (state.float().cpu() - alpha * middle) / contrast
-            shown.append(pixels.to_uint8(plain, (low, high)))
-    return torch.stack(shown)
+    return {
+        place: at_contrast(state, schedule, t, denoiser.value_range)
+        for place, (state, t) in enumerate(zip(states(), reached, strict=True))
+        if place in places
+    }
+
+
+def at_contrast(
+    x_t: Tensor, schedule: NoiseSchedule, t: float | Tensor, value_range: tuple[float, float]
+) -> Tensor:
+    """A state as bytes, at the contrast of clean data: deviations from the middle of the value
+    range are divided by √(α² + (σ/h)²), with half the range h. That changes nothing where the
+    variance is preserved over [−1, 1], and makes one picture of it and of a σ-ladder.
+
+    Args:
+        x_t: the state, ``(n, C, H, W)``.
+        schedule: of the model.
+        t: its time.
+        value_range: of clean data.
+    """
+    low, high = value_range
+    middle, half = (low + high) / 2, (high - low) / 2
+    alpha, sigma = schedule.alpha(t).item(), schedule.sigma(t).item()
+    contrast = (alpha**2 + (sigma / half) ** 2) ** 0.5
+    return pixels.to_uint8(middle + (x_t.float().cpu() - alpha * middle) / contrast, value_range)
 
 
 def _write_mp4(path: Path, frames: Sequence[Image.Image]) -> None:

@@ -65,6 +65,33 @@ def nearest_examples(
     return squares.sqrt().cpu(), places.cpu()
 
 
+@torch.inference_mode()
+def nearest_images(queries: Tensor, train: Iterable[Tensor], number: int) -> tuple[Tensor, Tensor]:
+    """The training examples that are nearest to each query, the nearest first.
+
+    Args:
+        queries, train: see :func:`nearest`.
+        number: how many of each.
+
+    Returns:
+        Their L2 distances, float64 ``(n, number)``, and they themselves, ``(n, number, …)``.
+    """
+    query = _vectors(queries, torch.device("cpu"))
+    distances = torch.empty(len(query), 0, dtype=torch.float64)
+    images = queries.new_empty(len(query), 0, *queries.shape[1:])
+    for batch in train:
+        known = _vectors(batch, torch.device("cpu"))
+        near = torch.cdist(query.double(), known.double()).topk(
+            min(number, len(batch)), largest=False
+        )
+        distances = torch.cat([distances, near.values], 1)
+        images = torch.cat([images, batch[near.indices]], 1)
+        distances, order = distances.sort(1)
+        images = torch.stack([row[at] for row, at in zip(images, order, strict=True)])
+        distances, images = distances[:, :number], images[:, :number]
+    return distances, images
+
+
 def distance_ratio(samples: Tensor, held_out: Tensor) -> float:
     """``nn_distance_ratio`` of the nearest distances of samples and of held-out data, ``(n,)``
     and ``(m,)``; NaN where the held-out data are in the training data."""

@@ -62,6 +62,9 @@ PASSED_ON = "BETASIGMA_TRACEBACKS"
 
 HELP = {"-h", "--help"}
 
+SHORT = {"compare": {"--csv": "to=csv", "--latex": "to=latex"}}
+"""Options of an app that are short for a key."""
+
 _wanted = os.environ.get(PASSED_ON, os.environ.get(TRACEBACK)) == "1"
 
 _sweeps: list[Sweep] = []
@@ -113,6 +116,8 @@ def app(
             make_printable()
             configs = Configs(tree, config_name, CommandLine({}, []))
             try:
+                short = SHORT.get(config_name, {})
+                sys.argv[1:] = [short.get(word, word) for word in sys.argv[1:]]
                 line = with_key(read_command_line(sys.argv[1:]), config_name)
                 allow_typed(sys.argv[1:])
                 configs = replace(configs, line=line)

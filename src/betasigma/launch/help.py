@@ -37,6 +37,10 @@ EXAMPLES = {
     },
     "edit": {"run=outputs/… edit=inpaint": "fill in a part of images"},
     "import": {"from=model.pt to=outputs/model": "a published model becomes a run"},
+    "plot": {
+        "figure=frontier runs=outputs/…": "distance against network evaluations",
+        "figure=filmstrip runs=[outputs/…,outputs/…]": "from noise to samples, both families",
+    },
     "compare": {"runs=[outputs/…,outputs/…]": "a table and curves"},
     "dashboard": {
         "runs=outputs": "a page of all runs below outputs",

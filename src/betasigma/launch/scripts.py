@@ -68,6 +68,14 @@ def sync(config: DictConfig, start: Start) -> None:
     run(config, start)
 
 
+@app("plot")
+def plot(config: DictConfig, start: Start) -> None:
+    """Draw a figure for a paper: betasigma plot figure=filmstrip runs=[outputs/a,outputs/b]"""
+    from betasigma.commands.plot import plot as run
+
+    run(config, start)
+
+
 @app("import")
 def import_model(config: DictConfig, start: Start) -> None:
     """Turn a published model into a run: betasigma import from=model.pt to=outputs/model"""
@@ -90,6 +98,7 @@ APPS = {
     "edit": edit,
     "evaluate": evaluate,
     "compare": compare,
+    "plot": plot,
     "dashboard": dashboard,
     "sync": sync,
     "import": import_model,

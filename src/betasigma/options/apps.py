@@ -23,8 +23,10 @@ from betasigma.options.base import (
 from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.dashboards import DashboardOptions
 from betasigma.options.data import DataOptions
+from betasigma.options.drawing import DrawingOptions
 from betasigma.options.edits import BATCH_SIZE, EditOptions
 from betasigma.options.evaluation import EvaluationOptions
+from betasigma.options.figures import FigureOptions
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.lightning import TrainerOptions, check_callbacks
 from betasigma.options.likelihoods import LikelihoodOptions
@@ -380,7 +382,21 @@ class Export(Options):
     )
 
 
-class Compare(Options):
+class Plot(DrawingOptions):
+    """The config of ``scripts/plot.py``."""
+
+    runs: Annotated[list[str], Field(min_length=1)] = option(
+        [], "run directories, or a sweep's with all its runs"
+    )
+    plugins: list[str] = option([], "outside packages that the runs may name")
+    figure: Annotated[FigureOptions, component("figure")]
+    seed: Seed = option(0, "sample i is a function of seed and i")
+    sampler: OptionalSampler = option(None, "null: the one each run was configured with")
+    hardware: HardwareOptions = option(HardwareOptions(), "what computes")
+    data: DataPlace = option(DataPlace(), "where the data are")
+
+
+class Compare(DrawingOptions):
     """The config of ``scripts/compare.py``."""
 
     runs: Annotated[list[str], Field(min_length=1)] = option(
@@ -388,6 +404,9 @@ class Compare(Options):
     )
     metrics: Annotated[list[str], Field(min_length=1)] | None = option(
         None, "whose curves are drawn; null: the denoising error in training and in validation"
+    )
+    to: Literal["terminal", "csv", "latex"] = option(
+        "terminal", "how the results are printed; --csv and --latex are short for the others"
     )
 
 
@@ -447,6 +466,7 @@ TOP_LEVEL: dict[str, type[Options]] = {
     "edit": EditApp,
     "evaluate": Evaluate,
     "compare": Compare,
+    "plot": Plot,
     "dashboard": Dashboard,
     "sync": Sync,
     "import": Import,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, SPEED, VALIDATION_ERROR
@@ -34,6 +34,13 @@ def of_training(run: Run) -> Values:
         found[DENOISING_ERROR] = errors[-1]
     seconds = _training_seconds(run)
     return {**found, "training s": seconds} if seconds else found
+
+
+def last_step(run: Run) -> int:
+    """Step of the last validation, or of whatever was recorded last."""
+    rows = run.record.rows()
+    validated = [int(row["step"]) for row in rows if row["metric"].startswith("val/")]
+    return max(validated or [int(row["step"]) for row in rows], default=0)
 
 
 def of_evaluation(run: Run) -> Values:
@@ -67,20 +74,41 @@ def distances_and_bits(rows: Sequence[Mapping[str, str]], prefix: str) -> Values
         prefix: of their metrics: ``val``, or ``eval`` of an evaluation.
     """
     found: Values = {}
+    for column, row in _by_column(rows, prefix):
+        found[column] = float(row["value"])
+        if DISTANCE.fullmatch(column.removesuffix(" train")):
+            found |= _sizes(row)
+    return found
+
+
+def measured_by(rows: Sequence[Mapping[str, str]], prefix: str) -> dict[str, frozenset[str]]:
+    """n and NFE by which distances and likelihoods were last measured, by column: ``n=500``."""
+    return {
+        column: frozenset(f"{key}={value}" for key, value in _sizes(row).items())
+        for column, row in _by_column(rows, prefix)
+    }
+
+
+def _by_column(
+    rows: Sequence[Mapping[str, str]], prefix: str
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Rows of distances and likelihoods, with what their column is called."""
     for row in rows:
         before, _, metric = row["metric"].partition("/")
         if before != prefix:
             continue
         if distance := DISTANCE.fullmatch(metric):
             name, against = distance.groups()
-            found[f"{name} {against or 'train'}"] = float(row["value"])
-            if against is None:
-                found |= _sizes(row)
+            yield f"{name} {against or 'train'}", row
         elif bits := BITS.fullmatch(metric):
             density, estimator, term, test = bits.groups()
-            split = "" if test else "train "
-            found[f"{density}{estimator} {split}{term}"] = float(row["value"])
-    return found
+            yield f"{density}{estimator} {'' if test else 'train '}{term}", row
+
+
+def examples_of_error_curve(run: Run) -> str:
+    """How many examples :func:`error_curve` was measured on, in words; ``""`` if not recorded."""
+    found = [r for r in run.record.rows() if r["metric"].startswith(f"eval{AT_LOG_SNR}")]
+    return f"n={found[-1]['n']}" if found and found[-1]["n"] else ""
 
 
 def error_curve(run: Run) -> dict[float, float]:

@@ -1,108 +1,308 @@
-"""Plots of runs, as PNG files."""
+"""Plots of runs: curves over training, results, error by noise level, bits by level.
+
+A line is a setting: its runs differ in the seed alone. It shows their mean, with a band or bar of
+one standard error. Nothing is joined that was measured differently.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from betasigma.options.training import DENOISING_ERROR
-from betasigma.report.rows import Row
+from betasigma.options.drawing import DrawingOptions
+from betasigma.options.training import (
+    DENOISING_ERROR,
+    SPEED,
+    TRAIN_OBJECTIVE,
+    VALIDATION_OBJECTIVE,
+)
+from betasigma.pictures import save_figure
+from betasigma.plot_style import (
+    BAND,
+    GREY,
+    PANEL,
+    family_colours,
+    legend_below,
+    panels,
+    plain_log_axis,
+)
+from betasigma.report.measurements import error_curve
+from betasigma.report.rows import Row, Setting, settings_of, standard_error
 from betasigma.report.runs import Run
-from betasigma.runs.files import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+AS_IT_IS = DrawingOptions()
+"""How a plot is written where nobody asks for anything."""
+
+ERROR = "‖ε − ε̂‖²/d"
+LOG_SNR = "log-SNR of data in [−1, 1]"
+
+MARKERS = {"train": "o", "test": "s"}
+"""Of a distance, by the split that it is taken to."""
+
+TERMS = {"prior": 0.35, "diffusion": 0.65, "decoder": 1.0}
+"""Opacity of the terms of a bound, in their order."""
 
 
-def draw_curves(runs: Sequence[Run], metrics: Sequence[str], path: Path) -> None:
-    """Draw each metric over the steps, one line a run."""
-    with _panels(path, len(metrics), (5.5 * len(metrics), 4)) as panels:
-        for axes, metric in zip(panels, metrics, strict=True):
-            for run in runs:
-                steps, values = run.record.curve(metric)
-                if steps:
-                    marker = "." if len(steps) < 20 else None
-                    axes.plot(steps, values, label=run.label, marker=marker)
-            axes.set(xlabel="optimizer step", ylabel=metric, yscale="log")
-        panels[0].legend(fontsize=7)
+class ErrorCurve(NamedTuple):
+    """The denoising error of a setting.
 
-
-def draw_results(rows: Sequence[Row], columns: Mapping[str, Sequence[str]], path: Path) -> bool:
-    """Draw columns over the rows, with error bars of one standard deviation over the seeds.
-
-    Args:
-        rows: of a table.
-        columns: by the label of their common axis; one without columns is left out.
-        path: of the picture.
-
-    Returns:
-        Whether there was anything to draw.
+    Attributes:
+        label: what the setting is called.
+        family: of its model.
+        curves: of each run, the error by log-SNR.
     """
-    drawn = {label: names for label, names in columns.items() if names}
-    if not drawn:
-        return False
-    with _panels(path, len(drawn), (1.5 + 4.5 * len(drawn), 4.5)) as panels:
-        for axes, (label, names) in zip(panels, drawn.items(), strict=True):
-            for column in names:
-                places = [i for i, row in enumerate(rows) if row.mean(column) is not None]
-                axes.errorbar(
-                    places,
-                    [rows[i].mean(column) or 0.0 for i in places],
-                    [rows[i].std(column) or 0.0 for i in places],
-                    label=column,
-                    marker="o",
-                    markersize=4,
-                    capsize=3,
-                    linestyle="--" if column.endswith("floor") else "-",
-                )
-            axes.set_xticks(range(len(rows)), [row.label for row in rows], rotation=35, ha="right")
-            axes.set_ylabel(label)
-            axes.legend(fontsize=7)
-    return True
+
+    label: str
+    family: str
+    curves: Sequence[Mapping[float, float]]
 
 
-def draw_error_curves(curves: Mapping[str, Mapping[float, float]], folder: Path) -> Path:
-    """Draw the denoising error of each model against log-SNR.
+def draw_curves(
+    settings: Sequence[Setting], metrics: Sequence[str], path: Path, look: DrawingOptions = AS_IT_IS
+) -> Path:
+    """Draw each metric over the steps, one line a setting."""
+    with panels(len(metrics)) as (figure, axes):
+        colours = family_colours([setting.family for setting in settings])
+        for panel, metric in zip(axes, metrics, strict=True):
+            positive = True
+            for setting, colour in zip(settings, colours, strict=True):
+                known: list[dict[float, float]] = []
+                for run in setting.runs:
+                    steps, values = run.record.curve(metric)
+                    if steps:
+                        known.append(dict(zip(map(float, steps), values, strict=True)))
+                if known:
+                    _draw_mean(panel, known, colour, counted(setting.label, len(known)))
+                    positive &= all(value > 0 for curve in known for value in curve.values())
+            title, unit = meaning(metric)
+            panel.set(xlabel="optimizer step", ylabel=unit)
+            panel.set_title(title)
+            if positive:
+                panel.set_yscale("log")
+                plain_log_axis(panel.yaxis)
+        legend_below(figure, axes)
+        return save_figure(figure, path, look)
+
+
+def error_curves(runs: Sequence[Run]) -> list[ErrorCurve]:
+    """Denoising errors by log-SNR as they were last measured, by setting."""
+    found = []
+    for setting in settings_of(runs):
+        curves = [curve for run in setting.runs if (curve := error_curve(run))]
+        if curves:
+            found.append(ErrorCurve(setting.label, setting.family, curves))
+    return found
+
+
+def draw_error_curves(
+    found: Sequence[ErrorCurve], n: str, path: Path, look: DrawingOptions = AS_IT_IS
+) -> Path:
+    """Draw the denoising error of each setting against log-SNR.
 
     Args:
-        curves: by label, ‖ε − ε̂‖²/d by log-SNR (of data in [−1, 1]).
-        folder: of the picture.
+        found: by setting, ‖ε − ε̂‖²/d by log-SNR (of data in [−1, 1]).
+        n: how many examples it was measured on, in words; ``""`` where that is not known.
+        path: of the picture.
+        look: how it is written.
 
     Returns:
         The picture's path.
     """
-    path = folder / f"{DENOISING_ERROR}.png"
-    with _panels(path) as (axes,):
-        for label, curve in curves.items():
-            axes.plot(sorted(curve), [curve[at] for at in sorted(curve)], ".-", label=label)
-        axes.set(
-            xlabel="log-SNR (data in [−1, 1])",
-            ylabel="denoising error ‖ε − ε̂‖²/d",
-            yscale="log",
-        )
-        axes.legend(fontsize=7)
-    return path
+    with panels() as (figure, (axes,)):
+        draw_errors(axes, found, n)
+        legend_below(figure, [axes])
+        return save_figure(figure, path, look)
 
 
-def draw_levels(bits: Sequence[float], path: Path) -> None:
-    """Bits per dimension that each noise level costs, from level 2 up."""
-    with _panels(path) as (axes,):
+def draw_errors(axes: Axes, found: Sequence[ErrorCurve], n: str) -> None:
+    """The same in a panel that there is, without a legend."""
+    from matplotlib.ticker import MaxNLocator
+
+    colours = family_colours([one.family for one in found])
+    for one, colour in zip(found, colours, strict=True):
+        _draw_mean(axes, one.curves, colour, counted(one.label, len(one.curves)), marker=".")
+    axes.set_title("denoising error by noise level")
+    axes.set(xlabel=LOG_SNR, ylabel=f"{ERROR}{n and f', {n}'}", yscale="log")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    plain_log_axis(axes.yaxis)
+
+
+def draw_levels(bits: Sequence[float], n: int, path: Path, look: DrawingOptions = AS_IT_IS) -> Path:
+    """Bits per dimension that each noise level costs, from level 2 up, a mean over n examples."""
+    with panels() as (figure, (axes,)):
         marker = "." if len(bits) < 50 else None
-        axes.plot(range(2, len(bits) + 2), list(bits), marker=marker)
-        axes.set(xlabel="level", ylabel="bits/dim of the level", yscale="log")
+        axes.plot(range(2, len(bits) + 2), list(bits), marker=marker, color=GREY)
+        axes.set(xlabel="noise level", ylabel=f"bits/dim of the level, n={n}", yscale="log")
+        return save_figure(figure, path, look)
 
 
-@contextmanager
-def _panels(path: Path, number: int = 1, size: tuple[float, float] = (6, 4)) -> Iterator[list[Any]]:
-    """Axes side by side, written to ``path`` when they are filled."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def draw_results(
+    rows: Sequence[Row],
+    columns: Sequence[str],
+    path: Path,
+    errors: Sequence[ErrorCurve] = (),
+    look: DrawingOptions = AS_IT_IS,
+) -> Path | None:
+    """Draw results over the rows of a table: a panel for each metric, a line a row, bars of one
+    standard error over the seeds.
 
-    figure = Figure(figsize=size, dpi=110)
-    canvas = FigureCanvasAgg(figure)
-    panels = [figure.add_subplot(1, number, place) for place in range(1, number + 1)]
-    yield panels
-    for axes in panels:
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
-    with replace_file(path) as partial, partial.open("wb") as file:
-        canvas.print_png(file)
+    Args:
+        rows: of the table.
+        columns: to draw: distances, likelihoods and :data:`DENOISING_ERROR`.
+        path: of the picture.
+        errors: denoising error by log-SNR, for a panel of its own; ``()`` for none.
+        look: how it is written.
+
+    Returns:
+        The picture's path; ``None`` where there is nothing to draw.
+    """
+    metrics = list(dict.fromkeys(column.split()[0] for column in columns))
+    number = len(metrics) + bool(errors)
+    if not number:
+        return None
+    names = [_told(row, rows) for row in rows]
+    longest = max(map(len, names), default=0)
+    size = (PANEL[0] * 0.85 + 0.05 * longest / number, max(2.2, 1.3 + 0.3 * len(rows)))
+    with panels(number, size) as (figure, axes):
+        colours = family_colours([row.family for row in rows])
+        for place, (panel, metric) in enumerate(zip(axes, metrics, strict=False)):
+            own = [column for column in columns if column.split()[0] == metric]
+            if any(column.endswith(" total") for column in own):
+                _draw_bits(panel, rows, own, colours)
+                unit = "bits/dim"
+            elif metric == DENOISING_ERROR:
+                _draw_points(panel, rows, {"o": DENOISING_ERROR}, colours)
+                unit = ERROR
+            else:
+                by_split = {MARKERS[s]: f"{metric} {s}" for s in MARKERS if f"{metric} {s}" in own}
+                _draw_points(panel, rows, by_split, colours)
+                _draw_floor(panel, rows, f"{metric} floor")
+                unit = "Fréchet distance"
+            measured = _measured(rows, [c for c in own if not c.endswith(" floor")])
+            panel.set_xlabel(f"{unit}{measured and f', {measured}'}")
+            panel.set_title(metric)
+            panel.set_yticks(range(len(rows)), names if place == 0 else [""] * len(rows))
+            panel.set_ylim(len(rows) - 0.5, -0.5)
+            panel.grid(visible=False, axis="y")
+            if panel.get_legend_handles_labels()[0]:
+                panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / size[1]), ncols=3)
+        if errors:
+            draw_errors(axes[-1], errors, "")
+        return save_figure(figure, path, look)
+
+
+def counted(label: str, seeds: int) -> str:
+    """A label with the number of runs that a mean is over."""
+    return f"{label} ({seeds} seeds)" if seeds > 1 else label
+
+
+def meaning(metric: str) -> tuple[str, str]:
+    """What a metric is called in a plot, and its unit."""
+    if metric == SPEED:
+        return "training speed", "images/s"
+    prefix, _, name = metric.partition("/")
+    where = {"train": " in training", "val": " in validation"}.get(prefix, "")
+    if name.startswith(DENOISING_ERROR):
+        return f"{name.replace('_', ' ')}{where}", ERROR
+    if metric in (TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE):
+        return f"objective{where}", "unit of its family"
+    return metric, metric
+
+
+def _draw_mean(
+    axes: Axes,
+    curves: Sequence[Mapping[float, float]],
+    colour: str,
+    label: str,
+    marker: str | None = None,
+) -> None:
+    """The mean of curves where all of them have a value, with a band of one standard error."""
+    places = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = [[curve[at] for curve in curves] for at in places]
+    means = [statistics.mean(found) for found in values]
+    few = "." if len(places) < 20 else None
+    axes.plot(places, means, color=colour, label=label, marker=marker or few)
+    if len(curves) > 1:
+        reach = [standard_error(found) or 0.0 for found in values]
+        low = [mean - error for mean, error in zip(means, reach, strict=True)]
+        high = [mean + error for mean, error in zip(means, reach, strict=True)]
+        axes.fill_between(places, low, high, color=colour, alpha=BAND, linewidth=0)
+
+
+def _draw_points(
+    axes: Axes, rows: Sequence[Row], by_marker: Mapping[str, str], colours: Sequence[str]
+) -> None:
+    """Means with their standard errors, a line a row; the values of the seeds faint behind them."""
+    for number, (marker, column) in enumerate(by_marker.items()):
+        shift = 0.16 * (number - (len(by_marker) - 1) / 2)
+        for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            values = row.values.get(column)
+            if not values:
+                continue
+            at = place + shift
+            if len(values) > 1:
+                axes.plot(values, [at] * len(values), marker, color=colour, alpha=0.25, ms=3)
+            axes.errorbar(
+                [statistics.mean(values)],
+                [at],
+                xerr=standard_error(values) or None,
+                fmt=marker,
+                color=colour,
+            )
+        if len(by_marker) > 1:
+            split = column.rpartition(" ")[2]
+            axes.plot([], [], marker, color=GREY, label=f"to {split} images")
+
+
+def _draw_floor(axes: Axes, rows: Sequence[Row], column: str) -> None:
+    """What real images score, as a band from the least to the largest of the rows."""
+    found = [value for row in rows for value in row.values.get(column, [])]
+    if found:
+        low, high = min(found), max(found)
+        axes.axvspan(low, high, color=GREY, alpha=BAND)
+        axes.axvline(statistics.mean(found), color=GREY, lw=1, label="real test images (floor)")
+
+
+def _draw_bits(
+    axes: Axes, rows: Sequence[Row], columns: Sequence[str], colours: Sequence[str]
+) -> None:
+    """Totals with their standard errors, over bars of their terms where no term is below 0."""
+    totals = [column for column in columns if column.endswith(" total")]
+    for number, total in enumerate(totals):
+        stem = total.removesuffix("total")
+        shift = 0.3 * (number - (len(totals) - 1) / 2)
+        for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+            terms = {term: row.mean(stem + term) or 0.0 for term in TERMS}
+            left = 0.0
+            if min(terms.values()) >= 0:
+                for term, value in terms.items():
+                    height = 0.6 / len(totals)
+                    axes.barh(
+                        place + shift, value, height, left, color=colour, alpha=TERMS[term] * 0.6
+                    )
+                    left += value
+            if (mean := row.mean(total)) is not None:
+                reach = standard_error(row.values[total])
+                axes.errorbar([mean], [place + shift], xerr=reach, fmt="ok", ms=3)
+    for term, opacity in TERMS.items():
+        if any(column.endswith(f" {term}") for column in columns):
+            axes.barh([0], [0], color=GREY, alpha=opacity * 0.6, label=term)
+
+
+def _told(row: Row, rows: Sequence[Row]) -> str:
+    """Name of a row, with n and NFE where rows differ in them."""
+    own = [f"{key}={row.size(key)}" for key in ("n", "NFE") if len({r.size(key) for r in rows}) > 1]
+    seeds = max((len(values) for values in row.values.values()), default=1)
+    return counted(", ".join([row.label, *own]), seeds)
+
+
+def _measured(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """n and NFE by which columns were measured, as far as they are the same in all rows."""
+    known = [row.measured[column] for row in rows for column in columns if column in row.measured]
+    common = set.intersection(*map(set, known)) if known else set()
+    return ", ".join(sorted(common))

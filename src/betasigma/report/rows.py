@@ -7,14 +7,22 @@ cluster, and runs that were never one sweep.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from betasigma.report.measurements import of_evaluation, of_training, sampler_of
-from betasigma.report.runs import Run
+from betasigma.report.measurements import (
+    Values,
+    last_step,
+    measured_by,
+    of_evaluation,
+    of_training,
+    sampler_of,
+)
+from betasigma.report.runs import Run, evaluated_config
 
 INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
@@ -34,10 +42,14 @@ class Row:
         described: what was measured, cell by column; ``run`` comes first.
         values: what was found, by column, one value a run; runs that have not measured it are left
             out.
+        family: of the model; ``""`` where it is not known.
+        measured: n and NFE by which a column was measured, ``n=500``.
     """
 
     described: dict[str, str]
     values: dict[str, list[float]]
+    family: str = ""
+    measured: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -49,47 +61,119 @@ class Row:
         values = self.values.get(column)
         return statistics.mean(values) if values else None
 
-    def std(self, column: str) -> float | None:
-        """Standard deviation over the runs (n − 1); ``None`` where there are fewer than two."""
-        values = self.values.get(column, [])
-        return statistics.stdev(values) if len(values) > 1 else None
+    def error(self, column: str) -> float | None:
+        """Standard error of the mean; ``None`` where there are fewer than two values."""
+        return standard_error(self.values.get(column, []))
+
+    def size(self, column: str) -> float | None:
+        """The one value of a column that all runs of a row have in common, as n and NFE are."""
+        return next(iter(self.values.get(column, [])), None)
 
 
-def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
-    """One row for all training runs that differ in nothing but their seed.
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of a mean; ``None`` of fewer than two values."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
-    Returns:
-        The points of each study in their order, other runs in theirs after them.
+
+class Setting(NamedTuple):
+    """Training runs that differ in nothing but their seed, and in what does not enter a result.
+
+    Attributes:
+        label: what tells them from others.
+        family: of their model; ``""`` where it is not known.
+        runs: of the setting.
     """
+
+    label: str
+    family: str
+    runs: list[Run]
+
+
+def settings_of(runs: Sequence[Run]) -> list[Setting]:
+    """The settings of training runs: the points of each study in their order, others after them."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         fixed = {key: value for key, value in run.config.items() if key not in INCIDENTAL}
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(run)
     ordered = sorted(groups.values(), key=lambda group: _place(group[0]))
+    labels = _labels([group[0] for group in ordered])
+    return [
+        Setting(label, family_of(group[0].config), group)
+        for label, group in zip(labels, ordered, strict=True)
+    ]
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """Family of the model of a run; ``""`` where its config does not say."""
+    model = config.get("model")
+    return str(model.get("family", "")) if isinstance(model, Mapping) else ""
+
+
+def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
+    """One row for each setting. Runs of one setting that have measured with other n or NFE, or at
+    another step, are rows of their own.
+    """
     rows = []
-    for label, group in zip(_labels([group[0] for group in ordered]), ordered, strict=True):
-        found = [of_training(run) for run in group]
-        columns = dict.fromkeys(column for values in found for column in values)
-        values = {c: [one[c] for one in found if c in one] for c in columns}
-        rows.append(Row({"run": label, "seeds": str(len(group))}, values))
+    for setting in settings_of(runs):
+        parts = _measured_alike(setting.runs)
+        for measured, found in parts:
+            columns = dict.fromkeys(column for values in found for column in values)
+            values = {c: [one[c] for one in found if c in one] for c in columns}
+            step = f", at step {measured['step']:g}" if len(parts) > 1 else ""
+            described = {"run": setting.label + step, "seeds": str(len(found))}
+            how = measured_by(setting.runs[0].record.rows(), "val")
+            rows.append(Row(described, values, setting.family, how))
     return rows
 
 
+def _measured_alike(runs: Sequence[Run]) -> list[tuple[Values, list[Values]]]:
+    """What runs have found, with those together that have measured alike: how, and the values."""
+    parts: list[tuple[Values, list[Values]]] = []
+    for run in runs:
+        found = of_training(run)
+        own = {key: found[key] for key in ("n", "NFE") if key in found} | {"step": last_step(run)}
+        for measured, values in parts:
+            if all(measured.get(key, value) == value for key, value in own.items()):
+                measured |= own
+                values.append(found)
+                break
+        else:
+            parts.append((own, [found]))
+    return parts
+
+
 def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
-    """One row for each job of a sweep of evaluations: the run, the sampler with those of its
-    settings that differ between jobs, what else was swept.
+    """One row for the jobs of a sweep of evaluations that differ in the seed alone: the run, the
+    sampler with those of its settings that differ between jobs, what else was swept.
     """
     asked = [job.asked for job in jobs]
-    swept = [key for key in _differing(asked) if key.partition(".")[0] not in OWN_COLUMNS]
-    names = _without_common_parent([str(job.config["run"]) for job in jobs])
-    samplers = _samplers(jobs)
-    return [
-        Row(
-            {"run": name, "sampler": sampler, **{key: job.asked.get(key, "") for key in swept}},
-            {column: [value] for column, value in of_evaluation(job).items()},
-        )
-        for job, name, sampler in zip(jobs, names, samplers, strict=True)
+    swept = [
+        key for key in _differing(asked) if key.partition(".")[0] not in (*OWN_COLUMNS, "seed")
     ]
+    names = _without_common_parent([str(job.config["run"]) for job in jobs])
+    groups: dict[str, tuple[dict[str, str], list[Run]]] = {}
+    for job, name, sampler in zip(jobs, names, _samplers(jobs), strict=True):
+        described = {
+            "run": name,
+            "sampler": sampler,
+            **{key: job.asked.get(key, "") for key in swept},
+        }
+        found = of_evaluation(job)
+        measured = [str(found.get(key)) for key in ("n", "NFE")]
+        key = json.dumps([described, measured])
+        groups.setdefault(key, (described, []))[1].append(job)
+    several = any(len(group) > 1 for _, group in groups.values())
+    rows = []
+    for described, group in groups.values():
+        seeds = {"seeds": str(len(group))} if several else {}
+        values: dict[str, list[float]] = {}
+        for job in group:
+            for column, value in of_evaluation(job).items():
+                values.setdefault(column, []).append(value)
+        family = family_of(evaluated_config(group[0]))
+        how = measured_by(group[0].record.rows(), "eval")
+        rows.append(Row({**described, **seeds}, values, family, how))
+    return rows
 
 
 def _samplers(jobs: Sequence[Run]) -> list[str]:

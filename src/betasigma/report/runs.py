@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from betasigma.errors import UserError
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
@@ -48,12 +49,22 @@ def read_run(path: Path, config: str = CONFIG) -> Run:
         UserError: where it is not one.
     """
     record = Record.of(path)
-    if not record.path.is_file() or not (path / config).is_file():
+    lacks = [name for name in (METRICS, config) if not (path / name).is_file()]
+    if not path.is_dir():
+        raise UserError(f"runs=[{path}] does not exist: give a run directory, or a sweep's")
+    if len(lacks) == 1:
+        raise UserError(f"runs=[{path}] is half written: it has no {lacks[0]}")
+    if lacks:
         raise UserError(
             f"runs=[{path}] is not a run directory: it has no {METRICS} and {config} (nor has "
             f"a folder in it, as in a sweep's directory)"
         )
-    content: Any = OmegaConf.to_container(OmegaConf.load(path / config))
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path / config))
+    except (ValueError, YAMLError):
+        content = None
+    if not isinstance(content, dict) or not content:
+        raise UserError(f"runs=[{path}] is half written: its {config} cannot be read")
     return Run(path.resolve().name, record, content, _overrides(path))
 
 
@@ -64,7 +75,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     Raises:
         UserError: where one is not a run directory, or is named twice.
     """
-    given = [run for path in paths for run in _runs_in(Path(path))]
+    given = [run for path in paths for run in runs_in(Path(path))]
     places = [run.resolve() for run in given]
     if len(set(places)) < len(places):
         raise UserError(f"runs=[{','.join(paths)}] names a run twice")
@@ -105,7 +116,49 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
     return list(asked)
 
 
-def _runs_in(path: Path) -> list[Path]:
+def evaluated_config(job: Run) -> dict[str, Any]:
+    """Config of the run that an evaluation is of; ``{}`` where that is no run directory."""
+    path = Path(str(job.config.get("run"))) / CONFIG
+    try:
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_evaluations(paths: Sequence[str]) -> list[Run]:
+    """The evaluations in some directories: a sweep's with all its jobs, or that of one.
+
+    Returns:
+        ``[]`` where there are none, as in the directory of a training run.
+    """
+    found = []
+    for path in map(Path, paths):
+        alone = (path / COMPOSED).is_file() and (path / METRICS).is_file()
+        for job in [path] if alone else _jobs(path, COMPOSED):
+            if not (job / CONFIG).is_file():
+                found.append(read_run(job, COMPOSED))
+    return [job for job in found if job.config.get("run")]
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Check that runs can be compared: that each has measured something that another has too.
+
+    Raises:
+        UserError: for runs that have nothing in common.
+    """
+    measured = [{row["metric"] for row in run.record.rows()} for run in runs]
+    for number, (run, own) in enumerate(zip(runs, measured, strict=True)):
+        others = set[str]().union(*measured[:number], *measured[number + 1 :])
+        if len(runs) > 1 and not own & others:
+            told = ", ".join(sorted(own)[:4]) or "nothing"
+            raise UserError(
+                f"runs=[…] have nothing in common: no other run has measured what {run.label} has "
+                f"({told})"
+            )
+
+
+def runs_in(path: Path) -> list[Path]:
     """The runs of a sweep's directory; of any other, itself."""
     return [path] if (path / CONFIG).is_file() else _jobs(path, CONFIG) or [path]
 

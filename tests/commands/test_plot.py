@@ -1,0 +1,96 @@
+"""scripts/plot.py: each figure of a paper by one command, of both families."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import launch
+from PIL import Image
+
+from betasigma.commands.load import load_run
+from betasigma.commands.paper_figures import Filmstrip, Model
+from betasigma.evaluation.neighbours import nearest, nearest_images
+from betasigma.runs.record import Record
+
+
+def figure(here: Path, name: str, *words: str) -> np.ndarray:
+    """The picture that a command leaves, as an array."""
+    out = here / "figure"
+    shutil.rmtree(out, ignore_errors=True)
+    outcome = launch("plot", f"figure={name}", *words, f"hydra.run.dir={out}", "dpi=60")
+    assert outcome.status == 0, outcome.err
+    (picture,) = out.glob("*.png")
+    assert f"figure figure/{picture.name}" in outcome.out
+    assert picture.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
+    with Image.open(picture) as image:
+        return np.asarray(image.convert("L"))
+
+
+@pytest.mark.parametrize("name", ["filmstrip", "denoising", "neighbours"])
+def test_figures_of_models_show_both_families(
+    here: Path, ddpm_run: Path, ncsn_run: Path, name: str
+) -> None:
+    steps = () if name == "denoising" else ("sampler=ddim", "sampler.steps=3")
+    one = figure(here, name, f"runs=[{ddpm_run}]", *steps)
+    both = figure(here, name, f"runs=[{ddpm_run},{ncsn_run}]", *steps)
+    assert both.shape[0] > 1.2 * one.shape[0], "a sheet, or a row, for each run"
+    assert (both < 128).mean() > 0.1
+
+
+def test_a_strip_ends_with_the_sample_and_is_empty_where_there_is_no_state(ddpm_run: Path) -> None:
+    loaded = load_run(ddpm_run)
+    sampler = loaded.sampler  # 2 steps
+    model = Model("ddpm", loaded, sampler, {})
+    grid = np.linspace(*model.ends(), 11)
+    strip = Filmstrip(samples=2, columns=12)._strip(model, 7, grid)
+    drawn = sampler.sample(loaded.denoiser, 2, seed=7).x
+    bytes_ = ((drawn.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    for row, sample in zip(strip, bytes_, strict=True):
+        assert torch.equal(row[-1], sample)
+        assert sum(cell is not None for cell in row) <= 3
+        assert row[0] is not None, "the noise that it began with"
+
+
+def test_neighbours_are_those_of_the_metric_and_sorted() -> None:
+    rng = np.random.default_rng(0)
+    train = torch.from_numpy(rng.integers(0, 256, (50, 1, 4, 4), dtype=np.uint8))
+    queries = torch.cat([train[7:8], 255 - train[9:10]])
+    distances, images = nearest_images(queries, train.split(8), 3)
+    assert distances[:, 0].tolist() == pytest.approx(nearest(queries, [train]).tolist())
+    assert torch.equal(images[0, 0], train[7])
+    assert (distances.diff(dim=1) >= 0).all()
+    again = (queries[:, None].double() - images.double()).flatten(2).norm(dim=2)
+    assert torch.allclose(again, distances)
+
+
+def test_figures_of_records(here: Path, ddpm_run: Path, ncsn_run: Path) -> None:
+    for run in (ddpm_run, ncsn_run):
+        shutil.copytree(run, here / "runs" / run.name)
+        record = Record.of(here / "runs" / run.name)
+        for nfe in (10, 20):
+            drawn = {"n": 50, "nfe": nfe, "sampler": "ddim", "settings": f"steps={nfe}"}
+            record.append(6, {"eval/fd_some": 100.0 / nfe}, drawn)
+    for name in ("frontier", "error_by_noise", "bridge"):
+        assert (figure(here, name, "runs=[runs]") < 250).mean() > 0.01
+
+
+def test_what_cannot_be_drawn_is_refused(here: Path, ddpm_run: Path) -> None:
+    def refused(*words: str) -> str:
+        outcome = launch("plot", *words)
+        assert outcome.status == 1
+        assert not list(here.glob("outputs/*"))
+        return outcome.err.strip()
+
+    runs = f"runs=[{ddpm_run}]"
+    assert refused("figure=filmstrip", "runs=[nowhere]").startswith("error: runs=nowhere")
+    assert "runs=[nowhere] does not exist" in refused("figure=frontier", "runs=[nowhere]")
+    assert "seed=3 has no effect" in refused("figure=frontier", runs, "seed=3")
+    assert "figure.columns=1 must be at least 2" in refused(
+        "figure=filmstrip", runs, "figure.columns=1"
+    )
+    assert "formats" in refused("figure=frontier", runs, "formats=[bmp]")
+    assert "frontiers" in refused("figure=frontiers", runs)
