@@ -170,7 +170,8 @@ class Filmstrip(Figure):
             known = np.array([model.log_snr(t) for t in reached[:-1]])
             half = (grid[1] - grid[0]) / 2
             for column, at in enumerate(grid):
-                nearest = int(np.abs(known - at).argmin())
+                # of a level's Langevin steps the last
+                nearest = len(known) - 1 - int(np.abs(known - at)[::-1].argmin())
                 if abs(known[nearest] - at) <= half:
                     places[column] = nearest
             places[len(grid)] = len(reached) - 1
