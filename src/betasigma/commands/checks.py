@@ -57,7 +57,7 @@ from betasigma.report.runs import (
 )
 from betasigma.report.scan import check_common, find_recorded, run_directories
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
-from betasigma.training.account import logged_in
+from betasigma.training.account import check_online, logged_in
 
 OF_TRAINING = (
     *("steps", "network", "preconditioning", "objective", "denoiser"),
@@ -531,6 +531,8 @@ def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
         recorded = find_recorded(asked.runs)
     check_common(recorded)
     asked.dashboard.check_metrics({name for run in recorded for name in run.metrics})
+    if asked.to == "wandb":
+        check_online("to=wandb")
     return None
 
 

@@ -38,6 +38,11 @@ def dashboard(config: DictConfig, start: Start) -> None:
         UserError: for bad input.
     """
     _, asked = parsed(config, Dashboard)
+    if asked.to == "wandb":
+        from betasigma.commands.wandb_dashboard import show_on_wandb  # an extra
+
+        show_on_wandb(asked, start)
+        return
     plain_warnings()
     display = Display()
     read = partial(describe, asked, leaves(check_run(compose("train")).content))

@@ -98,7 +98,7 @@ def sync(config: DictConfig, start: Start) -> None:
     """
     content = validate(config, Sync)
     os.environ.setdefault("WANDB_SILENT", "true")  # read at import
-    api = _connect(content["timeout"])
+    api = connect(content["timeout"])
     place = Recipient(api, *(content[key] for key in ("project", "entity", "again", "patience")))
     display = Display()
     found = [run for path in content["runs"] for run in run_directories(Path(path))]
@@ -118,7 +118,7 @@ def sync(config: DictConfig, start: Start) -> None:
         )
 
 
-def _connect(timeout: float) -> Any:
+def connect(timeout: float) -> Any:
     """The server, as far as it answers.
 
     Raises:

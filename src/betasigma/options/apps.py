@@ -413,7 +413,13 @@ class Compare(DrawingOptions):
 class Dashboard(Options):
     """The config of ``scripts/dashboard.py``."""
 
-    to: Literal["html"] = option("html", "one file for a browser, which needs no network")
+    to: Literal["html", "wandb"] = option(
+        "html",
+        "one file for a browser, which needs no network; or a workspace and a report on "
+        "Weights & Biases",
+    )
+    project: str | None = option(None, "of to=wandb; null: what the runs were logged for")
+    entity: str | None = option(None, "of to=wandb; null: what the runs were logged for")
     runs: Annotated[list[str], Field(min_length=1)] = option(
         ["outputs"], "run directories, or directories with runs in them, at any depth"
     )
@@ -422,6 +428,18 @@ class Dashboard(Options):
         None, "port of this machine where the page follows growing runs; null: only the file"
     )
     dashboard: DashboardOptions
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.to == "wandb":
+            require_package("wandb-workspaces", "to=wandb", module="wandb_workspaces")
+            if self.serve is not None:
+                raise ValueError(f"serve={self.serve} has no effect with to=wandb")
+            return self
+        for key in ("project", "entity"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"{key}={getattr(self, key)} has no effect without to=wandb")
+        return self
 
 
 class Sync(Options):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import netrc
 import os
 
+from betasigma.errors import UserError
+
 
 def wandb_mode(mode: str) -> str:
     """``online`` or ``offline``; ``auto`` is online exactly where an account is set up.
@@ -29,6 +31,17 @@ def logged_in() -> bool:
         return netrc.netrc(path).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def check_online(asked: str) -> None:
+    """Refuse what needs Weights & Biases where it is switched off.
+
+    Raises:
+        UserError: naming the variable.
+    """
+    mode = os.environ.get("WANDB_MODE", "")
+    if mode in ("offline", "disabled"):
+        raise UserError(f"{asked} needs Weights & Biases, and WANDB_MODE={mode} switches it off")
 
 
 def sweep_run_id() -> str | None:
