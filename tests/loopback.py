@@ -76,6 +76,7 @@ class Server(ThreadingHTTPServer):
         self.requests = 0
         self.over = Event()
         self.runs: dict[str, Received] = {}
+        self.views: list[dict[str, Any]] = []
 
     @property
     def address(self) -> str:
@@ -151,6 +152,28 @@ class Server(ThreadingHTTPServer):
         wanted = [row for row in rows if given["minStep"] <= row["_step"] < given["maxStep"]]
         lines = [json.dumps(row) for row in wanted[: given["pageSize"]]]
         return {"project": {"run": {"history": lines}}}
+
+    def _GetProjects(self, given: dict[str, Any]) -> dict[str, Any]:
+        page = {"endCursor": None, "hasNextPage": False, "__typename": "PageInfo"}
+        named = {"id": "p", "name": "betasigma", "entityName": "me", "isBenchmark": False}
+        node = {**named, "createdAt": "2026-01-01T00:00:00Z", "user": None}
+        edges = [{"node": {**node, "__typename": "Project"}, "cursor": "p"}]
+        return {"models": {"edges": edges, "pageInfo": page}}
+
+    def _upsertView(self, given: dict[str, Any]) -> dict[str, Any]:
+        self.views.append({**given, "spec": json.loads(given["spec"])})
+        view = {"id": f"view{len(self.views)}", "name": given["name"], "type": given["type"]}
+        more = {"displayName": given["displayName"], "description": "", "spec": given["spec"]}
+        project = {"id": "p", "name": given["projectName"], "entityName": given["entityName"]}
+        user = {"id": "u", "username": "me", "photoUrl": None, "name": "me"}
+        times = {"createdAt": "2026-01-01T00:00:00", "updatedAt": "2026-01-01T00:00:00"}
+        view = {**view, **more, **times, "project": project, "user": user, "locked": False}
+        return {"upsertView": {"view": view, "inserted": True}}
+
+    _UpsertView2 = _upsertView
+
+    def _ProjectInternalId(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"internalId": "1"}}
 
     def _CreateRunFiles(self, given: dict[str, Any]) -> dict[str, Any]:
         place = f"{self.address}/storage/{given['run']}"

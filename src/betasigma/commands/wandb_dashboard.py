@@ -1,4 +1,4 @@
-"""A dashboard on Weights & Biases: a workspace, in which runs are chosen, and a report, which stands.
+"""A dashboard on Weights & Biases: a workspace, where runs are chosen, and a report, which stands.
 
 Both are drawn from the same description as the page of ``to=html``, panel by panel. A panel names
 metrics by patterns; Weights & Biases gets the names of those that the runs have. Runs are grouped,
@@ -30,8 +30,9 @@ from betasigma.runs.directory import WANDB_ID
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start, program
 from betasigma.training.account import logged_in
-from betasigma.training.wandb_run import IMAGES, SECONDS, STEP
+from betasigma.training.tracking import STEP
 
+IMAGES, SECONDS = "trainer/images_seen", "trainer/seconds"
 AXES = {"step": STEP, "time": SECONDS, "images": IMAGES}
 """Names on Weights & Biases of the axes that a panel may ask for."""
 
@@ -359,20 +360,7 @@ def specification(workspace: Any, report: Any) -> dict[str, Any]:
     }
 
 
-def publish(workspace: Any, report: Any) -> tuple[str, str]:
-    """Save both on Weights & Biases.
-
-    Returns:
-        Their addresses.
-
-    Raises:
-        UserError: where the server does not take them.
-    """
-    try:
-        return workspace.save().url, report.save().url
-    except Exception as error:  # of whatever kind
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"Weights & Biases did not take the dashboard: {reason}") from None
+MAKERS = (make_workspace, make_report)
 
 
 def show_on_wandb(asked: Dashboard, start: Start) -> None:
@@ -383,28 +371,30 @@ def show_on_wandb(asked: Dashboard, start: Start) -> None:
     """
     display, runs = Display(), find_recorded(asked.runs)
     path = start.directory / SPECIFICATION
-    entity, project = place_of(runs, asked.project, asked.entity)
-    ids = known_ids(runs)
-    if len(ids) < len(runs):
-        display.line(
-            f"{len(runs) - len(ids)} of {len(runs)} runs are not on Weights & Biases: "
-            f"{shlex.join([*program('sync', start.here), *asked.runs])} sends them"
-        )
-    if not logged_in():  # a set of runs of no place: naming one would look it up
-        made = [make(asked.dashboard, runs, "", "") for make in (make_workspace, make_report)]
-        write_json(path, specification(*made))
+    described = (asked.dashboard, runs)
+    # a set of runs of no place: naming one would look it up
+    write_json(path, specification(*(make(*described, "", "") for make in MAKERS)))
+    unsent = sum(run.is_training and not known_ids([run]) for run in runs)
+    if unsent:
+        command = shlex.join([*program("sync", start.here), *asked.runs])
+        display.line(f"{unsent} runs are not on Weights & Biases; to send them: {command}")
+    if not logged_in():
         display.line(
             f"no account at Weights & Biases (wandb login makes one known): the dashboard is "
             f"described in {path}"
         )
         return
     os.environ.setdefault("WANDB_SILENT", "true")  # read at import
+    entity, project = place_of(runs, asked.project, asked.entity)
     entity = entity or connect(SECONDS_TO_WAIT).default_entity
-    workspace, report = (
-        make(asked.dashboard, runs, entity, project) for make in (make_workspace, make_report)
-    )
-    write_json(path, specification(workspace, report))
-    for name, address in zip(("workspace", "report"), publish(workspace, report), strict=True):
+    for name, make in zip(("workspace", "report"), MAKERS, strict=True):
+        try:
+            address = make(*described, entity, project).save().url
+        except Exception as error:  # of whatever kind
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(
+                f"Weights & Biases did not take the {name} ({reason}); it is described in {path}"
+            ) from None
         display.line(f"{name:<9} {address}")
     display.line(f"described in {path}")
 
