@@ -106,7 +106,7 @@ def distributions(packages: Iterable[str]) -> dict[str, set[str]]:
 @pytest.mark.parametrize(
     ("folders", "extras"),
     [
-        (("src", "scripts", "train.py"), ("export",)),
+        (("src", "scripts", "train.py"), ("export", "dashboard")),
         (("examples",), ("demo",)),
         (("benchmarks",), ("bench",)),
         (("tests", "examples", "benchmarks"), ("dev", "bench")),

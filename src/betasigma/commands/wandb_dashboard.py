@@ -111,7 +111,7 @@ def _curves(panel: Any, scene: Scene) -> list[Any]:
         reports.LinePlot(
             title=metrics[0],
             x=reports.Metric(AXES[axis]),
-            y=metrics,
+            y=[*metrics],
             title_x=axis,
             log_y=panel.log,
             smoothing_type="exponential" if panel.smoothing else None,
@@ -143,7 +143,7 @@ def _noise(panel: Any, scene: Scene) -> list[Any]:
             reports.LinePlot(
                 title=f"{split}: its parts over training",
                 x=reports.Metric(STEP),
-                y=of_split,
+                y=[*of_split],
                 log_y=panel.log,
                 **scene.together,
             )
@@ -195,7 +195,7 @@ def _bars(panel: Any, scene: Scene) -> list[Any]:
     for name in scene.matching(panel.patterns):
         quantities.setdefault(name.rpartition("/")[0], []).append(name)
     return [
-        reports.BarPlot(title=quantity, metrics=metrics, orientation="v", **scene.together)
+        reports.BarPlot(title=quantity, metrics=[*metrics], orientation="v", **scene.together)
         for quantity, metrics in quantities.items()
     ]
 
@@ -339,7 +339,7 @@ def make_report(
         if panel.about:
             blocks.append(reports.P(panel.about))
         first = not any(isinstance(block, reports.PanelGrid) for block in blocks)
-        table = {"pinned_columns": _columns(dashboard, runs)} if first else {}
+        table: dict[str, Any] = {"pinned_columns": _columns(dashboard, runs)} if first else {}
         blocks.append(reports.PanelGrid(runsets=[runset(**table)], panels=panel.charts))
     about = f"{len(runs)} runs, grouped by {', '.join(dashboard.group_by) or 'nothing'}"
     return reports.Report(
