@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -263,6 +264,37 @@ def test_compare_prints_a_table_and_draws_the_curves(
     with Image.open(out / "curves.png") as image:
         assert image.width > 2 * 500  # two metrics side by side
         assert len(image.convert("RGB").getcolors(1 << 24)) > 10
+
+
+def test_the_results_alone_go_into_a_pipe(here: Path, ddpm_run: Path, ncsn_run: Path) -> None:
+    runs = f"runs=[{ddpm_run},{ncsn_run}]"
+    table = list(csv.DictReader(io.StringIO(done("compare", runs, "--csv").out)))
+    errors = [Record.of(run).curve("val/denoising_error")[1][-1] for run in (ddpm_run, ncsn_run)]
+    assert [float(row["denoising_error"]) for row in table] == errors
+    lines = done("compare", runs, "--latex").out.splitlines()
+    assert lines[1].startswith(r"\begin{tabular}{lr")
+    assert lines[3].startswith("run & seeds & error")
+    assert lines[-1] == r"\end{tabular}"
+    for line, error in zip(lines[5:7], errors, strict=True):
+        assert f"& {error:.4g} " in line
+
+
+def test_runs_that_do_not_compare_are_refused(here: Path, ddpm_run: Path) -> None:
+    def refused(*names: str) -> str:
+        outcome = launch("compare", f"runs=[{ddpm_run},{','.join(names)}]")
+        assert outcome.status == 1
+        assert not list(here.glob("outputs/*_compare_*"))
+        return outcome.err
+
+    for name in ("begun", "cut", "other"):
+        (here / name).mkdir()
+        (here / name / "config.yaml").write_text("name: {" if name == "cut" else "name: some")
+    for name in ("cut", "other"):
+        Record.of(here / name).append(1, {f"train/{name}": 1.0})
+    assert "runs=[nowhere] does not exist" in refused("nowhere")
+    assert "runs=[begun] is half written: it has no metrics.csv" in refused("begun")
+    assert "runs=[cut] is half written: its config.yaml cannot be read" in refused("cut")
+    assert "have nothing in common: no other run has measured what" in refused("other")
 
 
 def test_runs_of_one_name_are_told_apart(here: Path, ddpm_run: Path) -> None:

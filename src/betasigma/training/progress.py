@@ -172,6 +172,7 @@ class ShowProgress(StepCallback):
         self._update: Update | None = None
         self._advance: Callable[[float], None] | None = None
         self._refreshed = -math.inf
+        self._shown: tuple[str, float | None] = "", None
         self._looks: deque[tuple[int, float]] = deque(maxlen=REMEMBERED)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,11 +194,14 @@ class ShowProgress(StepCallback):
         (first, began), (last, ends) = self._looks[0], self._looks[-1]
         per_step = (ends - began) / (last - first)
         note = f"objective {loss:.4f}  {self._batch_size / per_step:.0f} images/s"
-        self._update(step, note, self._forecast.seconds(step, per_step))
+        self._shown = note, self._forecast.seconds(step, per_step)
+        self._update(step, *self._shown)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)
         if trainer.is_global_zero:
+            if self._update is not None:
+                self._update(trainer.global_step, *self._shown)
             self._advance = self._validation.enter_context(self._display.share("validating"))
 
     def on_validation_batch_end(
