@@ -1,77 +1,48 @@
-"""Sweeps on a cluster: what is refused before anything is submitted, and, where this machine has
-SLURM and the scripts that start one, a sweep through it.
+"""Sweeps on a cluster: what is refused before anything is submitted, and sweeps through a SLURM of
+one node, which the tests bring up where its packages are installed.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from omegaconf import OmegaConf
+from launching import ROOT, TINY, launch
+from slurm_node import missing_program, one_node_slurm
 
-from betasigma.launch.sweeps import Sweep, left_behind, report
+from betasigma.runs.job_states import JobState, read_jobs
 from betasigma.runs.record import Record
-from betasigma.runs.status import job_number, read_status
-
-pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ROOT.parent / "shared" / "slurm"
-"""``slurm_up.sh``, ``slurm_down.sh`` and a stand-in for sacct, which needs accounting."""
-
-PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue")
-
-TINY = (
-    "network.channels=8",
-    "network.blocks=1",
-    "network.attention=[]",
-    "batch_size=16",
-    "steps=4",
-    "data.val_size=20",
-    "training.num_samples=4",
-    "sampler.steps=2",
-    "logger=none",
-)
+from betasigma.runs.status import read_status
+from betasigma.runs.sweep_record import read_sweep
 
 
 class Done(NamedTuple):
     status: int
     out: str
     err: str
-    folder: Path
-
-    @property
-    def jobs(self) -> list[Path]:
-        """Run directories of the sweep, by job number."""
-        runs = [path.parent for path in self.folder.glob("outputs/*/*/status.json")]
-        return sorted(runs, key=job_number)
 
 
 def train(folder: Path, *words: str, environment: dict[str, str] | None = None) -> Done:
     """``python train.py <words>`` in ``folder``."""
-    folder.mkdir(exist_ok=True)
-    own = {"OMP_NUM_THREADS": "1", "BETASIGMA_CACHE": str(folder / "cache")}
-    known = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "HYDRA_"))}
+    known = {k: v for k, v in os.environ.items() if not k.startswith("HYDRA_")}
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *words],
         cwd=folder,
-        env=known | own | (environment or {}),
+        env=known | (environment or {}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
-    return Done(done.returncode, done.stdout, done.stderr, folder)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize(
@@ -116,185 +87,63 @@ def train(folder: Path, *words: str, environment: dict[str, str] | None = None) 
     ],
 )
 def test_what_cannot_work_is_refused_before_it_is_submitted(
-    tmp_path: Path, words: list[str], sentence: str
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], sentence: str
 ) -> None:
-    done = train(tmp_path, *words, environment={"PATH": str(tmp_path)})
+    monkeypatch.setenv("PATH", str(here))
+    done = launch("train", *words)
     assert done.status == 1
     assert done.err.startswith(f"error: {sentence}")
     assert done.err.count("\n") == 1
-    assert not (tmp_path / "outputs").exists()
-
-
-class UncompletedJobError(Exception):
-    """As submitit names what it knows of a job without a result."""
-
-
-def test_a_job_that_slurm_lost_is_named(tmp_path: Path) -> None:
-    for number, status in enumerate(("finished", "running")):
-        run = tmp_path / f"{number}_run"
-        run.mkdir()
-        content = {"status": status, "slurm_job": f"7_{number}"}
-        (run / "status.json").write_text(json.dumps(content))
-    sweep = Sweep(tmp_path, [["seed=0"], ["seed=1"], ["seed=2"]])
-    error = "Job 7_{} (task: 0) with path /x\nhas not produced any output (state: TIMEOUT)"
-    started = report(sweep, UncompletedJobError(error.format(1)))
-    assert started is not None
-    assert f"1 of 3 jobs failed (tracebacks in their error.txt):\n  {tmp_path}/1_run:" in started
-    assert "SLURM says TIMEOUT" in started
-    assert "1 job not ended yet" in started
-    waiting = report(sweep, UncompletedJobError(error.format(2)))
-    assert waiting is not None
-    assert "job 2 (seed=2): ended without a result" in waiting
-
-
-def test_who_stops_waiting_is_told_how_to_end_the_jobs(tmp_path: Path) -> None:
-    sweep = Sweep(tmp_path, [["seed=0"]])
-    assert "0 jobs finished, 0 begun and not finished, 1 never begun" in left_behind(sweep)
-    for name in ("12", "12_0", "12_1"):
-        (tmp_path / "slurm" / name).mkdir(parents=True)
-    assert "scancel 12 ends them" in left_behind(sweep)
+    assert not (here / "outputs").exists()
 
 
 # ---------------------------------------------------------------------- through SLURM
 
+HERE = ("cluster=slurm", "cluster.partition=local", "cluster.cpus=1")
+
+LONG = (
+    "steps=300",
+    "training.log_every=10",
+    "training.checkpoint_every=20",
+    "training.validate_every=1000",
+    "training.sample_every=1000",
+)
+
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[dict[str, str]]:
-    """Environment in which a one-node SLURM of our own is reached."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing:
-        pytest.skip(f"SLURM is not installed here: no {missing[0]} (apt: slurm-wlm munge)")
-    if not (SCRIPTS / "slurm_up.sh").is_file():
-        pytest.skip("the scripts that start a one-node SLURM are not here (../shared/slurm)")
-    # a short path: a socket's may not be longer than 107 characters
-    state = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
-    ports = [str(port) for port in free_ports(2)]
-    try:
-        with (state / "up.txt").open("w") as said:
-            up = ["bash", str(SCRIPTS / "slurm_up.sh"), str(state), "2", *ports]
-            status = subprocess.run(up, stdout=said, stderr=said, timeout=60, check=False)
-        assert status.returncode == 0, (state / "up.txt").read_text()
-        yield {
-            "SLURM_CONF": str(state / "slurm.conf"),
-            "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
-        }
-    finally:
-        down = ["bash", str(SCRIPTS / "slurm_down.sh"), str(state)]
-        subprocess.run(down, stdout=subprocess.DEVNULL, timeout=60, check=False)
-        shutil.rmtree(state, ignore_errors=True)
+    """Environment in which a SLURM of one node is reached."""
+    if lacks := missing_program():
+        pytest.skip(f"SLURM is not installed here: no {lacks} (apt-get install slurm-wlm munge)")
+    with one_node_slurm() as environment, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            patch.delenv(name)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield environment
 
 
-def free_ports(n: int) -> list[int]:
-    """Ports that nobody listens on."""
-    sockets = [socket.socket() for _ in range(n)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-HERE = ("cluster=slurm", "cluster.partition=local")
-
-
-def test_a_sweep_is_four_complete_runs(slurm: dict[str, str], tmp_path: Path) -> None:
-    done = train(
-        tmp_path,
-        "-m",
-        "model=ddpm,ncsn",
-        "seed=1,2",
-        *HERE,
-        *TINY,
-        "sampler=ddim",
-        "evaluation.n=4",
-        "evaluation.metrics=[neighbours]",
-        environment=slurm,
-    )
-    assert done.status == 0, done.err
-    assert "4 jobs finished" in done.err
-    assert [path.name for path in done.jobs] == [
-        "model=ddpm,seed=1",
-        "model=ddpm,seed=2",
-        "model=ncsn,seed=1",
-        "model=ncsn,seed=2",
-    ]
-    assert len(list((tmp_path / "outputs").iterdir())) == 1, "the sweep has one directory"
-    extractors = set()
-    for run in done.jobs:
-        names = {path.name for path in run.iterdir()}
-        assert {"metrics.csv", "environment.json", "summary.json", "log.txt", "samples"} <= names
-        assert (run / "checkpoints" / "last.ckpt").is_file()
-        assert json.loads((run / "status.json").read_text())["status"] == "finished"
-        config = OmegaConf.load(run / "config.yaml")
-        own = "sigma" if config.model.family == "ncsn" else "beta"
-        assert {"sigma", "beta"} & set(config) == {own}
-        assert config.schedule._target_.endswith("geometric" if own == "sigma" else "linear")
-        extractors.add(config.evaluation.extractor)
-    assert len(extractors) == 1
-    assert "auto" not in extractors, "decided once, before the sweep was submitted"
-
-
-def test_a_job_that_raises_says_why_in_its_run_directory(
-    slurm: dict[str, str], tmp_path: Path
-) -> None:
-    """The parent names the job and shows no stack."""
-    done = train(
-        tmp_path,
-        "-m",
-        *HERE,
-        "evaluation=none",
-        *TINY,
-        "network.channels=4000000",  # more memory than any machine has
-        environment=slurm,
-    )
-    (run,) = done.jobs
-    assert done.status == 1
-    assert "1 of 1 jobs failed" in done.err
-    assert str(run.relative_to(tmp_path)) in done.err
-    assert "Traceback" not in done.err
-    status = json.loads((run / "status.json").read_text())
-    assert status["status"] == "failed"
-    assert "allocate" in status["error"]
-    trace = (run / "error.txt").read_text()
-    assert trace.startswith("Traceback")
-    assert "betasigma/networks" in trace
-
-
-def test_two_tasks_of_a_job_train_together(slurm: dict[str, str], tmp_path: Path) -> None:
-    done = train(
-        tmp_path,
-        "-m",
-        *HERE,
-        "cluster.cpus=1",
-        "hardware=ddp",
-        "hardware.accelerator=cpu",
-        "evaluation=none",
-        *TINY,
-        "sampler=ddim",
-        environment=slurm,
-    )
-    assert done.status == 0, done.err
-    (run,) = done.jobs
-    assert json.loads((run / "status.json").read_text())["status"] == "finished"
-    outputs = [path.read_text() for path in tmp_path.glob("outputs/*/slurm/*/*_log.out")]
-    assert len(outputs) == 2
-    assert sum("run directory" in text for text in outputs) == 1
-
-
-def test_slurm_says_itself_why_it_takes_no_job(slurm: dict[str, str], tmp_path: Path) -> None:
-    words = ("cluster=slurm", "cluster.partition=nowhere", "evaluation=none")
-    done = train(tmp_path, "-m", *words, environment=slurm)
-    assert done.status == 1
-    assert "error: SLURM did not take the jobs: invalid partition specified: nowhere" in done.err
-    assert "Traceback" not in done.err
-
-
-def wait_for(what: str, seen: Callable[[], object], seconds: float = 100) -> None:
+def wait_for(what: str, seen: Callable[[], object], seconds: float = 120) -> None:
+    """Wait, and have SLURM start at once what it would start in two minutes."""
     deadline = time.monotonic() + seconds
     while not seen():
         assert time.monotonic() < deadline, f"no {what}"
-        time.sleep(0.2)
+        said = ask("squeue", "-h", "-r", "-t", "PD", "-o", "%i %r").splitlines()
+        for line in said:
+            if line.endswith("BeginTime"):
+                ask("scontrol", "update", f"jobid={line.split()[0]}", "starttime=now")
+        time.sleep(0.3)
+
+
+def ask(*command: str) -> str:
+    """What a command of SLURM says."""
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def states(sweep: Path) -> dict[str, JobState]:
+    """Jobs by the names of their directories."""
+    return {job.directory.name: job for job in read_jobs(sweep)}
 
 
 def rows(run: Path) -> list[tuple[str, ...]]:
@@ -304,48 +153,177 @@ def rows(run: Path) -> list[tuple[str, ...]]:
     return [row for row in found if row[1] != "train/images_per_second"]
 
 
-def test_a_job_goes_on_after_each_way_of_starting_it_again(
-    slurm: dict[str, str], tmp_path: Path
+def the_sweep(folder: Path) -> Path:
+    """The only sweep below ``folder``, once it has a record."""
+    wait_for("sweep", lambda: list(folder.glob("outputs/*/sweep.json")))
+    (record,) = folder.glob("outputs/*/sweep.json")
+    return record.parent
+
+
+@pytest.mark.slurm
+def test_what_the_cluster_lacks_is_said_at_once(slurm: dict[str, str], here: Path) -> None:
+    for words, sentence in (
+        (
+            ["cluster.partition=nowhere"],
+            "cluster.partition=nowhere is no partition of this cluster, which has local, urgent",
+        ),
+        (
+            ["cluster.partition=urgent", "cluster.minutes=61"],
+            "cluster.minutes=61 is above the 60 minutes that partition urgent lets a job run",
+        ),
+    ):
+        refused = launch("train", "-m", *TINY, "cluster=slurm", *words)
+        assert refused.status == 1
+        assert refused.err.startswith(f"error: {sentence}")
+        assert refused.err.count("\n") == 1
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.slurm
+def test_a_dry_run_says_what_would_be_submitted(slurm: dict[str, str], here: Path) -> None:
+    on_four = ("hardware.devices=2", "hardware.nodes=2", "hardware.strategy=ddp")
+    asked = ("cluster.minutes=90", "cluster.memory_gb=2", "cluster.dry_run=true")
+    done = launch("train", "-m", *TINY, *HERE, *on_four, *asked, "seed=1,2", "ema.decay=0.5,0.9")
+    assert done.status == 0, done.err
+    for option in (
+        *("nodes=2", "ntasks-per-node=2", "cpus-per-task=1", "partition=local"),
+        *("time=90", "mem=2GB", "array=0-3%4"),
+    ):
+        assert f"#SBATCH --{option}\n" in done.out
+    for seed in (1, 2):
+        for decay in ("0.5", "0.9"):
+            assert f"job seed={seed},ema.decay={decay}\n" in done.out
+    assert "nothing was submitted" in done.out
+    assert ask("squeue", "-h") == ""
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.slurm
+def test_a_sweep_ends_with_its_table_whatever_its_jobs_do(
+    slurm: dict[str, str], here: Path
 ) -> None:
-    """A warning that its time ends (USR2), and a requeue by somebody else, who just ends it."""
-    steps = ("steps=600", "training.log_every=10", "training.checkpoint_every=50")
-    words = (*TINY, "sampler=ddim", "evaluation=none", *steps)
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *HERE, *words]
-    environment = {**os.environ, **slurm, "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "said.txt").open("w") as said:
-        parent = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=said, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_for("checkpoint", lambda: list(tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")))
-            (run,) = (
-                path.parents[1] for path in tmp_path.glob("outputs/*/*/checkpoints/last.ckpt")
-            )
-            job = read_status(run)["slurm_job"]
-            for ask in (["scancel", "-s", "USR2", job], ["scontrol", "requeue", job]):
-                before, first = len(rows(run)), read_status(run)["process"]
-                subprocess.run(ask, env=environment, check=True)
-                at_once = [
-                    "scontrol",
-                    "update",
-                    f"jobid={job}",
-                    "starttime=now",
-                ]  # not in 2 minutes
+    """Two jobs raise, one is killed, one finishes: the command waits for all, and what is left is
+    done on another launcher.
+    """
+    sizes = "network.channels=4000000,8"  # the first is more memory than any machine has
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *LONG, *HERE, sizes, "seed=1,2"]
+    with (here / "said.txt").open("w") as said:
+        parent = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    try:
+        sweep = the_sweep(here)
+        killed, alone = (sweep / f"network.channels=8,seed={seed}" for seed in (1, 2))
+        wait_for("checkpoint", lambda: list((killed / "checkpoints").glob("last.ckpt")))
+        ask("scancel", "-s", "KILL", str(read_status(killed)["slurm_job"]))
+        status = parent.wait(timeout=240)
+    finally:
+        parent.kill()
+        parent.wait()
+    out = (here / "said.txt").read_text()
+    assert status == 1, out
+    assert "#SBATCH --partition=local" in out
+    assert "3 failed, 1 finished" in out
+    assert "3 of 4 jobs failed" in out
+    assert "Traceback" not in out
+    found = states(sweep)
+    assert found[killed.name].error.startswith("ended without saying why")
+    for seed in (1, 2):
+        raised = found[f"network.channels=4000000,seed={seed}"]
+        assert (raised.state, raised.slurm[-2:]) == ("failed", f"_{seed - 1}")
+        assert "allocate" in raised.error
+        assert "betasigma/networks" in (raised.directory / "error.txt").read_text()
+    assert found[alone.name].state == "finished"
+    assert found[alone.name].step == 300
+    assert found[alone.name].node
 
-                def started_again(old: int = first, hurry: list[str] = at_once) -> bool:
-                    subprocess.run(hurry, env=environment, capture_output=True, check=False)
-                    return bool(read_status(run)["process"] != old)
+    code = (read_sweep(sweep) or pytest.fail("no record")).code or {}
+    environment = json.loads((alone / "environment.json").read_text())
+    assert code["from"] == "snapshot"
+    assert environment["git"].get("commit") == code.get("commit")
+    assert environment["code"] == code["path"] == str(sweep.resolve() / "code" / code["digest"])
 
-                wait_for("second start", started_again)
-                wait_for("further row", lambda seen=before: len(rows(run)) > seen)
-            assert parent.wait(timeout=200) == 0, (tmp_path / "said.txt").read_text()
-        finally:
-            parent.kill()
-            parent.wait()
-    assert read_status(run)["status"] == "finished"
-    found = rows(run)
-    assert len({row[:2] for row in found}) == len(found)
-    whole = train(tmp_path / "whole", *words, environment={"OMP_NUM_THREADS": "1"})
+    before = (alone / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    words = ("-m", f"resume={sweep.relative_to(here)}", "cluster=none", "network.channels=8")
+    again = launch("train", *words)
+    assert again.status == 0, again.err
+    assert "3 jobs to do; left alone: 1 finished" in again.out
+    assert [job.state for job in read_jobs(sweep)] == ["finished"] * 4
+    assert (alone / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    assert json.loads((killed / "environment.json").read_text())["resumed_after"]
+    assert rows(killed) != rows(alone)
+    assert rows(killed) == rows(sweep / "network.channels=4000000,seed=1")
+    assert len(list(csv.reader((sweep / "summary.csv").open()))) == 2
+
+
+@pytest.mark.slurm
+def test_a_sweep_survives_its_parent_warnings_preemption_and_a_cancelled_job(
+    slurm: dict[str, str], here: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *LONG, *HERE, "seed=1,2,3"]
+    with (here / "said.txt").open("w") as said:
+        parent = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+    try:
+        sweep = the_sweep(here)
+        runs = [sweep / f"seed={seed}" for seed in (1, 2, 3)]
+
+        def has_begun(number: int) -> bool:
+            return (runs[number] / "checkpoints" / "last.ckpt").is_file()
+
+        wait_for("checkpoints", lambda: has_begun(0) and has_begun(1))
+    finally:
+        parent.kill()
+        parent.wait()
+    assert [job.state for job in read_jobs(sweep)] == ["running", "running", "queued"]
+    first, second, _ = (job.slurm for job in read_jobs(sweep))
+    ask("scancel", "-s", "USR2", first)  # as before the end of its time
+    ask("scancel", second)
+    wait_for("warned job", lambda: states(sweep)["seed=1"].state == "preempted")
+    wait_for("cancelled job", lambda: states(sweep)["seed=2"].state == "stopped")
+    wait_for("third job", lambda: has_begun(2))
+    wait_for("restart", lambda: states(sweep)["seed=1"].state in ("running", "finished"))
+    # SLURM ends both for a job that is more urgent
+    ask("sbatch", "-p", "urgent", "-c", "2", "-t", "5", "-o", "/dev/null", "--wrap", "sleep 1")
+    wait_for("preemption", lambda: states(sweep)["seed=3"].state == "preempted")
+    left = ("seed=1", "seed=3")
+    wait_for("end", lambda: all(states(sweep)[name].state == "finished" for name in left))
+
+    shown = launch("jobs", str(sweep), "watch=true", "every=1", "conclude=true")
+    assert shown.status == 1
+    assert "2 finished, 1 stopped" in shown.out
+    assert "1 of 3 jobs failed" in shown.err
+    assert (sweep / "summary.csv").is_file()
+
+    again = launch("train", "-m", f"resume={sweep.relative_to(here)}")
+    assert again.status == 0, again.err
+    assert "1 job to do; left alone: 2 finished" in again.out
+    assert "#SBATCH --cpus-per-task=1" in again.out  # it goes on where it ran before
+    assert launch("jobs", str(sweep), "conclude=true").status == 0
+
+    whole = launch("train", "-m", *TINY, *LONG, "seed=1,2,3", "hydra.sweep.dir=whole")
     assert whole.status == 0, whole.err
-    (alone,) = (tmp_path / "whole" / "outputs").iterdir()
-    assert found == rows(alone)
+    for run in runs:
+        found = rows(run)
+        assert len({row[:2] for row in found}) == len(found)
+        assert found == rows(here / "whole" / run.name)
+
+
+@pytest.mark.slurm
+def test_two_tasks_of_a_job_train_together(slurm: dict[str, str], here: Path) -> None:
+    done = launch("train", "-m", *TINY, *HERE, "hardware=ddp", "hardware.accelerator=cpu")
+    assert done.status == 0, done.err
+    sweep = the_sweep(here)
+    (job,) = read_jobs(sweep)
+    assert (job.state, job.step) == ("finished", 6)
+    outputs = [path.read_text() for path in sweep.glob("slurm/*/*_log.out")]
+    assert len(outputs) == 2
+    assert sum("run directory" in text for text in outputs) == 1
+
+
+@pytest.mark.slurm
+def test_jobs_do_not_start_on_code_that_has_changed(
+    slurm: dict[str, str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the clone were edited between submission and start: the digest is of other code."""
+    monkeypatch.setattr("betasigma.launch.snapshot.digest_of_code", lambda: "other")
+    done = launch("train", "-m", *TINY, *HERE, "cluster.code=unchanged")
+    assert done.status == 1
+    assert "the code has changed since this sweep was submitted" in done.err

@@ -10,8 +10,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Protocol
 
@@ -22,6 +22,9 @@ from rich.text import Text
 
 PLAIN_SECONDS = 20.0
 """Shortest time between two progress lines in a log file."""
+
+NOTE_SECONDS = 5.0
+"""Shortest time between two notes of how far a piece of work is."""
 
 FILE_WIDTH = 120
 """Width of a table that is written to a file or a pipe."""
@@ -50,9 +53,14 @@ class Display:
 
     Args:
         quiet: print nothing. Ranks other than 0 are quiet.
+        note: is told now and then how far a piece of work is: its name, units done, all units,
+            units per second.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(
+        self, quiet: bool = False, note: Callable[[str, int, int, float], None] | None = None
+    ) -> None:
+        self._note = note if not quiet else None
         self.console = Console(quiet=quiet, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, FILE_WIDTH)
@@ -74,11 +82,16 @@ class Display:
         self.console.print(text, markup=False, highlight=False)
         self._log(text)
 
-    def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """Print a small table. The first column holds text, the others numbers."""
+    def table(
+        self, title: str, columns: list[str], rows: list[list[str]], words: Collection[str] = ()
+    ) -> None:
+        """Print a small table. The first column and those of ``words`` hold text, the others
+        numbers.
+        """
         table = Table(title=title, title_justify="left")
         for number, column in enumerate(columns):
-            table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+            left = number == 0 or column in words
+            table.add_column(column, justify="left" if left else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(self._shown, row))
         self.console.print(table)
@@ -115,6 +128,7 @@ class Display:
 
         def print_line(done: int, note: str, left: float | None = None) -> None:
             nonlocal last
+            look(done)
             now = time.monotonic()
             if now - last < PLAIN_SECONDS and done < total:
                 return
@@ -122,10 +136,12 @@ class Display:
             write = self._log if self._live else self.line
             write(f"{what} {count(done)}  {note}  {told(done, left)}")
 
-        if not self._live:
-            yield print_line
-            return
-        with self._bar(what, total, done, count(done)) as task:
+        with ExitStack() as stack:
+            look = stack.enter_context(self._noted(what, total, done))
+            if not self._live:
+                yield print_line
+                return
+            task = stack.enter_context(self._bar(what, total, done, count(done)))
 
             def update(done: int, note: str, left: float | None = None) -> None:
                 self._progress.update(
@@ -134,6 +150,30 @@ class Display:
                 print_line(done, note, left)
 
             yield update
+
+    @contextmanager
+    def _noted(self, what: str, total: int, done: int) -> Iterator[Callable[[int], None]]:
+        """Tell ``note`` how far a piece of work is: at its beginning, now and then, at its end."""
+        start = told = time.monotonic()
+        seen = done
+
+        def tell() -> None:
+            nonlocal told
+            told = time.monotonic()
+            if self._note is not None:
+                self._note(what, seen, total, (seen - done) / max(told - start, 1e-9))
+
+        def look(n: int) -> None:
+            nonlocal seen
+            seen = n
+            if time.monotonic() - told >= NOTE_SECONDS:
+                tell()
+
+        tell()
+        try:
+            yield look
+        finally:
+            tell()
 
     @contextmanager
     def share(self, what: str) -> Iterator[Callable[[float], None]]:

@@ -35,6 +35,7 @@ from betasigma.options.apps import (
     Evaluate,
     Export,
     Import,
+    Jobs,
     ModelConfig,
     Plot,
     Sample,
@@ -57,6 +58,8 @@ from betasigma.report.runs import (
 )
 from betasigma.report.scan import check_common, find_recorded, run_directories
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
+from betasigma.runs.status import STATUS
+from betasigma.runs.sweep_record import SWEEP, read_sweep
 from betasigma.training.account import check_online, logged_in
 
 OF_TRAINING = (
@@ -94,6 +97,8 @@ class AppChecks(NamedTuple):
     """Choose what the config leaves open."""
     enter: Callable[[DictConfig, Path], None] = lambda config, directory: None
     """Look at what the run directory holds already."""
+    writes: bool = True
+    """Whether it writes into its directory, and holds it against other commands."""
 
 
 def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
@@ -583,6 +588,18 @@ OF_FIGURES = ("seed", "sampler", "data", "hardware")
 """Keys and nodes of ``scripts/plot.py`` about what a model draws."""
 
 
+def check_jobs(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/jobs.py``."""
+    _, asked = parsed(config, Jobs)
+    sweep = Path(asked.sweep).expanduser()
+    if read_sweep(sweep) is None and not any(sweep.glob(f"*/{STATUS}")):
+        raise UserError(
+            f"sweep={asked.sweep} is no sweep's directory: it has neither {SWEEP} nor runs; give "
+            f"what a command with -m has made below outputs/"
+        )
+    return sweep
+
+
 def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/import.py``, and the model that it names."""
     _, asked = parsed(config, Import)
@@ -643,6 +660,7 @@ CHECKS = {
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
     "export": AppChecks(check_export),
+    "jobs": AppChecks(check_jobs, writes=False),
 }
 
 

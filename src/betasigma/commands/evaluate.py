@@ -19,6 +19,7 @@ from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
 from betasigma.options.apps import Evaluate
 from betasigma.report.rows import family_of
+from betasigma.runs.activity import ActivityLog
 from betasigma.runs.record import Record
 from betasigma.runs.start import Start
 from betasigma.training.tracking import RecordLogger
@@ -35,7 +36,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
     content = validate(config, Evaluate)
     out = start.directory
     plain_warnings()
-    display = Display()
+    display = Display(note=ActivityLog(out).note)
     if content.get("images") is not None:
         evaluate_images(content, out, display)
         return

@@ -20,6 +20,7 @@ from betasigma.options.training import StopOptions
 from betasigma.runs.directory import SUMMARY, newest_runs
 from betasigma.runs.header import CHECKPOINTS, checkpoint_path, last_checkpoint, read_header
 from betasigma.runs.status import process_rank
+from betasigma.runs.sweep_record import read_sweep
 
 CHANGEABLE = (
     *("steps", "name", "tags", "plugins", "hardware", "cluster", "logger"),
@@ -54,6 +55,8 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     """
     if not isinstance(config.resume, str):
         raise UserError(f"resume={config.resume} must be auto, a run directory or a checkpoint")
+    if read_sweep(Path(config.resume)) is not None:
+        raise UserError(f"resume={config.resume} is a sweep of several runs: add -m")
     checkpoint = (
         _found(config) if config.resume == "auto" else checkpoint_path(config.resume, "resume")
     )

@@ -53,6 +53,7 @@ from betasigma.options.training import (
     StopOptions,
 )
 from betasigma.oracles import ExactDenoiser
+from betasigma.runs.activity import ActivityLog
 from betasigma.runs.directory import (
     CONFIG,
     ENVIRONMENT,
@@ -111,7 +112,7 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
 def _train(content: Config, start: Start) -> FinishedRun:
     run = start.directory
     quiet_libraries()
-    display = Display(quiet=_rank() != 0)
+    display = Display(quiet=_rank() != 0, note=ActivityLog(run).note)
     resumed = Path(content["resume"]) if content["resume"] else None
     if resumed and has_ended(resumed, content):
         display.line(f"{run} has ended after {read_header(resumed)['step']} steps: nothing to do")

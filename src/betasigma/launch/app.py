@@ -43,13 +43,16 @@ from betasigma.launch.command_line import (
 )
 from betasigma.launch.configs import Configs
 from betasigma.launch.consent import allow_typed, check_consent, refuse_foreign_hydra
+from betasigma.launch.continuing import add_place
 from betasigma.launch.image_network import fitting_network
+from betasigma.launch.snapshot import refuse_changed
 from betasigma.launch.sweepers import is_basic
-from betasigma.launch.sweeps import JobFailed, Sweep, closing, conclude, left_behind, report
+from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behind, this_sweep
 from betasigma.runs.directory import new_directory, short
 from betasigma.runs.lock import locked
 from betasigma.runs.start import Start
 from betasigma.runs.status import process_rank, recorded, summary
+from betasigma.runs.sweep_record import number_of
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's environment variable that asks for tracebacks."""
@@ -66,9 +69,6 @@ SHORT = {"compare": {"--csv": "to=csv", "--latex": "to=latex"}}
 """Options of an app that are short for a key."""
 
 _wanted = os.environ.get(PASSED_ON, os.environ.get(TRACEBACK)) == "1"
-
-_sweeps: list[Sweep] = []
-"""The sweep that this process started, if any."""
 
 
 def tracebacks_wanted() -> bool:
@@ -120,6 +120,7 @@ def app(
                 sys.argv[1:] = [short.get(word, word) for word in sys.argv[1:]]
                 line = with_key(read_command_line(sys.argv[1:]), config_name)
                 allow_typed(sys.argv[1:])
+                line = add_place(line)
                 configs = replace(configs, line=line)
                 line = as_hydra_takes_it(line, configs)
                 if configs.extended:
@@ -127,23 +128,21 @@ def app(
                 sys.argv[1:] = line.words()
                 with explained(configs) if configs.line.asks_for_help else nullcontext():
                     run()
-                if _sweeps:
-                    fail_sweep()
-                    print(closing(_sweeps[-1]), file=sys.stderr)
-                    conclude(_sweeps[-1])
+                end_here()
             except Exception as error:
                 if tracebacks_wanted():
                     raise
-                fail_sweep(error)
+                end_here(error)
                 if not is_refusal(error):
                     raise
                 fail(error, configs)
             except (KeyboardInterrupt, Stopped) as stop:
-                if _sweeps:
-                    print(left_behind(_sweeps[-1]), file=sys.stderr)
+                sweep = this_sweep()
+                if sweep is not None:
+                    print(left_behind(sweep), file=sys.stderr)
                 sys.exit(stop.code if isinstance(stop, Stopped) else 130)
             finally:
-                _sweeps.clear()
+                forget_sweep()
                 os.environ.pop(PASSED_ON)
                 if not tracebacks_wanted():
                     os.environ.pop(TRACEBACK)
@@ -189,14 +188,18 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
     @wraps(task)
     def run(config: DictConfig) -> Any:
         start = this_start()
+        name = HydraConfig.get().callbacks["preflight"].app
+        if not CHECKS[name].writes:
+            return task(config, start)
         try:
             with _held(start.directory), recorded(start.directory, start.job):
                 allow_typed(start.overrides)  # a cluster's worker has not seen the command line
                 check_consent(config)
                 if HydraConfig.get().job.chdir:
                     make_absolute(config, start.here)
+                if start.job is not None:
+                    refuse_changed(start.directory)
                 if start.job is not None:  # its sweeper may have chosen values that nobody checked
-                    name = HydraConfig.get().callbacks["preflight"].app
                     CHECKS[name].check(config, start.overrides)
                     CHECKS[name].enter(config, start.directory)
                 return task(config, start)
@@ -221,6 +224,7 @@ def this_start() -> Start:
     if hydra_config.mode != RunMode.MULTIRUN:
         return Start(_shown(directory, here), overrides, sys.argv[1:], here)
     options = {k: v for k, v in _line().options.items() if k in PLACES}
+    number = number_of(directory)  # a launcher counts those alone that it has launched now
     where = [w for w in hydra_config.overrides.hydra if w.startswith("hydra.searchpath=")]
     return Start(
         _shown(directory, here),
@@ -228,7 +232,7 @@ def this_start() -> Start:
         CommandLine(options, [*where, *overrides]).words(),
         here,
         searched=not is_basic(hydra_config.sweeper),
-        job=int(hydra_config.job.num),
+        job=int(hydra_config.job.num) if number is None else number,
     )
 
 
@@ -266,20 +270,6 @@ def make_absolute(config: DictConfig, here: Path) -> None:
             OmegaConf.update(config, key, [absolute(path) for path in value])
         elif value is not None:
             OmegaConf.update(config, key, absolute(value))
-
-
-def begin_sweep(sweep: Sweep) -> None:
-    """Remember the sweep, to report how its jobs end."""
-    _sweeps.append(sweep)
-
-
-def fail_sweep(error: Exception | None = None) -> None:
-    """If jobs of a sweep have failed, name them and exit with status 1."""
-    text = report(_sweeps[-1], error) if _sweeps else None
-    if text:
-        conclude(_sweeps[-1])
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(1)
 
 
 def as_name(word: str, configs: Configs) -> str:

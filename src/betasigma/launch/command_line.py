@@ -37,13 +37,14 @@ PATHS = (
         "images",
         "reference",
         "out",
+        "sweep",
     ),
     *("evaluation.inception_weights", "evaluation.dinov2_weights", "evaluation.cache"),
 )
 """Keys whose values are paths, relative to the user's directory."""
 
 
-BARE = {"sync": "runs"}
+BARE = {"jobs": "sweep={}", "sync": "runs=[{}]"}
 """Of some apps the key whose values may be typed alone: ``scripts/sync.py outputs/SWEEP``."""
 
 
@@ -112,7 +113,7 @@ def with_key(line: CommandLine, app: str) -> CommandLine:
     if app not in BARE or not bare:
         return line
     keyed = [word for word in line.overrides if word not in bare]
-    return line._replace(overrides=[*keyed, as_path(f"{BARE[app]}=[{','.join(bare)}]")])
+    return line._replace(overrides=[*keyed, as_path(BARE[app].format(",".join(bare)))])
 
 
 def as_path(word: str) -> str:

@@ -25,6 +25,7 @@ EXAMPLES = {
         "-m model=ddpm,ncsn seed=1,2,3": "a sweep",
         "-m search=optuna_lr": "a search",
         "resume=outputs/…": "continue a run",
+        "-m resume=outputs/…": "continue a sweep",
     },
     "sample": {
         "run=outputs/…": "64 samples by the run's own sampler",
@@ -40,6 +41,11 @@ EXAMPLES = {
     "plot": {
         "figure=frontier runs=outputs/…": "distance against network evaluations",
         "figure=filmstrip runs=[outputs/…,outputs/…]": "from noise to samples, both families",
+    },
+    "jobs": {
+        "outputs/SWEEP": "state, step, speed and last error of each job",
+        "outputs/SWEEP watch=true": "until all have ended",
+        "outputs/SWEEP conclude=true": "and what they have measured",
     },
     "compare": {"runs=[outputs/…,outputs/…]": "a table and curves"},
     "dashboard": {

@@ -6,6 +6,7 @@ logs exceptions of callbacks, so ``Preflight`` prints the error itself and ends 
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import traceback
@@ -14,25 +15,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from betasigma.commands.checks import CHECKS, AppChecks, Decision
 from betasigma.errors import UserError
 from betasigma.launch import slurm
-from betasigma.launch.app import as_typed, begin_sweep, fail, is_refusal, tracebacks_wanted
-from betasigma.launch.configs import dotted_keys, typed_configs
+from betasigma.launch.app import as_typed, fail, is_refusal, tracebacks_wanted
+from betasigma.launch.configs import typed_configs
 from betasigma.launch.consent import check_consent
-from betasigma.launch.job_names import repeats, short_keys, subdirectory
+from betasigma.launch.job_names import subdirectory
 from betasigma.launch.machine import check_machine
+from betasigma.launch.planning import Plan, Planner, set_key, written_keys
+from betasigma.launch.snapshot import LIVE, keep_code
 from betasigma.launch.studies import check_studies
-from betasigma.launch.sweepers import Expansion, expand
-from betasigma.launch.sweeps import Sweep
+from betasigma.launch.submitting import announce
+from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import process_rank
+from betasigma.runs.sweep_record import write_sweep
 
 
 class Preflight(Callback):
@@ -60,30 +62,48 @@ class Preflight(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
-            loader = loader_of_hydra()
             # the common config is composed, so the choices of one value can be plain again
             task = [as_typed(word) for word in config.hydra.overrides.task]
-            sweep = expand(config.hydra.sweeper, task, loader)
-            jobs = []
-            for overrides in sweep.jobs:
-                job = loader.load_sweep_config(config, overrides)
-                check_consent(job)
-                if OmegaConf.select(job, "resume") is not None:
-                    raise UserError(
-                        f"resume={job.resume} continues one run; leave out -m (--multirun)"
-                    )
-                check_studies(job, overrides)
-                check_machine(job)
-                self._app.check(job, overrides)
-                jobs.append(job)
+            sweep = Planner(config, task, self._name).plan()
+            for job in sweep.jobs:
+                check_consent(job.config)
+                check_studies(job.config, job.words)
+                check_machine(job.config)
+                self._app.check(job.config, job.words)
+                if job.changed:  # refused here, and not in the job, whose run would count as failed
+                    run = Path(config.hydra.sweep.dir) / job.directory
+                    self._app.enter(copy.deepcopy(job.config), run)
+            configs = [job.config for job in sweep.jobs]
             given = {override.partition("=")[0] for override in task}
-            decided = self._decide_once(jobs, given) + _request(config, jobs, given)
-            _set(config, "hydra.overrides.task", [*task, *decided])
+            decided = self._decide_once(configs, given)
+            requested = _request(config, configs, given)
+            set_key(config, "hydra.overrides.task", [*task, *decided, *requested])
             _fix_directory(config)
-            _name_jobs(config, jobs, sweep)
-            _make(config.hydra.sweep.dir)
-            known = sweep.jobs if sweep.complete else []
-            begin_sweep(Sweep(Path(config.hydra.sweep.dir), known, self._name))
+            if not sweep.complete:
+                _name_jobs(config, sweep)
+            self._start(config, sweep, decided, requested)
+
+    def _start(
+        self, config: DictConfig, sweep: Plan, decided: list[str], requested: list[str]
+    ) -> None:
+        """Say what a cluster is asked for, record the sweep and hand its jobs to the launcher."""
+        directory = Path(config.hydra.sweep.dir)
+        launched = [job.launched([*decided, *requested]) for job in sweep.jobs]
+        if sweep.complete:
+            set_key(config, "hydra.sweeper", listed_jobs(config.hydra.sweeper))
+        else:
+            launched = []
+        of_cluster = config.cluster if slurm.is_cluster(config) else None
+        if of_cluster is not None:
+            names = [job.directory for job in sweep.jobs] if sweep.complete else []
+            announce(config.hydra.launcher, names, of_cluster.dry_run)
+            if of_cluster.dry_run:
+                print("cluster.dry_run=true: nothing was submitted", flush=True)
+                sys.exit(0)
+        _make(str(directory))
+        begin_sweep(Sweep(directory, launched, self._name))
+        code = keep_code(directory, of_cluster.code if of_cluster is not None else LIVE)
+        write_sweep(directory, sweep.record(decided, code))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the error of a run or a job into its log."""
@@ -109,13 +129,6 @@ class Preflight(Callback):
         return [f"{key}={value}" for key, value in values[0].items()]
 
 
-def loader_of_hydra() -> ConfigLoaderImpl:
-    """Return the loader that composes the configs of this process."""
-    loader = GlobalHydra.instance().config_loader()
-    assert isinstance(loader, ConfigLoaderImpl)
-    return loader
-
-
 def prepare_run(config: DictConfig, app: AppChecks) -> None:
     """Check the config of a run, choose what it leaves open, and make the run directory.
 
@@ -132,9 +145,9 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
         OmegaConf.update(config, key, value)
     _print_note(decision)
     # as text, because resolving it again would give another name
-    _set(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
+    set_key(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
     entered = Path(config.hydra.run.dir)
-    if process_rank() == 0:
+    if process_rank() == 0 and app.writes:
         refuse_locked(entered)
     app.enter(config, entered)
     _make(config.hydra.run.dir)
@@ -163,9 +176,7 @@ def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> lis
     wanted = slurm.request(jobs)
     if wanted is None:
         return []
-    warning = slurm.check_commands()
-    if warning:
-        print(f"warning: {warning}", file=sys.stderr, flush=True)
+    slurm.check_cluster(wanted)
     with open_dict(config):
         config.cluster = slurm.launcher(wanted)
     return [o for o in slurm.overrides(wanted) if o.partition("=")[0] not in given]
@@ -179,25 +190,25 @@ def _fix_directory(config: DictConfig) -> None:
     own = list(config.hydra.overrides.hydra)
     if not any(word.startswith("hydra.sweep.dir=") for word in own):
         directory = str(config.hydra.sweep.dir)
-        _set(config, "hydra.sweep.dir", directory)
-        _set(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.dir='{directory}'"])
+        set_key(config, "hydra.sweep.dir", directory)
+        set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.dir='{directory}'"])
 
 
-def _name_jobs(config: DictConfig, jobs: list[DictConfig], sweep: Expansion) -> None:
-    """Name the directories of the jobs by what is swept, unless the user names them."""
+def _name_jobs(config: DictConfig, sweep: Plan) -> None:
+    """Name the directories of a search's jobs by what is swept, unless the user names them."""
     own = list(config.hydra.overrides.hydra)
     if sweep.swept and not any(word.startswith("hydra.sweep.subdir=") for word in own):
-        plain: list[Any] = [OmegaConf.to_container(job) for job in jobs]
-        known = {key for job in plain for key in dotted_keys(job)}
-        written = short_keys(sweep.swept, known, config.hydra.runtime.choices)
-        numbered = not sweep.complete or repeats(sweep.jobs, written)
-        name = subdirectory(written, numbered)
-        _set(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.subdir='{name}'"])
+        written = written_keys(sweep.swept, [job.config for job in sweep.jobs], config)
+        name = subdirectory(written, numbered=True)
+        set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.subdir='{name}'"])
 
 
-def _set(config: DictConfig, key: str, value: Any) -> None:
-    with read_write(config.hydra), open_dict(config.hydra):
-        OmegaConf.update(config, key, value, force_add=True)
+def listed_jobs(sweeper: DictConfig) -> dict[str, Any]:
+    """The sweeper that launches the jobs it is given, in the place of Hydra's own."""
+    return {
+        "_target_": "hydra_plugins.betasigma_sweeps.ListedJobs",
+        "max_batch_size": sweeper.get("max_batch_size"),
+    }
 
 
 def _make(directory: str) -> None:

@@ -92,6 +92,14 @@ def export(config: DictConfig, start: Start) -> None:
     run(config, start)
 
 
+@app("jobs")
+def jobs(config: DictConfig, start: Start) -> None:
+    """Show the jobs of a sweep: betasigma jobs outputs/SWEEP watch=true"""
+    from betasigma.commands.show_jobs import show_sweep as run
+
+    run(config)
+
+
 APPS = {
     "train": train,
     "sample": sample,
@@ -103,5 +111,6 @@ APPS = {
     "sync": sync,
     "import": import_model,
     "export": export,
+    "jobs": jobs,
 }
 """What ``betasigma <name>`` runs."""

@@ -30,7 +30,8 @@ from betasigma.launch.app import (
 from betasigma.launch.command_line import read_command_line
 from betasigma.launch.configs import Configs
 from betasigma.launch.consent import allow_typed
-from betasigma.launch.preflight import loader_of_hydra, prepare_run, refuse_search
+from betasigma.launch.planning import loader_of_hydra
+from betasigma.launch.preflight import prepare_run, refuse_search
 from betasigma.runs.directory import LOG
 from betasigma.runs.start import Start
 

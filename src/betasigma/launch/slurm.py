@@ -7,9 +7,7 @@ one per device, and Lightning finds them.
 
 from __future__ import annotations
 
-import logging
 import shutil
-import subprocess
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from betasigma.errors import UserError
 from betasigma.options.cluster import SlurmOptions
 from betasigma.options.training import check_division
+from betasigma.runs.slurm_queue import partitions
 
 SETUP = (
     # srun stopped inheriting the number of CPUs per task in SLURM 22.05
@@ -79,31 +78,37 @@ def launcher(wanted: dict[str, Any]) -> dict[str, Any]:
     return {**wanted, "gpus": wanted["gpus"] or None, "setup": [*SETUP, *wanted["setup"]]}
 
 
-def check_commands() -> str | None:
-    """Check that SLURM can be reached. Return a warning if only its accounting cannot.
+def check_cluster(wanted: dict[str, Any]) -> None:
+    """Check that jobs can be submitted from here, to a partition that there is and that lets them
+    run for as long as they ask.
 
     Raises:
-        UserError: if jobs cannot be submitted from here.
+        UserError: if not.
     """
-    for command in ("sbatch", "srun"):
+    for command in ("sbatch", "srun", "squeue"):
         if shutil.which(command) is None:
             raise UserError(
                 f"cluster=slurm needs SLURM's commands, and {command} is not on the PATH: run it "
                 f"on a login node of the cluster"
             )
-    try:
-        asked = ["sacct", "-o", "JobID", "--parsable2", "-j", "1"]
-        subprocess.run(asked, capture_output=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        import submitit.core.logger  # sets itself up when it is imported
-
-        submitit.core.logger.get_logger().setLevel(logging.ERROR)  # it would say so every time
-        return (
-            "sacct does not answer here, so a job that is killed or cancelled will not be noticed: "
-            "should this command wait although squeue shows no job, end it with Ctrl-C; the run "
-            "directories have everything"
+    known, name = partitions(), wanted["partition"]
+    if known is None:
+        raise UserError("cluster=slurm finds no SLURM that answers: sinfo says nothing here")
+    if name is None:
+        name = next((name for name, partition in known.items() if partition.default), None)
+    named = [known.get(part) for part in str(name).split(",")] if name is not None else []
+    if None in named:
+        raise UserError(
+            f"cluster.partition={name} is no partition of this cluster, which has "
+            f"{', '.join(sorted(known))}"
         )
-    return None
+    limits = [partition.minutes for partition in named if partition and partition.minutes]
+    if limits and len(limits) == len(named) and wanted["minutes"] > max(limits):
+        raise UserError(
+            f"cluster.minutes={wanted['minutes']} is above the {max(limits)} minutes that "
+            f"partition {name} lets a job run: give at most those; a job whose time ends goes on "
+            f"in another start"
+        )
 
 
 def _of_job(job: DictConfig) -> dict[str, Any]:

@@ -1,34 +1,36 @@
-"""Report how the jobs of a sweep ended, on this machine or on a cluster."""
+"""The sweep that this process runs: what it launches, and how it ends."""
 
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from betasigma.errors import UserError
-from betasigma.runs.directory import CONFIG, short
-from betasigma.runs.status import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    STATUS,
-    job_number,
-    read_status,
-)
-
-LOGS = "slurm"
-"""Folder of SLURM's logs in the sweep directory, one folder per job."""
+from betasigma.runs.directory import short
+from betasigma.runs.job_states import count_jobs
+from betasigma.runs.lock import locked
+from betasigma.runs.start import program
+from betasigma.runs.status import FINISHED, STATUS, read_status
+from betasigma.runs.sweep_record import read_sweep
 
 
 class Sweep(NamedTuple):
-    """A sweep that was started."""
+    """A sweep that was started.
+
+    Attributes:
+        directory: of the sweep.
+        launched: overrides of each job to launch, Hydra's own among them. Empty if the sweeper
+            chooses them while it runs.
+        app: that each job runs.
+    """
 
     directory: Path
-    jobs: list[list[str]]
-    """Overrides of each job, by number. Empty if the sweeper chooses them while it runs."""
+    launched: list[list[str]]
     app: str = "train"
-    """App that each job runs."""
 
 
 class JobFailed(UserError):
@@ -38,106 +40,83 @@ class JobFailed(UserError):
     """
 
 
-def report(sweep: Sweep, error: Exception | None) -> str | None:
-    """Return what to print about failed jobs: which, and why.
+_sweeps: list[Sweep] = []
+"""The sweep that this process started, if any."""
+
+_held = ExitStack()
+"""Holds the lock of its directory."""
+
+
+def begin_sweep(sweep: Sweep) -> None:
+    """Remember the sweep, and hold its directory against another command.
+
+    Raises:
+        UserError: where another command holds it.
+    """
+    _held.enter_context(locked(sweep.directory))
+    _sweeps.append(sweep)
+
+
+def this_sweep() -> Sweep | None:
+    """The sweep that this process started, if any."""
+    return _sweeps[-1] if _sweeps else None
+
+
+def forget_sweep() -> None:
+    """Let go of the sweep and of its directory."""
+    _sweeps.clear()
+    _held.close()
+
+
+def end_here(error: Exception | None = None) -> None:
+    """Say how the sweep of this process has ended, if there is one: its jobs as a table, what the
+    finished ones measured, and with status 1 which have failed.
 
     Args:
-        sweep: a sweep that has ended.
-        error: the error that ended it, if any.
-
-    Returns:
-        ``None`` if no job failed.
+        error: that ended it, if any.
     """
-    runs = {path.parent: read_status(path.parent) for path in _statuses(sweep)}
-    reasons = {
-        str(short(run)): str(status.get("error"))
-        for run, status in runs.items()
-        if status.get("status") in (FAILED, INTERRUPTED)
-    }
-    lost = _lost(sweep, error, runs) if error else None
-    if lost:
-        name, reason = lost
-        reasons[name] = "; ".join([*filter(None, [reasons.get(name)]), reason])
-    if not reasons:
-        return _refused(error) if error else None
-    number = max(len(sweep.jobs), len(runs))
-    text = f"{len(reasons)} of {number} jobs failed (tracebacks in their error.txt):"
-    text = "\n  ".join([text, *(f"{name}: {reason}" for name, reason in reasons.items())])
-    finished = sum(status.get("status") == FINISHED for status in runs.values())
-    going_on = number - finished - len(reasons)
-    if going_on > 0:
-        text += f"\n{_count(going_on)} not ended yet: squeue --me"
-    return text
+    sweep = this_sweep()
+    if sweep is None:
+        return
+    text = _refused(error) if error else None
+    if text is None:
+        from betasigma.display import Display
+        from betasigma.report.jobs import end_sweep, say_failures
 
-
-def closing(sweep: Sweep) -> str:
-    """Return what to print when all jobs have finished."""
-    number = max(len(sweep.jobs), len(_statuses(sweep)))
-    text = f"{_count(number)} finished, in {short(sweep.directory)}"
-    found = sweep.directory / "optimization_results.yaml"
-    return f"{text}; the best of them: {short(found)}" if found.is_file() else text
-
-
-def conclude(sweep: Sweep) -> None:
-    """Write one table of what the finished jobs have measured.
-
-    An evaluation is one row. Training runs that differ only in the seed share a row.
-    """
-    from betasigma.report.runs import COMPOSED, finished_jobs, read_run
-    from betasigma.report.tables import report_evaluations, report_runs
-
-    if sweep.app == "evaluate":
-        if jobs := finished_jobs(sweep.directory, COMPOSED):
-            report_evaluations([read_run(job, COMPOSED) for job in jobs], sweep.directory)
-    elif sweep.app == "train":
-        jobs = finished_jobs(sweep.directory, CONFIG)
-        if len(jobs) > 1:
-            report_runs([read_run(job) for job in jobs], sweep.directory)
+        jobs = end_sweep(sweep.directory, Display())
+        text = say_failures(jobs)
+        if text is None and error is None:
+            print(f"{count_jobs(len(jobs))} finished, in {short(sweep.directory)}", file=sys.stderr)
+            found = sweep.directory / "optimization_results.yaml"
+            if found.is_file():
+                print(f"the best of them: {short(found)}", file=sys.stderr)
+    if text:
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1)
 
 
 def left_behind(sweep: Sweep) -> str:
     """Return what to print when the user stops a sweep, or stops waiting for one on a cluster."""
-    folders = [path.name for path in (sweep.directory / LOGS).glob("[0-9]*")]
-    if not folders:
-        states = [read_status(path.parent).get("status") for path in _statuses(sweep)]
-        finished = states.count(FINISHED)
-        text = (
-            f"stopped: {_count(finished)} finished, {len(states) - finished} begun and not finished"
-        )
-        if sweep.jobs:
-            text += f", {max(0, len(sweep.jobs) - len(states))} never begun"
+    record = read_sweep(sweep.directory)
+    jobs = record.jobs if record else []
+    numbers = sorted({job.slurm.partition("_")[0] for job in jobs if job.slurm}, key=int)
+    where = short(sweep.directory)
+    if numbers:
+        shown = shlex.join([*program("jobs", Path.cwd()), str(where)])
         return (
-            f"{text}; to go on, give the same command with hydra.sweep.dir={short(sweep.directory)}"
+            f"no longer waiting; the jobs go on, into {where}: {shown} shows them, and with "
+            f"conclude=true what they have measured (scancel {' '.join(numbers)} ends them)"
         )
-    numbers = sorted({name.partition("_")[0] for name in folders})
-    return (
-        f"no longer waiting; the jobs go on, into {short(sweep.directory)} "
-        f"(scancel {' '.join(numbers)} ends them)"
-    )
-
-
-def _statuses(sweep: Sweep) -> list[Path]:
-    """Status files of the jobs, by job number."""
-    return sorted(sweep.directory.glob(f"*/{STATUS}"), key=lambda path: job_number(path.parent))
-
-
-def _lost(
-    sweep: Sweep, error: Exception, runs: dict[Path, dict[str, Any]]
-) -> tuple[str, str] | None:
-    """Return the job without a result, and what SLURM says of it."""
-    found = re.search(r"Job (\d+(?:_(\d+))?) .*\(state: ([^)]*)\)", str(error), re.DOTALL)
-    if type(error).__name__ != "UncompletedJobError" or not found:
-        return None
-    job, number, state = found[1], int(found[2] or 0), found[3]
-    own = [str(short(run)) for run, status in runs.items() if status.get("slurm_job") == job]
-    words = f" ({' '.join(sweep.jobs[number])})" if sweep.jobs else ""
-    name = own[0] if own else f"job {number}{words}"
-    log = short(sweep.directory) / LOGS / job
-    return name, f"ended without a result, SLURM says {state}; its log is in {log}"
-
-
-def _count(jobs: int) -> str:
-    return f"{jobs} job{'s' if jobs != 1 else ''}"
+    begun = [path.parent for path in sweep.directory.glob(f"*/{STATUS}")]
+    finished = sum(read_status(run).get("status") == FINISHED for run in begun)
+    going = len(begun) - finished
+    text = f"stopped: {count_jobs(finished)} finished, {going} begun and not finished"
+    if sweep.launched:
+        text += f", {max(0, len(jobs) - len(begun))} never begun"
+    how = shlex.join([*program("train", Path.cwd()), "-m", f"resume={where}"])
+    if sweep.app != "train":
+        how = f"the same command with hydra.sweep.dir={where}"
+    return f"{text}; to go on: {how}"
 
 
 def _refused(error: Exception) -> str | None:

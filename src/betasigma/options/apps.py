@@ -455,6 +455,20 @@ class Sync(Options):
     patience: Positive = option(600.0, "seconds that the server may take for one run")
 
 
+class Jobs(Options):
+    """The config of ``scripts/jobs.py``."""
+
+    sweep: str = option("", "a sweep's directory")
+    watch: bool = option(False, "show the table again and again, until every job has ended")
+    every: Positive = option(10.0, "seconds between two tables of watch=true")
+    conclude: bool = option(
+        False, "then write what the finished jobs have measured; status 1 unless all have finished"
+    )
+    quiet_minutes: Positive = option(
+        10.0, "without a sign of life, after which a running job is called stalled"
+    )
+
+
 def _count(numbers: list[int] | str | None) -> int:
     """How many numbers a list or a range names, 1 for none; a range may name more than ``len`` can
     say.
@@ -489,5 +503,6 @@ TOP_LEVEL: dict[str, type[Options]] = {
     "sync": Sync,
     "import": Import,
     "export": Export,
+    "jobs": Jobs,
 }
 """Options of each command's whole config."""

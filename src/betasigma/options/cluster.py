@@ -6,6 +6,8 @@ from typing import Literal
 
 from betasigma.options.base import Count, Index, Options, option
 
+CodeSource = Literal["snapshot", "unchanged", "live"]
+
 
 class SlurmOptions(Options):
     node = "cluster"
@@ -22,3 +24,9 @@ class SlurmOptions(Options):
     memory_gb: Count | None = option(None, "per node")
     parallel: Count = option(256, "jobs that run at the same time")
     setup: list[str] = option([], "shell lines before a job starts")
+    code: CodeSource = option(
+        "snapshot",
+        "that jobs run: a copy made when they are submitted; the clone, which refuses to start "
+        "them once it has changed; the clone as it is by then",
+    )
+    dry_run: bool = option(False, "print what would be submitted, and submit nothing")

@@ -93,7 +93,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     """The settings of training runs: the points of each study in their order, others after them."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        fixed = {key: value for key, value in run.config.items() if key not in INCIDENTAL}
+        fixed = _leaves({k: value for k, value in run.config.items() if k not in INCIDENTAL})
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(run)
     ordered = sorted(groups.values(), key=lambda group: _place(group[0]))
     labels = _labels([group[0] for group in ordered])
@@ -234,9 +234,13 @@ def _place(run: Run) -> tuple[bool, str, int]:
 
 
 def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Values of a config by key, with dots."""
+    """Values of a config by key, with dots. A key without a value is one that is not given: a run
+    that was continued has those of its defaults too.
+    """
     found: dict[str, str] = {}
     for key, value in node.items():
+        if value is None:
+            continue
         inner = isinstance(value, Mapping)
         found |= _leaves(value, f"{prefix}{key}.") if inner else {prefix + key: str(value)}
     return found

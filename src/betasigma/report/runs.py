@@ -13,9 +13,9 @@ from yaml import YAMLError
 
 from betasigma.errors import UserError
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
-from betasigma.runs.directory import CONFIG
+from betasigma.runs.directory import CONFIG, OVERRIDES
 from betasigma.runs.record import METRICS, Record, current_name
-from betasigma.runs.status import FINISHED, job_number, read_status
+from betasigma.runs.status import job_number
 
 COMPOSED = ".hydra/config.yaml"
 """Config of any other command's job, as Hydra composed it."""
@@ -85,16 +85,6 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         run if names.count(place.name) == 1 else replace(run, label="/".join(place.parts[-2:]))
         for run, place in zip(runs, places, strict=True)
     ]
-
-
-def finished_jobs(sweep: Path, config: str) -> list[Path]:
-    """The run directories in a sweep's directory whose job has finished, by job number.
-
-    Args:
-        sweep: the directory.
-        config: which file in them has the config.
-    """
-    return [job for job in _jobs(sweep, config) if read_status(job).get("status") == FINISHED]
 
 
 def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:
@@ -170,7 +160,7 @@ def _jobs(sweep: Path, config: str) -> list[Path]:
 
 
 def _overrides(run: Path) -> dict[str, str]:
-    file = run / ".hydra" / "overrides.yaml"
+    file = run / OVERRIDES
     words: Any = OmegaConf.load(file) if file.is_file() else []
     pairs = (str(word).partition("=") for word in words)
     return {key.lstrip("+"): value.strip("'") for key, _, value in pairs}

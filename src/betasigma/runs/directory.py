@@ -16,7 +16,7 @@ from typing import Any
 from yaml import YAMLError
 
 from betasigma.runs.command import subcommand
-from betasigma.runs.files import remove_partial
+from betasigma.runs.files import read_json, remove_partial
 from betasigma.runs.header import CHECKPOINTS, LAST, PREVIOUS, is_readable
 from betasigma.runs.record import METRICS
 
@@ -51,6 +51,15 @@ WANDB_ID = "wandb_id.txt"
 
 INITIAL = "init.json"
 """What a run's first weights were taken from, and which."""
+
+OVERRIDES = ".hydra/overrides.yaml"
+"""Overrides of a run, as Hydra was given them."""
+
+COMMIT = "commit.json"
+"""Git state of the code, in a copy of it that a sweep's jobs run."""
+
+CODE = Path(__file__).resolve().parents[3]
+"""Top of the clone, or of such a copy."""
 
 DRAWN = "samples.json"
 """Description of samples, beside them."""
@@ -151,7 +160,8 @@ def describe_environment(overrides: list[str]) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         },
-        "git": git_state(Path(__file__).parent),
+        "code": str(CODE),
+        "git": read_json(CODE / COMMIT) or git_state(Path(__file__).parent),
     }
 
 

@@ -54,6 +54,20 @@ def refuse_locked(run: Path) -> None:
             _take(file, run)
 
 
+def holder_of(run: Path) -> str | None:
+    """Who holds the lock of a directory, as ``process 17 on host``; ``None`` if nobody of this
+    machine does. The lock itself is left alone.
+    """
+    try:
+        with (run / LOCK).open(encoding="utf-8") as file:
+            holder = _holder(file)
+    except OSError:
+        return None
+    if not _is_alive(holder):
+        return None
+    return f"process {holder['process']} on {holder['host']}"
+
+
 def _take(file: IO[str], run: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

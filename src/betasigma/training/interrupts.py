@@ -3,8 +3,8 @@
 There is one mechanism for all. A signal lets the step end; it is saved, and the run ends with the
 status of its signal. Whoever starts the same command again continues it
 (:func:`betasigma.commands.resume.continue_in`). Where SLURM warns a job by USR1 or USR2 that its
-time ends, SLURM is asked to start it again. On SIGTERM it is not: whoever preempts a job queues it
-again, and whoever cancels it wants it to end.
+time ends, or ends it by SIGTERM for the sake of another one, SLURM is asked to start it again. On
+any other SIGTERM it is not: whoever cancels a job wants it to end.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from betasigma.errors import Stopped
 from betasigma.modules import DiffusionModule
 from betasigma.runs.checkpoint import HEADER
 from betasigma.runs.header import newest_step
+from betasigma.runs.slurm_queue import is_preempted
 from betasigma.runs.status import process_rank, slurm_job
 from betasigma.training.steps import StepCallback
 
@@ -59,7 +60,8 @@ def caught_signals() -> Iterator[None]:
 
 @contextmanager
 def queued_again(run: Path) -> Iterator[None]:
-    """Ask SLURM to start the job again if the block ends because its time does.
+    """Ask SLURM to start the job again if the block ends because its time does, or another job
+    takes its place.
 
     Args:
         run: the run directory.
@@ -69,13 +71,20 @@ def queued_again(run: Path) -> Iterator[None]:
         yield
     except Stopped as stop:
         job = slurm_job()
-        if stop.number in WARNINGS and job and process_rank() == 0:
+        if job and process_rank() == 0 and _goes_on(stop.number, job):
             idle = newest_step(run) == begun
             if idle and int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= IDLE_STARTS:
                 warn(f"SLURM job {job} is not queued again: it has not taken a step in its time")
             else:
                 _queue_again(job)
         raise
+
+
+def _goes_on(number: int, job: str) -> bool:
+    """Whether a job that a signal has stopped is to be started again: its time ends, or another
+    one takes its place. Of a job that ends by itself in its grace period SLURM thinks it is done.
+    """
+    return number in WARNINGS or (number == signal.SIGTERM and is_preempted(job))
 
 
 def _queue_again(job: str) -> None:

@@ -1,0 +1,331 @@
+"""Which jobs a sweep launches: all of them, or of one that was begun those that are left."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+
+from betasigma.errors import UserError
+from betasigma.launch.command_line import quoted
+from betasigma.launch.configs import dotted_keys
+from betasigma.launch.continuing import Continued, changed, sweep_to_continue
+from betasigma.launch.job_names import job_name, repeats, short_keys
+from betasigma.launch.sweepers import Expansion, expand
+from betasigma.runs.directory import SUMMARY, short
+from betasigma.runs.files import read_json
+from betasigma.runs.header import CHECKPOINTS
+from betasigma.runs.job_states import (
+    PREEMPTED,
+    QUEUED,
+    STALLED,
+    JobState,
+    count_jobs,
+    read_jobs,
+)
+from betasigma.runs.lock import refuse_locked
+from betasigma.runs.status import FINISHED, RUNNING, read_status
+from betasigma.runs.sweep_record import (
+    OF_A_PLACE,
+    RecordedJob,
+    SweepRecord,
+    newest_sweep,
+    of_the_job,
+    of_the_place,
+    read_sweep,
+)
+
+SUBDIRECTORY = "hydra.sweep.subdir="
+"""Begins the override by which a launcher knows the directory of a job."""
+
+
+class PlannedJob(NamedTuple):
+    """A job to launch.
+
+    Attributes:
+        directory: of its run, relative to the sweep's, or absolute.
+        words: its overrides.
+        config: as composed from them.
+        changed: whether they are others than when it was begun.
+    """
+
+    directory: str
+    words: list[str]
+    config: DictConfig
+    changed: bool = False
+
+    def launched(self, more: Sequence[str]) -> list[str]:
+        """Its overrides with more of them, and with its directory, as a launcher takes them."""
+        return [*self.words, *more, f"{SUBDIRECTORY}{quoted(self.directory)}"]
+
+
+class Plan(NamedTuple):
+    """What a command with ``-m`` launches.
+
+    Attributes:
+        app: that each job runs.
+        jobs: to launch; of a search examples of them.
+        complete: whether they are all.
+        swept: keys that differ between jobs.
+        known: jobs that the sweep had before.
+        place: words that say where the jobs run.
+    """
+
+    app: str
+    jobs: list[PlannedJob]
+    complete: bool
+    swept: list[str]
+    known: list[RecordedJob]
+    place: list[str]
+
+    def record(self, decided: Sequence[str], code: dict[str, Any] | None) -> SweepRecord:
+        """What the sweep directory keeps of it.
+
+        Args:
+            decided: overrides of every job beside its own.
+            code: which code the jobs run.
+        """
+        jobs = {job.directory: job for job in self.known}
+        for job in self.jobs if self.complete else []:
+            words = changed(of_the_job(job.words), decided)
+            steps = job.config.get("steps")
+            jobs[job.directory] = RecordedJob(job.directory, words, steps)
+        return SweepRecord(self.app, [*jobs.values()], self.place, not self.complete, code)
+
+
+def loader_of_hydra() -> ConfigLoaderImpl:
+    """Return the loader that composes the configs of this process."""
+    loader = GlobalHydra.instance().config_loader()
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
+
+
+def set_key(config: DictConfig, key: str, value: Any) -> None:
+    """Set a key of Hydra's own node."""
+    with read_write(config.hydra), open_dict(config.hydra):
+        OmegaConf.update(config, key, value, merge=False, force_add=True)
+
+
+class Planner:
+    """Finds out which jobs a command with ``-m`` launches.
+
+    Args:
+        config: the common config of the sweep; its directory is set where one is continued.
+        task: overrides, as typed.
+        app: that each job runs.
+    """
+
+    def __init__(self, config: DictConfig, task: list[str], app: str) -> None:
+        self._config, self._task, self._app = config, task, app
+        self._loader = loader_of_hydra()
+
+    def plan(self) -> Plan:
+        """Find the jobs.
+
+        Raises:
+            UserError: where the command cannot be followed.
+            SystemExit: where nothing is left to do.
+        """
+        resume = self._config.get("resume")
+        if resume == "auto":
+            self._task = [word for word in self._task if not word.startswith("resume=")]
+            continued = self._newest()
+        else:
+            continued = sweep_to_continue(str(resume)) if resume is not None else None
+        if continued is not None:
+            set_key(self._config, "hydra.sweep.dir", str(continued.directory))
+            own = list(self._config.hydra.overrides.hydra)
+            words = [*own, f"hydra.sweep.dir={quoted(str(continued.directory))}"]
+            set_key(self._config, "hydra.overrides.hydra", words)
+            return self._go_on(continued)
+        sweep = expand(self._config.hydra.sweeper, self._task, self._loader)
+        if not sweep.complete:
+            jobs = [PlannedJob("", words, self._compose(words)) for words in sweep.jobs]
+            return Plan(self._app, jobs, False, sweep.swept, [], self._place())
+        return self._begin(sweep)
+
+    def _newest(self) -> Continued | None:
+        """The newest sweep of the same jobs, which ``resume=auto`` continues."""
+        jobs = expand(self._config.hydra.sweeper, self._task, self._loader).jobs
+        found = newest_sweep(self._app, jobs)
+        if found is None:
+            print("resume=auto: no sweep of these jobs was begun here; starting one", flush=True)
+            return None
+        print(f"resume=auto: the newest sweep of these jobs is {found}", flush=True)
+        self._task = of_the_place(self._task)  # its jobs are those that were typed
+        return sweep_to_continue(str(found))
+
+    def _go_on(self, continued: Continued) -> Plan:
+        """Plan a sweep that is continued by ``resume=``."""
+        directory, record = continued
+        if record.app != self._app:
+            raise UserError(f"resume={directory} is a sweep of {record.app}, not of {self._app}")
+        words = [word for word in self._task if not word.startswith("resume=")]
+        typed = expand(self._config.hydra.sweeper, words, self._loader)
+        if typed.swept or not typed.complete:
+            several = ", ".join(typed.swept) or "hydra/sweeper"
+            raise UserError(
+                f"resume={directory} continues the jobs of a sweep as they are, and {several} "
+                f"would make others: give one value, or begin a new sweep"
+            )
+        place = [word for word in words if OF_A_PLACE.fullmatch(word)]
+        wanted = {
+            job.directory: [*place, *changed(job.overrides, typed.jobs[0])] for job in record.jobs
+        }
+        return self._left_of(wanted, {}, record.jobs)
+
+    def _begin(self, sweep: Expansion) -> Plan:
+        """Plan a sweep of given jobs, which may have been begun in its directory."""
+        configs = [self._compose(words, number) for number, words in enumerate(sweep.jobs)]
+        names = self._names(sweep, configs)
+        directory = Path(self._config.hydra.sweep.dir)
+        record = read_sweep(directory)
+        if record is not None and (record.app != self._app or record.search):
+            raise UserError(
+                f"hydra.sweep.dir={directory} holds a sweep of {record.app} whose jobs are others: "
+                f"give another directory"
+            )
+        wanted = dict(zip(names, sweep.jobs, strict=True))
+        composed = dict(zip(names, configs, strict=True))
+        return self._left_of(wanted, composed, record.jobs if record else [], sweep.swept)
+
+    def _left_of(
+        self,
+        wanted: dict[str, list[str]],
+        composed: dict[str, DictConfig],
+        known: list[RecordedJob],
+        swept: Sequence[str] = (),
+    ) -> Plan:
+        """Plan those of the wanted jobs that are left to do.
+
+        Args:
+            wanted: overrides of each job, by its directory.
+            composed: their configs, where they are known already.
+            known: jobs that the sweep had before.
+            swept: keys that differ between jobs.
+        """
+        directory = Path(self._config.hydra.sweep.dir)
+        states: dict[str, JobState] = {}
+        if known:
+            refuse_locked(directory)
+            read = read_jobs(directory)
+            states = {job.directory: state for job, state in zip(known, read, strict=True)}
+        recorded = {job.directory: job.overrides for job in known}
+        alone: Counter[str] = Counter()
+        jobs = []
+        for name, words in wanted.items():
+            state = states.get(name)
+            if state is not None and _is_under_way(state):
+                alone[state.state] += 1
+                continue
+            as_before = sorted(of_the_job(words)) == sorted(recorded.get(name, []))
+            if as_before and state is not None and state.state == FINISHED:
+                alone[FINISHED] += 1
+                continue
+            config = composed.get(name) or self._compose(words)
+            run = directory / name
+            if read_status(run).get("status") == FINISHED and not _has_more(run, config, words):
+                alone[FINISHED] += 1
+                continue
+            jobs.append(PlannedJob(name, words, config, state is not None and not as_before))
+        _say_left_alone(alone, len(jobs), directory)
+        return Plan(self._app, jobs, True, list(swept), known, self._place())
+
+    def _place(self) -> list[str]:
+        return of_the_place([*self._config.hydra.overrides.hydra, *self._task])
+
+    def _compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
+        config: DictConfig = self._loader.load_sweep_config(self._config, list(words))
+        set_key(config, "hydra.job.num", number)
+        return config
+
+    def _names(self, sweep: Expansion, configs: Sequence[DictConfig]) -> list[str]:
+        """Directories of the jobs: of runs that are continued their own, of others as the user
+        names them, or by what is swept.
+        """
+        own = any(w.startswith("hydra.sweep.subdir=") for w in self._config.hydra.overrides.hydra)
+        written = written_keys(sweep.swept, configs, self._config)
+        numbered = repeats(sweep.jobs, written)
+        names = []
+        for number, (words, config) in enumerate(zip(sweep.jobs, configs, strict=True)):
+            if (run := _continued_run(config)) is not None:
+                names.append(str(run))
+            elif own or not sweep.swept:
+                names.append(str(config.hydra.sweep.subdir))
+            else:
+                names.append(job_name(written, words, number if numbered else None))
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        if twice:
+            raise UserError(f"two jobs of this sweep would write into the directory {twice[0]}")
+        return names
+
+
+def written_keys(
+    swept: Sequence[str], configs: Iterable[DictConfig], config: DictConfig
+) -> dict[str, str]:
+    """The short form of each key that is swept.
+
+    Args:
+        swept: the keys.
+        configs: of the jobs.
+        config: common to them.
+    """
+    plain: list[Any] = [OmegaConf.to_container(job) for job in configs]
+    known = {key for job in plain for key in dotted_keys(job)}
+    return short_keys(swept, known, config.hydra.runtime.choices)
+
+
+def _continued_run(config: DictConfig) -> Path | None:
+    """The directory of the run that a job continues, if it does."""
+    resume = config.get("resume")
+    if resume is None:
+        return None
+    if resume == "auto":
+        raise UserError("resume=auto is for all jobs of a sweep, and cannot be one of several")
+    path = Path(resume).expanduser()
+    if read_sweep(path) is not None:
+        raise UserError(
+            f"resume={resume} is a sweep: continue one at a time, by -m resume={resume}"
+        )
+    if path.is_file() and path.parent.name == CHECKPOINTS:
+        return path.parents[1].resolve()
+    return path.resolve() if path.is_dir() else None
+
+
+def _is_under_way(state: JobState) -> bool:
+    """Whether somebody works on a job, or SLURM will start it. A stalled process holds the lock of
+    its run while it lives, so a job of it may be tried.
+    """
+    return state.state in (RUNNING, QUEUED, PREEMPTED) or bool(
+        state.state == STALLED and state.slurm
+    )
+
+
+def _has_more(run: Path, config: DictConfig, words: Sequence[str]) -> bool:
+    """Whether a run that has finished is given more to do, or is begun over."""
+    if config.get("overwrite"):
+        return True
+    keys = {word.partition("=")[0] for word in words}
+    return config.get("steps", 0) > read_json(run / SUMMARY).get("step", 0) or bool(
+        keys & {"stop.minutes", "stop.hours"}
+    )
+
+
+def _say_left_alone(alone: Counter[str], left: int, directory: Path) -> None:
+    """Say which jobs are left alone. Where no other is left, end the process.
+
+    Raises:
+        SystemExit: with status 0, where nothing is left to do.
+    """
+    if not alone:
+        return
+    states = ", ".join(f"{number} {state}" for state, number in alone.items())
+    print(f"{short(directory)}: {count_jobs(left)} to do; left alone: {states}", flush=True)
+    if not left:
+        sys.exit(0)

@@ -1,0 +1,241 @@
+"""Where each job of a sweep is. No heavy imports.
+
+Everything is read from the sweep's directory and asked of SLURM, so that it can be known whatever
+has happened to the command that started the sweep.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from betasigma.runs.activity import ACTIVITY, Activity, read_activities
+from betasigma.runs.directory import LOG, OVERRIDES, SUMMARY, short
+from betasigma.runs.files import read_json
+from betasigma.runs.lock import holder_of
+from betasigma.runs.record import METRICS
+from betasigma.runs.slurm_queue import QueuedJob, how_they_ended, queued_jobs
+from betasigma.runs.status import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    STATUS,
+    job_number,
+    read_status,
+)
+from betasigma.runs.sweep_record import RecordedJob, read_sweep
+
+LOGS = "slurm"
+"""Folder of SLURM's logs in the sweep directory, one folder per job."""
+
+QUEUED, STALLED, PREEMPTED = "queued", "stalled", "preempted"
+STOPPED, NOT_BEGUN = "stopped", "not begun"
+
+UNDER_WAY = (RUNNING, STALLED, QUEUED, PREEMPTED)
+"""States of jobs that somebody still works on, or will."""
+
+ENDED_BADLY = (FAILED, STOPPED)
+"""States of jobs that would be launched once more."""
+
+QUIET_MINUTES = 10
+"""Minutes without a sign of life after which a running job counts as stalled."""
+
+TRAINING = "training"
+
+OF_AN_ERROR = re.compile(r"[\w.]*(Error|Exception)\b|slurm|srun")
+"""Begins the lines of a job's log that say why it ended."""
+
+
+class JobState(NamedTuple):
+    """Where a job of a sweep is.
+
+    Attributes:
+        directory: of its run.
+        state: queued, running, stalled (running without a sign of life), preempted (stopped, and
+            waiting for its next start), stopped, failed, finished, or not begun.
+        overrides: of its config.
+        step: that it has reached; ``None`` where nothing is known.
+        steps: that it is to take.
+        per_second: steps.
+        work: what it does now, where that is not training, and how much of it is done.
+        seconds_left: of what it does now.
+        error: why it failed, stopped or waits, in one sentence.
+        node: where it runs or ran.
+        slurm: SLURM's id of it.
+    """
+
+    directory: Path
+    state: str
+    overrides: list[str]
+    step: int | None = None
+    steps: int | None = None
+    per_second: float | None = None
+    work: str = ""
+    seconds_left: float | None = None
+    error: str = ""
+    node: str = ""
+    slurm: str = ""
+
+
+def read_jobs(sweep: Path, quiet_minutes: float = QUIET_MINUTES) -> list[JobState]:
+    """Find out where each job of a sweep is, in the order of their numbers.
+
+    Args:
+        sweep: its directory.
+        quiet_minutes: without a sign of life, after which a running job is stalled.
+    """
+    record = read_sweep(sweep)
+    jobs = list(record.jobs) if record else []
+    if record is None or record.search:  # its jobs are those that have begun
+        begun = sorted((path.parent for path in sweep.glob(f"*/{STATUS}")), key=job_number)
+        jobs += [RecordedJob(run.name, _overrides(run)) for run in begun]
+    statuses = {job.directory: read_status(sweep / job.directory) for job in jobs}
+    slurm = {
+        job.directory: str(statuses[job.directory].get("slurm_job") or job.slurm or "")
+        for job in jobs
+    }
+    for job in jobs:  # a job that was submitted again has not written its status yet
+        if job.slurm and _is_newer(job.slurm, slurm[job.directory]):
+            slurm[job.directory] = job.slurm
+    queue = queued_jobs() if any(slurm.values()) else {}
+    lost = [
+        slurm[name]
+        for name, status in statuses.items()
+        if slurm[name] and queue is not None and slurm[name] not in queue and not _ended(status)
+    ]
+    ends = how_they_ended(lost)
+    started = holder_of(sweep)
+    return [
+        _state(
+            sweep / job.directory,
+            job,
+            statuses[job.directory],
+            slurm[job.directory],
+            queue,
+            ends,
+            started,
+            quiet_minutes,
+        )
+        for job in jobs
+    ]
+
+
+def _state(
+    run: Path,
+    job: RecordedJob,
+    status: Mapping[str, Any],
+    slurm: str,
+    queue: Mapping[str, QueuedJob] | None,
+    ends: Mapping[str, str],
+    started: str | None,
+    quiet_minutes: float,
+) -> JobState:
+    if slurm and str(status.get("slurm_job")) != slurm:
+        status = {}  # of an earlier start: it was submitted once more, and has not begun yet
+    word = status.get("status")
+    works = read_activities(run)
+    trained = works.get(TRAINING)
+    now = next(reversed(works.values()), None)
+    found = JobState(
+        run,
+        str(word or NOT_BEGUN),
+        job.overrides,
+        step=trained.done if trained else None,
+        steps=trained.total if trained else job.steps,
+        per_second=trained.per_second if trained else None,
+        error=str(status.get("error") or ""),
+        node=str(status.get("host") or ""),
+        slurm=slurm,
+    )
+    if word == FINISHED:
+        step = read_json(run / SUMMARY).get("step", found.step)
+        return found._replace(step=step)
+    waiting = (queue or {}).get(slurm)
+    if waiting is not None and waiting.waits:
+        again = PREEMPTED if status else QUEUED
+        return found._replace(state=again, error=found.error or waiting.reason)
+    if word in (FAILED, INTERRUPTED):
+        return found._replace(state=FAILED if word == FAILED else STOPPED)
+    if word is None:
+        if waiting is not None:
+            return found._replace(state=RUNNING, node=waiting.node)
+        if slurm and queue is not None:
+            return found._replace(state=FAILED, error=_unsaid(run, slurm, ends))
+        return found._replace(state=QUEUED if slurm or started else NOT_BEGUN)
+    if slurm and queue is not None and waiting is None:
+        return found._replace(state=FAILED, error=_unsaid(run, slurm, ends))
+    if not slurm and _is_dead(status):
+        died = f"process {status.get('process')} has ended without saying why; it was killed"
+        return found._replace(state=STOPPED, error=died)
+    quiet = time.time() - _last_sign(run)
+    if quiet > 60 * quiet_minutes:
+        silent = f"no sign of life for {quiet / 60:.0f} minutes"
+        return found._replace(state=STALLED, error=silent)
+    return _with_work(found, now)
+
+
+def _with_work(found: JobState, now: Activity | None) -> JobState:
+    if now is None:
+        return found
+    shown = "" if now.work == TRAINING else f"{now.work} {100 * now.done // max(1, now.total)} %"
+    return found._replace(work=shown, seconds_left=now.seconds_left)
+
+
+def _ended(status: Mapping[str, Any]) -> bool:
+    return status.get("status") in (FINISHED, FAILED, INTERRUPTED)
+
+
+def _is_newer(job: str, other: str) -> bool:
+    """Whether SLURM has given an id later than another one."""
+    first, second = (re.match(r"\d+", word) for word in (job, other))
+    return bool(first and (not second or int(first[0]) > int(second[0])))
+
+
+def _is_dead(status: Mapping[str, Any]) -> bool:
+    """Whether the process of a run was on this machine, and is there no more."""
+    return (
+        status.get("host") == socket.gethostname()
+        and not Path(f"/proc/{status.get('process')}").exists()
+    )
+
+
+def _last_sign(run: Path) -> float:
+    """When a run has last written something that shows that it goes on."""
+    times = [0.0]
+    for name in (STATUS, ACTIVITY, LOG, METRICS):
+        with suppress(OSError):
+            times.append((run / name).stat().st_mtime)
+    return max(times)
+
+
+def _unsaid(run: Path, slurm: str, ends: Mapping[str, str]) -> str:
+    """Why a job has ended that could not say it itself."""
+    folder = run.parent / LOGS / slurm
+    how = ends.get(slurm)
+    text = f"ended without saying why{f', SLURM says {how}' if how else ''}"
+    for log in sorted(folder.glob("*_log.err")):
+        lines = log.read_text("utf-8", "replace").splitlines()[-200:]
+        errors = [line.strip() for line in lines if OF_AN_ERROR.match(line)]
+        if errors:
+            text += f": {errors[-1]}"
+            break
+    return f"{text}; its log is in {short(folder)}"
+
+
+def _overrides(run: Path) -> list[str]:
+    file = run / OVERRIDES
+    with suppress(OSError):
+        lines = file.read_text("utf-8").splitlines()
+        return [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    return []
+
+
+def count_jobs(jobs: int) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{jobs} job{'s' if jobs != 1 else ''}"
