@@ -17,6 +17,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
@@ -30,6 +31,18 @@ from torchvision import datasets, transforms
 from betasigma.commands.assemble import make_sampler
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
+from betasigma.options.drawing import DrawingOptions
+from betasigma.pictures import save_figure
+from betasigma.plot_style import (
+    GREY,
+    family_colours,
+    legend_below,
+    panels,
+    plain_log_axis,
+    sampler_style,
+)
+from betasigma.report.plots import counted
+from betasigma.report.rows import standard_error
 from harness import machine, ours, peers
 from harness.quality import Distances, Judge, mnist_or_stand_in
 from harness.report import ROOT, Report, options
@@ -88,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv,
         ("--minutes", {"type": float, "help": "of training, each; 10 at full size, else 0.3"}),
         ("--n", {"type": int, "help": "images of each distance; 250 at full size, else 16"}),
+        ("--seeds", {"type": int, "nargs": "+", "default": [0], "help": "a training of each"}),
         ("--again", {"nargs": "+", "help": "only these, once more; others as an earlier run left"}),
     )
     os.environ.setdefault("WANDB_MODE", "offline")
@@ -104,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             10_000 if report.full else 64,
             (10, 20, 50, 100) if report.full else (5,),
         )
-        competitors = all_competitors(Path(scratch))
+        competitors = all_competitors(Path(scratch), chosen.seeds)
         named = {name: competitors[name] for name in chosen.again or competitors}
         found, failures = compete(terms, named)
         outcomes = {n: (earlier | found)[n] for n in competitors if n in earlier | found}
@@ -121,13 +135,15 @@ def outcomes_of(report: Report, chosen: Any) -> dict[str, Outcome]:
     Raises:
         UserError: where there is none, or a competitor is unknown.
     """
-    unknown = set(chosen.again) - set(all_competitors(Path()))
+    competitors = all_competitors(Path(), chosen.seeds)
+    unknown = set(chosen.again) - set(competitors)
     if unknown:
-        known = ", ".join(all_competitors(Path()))
+        known = ", ".join(competitors)
         raise UserError(f"--again={unknown.pop()} is unknown; choose from {known}")
     path = report.out / f"{report.name}.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    terms = {key: vars(chosen)[key] for key in ("size", "minutes", "n")}
+    terms = {key: vars(chosen)[key] for key in ("size", "minutes", "n", "seeds")}
+    content.get("options", {}).setdefault("seeds", [0])  # which it had before it could have more
     if {key: content.get("options", {}).get(key) for key in terms} != terms:
         raise UserError(f"--again needs an earlier run with the same {', '.join(terms)} in {path}")
     kept = {n: o for n, o in content["raw"]["outcomes"].items() if n not in chosen.again}
@@ -140,14 +156,26 @@ def outcomes_of(report: Report, chosen: Any) -> dict[str, Outcome]:
 Competitors = dict[str, Callable[[Terms], Outcome]]
 
 
-def all_competitors(scratch: Path) -> Competitors:
-    """How each competes, by name."""
+def all_competitors(scratch: Path, seeds: Sequence[int]) -> Competitors:
+    """How each competes, by name; of several seeds each is a training."""
+
+    def of(seed: int) -> Competitors:
+        return {
+            "ours, DDPM": partial(run_ours, "ddpm", seed),
+            "ours, NCSN": partial(run_ours, "ncsn", seed),
+            "diffusers": partial(run_diffusers, seed),
+            "denoising-diffusion-pytorch": partial(run_lucidrains, scratch, seed),
+        }
+
     return {
-        "ours, DDPM": partial(run_ours, "ddpm"),
-        "ours, NCSN": partial(run_ours, "ncsn"),
-        "diffusers": run_diffusers,
-        "denoising-diffusion-pytorch": partial(run_lucidrains, scratch),
+        f"{name}{SEED}{seed}" if len(seeds) > 1 else name: compete_as
+        for seed in seeds
+        for name, compete_as in of(seed).items()
     }
+
+
+SEED = ", seed "
+"""Between the name of a competitor and the seed of its training."""
 
 
 def compete(terms: Terms, competitors: Competitors) -> tuple[dict[str, Outcome], list[str]]:
@@ -162,19 +190,20 @@ def compete(terms: Terms, competitors: Competitors) -> tuple[dict[str, Outcome],
     return outcomes, failures
 
 
-def run_ours(family: str, terms: Terms) -> Outcome:
+def run_ours(family: str, seed: int, terms: Terms) -> Outcome:
     """``train.py experiment=mnist_<family>``, stopped by the clock."""
     config = ours.composed(
         [
             f"experiment=mnist_{family}",
             f"data.root={terms.root}",
+            f"seed={seed}",
             "steps=1000000",
             "training.sample_every=1000000",  # peers draw none meanwhile either
             "evaluation=none",
             f"data.val_size={min(1000, terms.n_reference)}",
         ]
     )
-    run = terms.folder / family
+    run = terms.folder / (family if seed == 0 else f"{family}_{seed}")
     made = ours.parts(config)
     timer = Timer(timedelta(seconds=terms.seconds))
     trainer = ours.fit(config, made, run, [timer])
@@ -196,9 +225,9 @@ def run_ours(family: str, terms: Terms) -> Outcome:
     )
 
 
-def run_diffusers(terms: Terms) -> Outcome:
+def run_diffusers(seed: int, terms: Terms) -> Outcome:
     """diffusers' example with its defaults: batch 16, a cosine schedule over 100 epochs."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize([0.5], [0.5])])
     dataset = datasets.MNIST(str(terms.root), train=True, transform=transform)
     loader = DataLoader(dataset, batch_size=16, shuffle=True)
@@ -221,15 +250,15 @@ def run_diffusers(terms: Terms) -> Outcome:
     return Outcome(peers.parameters(model), steps, 16, seconds, judged(terms, draw))
 
 
-def run_lucidrains(scratch: Path, terms: Terms) -> Outcome:
+def run_lucidrains(scratch: Path, seed: int, terms: Terms) -> Outcome:
     """denoising-diffusion-pytorch's own Trainer as in its README, without flips: they would
     teach it mirrored digits.
     """
     from denoising_diffusion_pytorch import Trainer
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     folder = scratch / "png"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     dataset = datasets.MNIST(str(terms.root), train=True)
     for number, image in zip(count(), dataset.data.numpy(), strict=False):
         Image.fromarray(image).save(folder / f"{number:05d}.png")
@@ -310,15 +339,18 @@ def tell(report: Report, terms: Terms, outcomes: dict[str, Outcome]) -> None:
         ],
     )
     report.raw("outcomes", {name: o._asdict() for name, o in outcomes.items()})
+    alone = not any(SEED in name for name in outcomes)
     report.note(
         "Learning rates, batch sizes, augmentation and averaging are those of each library's "
         "example; flips are off for denoising-diffusion-pytorch, which would otherwise learn "
         "mirrored digits. Batch size and samplers of our experiment files were chosen by trials on "
-        "MNIST; the peers' examples are not written for it. One training each: no spread is known."
+        "MNIST; the peers' examples are not written for it. "
+        + ("One training each: no spread is known." if alone else "")
     )
     targets(report, terms, outcomes)
-    picture = ROOT / "docs/pictures/time_to_quality.png" if report.full else None
-    plot(judge.name, outcomes, picture or Path(report.out) / "time_to_quality.png")
+    folder = ROOT / "docs/pictures" if report.full else Path(report.out)
+    told = f"{judge.name} to training images, n={terms.n}"
+    plot(told, outcomes, judge.floor(terms.n), folder / "time_to_quality.png")
 
 
 def targets(report: Report, terms: Terms, outcomes: dict[str, Outcome]) -> None:
@@ -343,28 +375,39 @@ def targets(report: Report, terms: Terms, outcomes: dict[str, Outcome]) -> None:
         )
 
 
-def plot(metric: str, outcomes: dict[str, Outcome], path: Path) -> None:
-    """Distance against NFE."""
-    import matplotlib as mpl
+FAMILIES = {"ours, DDPM": "ddpm", "ours, NCSN": "ncsn"}
+"""Of competitors that have the colour of one."""
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import LogLocator
 
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+def plot(metric: str, outcomes: dict[str, Outcome], floor: float, path: Path) -> None:
+    """Distance against NFE: means over the trainings of each competitor, with bars of one standard
+    error where there are several.
+    """
+    trainings: dict[str, list[Outcome]] = {}
     for name, outcome in outcomes.items():
-        for sampler, found in outcome.distances.items():
-            values = [found[nfe]["train"] for nfe in found]
-            axes.loglog(list(found), values, "o-", label=f"{name}, {sampler}")
-    axes.set_xlabel("network evaluations (NFE)")
-    axes.set_ylabel(metric)
-    axes.minorticks_off()
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-    figure.legend(loc="outside right center", fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+        trainings.setdefault(name.partition(SEED)[0], []).append(outcome)
+    colours = family_colours([FAMILIES.get(name, name) for name in trainings])
+    with panels(1, (7.2, 4.8)) as (figure, (axes,)):
+        for (name, of_it), colour in zip(trainings.items(), colours, strict=True):
+            for sampler, found in of_it[0].distances.items():
+                values = [[o.distances[sampler][nfe]["train"] for o in of_it] for nfe in found]
+                errors = [standard_error(of_budget) or 0.0 for of_budget in values]
+                stochastic = sampler.startswith("ancestral") or "eta=1" in sampler
+                axes.errorbar(
+                    list(found),
+                    [mean(of_budget) for of_budget in values],
+                    errors if any(errors) else None,
+                    color=colour,
+                    label=counted(f"{name}, {sampler}", len(of_it)),
+                    **sampler_style("ancestral" if stochastic else "ddim"),
+                )
+        axes.axhline(floor, color=GREY, lw=1, label="real test images (floor)")
+        axes.set(xscale="log", yscale="log", ylabel=metric)
+        axes.set_xlabel("network evaluations per sample (NFE)")
+        for axis in (axes.xaxis, axes.yaxis):
+            plain_log_axis(axis)
+        legend_below(figure, [axes])
+        save_figure(figure, path, DrawingOptions(formats=["png"]))
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def test_a_section_of_a_page_is_replaced_and_nothing_else(tmp_path):
 
 
 def test_a_competitor_runs_again_beside_what_the_others_left(tmp_path):
-    words = {"size": "small", "out": str(tmp_path), "minutes": 2.0, "n": None}
+    words = {"size": "small", "out": str(tmp_path), "minutes": 2.0, "n": None, "seeds": [0]}
     report = Report("time_to_quality", argparse.Namespace(**words))
     found = {20: {"train": 1.5, "test": 2.5}}
     left = {"ours, DDPM": Outcome(7, 5, 4, 120.0, {"ddim": found})}
@@ -114,7 +114,7 @@ def test_a_competitor_runs_again_beside_what_the_others_left(tmp_path):
     )
     report.save()
     assert outcomes_of(report, again) == left
-    with pytest.raises(UserError, match="same size, minutes, n"):
+    with pytest.raises(UserError, match="same size, minutes, n, seeds"):
         outcomes_of(report, argparse.Namespace(**{**vars(again), "minutes": 3.0}))
     with pytest.raises(UserError, match="--again=me is unknown; choose from ours, DDPM"):
         outcomes_of(report, argparse.Namespace(**{**vars(again), "again": ["me"]}))
