@@ -116,8 +116,9 @@ class Display:
 
     @contextmanager
     def _work(
-        self, what: str, total: int, done: int, count: Callable[[int], str]
+        self, what: str, total: int, done: int, count: Callable[[int], str], ends: bool = True
     ) -> Iterator[Update]:
+        """Show progress; in a log file the end has a line of its own, or only if ``ends``."""
         begun, start = done, time.monotonic()
         last = start
 
@@ -130,7 +131,7 @@ class Display:
             nonlocal last
             look(done)
             now = time.monotonic()
-            if now - last < PLAIN_SECONDS and done < total:
+            if now - last < PLAIN_SECONDS and not (done >= total and (ends or last > start)):
                 return
             last = now
             write = self._log if self._live else self.line
@@ -176,14 +177,18 @@ class Display:
             tell()
 
     @contextmanager
-    def share(self, what: str) -> Iterator[Callable[[float], None]]:
+    def share(self, what: str, ends: bool = True) -> Iterator[Callable[[float], None]]:
         """Show progress in percent.
+
+        Args:
+            what: the work.
+            ends: whether a log file has a line of its end in any case, or only after another.
 
         Yields:
             ``advance(share)``, which adds a share of the whole.
         """
         total, done = 1000, 0.0
-        with self._work(what, total, 0, lambda n: f"{100 * n // total} %") as update:
+        with self._work(what, total, 0, lambda n: f"{100 * n // total} %", ends) as update:
 
             def advance(share: float) -> None:
                 nonlocal done

@@ -202,7 +202,9 @@ class ShowProgress(StepCallback):
         if trainer.is_global_zero:
             if self._update is not None:
                 self._update(trainer.global_step, *self._shown)
-            self._advance = self._validation.enter_context(self._display.share("validating"))
+            self._advance = self._validation.enter_context(
+                self._display.share("validating", ends=False)
+            )
 
     def on_validation_batch_end(
         self,
