@@ -40,7 +40,7 @@ def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
     """
     if hardware["threads"]:
         torch.set_num_threads(hardware["threads"])
-    gpu = _uses_gpu(hardware)
+    gpu = uses_gpu(hardware)
     if not gpu:
         keep_freed_memory()
     wanted = hardware["channels_last"]
@@ -79,7 +79,7 @@ def move_to_device(denoiser: nn.Module, hardware: Config) -> torch.device:
     Raises:
         UserError: if a GPU is asked for and there is none.
     """
-    gpu = _uses_gpu(hardware)
+    gpu = uses_gpu(hardware)
     if hardware["accelerator"] == "gpu" and not gpu:
         raise UserError("hardware.accelerator=gpu finds no GPU here; use hardware=cpu or auto")
     device = torch.device("cuda" if gpu else "cpu")
@@ -87,5 +87,6 @@ def move_to_device(denoiser: nn.Module, hardware: Config) -> torch.device:
     return device
 
 
-def _uses_gpu(hardware: Config) -> bool:
+def uses_gpu(hardware: Config) -> bool:
+    """Whether a hardware config computes on a GPU here."""
     return hardware["accelerator"] != "cpu" and torch.cuda.is_available()

@@ -52,9 +52,21 @@ def test_gradients_are_kept_within_a_step_only(here: Path, monkeypatch: pytest.M
         seen.append(any(p.grad is not None for p in self.parameters()))
         return original(self, batch, batch_idx)
 
+    norms: list[float] = []
+
+    def on_before_optimizer_step(self: DDPM, optimizer: Any) -> None:
+        gradients = [p.grad.flatten() for p in self.parameters() if p.grad is not None]
+        norms.append(torch.linalg.vector_norm(torch.cat(gradients)).item())
+
     monkeypatch.setattr(DDPM, "training_step", training_step)
-    assert launch("train", *TINY, "training.accumulate=2", "steps=3").status == 0
+    monkeypatch.setattr(DDPM, "on_before_optimizer_step", on_before_optimizer_step)
+    outcome = launch("train", *TINY, "training.accumulate=2", "steps=3", "training.clip=1e-3")
+    assert outcome.status == 0
     assert seen == 3 * [False, True]
+    # two steps to a value, and the last one
+    steps, logged = Record.of(outcome.run).curve("train/gradient_norm")
+    assert steps == [2, 3]
+    assert logged == pytest.approx([sum(norms[:2]) / 2, norms[2]], rel=1e-4)
 
 
 # ---------------------------------------------------------------- the run directory
@@ -87,7 +99,10 @@ def test_a_run_directory_is_complete(ddpm_run: Path) -> None:
     assert kept == ["best.ckpt", "last.ckpt"]
     summary = json.loads((ddpm_run / "summary.json").read_text())
     assert summary["step"] == 6
-    assert "val/denoising_error" in [row[0] for row in summary["table"]]
+    table = {metric: numbers for metric, *numbers in summary["table"]}
+    last = Record(ddpm_run / "metrics.csv").curve("val/denoising_error")[1][-1]
+    assert table["val/denoising_error"] == [last, None, None]
+    assert all(isinstance(value, float) for value, *_ in table.values())
     log = (ddpm_run / "log.txt").read_text()
     assert "training ddpm on digits" in log
     assert "training 6/6" in log
@@ -240,6 +255,7 @@ def test_wandb_keeps_every_run_of_a_process(train: Launch, here: Path) -> None:
 
 
 def test_wandb_offline_without_an_account(train: Launch) -> None:
+    """Everything that a dashboard needs is there, and each value on three axes."""
     outcome = train("logger=wandb", "tags=[tried]")
     (offline,) = (outcome.run / "wandb").glob("offline-run-*")
     assert f"scripts/sync.py {outcome.run.relative_to(Path.cwd())}\n" in outcome.out
@@ -260,6 +276,42 @@ def test_wandb_offline_without_an_account(train: Launch) -> None:
     assert logged["train/objective"] == [2, 4, 6]
     assert logged["samples._type"] == [6]
     assert metrics(outcome.run) <= set(logged)
+    assert logged["objective_metric"] == logged["val/denoising_error"] == [6]
+    assert all(row["trainer/images_seen"] == 16 * row["trainer/global_step"] for row in rows)
+    seconds = [row["trainer/seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > 0
+
+    config = run["config"]["update"]
+    facts, weights = config["run"], raw_and_average(outcome.run)[0]
+    assert facts["directory"] == str(outcome.run)
+    assert facts["parameters"] == sum(w.numel() for w in weights.values())
+    assert 1 < facts["backward_flop_per_image"] / facts["forward_flop_per_image"] < 2
+    environment = json.loads((outcome.run / "environment.json").read_text())
+    assert facts["git_commit"] == (environment["git"] or {}).get("commit")
+    assert (facts["gpu"], config["sweep"]) == (None, None)
+
+    pictures = {key: [r for r in rows if f"{key}._type" in r] for key in ("samples", "real")}
+    assert [r["samples.captions"] for r in pictures["samples"]] == [["step 6: ddim, NFE 2, seed 0"]]
+    assert [r["trainer/global_step"] for r in pictures["real"]] == [0]
+    for key in ("pixels/real", "pixels/samples"):
+        (drawn,) = [row for row in rows if f"{key}.bins" in row]
+        counts, edges = drawn[f"{key}.values"], drawn[f"{key}.bins"]
+        assert sum(counts) == 4 * 64
+        assert edges == list(range(257))
+    (chart,) = offline.glob("files/media/table/val/denoising_error_by_log_snr*.json")
+    points = json.loads(chart.read_text())["data"]
+    assert [at for at, _ in points] == list(range(-1, 8))
+    last = {row["metric"]: float(row["value"]) for row in Record.of(outcome.run).rows()}
+    for at, error in points:
+        assert error == pytest.approx(last[f"val/denoising_error/log_snr_{at:+.0f}"])
+
+    known = [record["metric"] for record in records if record["type"] == "metric"]
+    options = {m.get("name") or m["glob_name"]: m for m in known}
+    assert options["*"]["step_metric"] == "trainer/global_step"
+    for metric in ("train/denoising_error", "val/denoising_error", "val/objective"):
+        assert options[metric]["summary"] == {"min": True, "last": True}
+    assert options["val/denoising_error/log_snr_*"]["options"]["hidden"]
     assert list(offline.glob("files/media/images/samples*.png"))
 
     resumed = launch("train", f"resume={outcome.run}", "steps=8")
@@ -300,7 +352,9 @@ def test_each_job_of_a_sweep_has_its_family_s_defaults(here: Path) -> None:
     outcome, runs = sweep("model=ddpm,ncsn", "seed=1,2", "steps=2", "sampler.steps=2")
     assert outcome.status == 0, outcome.err
     assert len(runs) == 4
-    assert len({run.parent for run in runs}) == 1
+    (sweep_directory,) = {run.parent for run in runs}
+    named = {json.loads((run / "environment.json").read_text())["sweep"] for run in runs}
+    assert named == {sweep_directory.name}
     found = []
     for run in runs:
         config = OmegaConf.load(run / "config.yaml")

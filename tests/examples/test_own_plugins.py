@@ -131,11 +131,11 @@ def test_all_at_once(run: Path) -> None:
     measured = {"fd_random_filters", "sliced_wasserstein", "bits_per_dim/averaged_flow/total_test"}
     assert measured <= table.keys()
     record = Record(run / "metrics.csv")
-    steps, norms = record.curve("train/gradient_norm")
+    steps, norms = record.curve("train/weight_norm")
     assert list(steps) == [2, 4]
     assert all(norm > 0 for norm in norms)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert {"train/objective", "train/gradient_norm"} <= set().union(*lines)
+    assert {"train/objective", "train/weight_norm"} <= set().union(*lines)
     rates = record.curve("train/learning_rate")[1]
     assert rates[-1] < rates[0] <= 1e-4
 
@@ -193,8 +193,8 @@ def test_an_archive_is_read(lab: Path) -> None:
         (["optimizer=lion", "optimizer.lr=-1"], "optimizer.lr=-1 must be above 0"),
         (["optimizer=lion", "+optimizer.beta=1"], "optimizer.beta=1 is unknown: Lion takes lr"),
         (
-            ["callbacks=gradient_norm", "callbacks.gradient_norm.every=often"],
-            "callbacks.gradient_norm.every=often must be a valid integer",
+            ["callbacks=weight_norm", "callbacks.weight_norm.every=often"],
+            "callbacks.weight_norm.every=often must be a valid integer",
         ),
         (["data=stripes", "+data.source.sizes=8"], "sizes=8 is unknown: stripes takes size, n"),
         (["data=stripes", "data.source._target_=mylab.data.archive"], "size=8 is unknown: archive"),

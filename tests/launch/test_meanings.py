@@ -14,7 +14,7 @@ SHOWN = {
     "  times: levels": r"which noise levels training draws \(levels \| continuous \| log_normal\)",
     "  clip: 1.0": r"largest norm of the gradient; null: no clipping \(number > 0 \| null\)",
     "  multipliers: [1, 2]": r"width at each resolution.* \(\[integer ≥ 1, …\]\)",
-    "  project: betasigma": r"where runs appear \(text\)",
+    "  project: null": r"where runs appear; null: WANDB_PROJECT, else betasigma \(text \| null\)",
     "  lr: 0.001": r"learning rate, after the warm-up \(number > 0\)",
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from betasigma.modules.training_means import MeanError, MeanObjective
+from betasigma.modules.training_means import FiniteMean, MeanError
 from betasigma.objectives.error_curve import GRID, from_schedule_log_snr
 from betasigma.schedules import NoiseSchedule, geometric, linear
 
@@ -84,9 +84,12 @@ def test_what_is_not_finite_is_left_out() -> None:
     spoilt.update(torch.cat([error, torch.tensor([math.nan, math.inf])]), torch.cat([t, t[:2]]))
     assert spoilt.compute() == clean.compute()
 
-    objective = MeanObjective()
-    objective.update(torch.tensor([1.0, math.nan, 3.0]))
-    assert objective.compute() == 2
+    mean = FiniteMean()
+    mean.update(torch.tensor([1.0, math.nan, 3.0]))
+    assert mean.compute() == 2
+    mean.reset()
+    mean.update(torch.tensor(math.inf))
+    assert math.isnan(mean.compute())
 
 
 def test_where_no_point_of_the_grid_is_covered_there_is_no_error() -> None:

@@ -5,8 +5,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
 
-class GradientNorm(Callback):
-    """Logs the norm of the gradient as ``train/gradient_norm``, before it is clipped.
+class WeightNorm(Callback):
+    """Logs the norm of the weights as ``train/weight_norm``, before a step.
 
     Args:
         every: steps between two values.
@@ -20,7 +20,7 @@ class GradientNorm(Callback):
     ) -> None:
         step = trainer.global_step + 1
         if step % self.every == 0:
-            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(gradients))
+            weights = [p for p in pl_module.parameters() if p.requires_grad]
+            norm = float(torch.nn.utils.get_total_norm(weights))
             for logger in trainer.loggers:
-                logger.log_metrics({"train/gradient_norm": norm}, step)
+                logger.log_metrics({"train/weight_norm": norm}, step)

@@ -13,7 +13,7 @@ from betasigma.commands.config import validate
 from betasigma.commands.describe_data import describe_data
 from betasigma.commands.evaluate_images import evaluate_images
 from betasigma.commands.load import load_run, with_place
-from betasigma.commands.measure import COLUMNS, Meter
+from betasigma.commands.measure import COLUMNS, Meter, results
 from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
@@ -76,6 +76,6 @@ def evaluate(config: DictConfig, start: Start) -> None:
         f"{content['run']} by {sampler.name}, seed {content['seed']}"
         + (f", classes {prefix.removeprefix('eval_of_')}" if labels is not None else ""),
         COLUMNS,
-        [*meter.rows(found), *rows],
+        [row.cells for row in (*results(found), *rows)],
     )
     display.line(f"metrics {', '.join(str(record.path) for record in records)}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from betasigma.commands.assemble import Config, make_data
 from betasigma.commands.config import saved_header
 from betasigma.commands.load import with_place
-from betasigma.commands.measure import COLUMNS, Meter, log_measurements, make_evaluator
+from betasigma.commands.measure import COLUMNS, log_measurements, make_evaluator, results
 from betasigma.data.image_sets import ReferenceImages, open_images
 from betasigma.data.sources import Source
 from betasigma.devices import move_to_device
@@ -76,7 +76,11 @@ def evaluate_images(content: Config, out: Path, display: Display) -> None:
     record = Record.of(out)
     loggers: list[Logger] = [RecordLogger(record)]
     log_measurements(loggers, found, 0, "eval", {})
-    display.table(f"{content['images']}, compared with {against}", COLUMNS, Meter.rows(found))
+    display.table(
+        f"{content['images']}, compared with {against}",
+        COLUMNS,
+        [row.cells for row in results(found)],
+    )
     display.line(f"metrics {record.path}")
 
 

@@ -39,7 +39,9 @@ class FinishedRun:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Content of ``summary.json``: ``step``, and ``table`` with metric, value, n, NFE."""
+        """Content of ``summary.json``: ``step``, and ``table`` with metric, value (``None`` where
+        it is not finite), n and NFE.
+        """
         content: dict[str, Any] = json.loads((self.directory / SUMMARY).read_text("utf-8"))
         return content
 

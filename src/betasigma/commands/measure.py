@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.loggers import Logger
@@ -20,13 +21,44 @@ from betasigma.evaluation.features import build
 from betasigma.evaluation.reference import DataSource
 from betasigma.options.data import Split
 from betasigma.options.evaluation import REFERENCE
+from betasigma.options.training import NFE
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
 from betasigma.training.compiling import compile_for_sampling
 from betasigma.training.tracking import log_together
+from betasigma.training.wandb_run import Best
 
 COLUMNS = ["metric", "value", "n", "NFE"]
 """Columns of a table of measurements."""
+
+
+class Result(NamedTuple):
+    """A line of the table of measurements."""
+
+    metric: str
+    value: float
+    n: int | None = None
+    nfe: int | None = None
+    std: float | None = None
+    """Its standard error, where the table shows it."""
+
+    @property
+    def cells(self) -> list[str]:
+        """As the table shows it."""
+        value = f"{self.value:.4g}"
+        if self.std is not None:
+            value = f"{self.value:.4f} ± {self.std:.4f}"
+        return [self.metric, value, *("" if x is None else str(x) for x in (self.n, self.nfe))]
+
+    @property
+    def numbers(self) -> list[str | float | None]:
+        """As a file keeps it: metric, value (``None`` where it is not finite), n, NFE."""
+        return [self.metric, self.value if math.isfinite(self.value) else None, self.n, self.nfe]
+
+
+def results(found: Sequence[Measurement]) -> list[Result]:
+    """Measurements of samples as lines of the table."""
+    return [Result(label(m), m.value, m.n, m.nfe) for m in found]
 
 
 class Meter:
@@ -90,16 +122,8 @@ class Meter:
         drawn = {"guidance": self._guidance, "settings": format_settings(self._sampler.settings)}
         more = {}
         if found and found[0].nfe is not None:
-            more = {"sample/nfe": float(found[0].nfe), "sample/n": float(found[0].n)}
+            more = {NFE: float(found[0].nfe), "sample/n": float(found[0].n)}
         log_measurements(self._loggers, found, step, prefix, drawn, more)
-
-    @staticmethod
-    def rows(found: list[Measurement]) -> list[list[str]]:
-        """Rows of a table: metric, value, n, NFE."""
-        return [
-            [label(m), f"{m.value:.4g}", str(m.n), "" if m.nfe is None else str(m.nfe)]
-            for m in found
-        ]
 
     def _open(self, denoiser: DenoiserLike) -> Evaluator:
         if self._evaluator is None:
@@ -164,7 +188,12 @@ def log_measurements(
             **(of_model if m.nfe is not None else {}),
         }
         groups.append(({f"{prefix}/{label(m)}": m.value}, context))
-    log_together(loggers, [*groups, (more, {})], step)
+    best: dict[str, Best] = {
+        f"{prefix}/{label(m)}": "max" if m.higher_is_better else "min"
+        for m in found
+        if m.higher_is_better is not None
+    }
+    log_together(loggers, [*groups, (more, {})], step, best)
 
 
 def say_not_finite(x: Tensor) -> None:

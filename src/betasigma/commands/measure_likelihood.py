@@ -7,7 +7,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import Logger
 
 from betasigma.build import Config, make
-from betasigma.commands.measure import label, log_measurements, rank_and_world_size
+from betasigma.commands.measure import Result, label, log_measurements, rank_and_world_size
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.display import Display
@@ -30,7 +30,7 @@ def measure_likelihood(
     step: int,
     prefix: str,
     out: Path,
-) -> list[list[str]]:
+) -> list[Result]:
     """Measure what the ``likelihood`` node names. All ranks call it together.
 
     Args:
@@ -38,7 +38,7 @@ def measure_likelihood(
         out: directory for ``bits_per_level.png``, which a discrete bound draws.
 
     Returns:
-        Rows of a table: metric, value ± standard error, n, NFE. Empty without a node.
+        Lines of the table, with standard errors. Empty without a node.
     """
     if node is None:
         return []
@@ -62,9 +62,7 @@ def measure_likelihood(
             f"flow: likelihood of data with the smallest noise on them, sigma/alpha = {ratio:.3g}; "
             f"not a bound on that of clean data"
         )
-    return [
-        [label(m), f"{m.value:.4f} ± {m.std:.4f}", str(m.n), str(m.nfe)] for m in found.measurements
-    ]
+    return [Result(label(m), m.value, m.n, m.nfe, m.std) for m in found.measurements]
 
 
 def measure_error_curve(

@@ -33,13 +33,15 @@ from betasigma.options.apps import Sync
 from betasigma.options.base import dump, parse_leniently
 from betasigma.options.loggers import WandbOptions
 from betasigma.report.scan import read_config, run_directories
-from betasigma.runs.directory import CONFIG, SAMPLES, WANDB, WANDB_ID, short
+from betasigma.runs.directory import CONFIG, ENVIRONMENT, SAMPLES, SWEEP, WANDB, WANDB_ID, short
 from betasigma.runs.files import read_json, write_json, write_text
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
 from betasigma.runs.status import FINISHED, RUNNING, read_status
-from betasigma.training.tracking import STEP, begin_wandb
+from betasigma.training.account import wandb_place
+from betasigma.training.tracking import begin_wandb
+from betasigma.training.wandb_run import IMAGES, STEP
 
 SENT = "sent.json"
 """File beside those of Weights & Biases that says what has been sent, and where."""
@@ -70,7 +72,9 @@ class Recipient(NamedTuple):
         own = node if node.get("kind") == "wandb" else {"group": saved.get("name")}
         wanted = {"project": self.project, "entity": self.entity}
         given = {key: value for key, value in wanted.items() if value is not None}
-        return {**dump(parse_leniently(WandbOptions, own)[0]), **given}
+        options = {**dump(parse_leniently(WandbOptions, own)[0]), **given, **OF_THIS_MACHINE}
+        told = wandb_place(options, {"name": saved.get("name"), "tags": []}, Path())
+        return {**options, "project": told["project"], "entity": told["entity"]}
 
     def known(self, saved: Mapping[str, Any], identity: str | None) -> Any:
         """What the server knows of a run; ``None`` for nothing.
@@ -88,6 +92,10 @@ class Recipient(NamedTuple):
             if "Could not find run" in str(error):
                 return None
             raise NotSent(f"the server does not tell what it has: {error}") from None
+
+
+OF_THIS_MACHINE = {"system": False, "console": False}
+"""What is not collected while a run is sent."""
 
 
 def sync(config: DictConfig, start: Start) -> None:
@@ -280,14 +288,14 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
         experiment = begin_wandb(
             place.options(saved),
             run,
-            saved,
+            {**saved, SWEEP: read_json(run / ENVIRONMENT).get(SWEEP)},
             identity,
             "online",
             resume="allow",
             finish_timeout=place.patience,
         )
         for row in rows:
-            experiment.log(row)
+            experiment.log({**row, IMAGES: row[STEP] * saved["batch_size"]})
         status = read_status(run).get("status")
         goes_on = status == RUNNING and _is_written(run)
         experiment.finish(exit_code=0 if goes_on or status == FINISHED else 1)

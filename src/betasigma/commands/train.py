@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -33,9 +34,10 @@ from betasigma.commands.config import trains
 from betasigma.commands.describe_data import describe_data, keep_description
 from betasigma.commands.finished import FinishedRun
 from betasigma.commands.initial_weights import load_initial
-from betasigma.commands.measure import COLUMNS, Meter, say_not_finite
+from betasigma.commands.measure import COLUMNS, Meter, Result, results, say_not_finite
 from betasigma.commands.measure_likelihood import measure_likelihood
 from betasigma.commands.resume import has_ended
+from betasigma.commands.run_facts import cost_of, shown_config
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.loading import worker_failure
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
@@ -53,6 +55,7 @@ from betasigma.options.training import (
     StopOptions,
 )
 from betasigma.oracles import ExactDenoiser
+from betasigma.pictures import picture
 from betasigma.runs.activity import ActivityLog
 from betasigma.runs.directory import (
     CONFIG,
@@ -60,6 +63,7 @@ from betasigma.runs.directory import (
     INITIAL,
     LADDER,
     SUMMARY,
+    SWEEP,
     WANDB,
     WANDB_ID,
     clear,
@@ -80,7 +84,14 @@ from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Estimate, Metrics, ShowProgress
 from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import EVALUATION, LIKELIHOOD, SAMPLING, VALIDATION, Stopwatch
-from betasigma.training.tracking import close_loggers, make_loggers
+from betasigma.training.tracking import (
+    close_loggers,
+    log_histogram,
+    log_picture,
+    make_loggers,
+    show_wall_clock,
+    shows_config,
+)
 from betasigma.training.trainer import (
     PER_IMAGE,
     affordable_validation,
@@ -127,14 +138,17 @@ def _train(content: Config, start: Start) -> FinishedRun:
     if content["init"]["run"] is not None and resumed is None:
         initial = load_initial(denoiser, content)
     prepare_model(denoiser, content["hardware"])
+    cost = cost_of(denoiser) if _rank() == 0 and shows_config(content["logger"]) else {}
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
-    loggers = _open_run(run, content, start.overrides, resumed)
+    loggers = _open_run(content, start, resumed, cost)
     meter = Meter(content, data, sampler, loggers, display)
     callbacks = [
         *make_callbacks(content["callbacks"]),
         *run_callbacks(content, run, data, sampler, display, meter),
     ]
+    interrupts = next(c for c in callbacks if isinstance(c, Interrupts))
+    show_wall_clock(loggers, lambda: interrupts.seconds)
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, start, content, data, denoiser, resumed)
     _choose_validation(content, data, display)
@@ -147,6 +161,8 @@ def _train(content: Config, start: Start) -> FinishedRun:
         if _rank() == 0:
             write_json(run / INITIAL, initial._asdict())
     _explain_ladder(display, run, reasons, ladder)
+    if resumed is None:
+        _show_real(loggers, data, content)
     try:
         with launched_processes(trainer, start, content["resume"]):
             if trains(content):
@@ -220,8 +236,11 @@ def run_callbacks(
 ) -> list[Callback]:
     """Our own callbacks, in the order in which they act."""
     settings = content["training"]
+    how = sampler.name
+    if settings["guidance"] != 1:
+        how += f", guidance {settings['guidance']:g}"
 
-    def samples(denoiser: DenoiserLike) -> Tensor:
+    def samples(denoiser: DenoiserLike) -> tuple[Tensor, str]:
         with display.share("sampling") as progress:
             drawn = sampler.sample(
                 guided(denoiser, settings["guidance"]),
@@ -231,7 +250,7 @@ def run_callbacks(
                 progress=progress,
             )
         say_not_finite(drawn.x)
-        return data.to_uint8(drawn.x)
+        return data.to_uint8(drawn.x), f"{how}, NFE {drawn.nfe}, seed {content['seed']}"
 
     header = {
         "format": FORMAT,
@@ -351,7 +370,7 @@ def finish(
     if not trainer.is_global_zero:
         return
     curves = Record.of(run)
-    rows = []
+    rows: list[Result] = []
     for metric in dict.fromkeys((TRAIN_OBJECTIVE, module.monitor)):
         steps, values = curves.curve(metric)
         if len(values) > 1:
@@ -360,11 +379,13 @@ def finish(
     for metric in dict.fromkeys(of_training):
         values = curves.curve(metric)[1]
         if values:
-            rows.append([metric, f"{values[-1]:.4g}", "", ""])
-    rows += [*meter.rows(found), *likelihood]
-    display.table(f"{content['name']} after {step} steps", COLUMNS, rows)
+            rows.append(Result(metric, values[-1]))
+    rows += [*results(found), *likelihood]
+    display.table(f"{content['name']} after {step} steps", COLUMNS, [row.cells for row in rows])
+    table = [row.numbers for row in rows]
+    summary = {"step": step, "seconds": watch.shares(), "table": table}
     write_patiently(
-        lambda: write_json(run / SUMMARY, {"step": step, "seconds": watch.shares(), "table": rows}),
+        lambda: write_json(run / SUMMARY, summary),
         run / SUMMARY,
         content["training"]["wait_for_space"],
     )
@@ -424,9 +445,9 @@ def quiet_libraries() -> None:
     torch.set_float32_matmul_precision("high")
 
 
-@rank_zero_only
-def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> None:
-    """Write config, overrides, package versions and git state."""
+def _describe_run(content: Config, start: Start, resumed: Path | None) -> Config:
+    """Write config, overrides, package versions and git state; return all but the config."""
+    run = start.directory
     run.mkdir(parents=True, exist_ok=True)
     mend(run)
     if resumed is None:
@@ -437,12 +458,17 @@ def _describe_run(run: Path, content: Config, overrides: list[str], resumed: Pat
     earlier = read_json(environment)
     if resumed is not None and earlier:
         history = [*earlier.pop("resumed_after", []), earlier]
-    described = {**describe_environment(overrides), "plugins": plugins.versions(content)}
+    described = {
+        **describe_environment(start.overrides),
+        "plugins": plugins.versions(content),
+        SWEEP: start.sweep or (earlier.get(SWEEP) if resumed is not None else None),
+    }
     write_json(environment, {**described, "resumed_after": history})
     if resumed is not None:
         step = read_header(resumed, "resume")["step"]
         unfinished = not (run / SUMMARY).is_file() and step >= content["steps"]
         Record.of(run).truncate(step, measured=not unfinished)
+    return described
 
 
 def _explain_ladder(
@@ -463,17 +489,32 @@ def _rank() -> int:
     return getattr(rank_zero_only, "rank", None) or 0
 
 
-def _open_run(run: Path, content: Config, overrides: list[str], resumed: Path | None) -> list[Any]:
-    _describe_run(run, content, overrides, resumed)
-    identity = run / WANDB_ID
-    known = identity.read_text("utf-8", "replace").strip() if identity.exists() else ""
+def _open_run(
+    content: Config, start: Start, resumed: Path | None, cost: Mapping[str, int]
+) -> list[Logger]:
+    """Describe the run in its directory, and make its loggers; the first process does."""
     if _rank() != 0:
         return []
-    loggers = make_loggers(content["logger"], run, content, known)
+    run = start.directory
+    environment = _describe_run(content, start, resumed)
+    identity = run / WANDB_ID
+    known = identity.read_text("utf-8", "replace").strip() if identity.exists() else ""
+    shown = shown_config(content, run, environment, cost)
+    loggers = make_loggers(content["logger"], run, shown, known)
     version = loggers[-1].version
     if content["logger"].get("kind") == "wandb" and version:
         identity.write_text(f"{version}\n", encoding="utf-8")
     return loggers
+
+
+def _show_real(loggers: list[Logger], data: ImageDataModule, content: Config) -> None:
+    """Show real images beside the samples to come."""
+    if len(loggers) < 2:  # there is nothing but the record
+        return
+    number = min(content["training"]["num_samples"], data.size("train"))
+    real = next(iter(data.batches("train", number, number)))
+    log_picture(loggers, "real", picture(real), 0, f"real images of {data.data_name}")
+    log_histogram(loggers, "pixels/real", real, 0)
 
 
 def _announce(

@@ -24,15 +24,14 @@ from betasigma.display import Display
 from betasigma.errors import UserError
 from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import DashboardOptions
-from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, SPEED
+from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, NFE, SKIPPED, SPEED
 from betasigma.report.scan import Recorded, find_recorded
 from betasigma.runs.directory import WANDB_ID
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start, program
 from betasigma.training.account import logged_in
-from betasigma.training.tracking import STEP
+from betasigma.training.wandb_run import IMAGES, SECONDS, STEP
 
-IMAGES, SECONDS = "trainer/images_seen", "trainer/seconds"
 AXES = {"step": STEP, "time": SECONDS, "images": IMAGES}
 """Names on Weights & Biases of the axes that a panel may ask for."""
 
@@ -45,11 +44,10 @@ SPECIFICATION = "wandb_dashboard.json"
 SECONDS_TO_WAIT = 12.0
 """For the server at the start."""
 
-NFE = "sample/nfe"
 EVALUATIONS = "evaluations"
 """Table that an evaluation logs: a row a value."""
 
-HEALTH = ("train/skipped_steps", "val/not_finite_samples", SPEED)
+HEALTH = (SKIPPED, "val/not_finite_samples", SPEED)
 LIKE_A_RUN = {"x": "NFE", "y": "value", "stroke": "series"}
 """Columns of that table which its chart shows."""
 

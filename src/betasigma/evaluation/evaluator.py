@@ -86,6 +86,7 @@ class Measurement:
         std: standard deviation over subsets or splits, if the metric has one.
         n_reference: number of images of the split that they were compared with; ``None`` if with
             none.
+        higher_is_better: ``None`` where neither is, or nobody says.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Measurement:
     extractor: str
     std: float | None = None
     n_reference: int | None = None
+    higher_is_better: bool | None = None
 
 
 class Evaluator:
@@ -333,6 +335,7 @@ class Evaluator:
                             extractor=self._space(metric),
                             std=metric.std,
                             n_reference=n_reference,
+                            higher_is_better=metric.higher_is_better,
                         )
                     )
             metric.reset()

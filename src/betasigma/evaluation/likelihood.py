@@ -132,6 +132,7 @@ class LikelihoodMeter:
                     split=self.split,
                     extractor="points" if points else "pixels",
                     std=bits.std().item() / n**0.5,
+                    higher_is_better=False if term == "total" else None,
                 )
             )
         return LikelihoodResult(measurements, torch.cat([part.per_level for part in parts]).mean(0))

@@ -233,6 +233,7 @@ def this_start() -> Start:
         here,
         searched=not is_basic(hydra_config.sweeper),
         job=int(hydra_config.job.num) if number is None else number,
+        sweep=Path(hydra_config.sweep.dir).name,
     )
 
 

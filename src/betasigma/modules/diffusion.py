@@ -16,13 +16,15 @@ from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
 from betasigma.modules.finite import FiniteSteps
 from betasigma.modules.learning_rate import LearningRate, constant
-from betasigma.modules.training_means import MeanError, MeanObjective
+from betasigma.modules.training_means import FiniteMean, MeanError
 from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
 from betasigma.options.training import (
     AT_LOG_SNR,
     DENOISING_ERROR,
+    GRADIENT_NORM,
+    TRAIN_ERROR,
     TRAIN_OBJECTIVE,
     VALIDATION_OBJECTIVE,
     AveragingOptions,
@@ -140,7 +142,7 @@ class DiffusionModule(MeasuredModule):
         if compile:
             for model in (denoiser, self.average):
                 compile_in_place(model.network, cuda_graphs=compile == "cuda_graphs")
-        self.mean_objective = MeanObjective()
+        self.mean_objective, self.mean_norm = FiniteMean(), FiniteMean()
         self.mean_error = MeanError(denoiser.schedule, denoiser.value_range, self.measured_at)
         self.finite_steps = FiniteSteps()
 
@@ -170,6 +172,7 @@ class DiffusionModule(MeasuredModule):
         """Clip the gradient, and have a step that is not finite skipped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.mean_norm.update(norm.detach())
         several = self.trainer.world_size > 1
         self.finite_steps.decide(optimizer, norm, self.trainer.global_step + 1, several)
         if gradient_clip_algorithm == "value":
@@ -224,18 +227,24 @@ class DiffusionModule(MeasuredModule):
         return sums.sum(0) if self.global_rank == 0 else torch.zeros_like(sums[0])
 
     @property
-    def _means(self) -> dict[str, MeanObjective | MeanError]:
-        return {"objective": self.mean_objective, "error": self.mean_error}
+    def _means(self) -> dict[str, FiniteMean | MeanError]:
+        return {
+            "objective": self.mean_objective,
+            "gradient_norm": self.mean_norm,
+            "error": self.mean_error,
+        }
 
     def pop_training_metrics(self) -> dict[str, float]:
-        """Means since the last call: of the objective, and of the denoising error by noise level.
-        The latter goes on until it has had examples of all levels.
+        """Means since the last call: of the objective, of the gradient's norm before it is clipped,
+        and of the denoising error by noise level. The last goes on until it has had examples of all
+        levels.
 
         To be called by all ranks together.
         """
         metrics = self.training_metrics()
         self.mean_objective.reset()
-        if len(metrics) > 1:
+        self.mean_norm.reset()
+        if any(name.startswith(TRAIN_ERROR) for name in metrics):
             self.mean_error.reset()
         return metrics
 
@@ -251,6 +260,8 @@ class DiffusionModule(MeasuredModule):
         if not self.mean_objective.update_called:
             return {}
         metrics: dict[str, float] = {TRAIN_OBJECTIVE: self.mean_objective.compute()}
+        if self.mean_norm.update_called:
+            metrics[GRADIENT_NORM] = self.mean_norm.compute()
         errors = self.mean_error.compute() if self.mean_error.update_called else {}
         if errors:
             mean = sum(errors[log_snr] for log_snr in self.measured_at) / len(self.measured_at)

@@ -18,8 +18,8 @@ from betasigma.objectives.error_curve import from_schedule_log_snr
 from betasigma.schedules import NoiseSchedule
 
 
-class MeanObjective(Metric):
-    """Mean of what is minimised, as it is minimised."""
+class FiniteMean(Metric):
+    """Mean of the values that are finite."""
 
     full_state_update = False
     sums: Tensor
@@ -28,16 +28,16 @@ class MeanObjective(Metric):
         super().__init__()
         self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
 
-    def update(self, per_sample: Tensor) -> None:
-        """Take in the losses of examples, ``(B,)``."""
-        finite = per_sample.isfinite()
-        kept = torch.where(finite, per_sample, 0)
+    def update(self, values: Tensor) -> None:
+        """Take in values, of any shape."""
+        finite = values.isfinite()
+        kept = torch.where(finite, values, 0)
         self.sums += torch.stack([kept.sum(), finite.sum()])
 
     def compute(self) -> float:
-        """The mean; NaN without examples."""
-        total, examples = self.sums.tolist()
-        return total / examples if examples else math.nan
+        """The mean; NaN without values."""
+        total, number = self.sums.tolist()
+        return total / number if number else math.nan
 
 
 class MeanError(Metric):

@@ -18,6 +18,7 @@ from betasigma.options.base import Count, Options, Probability, option, typed
 from betasigma.options.evaluation import EXTRACTORS, METRICS
 from betasigma.options.training import (
     AT_LOG_SNR,
+    PREFIXES,
     SPEED,
     TRAIN_ERROR,
     TRAIN_OBJECTIVE,
@@ -274,6 +275,6 @@ def known_metrics() -> list[str]:
     ]
     return [
         *(TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE, SPEED, TRAIN_ERROR, VALIDATION_ERROR),
-        *(f"{prefix}{AT_LOG_SNR}+0" for prefix in ("train", "val", "eval")),
+        *(f"{prefix}{AT_LOG_SNR}+0" for prefix in PREFIXES),
         *(f"{prefix}/{name}" for prefix in ("val", "eval") for name in measured),
     ]

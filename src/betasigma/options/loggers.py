@@ -18,14 +18,25 @@ from betasigma.options.base import (
     typed,
 )
 
+Knob = bool | Literal["auto"]
+
 
 class WandbOptions(Options):
+    """Options of Weights & Biases. What is null here is taken from its own environment variable,
+    and otherwise from the run.
+    """
+
     node = "logger"
 
     kind: Literal["wandb"] = option("wandb", "Weights & Biases")
-    project: str = option("betasigma", "where runs appear")
-    entity: str | None = option(None, "team or user; null: the account's default")
-    group: str | None = option(None, "what runs are grouped by")
+    project: str | None = option(None, "where runs appear; null: WANDB_PROJECT, else betasigma")
+    entity: str | None = option(None, "team or user; null: WANDB_ENTITY, else the account's")
+    group: str | None = option(
+        None, "what runs are grouped by; null: WANDB_RUN_GROUP, else the sweep, else the name"
+    )
+    name: str | None = option(None, "of the run; null: WANDB_NAME, else its directory's")
+    system: Knob = option("auto", "log the load of the machine; auto: on a GPU")
+    console: Knob = option("auto", "upload what is printed; auto: on a GPU")
     mode: Literal["auto", "online", "offline"] = option("auto", "auto: online when logged in")
     timeout: Positive = option(12.0, "seconds to wait for the server at the start")
 

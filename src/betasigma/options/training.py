@@ -9,15 +9,19 @@ from pydantic import model_validator
 from betasigma.errors import UserError
 from betasigma.options.base import Count, Index, NonNegative, Options, Positive, Probability, option
 
+PREFIXES = ("train", "val", "eval")
+"""What names of metrics begin with: of training, its validations, and evaluations afterwards."""
+
 DENOISING_ERROR = "denoising_error"
 AT_LOG_SNR = f"/{DENOISING_ERROR}/log_snr_"
 TRAIN_ERROR, VALIDATION_ERROR = f"train/{DENOISING_ERROR}", f"val/{DENOISING_ERROR}"
 TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE = "train/objective", "val/objective"
 SPEED, SKIPPED = "train/images_per_second", "train/skipped_steps"
+GRADIENT_NORM, NFE = "train/gradient_norm", "sample/nfe"
 """Names of metrics. The denoising error is the mean of ‖ε − ε̂‖²/d over log-SNR, the same for every
 family; ``…/denoising_error/log_snr_+3`` and its like are the parts, :data:`AT_LOG_SNR` what their
 names have between ``train``, ``val`` or ``eval`` and the number. The objective is what a family
-minimises, in units of its own.
+minimises, in units of its own. The gradient's norm is the mean of what it was before clipping.
 """
 
 OffLevels = Literal["snap", "interpolate", "refuse"]

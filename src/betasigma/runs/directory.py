@@ -34,6 +34,9 @@ ENVIRONMENT = "environment.json"
 LOG = "log.txt"
 """What a run has said."""
 
+SWEEP = "sweep"
+"""Key of ``ENVIRONMENT`` with the id of the sweep that the run is a job of."""
+
 LADDER = "ladder.json"
 """How each ``auto`` was resolved."""
 

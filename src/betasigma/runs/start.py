@@ -24,6 +24,7 @@ class Start:
         here: directory in which the user stands.
         searched: whether a sweeper waits for the value of ``objective_metric``.
         job: number among the jobs of a sweep.
+        sweep: id of that sweep: the name of its directory, or what ``wandb sweep`` has called it.
     """
 
     directory: Path
@@ -32,6 +33,7 @@ class Start:
     here: Path = field(default_factory=Path.cwd)
     searched: bool = False
     job: int | None = None
+    sweep: str | None = field(default_factory=lambda: os.environ.get("WANDB_SWEEP_ID"))
 
     def command(self, app: str, *words: str) -> str:
         """A command line that can be pasted where the user stands. It lets in the packages that

@@ -1,24 +1,39 @@
-"""The account at Weights & Biases. No heavy imports."""
+"""The account at Weights & Biases, and where a run appears there. No heavy imports."""
 
 from __future__ import annotations
 
 import netrc
 import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from betasigma.errors import UserError
+from betasigma.runs.directory import SWEEP
+
+LONGEST_TAG = 64
+"""Characters that Weights & Biases takes in a tag."""
 
 
 def wandb_mode(mode: str) -> str:
-    """``online`` or ``offline``; ``auto`` is online exactly where an account is set up.
+    """``online``, ``offline`` or ``disabled``. ``auto`` follows the variables of Weights & Biases,
+    and is else online exactly where an account is set up.
 
     Nothing is asked and nothing is sent to find out.
     """
     if mode in ("online", "offline"):
         return mode
+    if _is_disabled():
+        return "disabled"
     chosen = os.environ.get("WANDB_MODE", "")
     if chosen in ("online", "offline", "disabled"):
         return chosen
     return "online" if logged_in() else "offline"
+
+
+def _is_disabled() -> bool:
+    """Whether the variable of its own that Weights & Biases knows from earlier switches it off."""
+    return os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "t", "yes", "on")
 
 
 def logged_in() -> bool:
@@ -42,6 +57,35 @@ def check_online(asked: str) -> None:
     mode = os.environ.get("WANDB_MODE", "")
     if mode in ("offline", "disabled"):
         raise UserError(f"{asked} needs Weights & Biases, and WANDB_MODE={mode} switches it off")
+    if _is_disabled():
+        raise UserError(f"{asked} needs Weights & Biases, and WANDB_DISABLED switches it off")
+
+
+def wandb_place(
+    settings: Mapping[str, Any], config: Mapping[str, Any], run: Path
+) -> dict[str, Any]:
+    """Where a run appears, as arguments of ``wandb.init``: what the config says, else what the
+    variables of Weights & Biases say, else what the run itself says. Tags are all of these.
+
+    Args:
+        settings: the ``logger`` node.
+        config: with ``name``, ``tags`` and, in a sweep, its id.
+        run: the run directory.
+    """
+    sweep = config.get(SWEEP)
+
+    def first(key: str, variable: str, otherwise: str | None) -> str | None:
+        return settings.get(key) or os.environ.get(variable) or otherwise
+
+    told = [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
+    tags = [*config["tags"], *told, sweep]
+    return {
+        "project": first("project", "WANDB_PROJECT", "betasigma"),
+        "entity": first("entity", "WANDB_ENTITY", None),
+        "group": first("group", "WANDB_RUN_GROUP", sweep or config["name"]),
+        "name": first("name", "WANDB_NAME", run.name),
+        "tags": list(dict.fromkeys(tag[:LONGEST_TAG] for tag in tags if tag)),
+    }
 
 
 def sweep_run_id() -> str | None:

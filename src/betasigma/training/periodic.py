@@ -16,7 +16,7 @@ from betasigma.runs.directory import SAMPLES
 from betasigma.runs.files import write_patiently
 from betasigma.runs.record import Record
 from betasigma.training.steps import EVALUATION, SAMPLING, StepCallback, Stopwatch
-from betasigma.training.tracking import log_picture
+from betasigma.training.tracking import log_histogram, log_picture
 
 
 class Periodic(StepCallback):
@@ -63,7 +63,7 @@ class SampleGrids(Periodic):
 
     Args:
         run: the run directory; pictures go to ``samples/step_<step>.png``.
-        draw: ``draw(denoiser)`` returns uint8 images or points.
+        draw: ``draw(denoiser)`` returns uint8 images or points, and how they were drawn.
         every, watch: see :class:`Periodic`.
         wait: seconds to wait for space on the disk.
     """
@@ -73,7 +73,7 @@ class SampleGrids(Periodic):
     def __init__(
         self,
         run: Path,
-        draw: Callable[[DenoiserLike], Tensor],
+        draw: Callable[[DenoiserLike], tuple[Tensor, str]],
         every: int,
         watch: Stopwatch,
         wait: float,
@@ -93,10 +93,12 @@ class SampleGrids(Periodic):
     def show(self, trainer: Trainer, module: MeasuredModule, step: int) -> None:
         """Draw, save and log the samples of this step."""
         if trainer.is_global_zero:
-            image = picture(self._draw(module.average))
+            samples, how = self._draw(module.average)
+            image = picture(samples)
             path = self._path(step)
             write_patiently(lambda: save(image, path), path, self._wait)
-            log_picture(trainer.loggers, "samples", image, step)
+            log_picture(trainer.loggers, "samples", image, step, f"step {step}: {how}")
+            log_histogram(trainer.loggers, "pixels/samples", samples, step)
         trainer.strategy.barrier()
 
 

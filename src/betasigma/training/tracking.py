@@ -11,16 +11,21 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from PIL import Image
-from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from torch import Tensor
 
 from betasigma.build import make, require
+from betasigma.devices import uses_gpu
 from betasigma.display import warn
 from betasigma.runs.files import write_patiently
 from betasigma.runs.record import Record
-from betasigma.training.account import sweep_run_id, wandb_mode
+from betasigma.training.account import sweep_run_id, wandb_mode, wandb_place
+from betasigma.training.wandb_run import OBJECTIVE, Best, WandbRun, define_axes
 
 
 class RecordLogger(Logger):
@@ -72,7 +77,7 @@ def make_loggers(
         settings: the config's ``logger`` node: a ``kind`` of ours, or the ``_target_`` of any
             Lightning logger. One that takes ``save_dir`` is given the run directory.
         run: the run directory.
-        config: the resolved config, sent to the dashboard.
+        config: the resolved config, sent to the dashboard, with whatever else it is to show.
         run_id: Weights & Biases' id of a run that is continued.
         job_type: ``train`` or ``evaluate``.
 
@@ -92,23 +97,31 @@ def make_loggers(
     return loggers
 
 
+def shows_config(settings: Mapping[str, Any]) -> bool:
+    """Whether the logger that a ``logger`` node names is sent the config."""
+    return "_target_" in settings or settings["kind"] == "wandb"
+
+
 def _wandb_logger(
     settings: Mapping[str, Any],
     run: Path,
     config: dict[str, Any],
     run_id: str | None,
     job_type: str,
-) -> WandbLogger | None:
+) -> WandbRun | None:
     """Start a run of Weights & Biases: online, else offline, else none. A dashboard is a view of
     metrics.csv, so nothing that is wrong with it stops a run.
     """
     mode = wandb_mode(settings["mode"])
+    if mode == "disabled":
+        return None
     identity = run_id or sweep_run_id() or secrets.token_hex(4)
 
-    def start(mode: str) -> WandbLogger:
+    def start(mode: str) -> WandbRun:
         resume = "allow" if run_id and mode == "online" else None
         experiment = begin_wandb(settings, run, config, identity, mode, job_type, resume=resume)
-        return WandbLogger(experiment=experiment, save_dir=run, id=identity)
+        asked = config.get(OBJECTIVE)
+        return WandbRun(experiment, run, identity, config["batch_size"], asked)
 
     try:
         return start(mode)
@@ -158,12 +171,8 @@ def begin_wandb(
     # made here rather than by Lightning, which would pass on an option that wandb warns of
     experiment = wandb.init(
         dir=run.absolute(),  # its service stands where an earlier run started it
-        project=settings["project"],
-        entity=settings["entity"],
-        group=settings["group"],
-        name=run.name,
+        **wandb_place(settings, config, run),
         id=identity,
-        tags=list(config["tags"]),
         job_type=job_type,
         config=config,
         mode=mode,  # type: ignore[arg-type]
@@ -173,17 +182,18 @@ def begin_wandb(
             init_timeout=settings["timeout"],
             finish_timeout=finish_timeout or FINISH_SECONDS,
             silent=True,
-            console="off",
-            x_disable_stats=True,
+            console="auto" if _is_on(settings.get("console"), config) else "off",
+            x_disable_stats=not _is_on(settings.get("system"), config),
         ),
     )
-    experiment.define_metric(STEP)
-    experiment.define_metric("*", step_metric=STEP)
+    define_axes(experiment)
     return experiment
 
 
-STEP = "trainer/global_step"
-"""Lightning's name of the training step beside every value, which is the x-axis."""
+def _is_on(knob: bool | str | None, config: Mapping[str, Any]) -> bool:
+    """Whether W&B collects something of the machine by itself: ``auto`` on GPUs."""
+    return uses_gpu(config["hardware"]) if knob == "auto" else bool(knob)
+
 
 FINISH_SECONDS = 20.0
 """Seconds that uploads may take when a run has ended. The run directory has what is left."""
@@ -207,7 +217,7 @@ def _first_line(error: Exception) -> str:
 def close_loggers(loggers: list[Logger]) -> None:
     """Close the loggers, so that the next run in this process starts its own."""
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
+        if isinstance(logger, WandbRun):
             _careful(logger.experiment.finish)
         elif isinstance(logger, TensorBoardLogger):
             _careful(logger.experiment.close)
@@ -229,17 +239,29 @@ def log_together(
     loggers: list[Logger],
     groups: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]],
     step: int,
+    best: Mapping[str, Best] = MappingProxyType({}),
 ) -> None:
-    """The same for several groups of values, each with its own context."""
+    """The same for several groups of values, each with its own context.
+
+    Args:
+        loggers: of the run.
+        groups: values, and what they were measured with.
+        step: of the run.
+        best: which value of a metric is its best, where one is.
+    """
     for logger in loggers:
         if isinstance(logger, RecordLogger):
             logger.write(step, groups)
         else:
+            if isinstance(logger, WandbRun):
+                _careful(logger.define_best, best)
             for values, _ in groups:
                 _careful(logger.log_metrics, dict(values), step)
 
 
-def log_picture(loggers: list[Logger], key: str, image: Image.Image, step: int) -> None:
+def log_picture(
+    loggers: list[Logger], key: str, image: Image.Image, step: int, caption: str
+) -> None:
     """Show a picture on the dashboards that have pictures."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -247,7 +269,26 @@ def log_picture(loggers: list[Logger], key: str, image: Image.Image, step: int) 
 
             _careful(logger.experiment.add_image, key, np.asarray(image), step, dataformats="HWC")
         elif hasattr(logger, "log_image"):
-            _careful(logger.log_image, key, [image], step)
+            more = {"caption": [caption]} if isinstance(logger, WandbRun) else {}
+            _careful(logger.log_image, key, [image], step, **more)
+
+
+def log_histogram(loggers: list[Logger], key: str, images: Tensor, step: int) -> None:
+    """Show how often each byte is in uint8 images, on the dashboards that have histograms. Points
+    have no bytes.
+    """
+    for logger in loggers if images.dtype == torch.uint8 else []:
+        if isinstance(logger, TensorBoardLogger):
+            _careful(logger.experiment.add_histogram, key, images, step)
+        elif isinstance(logger, WandbRun):
+            _careful(logger.log_histogram, key, images, step)
+
+
+def show_wall_clock(loggers: list[Logger], seconds: Callable[[], float]) -> None:
+    """Have the dashboards show ``seconds()`` beside every value."""
+    for logger in loggers:
+        if isinstance(logger, WandbRun):
+            logger.seconds = seconds
 
 
 def _careful(log: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
