@@ -8,15 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from equality import CLOSE, images, randomised, relative_error
+from launching import launch
 from torch import Tensor, nn
 
 from betasigma.commands.load import Loaded
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.networks.refinenet import RefineNet
+from betasigma.runs.record import Record
 from betasigma.samplers import AnnealedLangevin
 
 NCSN_SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -190,6 +193,36 @@ def test_a_network_of_ours_in_their_file(
     for name, value in net.state_dict().items():
         assert torch.equal(found[f"network.{name}"], value), name
     assert loaded.step == 5
+
+
+@pytest.mark.slow
+def test_it_is_edited_and_its_likelihood_measured(here: Path) -> None:
+    """By every edit, and along the flow, as a run of one's own."""
+    torch.manual_seed(0)
+    net = RefineNet(3, 16, channels=4, pooling="max", conditional=False)
+    saved(net, here / "checkpoint.pth")
+    np.save("own.npy", np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), dtype=np.uint8))
+    data = ("data.name=array", "data.root=own.npy")
+    made = launch("import", "from=checkpoint.pth", "to=run", "flags={image_size: 16}", *data)
+    assert made.status == 0, made.err
+    loose = ("edit.tolerance=0.1",)
+    for words in (
+        ("edit=invert", "indices=[0]", *loose),
+        ("edit=interpolate", "images=own.npy", "indices=[0,1]", "edit.frames=2", *loose),
+        ("edit=inpaint", "indices=[0]", "n=1"),
+        ("edit=colourise", "indices=[0]", "n=1", "sampler=ancestral"),
+        ("edit=vary", "indices=[0]", "n=1", "sampler=ddim"),
+    ):
+        edited = launch("edit", "run=run", *words)
+        assert edited.status == 0, edited.err
+        assert ".png, a row: " in edited.out
+    few = ("n=4", "sampler=ddim", "error_curve=0", "evaluation.metrics=[]")
+    flow = ("likelihood=flow", "likelihood.n=2", "likelihood.tolerance=0.1")
+    measured = launch("evaluate", "run=run", *few, *flow)
+    assert measured.status == 0, measured.err
+    values = Record(here / "run" / "metrics.csv").curve("eval/bits_per_dim/flow/total_test")[1]
+    assert len(values) == 1
+    assert 0 < values[0] < 100
 
 
 @pytest.mark.parametrize(
