@@ -95,6 +95,9 @@ def test_a_hole_is_painted_and_the_rest_kept(here: Path, ncsn_run: Path) -> None
     _, told, out = edited(f"run={ncsn_run}", *words, "indices=[2]", "edit.repeats=2")
     assert told["nfe"] == 2 * 2 + 1
     assert "comes nearer" not in out
+    words = ("edit=inpaint", "sampler=dpm_solver", "sampler.steps=2", "n=1", "indices=[2]")
+    _, _, out = edited(f"run={ncsn_run}", *words)
+    assert "sampler=predictor_corrector with edit.repeats=10, say, comes nearer" in out
 
 
 def test_variations_and_labels(here: Path, labelled_run: Path) -> None:

@@ -66,13 +66,16 @@ def test_a_folder_is_filled_up(here: Path, ddpm_run: Path) -> None:
 def test_a_folder_of_other_samples_is_left_alone(
     here: Path, ddpm_run: Path, ncsn_run: Path
 ) -> None:
-    done(f"run={ddpm_run}", "save=folder", "out=drawn", "n=1")
+    done(f"run={ddpm_run}", "save=folder", "out=drawn", "n=1", "hardware.precision=32")
     other = launch("sample", f"run={ddpm_run}", "save=folder", "out=drawn", "sampler=heun")
     assert other.err.startswith("error: out=drawn holds samples of sampler=ddim, and these would")
     other = launch(
         "sample", f"run={ncsn_run}", "save=folder", "out=drawn", "sampler=ddim", "sampler.steps=2"
     )
     assert "out=drawn holds samples of weights=" in other.err
+    words = ("save=folder", "out=drawn", "n=1", "hardware.precision=bf16")
+    other = launch("sample", f"run={ddpm_run}", *words)
+    assert "holds samples of precision=torch.float32, and these would be of precision=" in other.err
     Path("letters").mkdir()
     Path("letters/a.txt").write_text("a")
     other = launch("sample", f"run={ddpm_run}", "save=folder", "out=letters")
