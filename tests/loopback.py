@@ -77,6 +77,8 @@ class Server(ThreadingHTTPServer):
         self.over = Event()
         self.runs: dict[str, Received] = {}
         self.views: list[dict[str, Any]] = []
+        self.artifacts: dict[str, dict[str, Any]] = {}
+        self.stored: dict[str, bytes] = {}
 
     @property
     def address(self) -> str:
@@ -182,6 +184,106 @@ class Server(ThreadingHTTPServer):
             "createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files},
         }
 
+    def _artifact(self, identity: str) -> dict[str, Any]:
+        known = self.artifacts[identity]
+        names = [one["alias"] for one in known["aliases"]]
+        collection = {
+            "__typename": "ArtifactSequence",
+            "id": "c",
+            "name": known["artifactCollectionName"],
+            "project": {
+                "id": "p",
+                "internalId": "1",
+                "name": known["projectName"],
+                "entity": {"name": "me"},
+            },
+        }
+        return {
+            "__typename": "Artifact",
+            "id": identity,
+            "state": known.get("state", "PENDING"),
+            "digest": known["digest"],
+            "versionIndex": 0,
+            "commitHash": "c",
+            "description": None,
+            "metadata": known["metadata"],
+            "size": 0,
+            "fileCount": 1,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "updatedAt": None,
+            "ttlDurationSeconds": -2,
+            "ttlIsInherited": False,
+            "tags": [],
+            "historyStep": None,
+            "aliases": [
+                {"__typename": "ArtifactAlias", "id": n, "alias": n, "artifactCollection": collection}
+                for n in names
+            ],
+            "artifactType": {"name": known["artifactTypeName"]},
+            "artifactSequence": {**collection, "latestArtifact": None},
+            "currentManifest": {"id": identity, "file": self._file(f"{identity}/manifest")},
+        }
+
+    def _file(self, name: str) -> dict[str, Any]:
+        url = f"{self.address}/artifacts/{name}"
+        named = {"id": name, "name": name, "displayName": name, "storagePath": name}
+        more = {"uploadUrl": url, "uploadHeaders": [], "directUrl": url, "url": url}
+        return {**named, **more, "uploadMultipartUrls": None, "artifact": {"id": name.split("/")[0]}}
+
+    def _ArtifactType(self, given: dict[str, Any]) -> dict[str, Any]:
+        return {"project": {"artifact": None}}
+
+    def _CreateArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        identity = f"a{len(self.artifacts)}"
+        self.artifacts[identity] = dict(given["input"])
+        return {"createArtifact": {"artifact": self._artifact(identity)}}
+
+    def _CreateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
+        identity = (given.get("input") or given)["artifactID"]
+        made = {"id": identity, "file": self._file(f"{identity}/manifest")}
+        return {"createArtifactManifest": {"artifactManifest": made}}
+
+    def _UpdateArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
+        identity = (given.get("input") or given)["artifactManifestID"]
+        made = {"id": identity, "file": self._file(f"{identity}/manifest")}
+        return {"updateArtifactManifest": {"artifactManifest": made}}
+
+    def _CreateArtifactFiles(self, given: dict[str, Any]) -> dict[str, Any]:
+        asked = (given.get("input") or given)["artifactFiles"]
+        nodes = [{**self._file(f"{f['artifactID']}/{f['name']}"), "name": f["name"]} for f in asked]
+        return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+
+    def _CommitArtifact(self, given: dict[str, Any]) -> dict[str, Any]:
+        identity = (given.get("input") or given)["artifactID"]
+        self.artifacts[identity]["state"] = "COMMITTED"
+        return {"commitArtifact": {"artifact": self._artifact(identity)}}
+
+    def _ArtifactMembershipByName(self, given: dict[str, Any]) -> dict[str, Any]:
+        collection, _, alias = given["name"].partition(":")
+        found = [
+            self._artifact(identity)
+            for identity, known in self.artifacts.items()
+            if known["artifactCollectionName"] == collection
+            and alias in [one["alias"] for one in known["aliases"]]
+        ]
+        if not found:
+            return {"project": {"artifactCollectionMembership": None}}
+        node = found[-1]
+        member = {
+            "__typename": "ArtifactCollectionMembership",
+            "id": "m",
+            "versionIndex": 0,
+            "createdAt": node["createdAt"],
+            "aliases": [{"__typename": "ArtifactAlias", **one} for one in node["aliases"]],
+            "artifactCollection": node["artifactSequence"],
+            "artifact": node,
+        }
+        return {"project": {"artifactCollectionMembership": member}}
+
+    def _FetchArtifactManifest(self, given: dict[str, Any]) -> dict[str, Any]:
+        identity = given.get("id") or given.get("artifactID")
+        return {"artifact": self._artifact(str(identity))}
+
     def stream(self, run: str, sent: dict[str, Any]) -> None:
         """Take in what a client streams of a run."""
         known = self.runs.setdefault(run, Received())
@@ -203,7 +305,11 @@ class Handler(BaseHTTPRequestHandler):
         if status is None:
             self.server.over.wait(300)
             return
-        self._reply(status, self._answer(body) if status == 200 else {})
+        _, *place = self.path.partition("?")[0].split("/")
+        if self.command == "GET" and place[0] == "artifacts":
+            self._reply(200, self.server.stored["/".join(place[1:])])
+            return
+        self._reply(status, json.dumps(self._answer(body) if status == 200 else {}).encode())
 
     do_GET = do_PUT = do_POST
 
@@ -214,12 +320,13 @@ class Handler(BaseHTTPRequestHandler):
             return {"data": self.server.answer(asked["query"], asked.get("variables") or {})}
         if place[-1] == "file_stream":
             self.server.stream(place[-2], json.loads(body))
+        elif place[0] == "artifacts":
+            self.server.stored["/".join(place[1:])] = body
         elif place[0] == "storage":
             self.server.runs[place[1]].files["/".join(place[2:])] = body
         return {}
 
-    def _reply(self, status: int, content: dict[str, Any]) -> None:
-        body = json.dumps(content).encode()
+    def _reply(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(body)))
