@@ -216,7 +216,12 @@ class Server(ThreadingHTTPServer):
             "tags": [],
             "historyStep": None,
             "aliases": [
-                {"__typename": "ArtifactAlias", "id": n, "alias": n, "artifactCollection": collection}
+                {
+                    "__typename": "ArtifactAlias",
+                    "id": n,
+                    "alias": n,
+                    "artifactCollection": collection,
+                }
                 for n in names
             ],
             "artifactType": {"name": known["artifactTypeName"]},
@@ -228,7 +233,12 @@ class Server(ThreadingHTTPServer):
         url = f"{self.address}/artifacts/{name}"
         named = {"id": name, "name": name, "displayName": name, "storagePath": name}
         more = {"uploadUrl": url, "uploadHeaders": [], "directUrl": url, "url": url}
-        return {**named, **more, "uploadMultipartUrls": None, "artifact": {"id": name.split("/")[0]}}
+        return {
+            **named,
+            **more,
+            "uploadMultipartUrls": None,
+            "artifact": {"id": name.split("/")[0]},
+        }
 
     def _ArtifactType(self, given: dict[str, Any]) -> dict[str, Any]:
         return {"project": {"artifact": None}}
@@ -306,8 +316,10 @@ class Handler(BaseHTTPRequestHandler):
             self.server.over.wait(300)
             return
         _, *place = self.path.partition("?")[0].split("/")
-        if self.command == "GET" and place[0] == "artifacts":
-            self._reply(200, self.server.stored["/".join(place[1:])])
+        if self.command == "GET" and place[0].startswith("artifacts"):
+            name = place[1:] if place[0] == "artifacts" else [place[5], place[-1]]
+            content = self.server.stored.get("/".join(name))
+            self._reply(404 if content is None else 200, content or b"")
             return
         self._reply(status, json.dumps(self._answer(body) if status == 200 else {}).encode())
 

@@ -35,12 +35,14 @@ from betasigma.options.loggers import WandbOptions
 from betasigma.report.scan import read_config, run_directories
 from betasigma.runs.directory import CONFIG, ENVIRONMENT, SAMPLES, SWEEP, WANDB, WANDB_ID, short
 from betasigma.runs.files import read_json, write_json, write_text
+from betasigma.runs.header import CHECKPOINTS, read_header
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
 from betasigma.runs.status import FINISHED, RUNNING, read_status
 from betasigma.training.account import wandb_place
-from betasigma.training.tracking import begin_wandb
+from betasigma.training.kept_checkpoints import to_keep
+from betasigma.training.tracking import begin_wandb, keep_checkpoint
 from betasigma.training.wandb_run import IMAGES, STEP
 
 SENT = "sent.json"
@@ -171,6 +173,9 @@ def send(run: Path, place: Recipient) -> str:
         said = _continue(run, saved, identity, place)
     else:
         raise NotSent(f"it has {len(legs)} files of Weights & Biases, which would mix")
+    kept = _send_checkpoints(run, saved, place) if trained else 0
+    if kept:
+        said += f", {kept} checkpoint{'s' if kept > 1 else ''}"
     receipt[-2] = identity
     write_json(run / WANDB / SENT, {"sent": receipt})
     return said
@@ -309,6 +314,30 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
         time.sleep(1)
     began = "" if known is None else ", which the server lacked"
     return f"{len(rows)} rows of {METRICS} and of pictures{began}"
+
+
+def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int:
+    """Send the checkpoints that the run's config wants there; those that are there stay.
+
+    Returns:
+        How many.
+    """
+    which = str(place.options(saved)["artifacts"])
+    identity, files = known_id(run), list(to_keep(run / CHECKPOINTS, which))
+    if not files or identity is None:
+        return 0
+    with begin_wandb(
+        place.options(saved),
+        run,
+        saved,
+        identity,
+        "online",
+        resume="allow",
+        finish_timeout=place.patience,
+    ) as experiment:
+        for path in files:
+            keep_checkpoint(experiment, path, read_header(path)["step"], path.stem)
+    return len(files)
 
 
 def on_server(known: Any) -> Counter[Value]:

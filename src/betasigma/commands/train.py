@@ -79,6 +79,7 @@ from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
 from betasigma.training.forecast import Forecast, Work
 from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
+from betasigma.training.kept_checkpoints import KeptCheckpoints
 from betasigma.training.periodic import MissedValidation, PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Estimate, Metrics, ShowProgress
@@ -282,6 +283,7 @@ def run_callbacks(
         ShowProgress(display, watch, forecast, checkpoints, *size),
         Metrics(watch, settings["log_every"], *size),
         checkpoints,
+        KeptCheckpoints(run / CHECKPOINTS, content["logger"].get("artifacts", "none")),
         interrupts,
         *_compiling(content, display),
         SampleGrids(run, samples, settings["sample_every"], watch, settings["wait_for_space"]),

@@ -29,6 +29,7 @@ from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import FeatureMoments
 from betasigma.evaluation.sharding import broadcast, gather
 from betasigma.options.evaluation import EvaluationOptions
+from betasigma.runs.directory import cache_folder
 from betasigma.runs.files import replace_file
 
 FORMAT = 2
@@ -140,8 +141,7 @@ class ReferenceStatistics:
         self.datamodule = datamodule
         self.batch_size = batch_size
         self.work = work
-        default = os.environ.get("BETASIGMA_CACHE") or "~/.cache/betasigma"
-        self.cache_dir = Path(cache_dir or default).expanduser()
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
 
     def get(
         self, split: Split, limit: int | None = None, rank: int = 0, world_size: int = 1

@@ -37,6 +37,7 @@ from betasigma.launch.command_line import (
     PATHS,
     PLACES,
     CommandLine,
+    as_path,
     quoted,
     read_command_line,
     with_key,
@@ -120,7 +121,7 @@ def app(
                 sys.argv[1:] = [short.get(word, word) for word in sys.argv[1:]]
                 line = with_key(read_command_line(sys.argv[1:]), config_name)
                 allow_typed(sys.argv[1:])
-                line = add_place(line)
+                line = fetch_named(add_place(line))
                 configs = replace(configs, line=line)
                 line = as_hydra_takes_it(line, configs)
                 if configs.extended:
@@ -168,6 +169,15 @@ def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
         kept = {name: line.options[name] for name in PLACES if name in line.options}
         return CommandLine({**kept, "--cfg": "job"}, overrides)
     return line._replace(overrides=[as_choice(word) if line.sweeps else word for word in overrides])
+
+
+def fetch_named(line: CommandLine) -> CommandLine:
+    """Fetch the checkpoints that ``run=wandb:…`` names, and name their paths."""
+    if line.asks_for_help or not any("wandb:" in word for word in line.overrides):
+        return line
+    from betasigma.commands.wandb_checkpoint import with_fetched  # imports PyTorch
+
+    return line._replace(overrides=[as_path(with_fetched(word)) for word in line.overrides])
 
 
 @contextmanager

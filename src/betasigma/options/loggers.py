@@ -37,6 +37,9 @@ class WandbOptions(Options):
     name: str | None = option(None, "of the run; null: WANDB_NAME, else its directory's")
     system: Knob = option("auto", "log the load of the machine; auto: on a GPU")
     console: Knob = option("auto", "upload what is printed; auto: on a GPU")
+    artifacts: Literal["none", "best", "all"] = option(
+        "none", "checkpoints that are kept there: the best, or each one that is written"
+    )
     mode: Literal["auto", "online", "offline"] = option("auto", "auto: online when logged in")
     timeout: Positive = option(12.0, "seconds to wait for the server at the start")
 

@@ -82,6 +82,13 @@ PACKAGES = (
 )
 
 
+def cache_folder() -> Path:
+    """Where what was computed or fetched once is kept: ``$BETASIGMA_CACHE`` or
+    ``~/.cache/betasigma``.
+    """
+    return Path(os.environ.get("BETASIGMA_CACHE") or "~/.cache/betasigma").expanduser()
+
+
 def new_directory(name: str) -> str:
     """Directory for a new run. Two runs that start at the same time get different ones."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")

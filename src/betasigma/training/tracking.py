@@ -291,6 +291,33 @@ def show_wall_clock(loggers: list[Logger], seconds: Callable[[], float]) -> None
             logger.seconds = seconds
 
 
+CHECKPOINT = "model.ckpt"
+"""Name of a checkpoint in its artifact."""
+
+
+def artifact_name(identity: str) -> str:
+    """Name on Weights & Biases of the checkpoints of a run, by its id."""
+    return f"model-{identity}"
+
+
+def log_checkpoint(loggers: list[Logger], path: Path, step: int, alias: str) -> None:
+    """Keep a checkpoint on Weights & Biases. Offline it stays in the run directory, from which
+    ``scripts/sync.py`` sends it.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbRun) and not logger.experiment.settings._offline:
+            _careful(keep_checkpoint, logger.experiment, path, step, alias)
+
+
+def keep_checkpoint(experiment: Any, path: Path, step: int, alias: str) -> None:
+    """Add a checkpoint to a run of Weights & Biases as a version of its artifact."""
+    import wandb
+
+    artifact = wandb.Artifact(artifact_name(experiment.id), "model", metadata={"step": step})
+    artifact.add_file(str(path), name=CHECKPOINT)  # a copy: the file is replaced by the next one
+    experiment.log_artifact(artifact, aliases=[alias, f"step-{step}"])
+
+
 def _careful(log: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Call a logger. If it fails, warn and continue: the run directory has the values."""
     try:
