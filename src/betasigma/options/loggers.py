@@ -19,6 +19,7 @@ from betasigma.options.base import (
 )
 
 Knob = bool | Literal["auto"]
+Kept = Literal["none", "best", "all"]
 
 
 class WandbOptions(Options):
@@ -37,7 +38,7 @@ class WandbOptions(Options):
     name: str | None = option(None, "of the run; null: WANDB_NAME, else its directory's")
     system: Knob = option("auto", "log the load of the machine; auto: on a GPU")
     console: Knob = option("auto", "upload what is printed; auto: on a GPU")
-    artifacts: Literal["none", "best", "all"] = option(
+    artifacts: Kept = option(
         "none", "checkpoints that are kept there: the best, or each one that is written"
     )
     mode: Literal["auto", "online", "offline"] = option("auto", "auto: online when logged in")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from betasigma.options.loggers import Kept
 from betasigma.runs.header import BEST, LAST, read_header
 from betasigma.training.tracking import log_checkpoint
-
-Kept = Literal["none", "best", "all"]
 
 
 def to_keep(folder: Path, which: str) -> Iterator[Path]:
