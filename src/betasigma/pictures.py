@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import cache
 from pathlib import Path
@@ -91,6 +92,7 @@ def save_figure(figure: Figure, path: Path, look: DrawingOptions) -> Path:
     Returns:
         Path of the first format.
     """
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
     undated: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     paths = [path.with_name(f"{path.stem}.{form}") for form in look.formats]
     for form, destination in zip(look.formats, paths, strict=True):

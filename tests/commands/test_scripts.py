@@ -18,6 +18,8 @@ from PIL import Image
 import betasigma
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
+from betasigma.report.quality import quality_of_jobs
+from betasigma.report.runs import COMPOSED, read_run
 from betasigma.runs.checkpoint import save
 from betasigma.runs.record import Record
 from betasigma.runs.status import job_number
@@ -208,6 +210,14 @@ def test_a_sweep_of_evaluations_ends_with_one_table(
         }
         assert Path(row["run"]).parts[-1] == run.name
         assert (row["sampler"], row["NFE"], row["n"]) == (f"ddim steps={steps}", str(steps), "6")
+    drawn = [out / f"sweep.{form}" for form in ("png", "pdf")]
+    assert all(picture.stat().st_size > 5000 for picture in drawn), "distance against NFE"
+    jobs_alike = quality_of_jobs([read_run(job, COMPOSED) for job in jobs])
+    (quality,) = jobs_alike.values()
+    assert {line.family: sorted(by_nfe) for line, by_nfe in quality.lines.items()} == {
+        "ddpm": [2, 3],
+        "ncsn": [2, 3],
+    }
     table = outcome.out.partition("evaluations; FD: fd_identity; bits/dim: continuous_bound")[2]
     for row in rows:
         assert f"{float(row['fd_identity train']):.4g}" in table

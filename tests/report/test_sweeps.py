@@ -33,6 +33,8 @@ def test_every_sweep_of_trainings_ends_with_a_table(here: Path) -> None:
     means = [float(row["denoising_error"]) for row in rows]
     assert sum(means) / 2 == pytest.approx(sum(errors) / 4)
     assert "ema.decay=0.9" in outcome.out
+    assert "glyph" not in outcome.out + outcome.err, "what writes a PDF says nothing"
+    assert (sweep / "summary.pdf").is_file()
 
 
 def test_jobs_that_finished_are_told_of_where_others_failed(here: Path) -> None:

@@ -71,7 +71,13 @@ def evaluate(config: DictConfig, start: Start) -> None:
     rows = measure_likelihood(node, content["seed"], *where, prefix=prefix, out=out)
     family = family_of(loaded.config)
     if content["error_curve"] and labels is None:
-        measure_error_curve(content["error_curve"], *where, out=out, label=run.name, family=family)
+        measure_error_curve(
+            content["error_curve"],
+            *where,
+            out=out,
+            label=str(loaded.config.get("name", run.name)),
+            family=family,
+        )
     display.table(
         f"{content['run']} by {sampler.name}, seed {content['seed']}"
         + (f", classes {prefix.removeprefix('eval_of_')}" if labels is not None else ""),

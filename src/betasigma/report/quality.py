@@ -22,7 +22,7 @@ from betasigma.plot_style import (
 from betasigma.report.measurements import DISTANCE
 from betasigma.report.plots import counted
 from betasigma.report.rows import family_of, settings_of, standard_error
-from betasigma.report.runs import Run, evaluated_config
+from betasigma.report.runs import Run, evaluated_run
 
 BUDGET = ("steps", "steps_each")
 """Settings of a sampler that say how many evaluations it makes: they move along a line."""
@@ -36,10 +36,9 @@ class DistanceTerms(NamedTuple):
     n_reference: str
 
     @property
-    def told(self) -> str:
-        """In words, for an axis."""
-        reference = f" of {self.n_reference}" if self.n_reference else ""
-        return f"distance to training images{reference}, n={self.n}"
+    def title(self) -> str:
+        """The metric, and how many images it compares with where not with all."""
+        return f"{self.metric}, {self.n_reference} references" if self.n_reference else self.metric
 
 
 class Sampled(NamedTuple):
@@ -80,22 +79,15 @@ def quality_of_runs(runs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
 
 def quality_of_jobs(jobs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
     """What the jobs of a sweep of evaluations have measured."""
-    configs = {str(job.config.get("run")): evaluated_config(job) for job in jobs}
-    known = {
-        path: Run(Path(path).name, jobs[0].record, config)
-        for path, config in configs.items()
-        if config
-    }
-    labels = {
-        id(run): setting.label
-        for setting in settings_of(list(known.values()))
-        for run in setting.runs
-    }
+    runs = {str(job.config.get("run")): evaluated_run(job) for job in jobs}
+    known = [run for run in runs.values() if run.config]
+    labels = {id(run): setting.label for setting in settings_of(known) for run in setting.runs}
     found = []
     for job in jobs:
         path = str(job.config.get("run"))
-        label = labels[id(known[path])] if path in known else Path(path).name
-        found.append((label, family_of(configs[path]), path, job.record.rows()))
+        run = runs[path]
+        label = labels.get(id(run), run.label)
+        found.append((label, family_of(run.config), path, job.record.rows()))
     return _gathered(found)
 
 
@@ -178,8 +170,8 @@ def draw_quality(
                 middle = statistics.mean(quality.floor)
                 panel.axhline(middle, color=GREY, lw=1, label="real test images (floor)")
             panel.set(xscale="log", yscale="log", xlabel="network evaluations per sample (NFE)")
-            panel.set_ylabel(terms.told)
-            panel.set_title(terms.metric)
+            panel.set_ylabel(f"distance to training images, n={terms.n}")
+            panel.set_title(terms.title)
             for axis in (panel.xaxis, panel.yaxis):
                 plain_log_axis(axis)
         legend_below(figure, axes)

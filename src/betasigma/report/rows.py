@@ -22,7 +22,7 @@ from betasigma.report.measurements import (
     of_training,
     sampler_of,
 )
-from betasigma.report.runs import Run, evaluated_config
+from betasigma.report.runs import Run, evaluated_run
 
 INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
@@ -170,7 +170,7 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
         for job in group:
             for column, value in of_evaluation(job).items():
                 values.setdefault(column, []).append(value)
-        family = family_of(evaluated_config(group[0]))
+        family = family_of(evaluated_run(group[0]).config)
         how = measured_by(group[0].record.rows(), "eval")
         rows.append(Row({**described, **seeds}, values, family, how))
     return rows

@@ -106,14 +106,15 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
     return list(asked)
 
 
-def evaluated_config(job: Run) -> dict[str, Any]:
-    """Config of the run that an evaluation is of; ``{}`` where that is no run directory."""
-    path = Path(str(job.config.get("run"))) / CONFIG
+def evaluated_run(job: Run) -> Run:
+    """The run that an evaluation is of; without a config where that is no run directory."""
+    path = Path(str(job.config.get("run")))
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        content: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
     except (OSError, ValueError, YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = {}
+    asked = _overrides(path) if content else {}
+    return Run(path.name, Record.of(path), content if isinstance(content, dict) else {}, asked)
 
 
 def read_evaluations(paths: Sequence[str]) -> list[Run]:
