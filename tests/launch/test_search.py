@@ -16,7 +16,9 @@ from launching import ROOT, TINY, launch
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
+from betasigma.options.training import VALIDATION_ERROR
 from betasigma.runs.record import Record
+from betasigma.training.wandb_run import OBJECTIVE
 
 SEARCH = ("-m", *TINY, "search=optuna_lr", "hydra.sweeper.n_trials=2")
 
@@ -159,7 +161,9 @@ def test_what_wandb_agent_types_is_a_run(here: Path) -> None:
     for key, spec in chosen.items():
         node = "model.name" if key == "model" else key
         assert OmegaConf.select(config, node) == spec["value"]
-    assert sweep["metric"]["name"] == config.objective_metric
+    # a run logs the value of objective_metric=… as a plain number too, under this name
+    assert sweep["metric"]["name"] == OBJECTIVE
+    assert config.objective_metric == VALIDATION_ERROR
 
 
 # ---------------------------------------------------------------- where the user stands
