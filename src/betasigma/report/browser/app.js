@@ -52,6 +52,7 @@ function drawPanel(panel, view) {
     panel.result = KINDS[panel.spec.kind](panel.body, panel.spec, view.of(panel.spec));
   } finally {
     for (const chart of charts) if (!chart.element.isConnected) chart.remove();
+    for (const chart of panel.result?.charts ?? []) chart.show();
     panel.body.style.minHeight = "";
   }
   if (focus) restore(panel.body, focus);

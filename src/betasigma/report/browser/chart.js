@@ -2,11 +2,11 @@
 
 import { short } from "page/dom.js";
 
-const waiting = new WeakMap();
+const charts = new WeakMap();
 const sight = new IntersectionObserver(
   (entries) => {
     for (const entry of entries) {
-      const chart = waiting.get(entry.target);
+      const chart = charts.get(entry.target);
       if (entry.isIntersecting && chart) chart.flush();
     }
   },
@@ -18,23 +18,36 @@ export function plain(text) {
   return String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
 
-export class Chart {
-  /** A chart in an element of its own, with the words that describe it to a screen reader. */
-  constructor(height = 340) {
-    this.height = height;
+const known = new Map();
+
+/** The chart of this name, which is drawn again rather than made anew. */
+export function chartOf(name, height = 340) {
+  if (!known.has(name)) known.set(name, new Chart(name));
+  const chart = known.get(name);
+  chart.height = height;
+  chart.element.style.height = `${height}px`;
+  return chart;
+}
+
+class Chart {
+  constructor(name) {
+    this.name = name;
     this.element = document.createElement("div");
     this.element.className = "chart";
-    this.element.style.height = `${height}px`;
     this.element.setAttribute("role", "img");
-    waiting.set(this.element, this);
+    charts.set(this.element, this);
     sight.observe(this.element);
   }
 
-  /** Draw now, where the chart is in sight, else when it is. */
+  /** Say what to draw, and in words for a screen reader. It is drawn when it is in sight. */
   draw(traces, layout, words) {
     this.pending = { traces, layout };
     this.words = words;
     this.element.setAttribute("aria-label", words);
+  }
+
+  /** Draw what is pending, if the chart is in sight. */
+  show() {
     const box = this.element.getBoundingClientRect();
     if (this.element.isConnected && box.top < innerHeight + 300 && box.bottom > -300) this.flush();
   }
@@ -49,10 +62,6 @@ export class Chart {
       responsive: true,
       displayModeBar: false,
     });
-    if (this.onclick && !this.listens) {
-      this.element.on("plotly_click", this.onclick);
-      this.listens = true;
-    }
   }
 
   /** The chart as SVG on white, whatever the colours of the page. */
@@ -68,6 +77,7 @@ export class Chart {
 
   /** Let go of the chart. */
   remove() {
+    known.delete(this.name);
     sight.unobserve(this.element);
     Plotly.purge(this.element);
     this.element.remove();

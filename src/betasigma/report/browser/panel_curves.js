@@ -1,6 +1,6 @@
 // Metrics over training: a line a run, or the mean over seeds with a band of one standard deviation.
 
-import { Chart, band, faint, plain } from "page/chart.js";
+import { band, chartOf, faint, plain } from "page/chart.js";
 import { choice, fill, h, short, slider, tick } from "page/dom.js";
 import { condition, conditionWords, deviation, facets, floorOf, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";
@@ -41,7 +41,7 @@ export function nothing(panel) {
 
 function one(panel, view, members, { x, log, smoothing }) {
   const [first] = members;
-  const chart = new Chart();
+  const chart = chartOf(`${panel.id} ${condition(first)} ${panel.comparable || view.colourKey(first.run)}`);
   const traces = members.length ? lines(view, members, x, smoothing) : [];
   const floor = floorOf(first, view.runs.flatMap((run) => run.series));
   const words = `${first.metric} against ${AXES[x]}`;

@@ -1,6 +1,6 @@
 // Where the time went, and what went wrong: failures, stalls, values that are not finite, jobs that are missing.
 
-import { Chart, plain } from "page/chart.js";
+import { chartOf, plain } from "page/chart.js";
 import { duration, fill, h } from "page/dom.js";
 import { lastOf } from "page/runs.js";
 import * as state from "page/state.js";
@@ -12,7 +12,7 @@ export function health(body, panel, view) {
   const runs = view.runs;
   const kinds = Object.keys(COLOURS).filter((kind) => runs.some((run) => run.spent[kind] > 0));
   const shown = [...runs].sort((a, b) => total(b) - total(a)).slice(0, MOST);
-  const chart = new Chart(110 + 26 * shown.length);
+  const chart = chartOf(panel.id, 110 + 26 * shown.length);
   const name = (run) => plain(shortened(nameOf(view, run)));
   chart.draw(
     kinds.map((kind) => ({

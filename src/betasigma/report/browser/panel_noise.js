@@ -1,6 +1,6 @@
 // Denoising error by log-SNR: curves at a step of training, a heat map of a run, the difference to another.
 
-import { Chart, band, plain } from "page/chart.js";
+import { band, chartOf, plain } from "page/chart.js";
 import { choice, fill, h, short, slider, tick } from "page/dom.js";
 import { nothing } from "page/panel_curves.js";
 import { deviation, facets, isNumber, mean } from "page/runs.js";
@@ -26,13 +26,13 @@ export function noise(body, panel, view) {
   const mapped = shown.find((one) => one.run.id === state.get(own("map"))) ?? shown[0];
   const reference = shown.find((one) => one.run.id === state.get(own("ref")));
   const drawings = facets(shown, (one) => one.run.data.id).map((members) => {
-    const chart = new Chart();
+    const chart = chartOf(`${panel.id} ${members[0].run.data.id}`);
     const words = `${kind} by log-SNR at step ${steps[place]}`;
     chart.draw(curvesAt(view, members, steps[place], reference), axes(log, reference), words);
     const relative = reference ? ` · divided by that of ${nameOf(view, reference)}` : "";
     return { chart, card: figure(`step ${steps[place]}`, `${kind} · ${members[0].run.data.label}${relative}`, chart) };
   });
-  const heat = new Chart();
+  const heat = chartOf(`${panel.id} map`);
   heat.draw(heatMap(mapped, reference, log), {
     xaxis: { title: { text: "optimizer step" }, type: "category" }, yaxis: { title: { text: "log-SNR (data in [−1, 1])" } },
   }, `${kind} of ${nameOf(view, mapped)} by step and log-SNR`);

@@ -1,6 +1,6 @@
 // What samples are worth: distance against network evaluations, precision against recall, bits per dimension.
 
-import { Chart, faint, plain } from "page/chart.js";
+import { chartOf, faint, plain } from "page/chart.js";
 import { fill, h, short, spread, tick } from "page/dom.js";
 import { nothing } from "page/panel_curves.js";
 import {
@@ -14,7 +14,7 @@ export function quality(body, panel, view) {
   const found = newest(view.series(panel.metrics, (series) => series.context.nfe !== undefined && !series.metric.endsWith("_floor")));
   tellSamplersApart(found);
   const samplers = [...new Set(found.map(samplerName))].sort();
-  const pieces = facets(found, sampledAlike).map((members) => qualityChart(view, members, samplers, log));
+  const pieces = facets(found, sampledAlike).map((members) => qualityChart(panel, view, members, samplers, log));
   fill(
     body,
     h("div", { class: "controls" }, tick("log", log, (on) => state.set({ [`${panel.id}.log`]: on ? "" : "0" }))),
@@ -40,14 +40,14 @@ function sampledAlike(series) {
   return condition({ metric: bare(series.metric), run: series.run, context: series.context });
 }
 
-function qualityChart(view, members, samplers, log) {
+function qualityChart(panel, view, members, samplers, log) {
   const [first] = members;
   const floor = floorOf(first, view.runs.flatMap((run) => run.series));
   const lines = facets(members, (series) => JSON.stringify([view.groupOf.get(series.run).id, samplerName(series)]));
   const traces = lines.map((line) => qualityLine(view, line, samplers));
   const places = traces.flatMap((trace) => trace.x);
   const ends = [Math.min(...places), Math.max(...places)];
-  const chart = new Chart(380);
+  const chart = chartOf(`${panel.id} ${sampledAlike(first)}`, 380);
   const less = moreIsBetter(first.metric) ? "more is better" : "less is better";
   chart.draw([...(floor ? floorBand(floor, ends) : []), ...traces], {
     xaxis: { title: { text: "network evaluations of each sample (NFE)" }, ...(ends[0] < ends[1] ? { type: "log" } : { type: "linear", tickvals: ends.slice(1) }) },
@@ -111,7 +111,7 @@ export function precision_recall(body, panel, view) {
   const rows = [];
   const cards = facets(pairs, (pair) => sampledAlike(pair.y)).map((members) => {
     const [{ x, y }] = members;
-    const chart = new Chart(360);
+    const chart = chartOf(`${panel.id} ${sampledAlike(y)}`, 360);
     charts.push(chart);
     const traces = facets(members, (pair) => JSON.stringify([view.groupOf.get(pair.run).id, samplerName(pair.y)])).map((line) => {
       const group = view.groupOf.get(line[0].run);
@@ -174,7 +174,7 @@ export function bits(body, panel, view) {
       textposition: "top center", marker: { symbol: "line-ew-open", size: 24, color: "#888888" },
       error_y: { type: "data", array: table.map(({ of }) => of("total")?.std ?? 0), color: "#888888" }, hovertemplate: "%{x}<br>total: %{y:.4~g}<extra></extra>",
     };
-    const chart = new Chart(380);
+    const chart = chartOf(`${panel.id} ${alike(members[0])}`, 380);
     charts.push(chart);
     chart.draw([...traces, totals], { barmode: "relative", yaxis: { title: { text: "bits/dim (less is better)" } }, xaxis: { type: "category" }, showlegend: true }, `${estimator} of ${split} examples`);
     return h("figure", {}, h("figcaption", {}, h("b", {}, estimator.replace(/^.*\//, "")), h("span", { class: "quiet" }, ` ${series.run.data.label} · ${split} examples, n = ${series.context.n} · ${series.context.settings ?? ""}`)), chart.element);

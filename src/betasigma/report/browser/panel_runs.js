@@ -109,7 +109,7 @@ function standing(group) {
   const states = group.runs.map((run) => (run.stalled ? "stalled" : run.status ?? "unknown"));
   const counts = new Map();
   for (const one of states) counts.set(one, (counts.get(one) ?? 0) + 1);
-  return [...counts].map(([name, count]) => (counts.size > 1 ? `${count} ${name}` : name)).join(", ");
+  return [...counts].sort((a, b) => b[1] - a[1]).map(([name, count]) => (counts.size > 1 ? `${count} ${name}` : name)).join(", ");
 }
 
 function badge(cell, group) {

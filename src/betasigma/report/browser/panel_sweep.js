@@ -1,6 +1,6 @@
 // What was swept against an objective: parallel coordinates, a heat map of two keys, rank correlation.
 
-import { Chart, faint, plain } from "page/chart.js";
+import { chartOf, faint, plain } from "page/chart.js";
 import { choice, fill, h, short } from "page/dom.js";
 import { bestOf, facets, isNumber, mean, moreIsBetter } from "page/runs.js";
 import * as state from "page/state.js";
@@ -23,12 +23,12 @@ export function sweep(body, panel, view) {
   }
   const better = moreIsBetter(metric) ? "more" : "less";
   const [one, other] = [0, 1].map((i) => (keys.includes(state.get(own(`key${i}`))) ? state.get(own(`key${i}`)) : keys[Math.min(i, keys.length - 1)]));
-  const parallel = new Chart(380);
+  const parallel = chartOf(`${panel.id} coordinates`, 380);
   parallel.draw(...coordinates(view, keys, metric, among), `${metric} of ${among.length} runs against ${keys.join(", ")}`);
-  const heat = new Chart(360);
+  const heat = chartOf(`${panel.id} map`, 360);
   heat.draw(...heatMap(content, one, other, metric, among), `${metric} by ${one} and ${other}`);
   const ranks = keys.map((key) => ({ key, ...association(among.map(({ run }) => content.value(run, key)), among.map(({ value }) => value)) }));
-  const bars = new Chart(120 + 34 * ranks.length);
+  const bars = chartOf(`${panel.id} ranks`, 120 + 34 * ranks.length);
   bars.draw(...rankBars(ranks, metric), `rank correlation with ${metric}`);
   fill(
     body,

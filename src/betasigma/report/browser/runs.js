@@ -167,9 +167,12 @@ function nameGroups(view) {
   const family = (key) => colour.includes(key) || (key === "model.name" && colour.includes("model.family"));
   const tries = [among(content.asked), among(content.keys)].map((keys) => keys.filter((key) => !family(key)));
   const bySeed = view.grouped ? [] : among(content.spec.spread_over);
+  const several = new Set(groups.map((group) => group.runs[0].data.id)).size > 1;
+  const places = [() => "", ...(several ? [(run) => ` on ${content.value(run, "data.name") ?? "?"}`] : [])];
   const names = tries
     .filter((keys) => keys.length <= 4)
-    .map((keys) => groups.map((group) => called(content, group.runs[0], colour, [...keys, ...bySeed])))
+    .flatMap((keys) => places.map((place) =>
+      groups.map(({ runs: [run] }) => called(content, run, colour, [...keys, ...bySeed]) + place(run))))
     .find((found) => new Set(found).size === found.length && found.every(Boolean));
   groups.forEach((group, i) => {
     group.name = names ? names[i] : groups.length === 1 && view.grouped ? group.runs[0].name || group.id : group.id;
