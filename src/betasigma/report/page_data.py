@@ -246,6 +246,8 @@ def _pauses(run: Recorded) -> list[tuple[float, float]]:
 
 def _seconds(pauses: Sequence[tuple[float, float]], moment: float) -> float:
     """Seconds of work until a moment."""
+    if len(pauses) == 1:
+        return max(0.0, moment - pauses[0][1])
     off = [off for start, off in pauses if start <= moment] or [off for _, off in pauses[:1]]
     return max(0.0, moment - off[-1]) if off else 0.0
 

@@ -12,7 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +154,21 @@ def check_common(runs: Sequence[Recorded]) -> None:
 
 def read_series(directory: Path) -> list[Series]:
     """Read the record of a run directory; values that were measured alike together."""
+    record = Record.of(directory)
+    if not record.path.is_file():
+        return []
+    state = record.path.stat()
+    return _series(record.path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1000)  # what is checked is then shown, and a server reads what has grown
+def _series(path: Path, size: int, changed: int) -> list[Series]:
+    """Series of a record in this state."""
     found: dict[tuple[str, ...], Series] = {}
     place = {name: number for number, name in enumerate(COLUMNS)}
     apart = [place[name] for name in CONTEXT if name not in ("std", "seed")]
     metric, std, seed = place["metric"], place["std"], place["seed"]
-    for line in Record.of(directory).lines():
+    for line in Record(path).lines():
         key = (line[metric], *(line[at] for at in apart))
         series = found.get(key)
         if series is None:
