@@ -326,7 +326,7 @@ def test_health_names_what_went_wrong(shown: Page) -> None:
     (trouble,) = shown.texts("[data-panel=health] tr.trouble")
     assert trouble.endswith(f"failedRuntimeError: {HOSTILE}")
     (bars,) = shown.charts("health")
-    assert {trace["name"] for trace in bars} <= {"training", "validation", "evaluation", "other"}
+    assert {trace["name"] for trace in bars} <= {"training", "validation", "evaluation", "the rest"}
 
 
 # ---------------------------------------------------------------- choosing

@@ -21,6 +21,7 @@ from betasigma.report.page_data import _fitting, _thinned, page_data, passes, sh
 from betasigma.report.page_pictures import Album
 from betasigma.report.scan import find_recorded
 from betasigma.runs.record import Record
+from betasigma.runs.sweep_record import RecordedJob, SweepRecord, write_sweep
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,7 +124,9 @@ def test_time_is_told_apart_by_what_it_ends_with(tmp_path: Path) -> None:
     lines = [f"{s},{start + t},{m},{v},,,,,,{e},,,," for s, t, m, v, e in rows]
     (run / "metrics.csv").write_text("\n".join([head, *lines]) + "\n")
     spent = described(run)["runs"][0]["spent"]
-    assert spent == {"training": 4.0, "validation": 4.0, "evaluation": 20.0, "other": 5.0}
+    assert spent == {"training": 4.0, "validation": 4.0, "evaluation": 20.0, "the rest": 5.0}
+    (run / "summary.json").write_text('{"seconds": {"training": 7.04, "sampling": 1}}')
+    assert described(run)["runs"][0]["spent"] == {"training": 7.0, "sampling": 1}
 
 
 def test_a_run_whose_process_is_gone_or_silent_is_stalled(tmp_path: Path) -> None:
@@ -144,6 +147,9 @@ def test_jobs_without_a_directory_are_missing(tmp_path: Path) -> None:
     make_run(tmp_path / "other")
     (sweep,) = described(tmp_path)["sweeps"]
     assert sweep == {"id": "sweep", "jobs": 4, "missing": [1, 2], "failed": [3]}
+    jobs = [RecordedJob(str(number), []) for number in range(6)]
+    write_sweep(tmp_path / "sweep", SweepRecord("train", jobs, []))
+    assert described(tmp_path)["sweeps"][0]["missing"] == [1, 2, 4, 5]
 
 
 def test_an_evaluation_of_a_checkpoint_belongs_to_its_run(tmp_path: Path) -> None:

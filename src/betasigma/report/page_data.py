@@ -29,9 +29,11 @@ from betasigma.options.dashboards import (
 from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED
 from betasigma.report.rows import INCIDENTAL
 from betasigma.report.scan import Recorded, Series
-from betasigma.runs.directory import LOG
+from betasigma.runs.directory import LOG, SUMMARY
+from betasigma.runs.files import read_json
 from betasigma.runs.record import METRICS
 from betasigma.runs.status import ERROR, FINISHED, RUNNING, STATUS
+from betasigma.runs.sweep_record import read_sweep
 
 POINTS = 300_000
 """Points of all curves of a page."""
@@ -44,6 +46,9 @@ TAIL = 16_384
 
 LONGEST = 300
 """Characters of a value of a config, or of a line of a log, that are shown."""
+
+REST = "the rest"
+"""Time that no kind of work is known of."""
 
 Content = dict[str, Any]
 
@@ -253,14 +258,18 @@ def _seconds(pauses: Sequence[tuple[float, float]], moment: float) -> float:
 
 
 def _spent(run: Recorded) -> dict[str, float]:
-    """Seconds by kind of work, out of the times of what was logged.
+    """Seconds by kind of work: as a run that has ended has counted them, else out of the times of
+    what was logged.
 
     The time before a value of samples or of a validation is of that kind; of that before a value of
     training, what its steps took at the speed that was logged. The rest is the start, sample grids
     and checkpoints.
     """
+    counted = read_json(run.directory / SUMMARY).get("seconds")
+    if isinstance(counted, dict) and all(isinstance(s, int | float) for s in counted.values()):
+        return {kind: round(seconds, 1) for kind, seconds in counted.items()}
     batch, pauses = run.config.get("batch_size"), _pauses(run)
-    spent = dict.fromkeys(("training", "validation", "evaluation", "other"), 0.0)
+    spent = dict.fromkeys(("training", "validation", "evaluation", REST), 0.0)
     last, done = 0.0, 0
     for moment, (kind, step, speed) in sorted(_logged(run).items()):
         now = _seconds(pauses, moment)
@@ -270,7 +279,7 @@ def _spent(run: Recorded) -> dict[str, float]:
             took = min(passed, max(0, step - done) * batch / speed)
             done = step
         spent[kind] += took
-        spent["other"] += passed - took
+        spent[REST] += passed - took
     return {kind: round(seconds, 1) for kind, seconds in spent.items()}
 
 
@@ -409,7 +418,8 @@ def _sweeps(runs: Sequence[Recorded], common: str) -> Iterator[Content]:
                 run.status.get("status")
             )
     for sweep, states in jobs.items():
-        count = max(states) + 1
+        record = read_sweep(sweep)
+        count = max(len(record.jobs) if record else 0, max(states) + 1)
         missing = [number for number in range(count) if number not in states]
         failed = [number for number, state in states.items() if state not in (FINISHED, RUNNING)]
         yield {

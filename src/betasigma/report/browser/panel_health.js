@@ -5,7 +5,7 @@ import { duration, fill, h } from "page/dom.js";
 import { lastOf } from "page/runs.js";
 import * as state from "page/state.js";
 
-const COLOURS = { training: "#0072B2", validation: "#009E73", sampling: "#CC79A7", evaluation: "#E69F00", likelihood: "#8A4F9E", other: "#999999" };
+const COLOURS = { training: "#0072B2", validation: "#009E73", sampling: "#CC79A7", evaluation: "#E69F00", likelihood: "#8A4F9E", saving: "#56B4E9", "the rest": "#999999" };
 const MOST = 40;
 
 export function health(body, panel, view) {
@@ -32,7 +32,7 @@ export function health(body, panel, view) {
           h("td", {}, kind), h("td", {}, words))))))
       : h("p", { class: "fine" }, "No run has failed, stalled or left the finite numbers, and no job is missing."),
     h("figure", {}, h("figcaption", {}, h("b", {}, "where the time went"),
-      h("span", { class: "quiet" }, ` other: start, checkpoints, what was not told apart${runs.length > MOST ? ` · the ${MOST} longest of ${runs.length} runs` : ""}`)), chart.element));
+      h("span", { class: "quiet" }, ` the rest: start, and what was not told apart${runs.length > MOST ? ` · the ${MOST} longest of ${runs.length} runs` : ""}`)), chart.element));
   return {
     rows: () => [["run", "directory", "status", ...kinds.map((kind) => `${kind} s`), "trouble"],
       ...runs.map((run) => [nameOf(view, run), run.directory, run.status, ...kinds.map((kind) => run.spent[kind] ?? 0), troubles.filter((one) => one.run === run).map((one) => `${one.kind}: ${one.words}`).join("; ")]),
