@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -124,7 +125,7 @@ def slurm() -> Iterator[dict[str, str]]:
         yield environment
 
 
-def wait_for(what: str, seen: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(what: str, seen: Callable[[], object], seconds: float = 300) -> None:
     """Wait, and have SLURM start at once what it would start in two minutes."""
     deadline = time.monotonic() + seconds
     while not seen():
@@ -213,8 +214,8 @@ def test_a_sweep_ends_with_its_table_whatever_its_jobs_do(
         sweep = the_sweep(here)
         killed, alone = (sweep / f"network.channels=8,seed={seed}" for seed in (1, 2))
         wait_for("checkpoint", lambda: list((killed / "checkpoints").glob("last.ckpt")))
-        ask("scancel", "-s", "KILL", str(read_status(killed)["slurm_job"]))
-        status = parent.wait(timeout=240)
+        os.kill(read_status(killed)["process"], signal.SIGKILL)
+        status = parent.wait(timeout=400)
     finally:
         parent.kill()
         parent.wait()

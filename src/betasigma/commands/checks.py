@@ -121,6 +121,16 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     return directory
 
 
+def check_prefetch(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Check the config of ``scripts/prefetch.py``, which may download."""
+    given = {override.partition("=")[0] for override in overrides}
+    for name in ("data", "evaluation"):
+        if "download" in config[name] and f"{name}.download" not in given:
+            config[name].download = True
+    check_train(config, overrides)
+    return None
+
+
 EFFECT: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
     "objective.gamma": (
         lambda content: content["objective"].get("weighting", "min_snr") == "min_snr",
@@ -482,17 +492,22 @@ def saved_facts(header: dict[str, Any]) -> DataFacts:
 
 def decide_train(config: DictConfig) -> Decision:
     """Choose the feature extractor of the run's evaluations, and say what the run will do."""
+    decision = decide_prefetch(config)
+    note = f"\n{decision.note}" if decision.note else ""
+    return decision._replace(note=plan(plain(config)) + note)
+
+
+def decide_prefetch(config: DictConfig) -> Decision:
+    """Choose the feature extractor of a run's evaluations."""
     node = config.evaluation
     if node.n:
         check_n(node.n, node.metrics)
     if node.every:
         check_n(node.n_during, node.metrics)
-    content = plain(config)
     if not (node.metrics and (node.n or node.every)):
-        return Decision({}, plan(content))
-    decision = _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))
-    note = f"\n{decision.note}" if decision.note else ""
-    return decision._replace(note=plan(content) + note)
+        return NOTHING
+    content = plain(config)
+    return _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))
 
 
 def plan(content: Mapping[str, Any]) -> str:
@@ -660,6 +675,7 @@ CHECKS = {
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
     "export": AppChecks(check_export),
+    "prefetch": AppChecks(check_prefetch, decide_prefetch),
     "jobs": AppChecks(check_jobs, writes=False),
 }
 

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import wraps
@@ -89,7 +89,10 @@ Task = Callable[[DictConfig, Start], Any]
 
 
 def app(
-    config_name: str, folder: Path | None = None, checks: AppChecks | None = None
+    config_name: str,
+    folder: Path | None = None,
+    checks: AppChecks | None = None,
+    always: Sequence[str] = (),
 ) -> Callable[[Task], Callable[[], None]]:
     """Turn a function into an app: a ``main`` that composes a config and calls the function.
 
@@ -98,6 +101,7 @@ def app(
         folder: folder of that config. Missing groups are taken from betasigma's tree, which is also
             the default.
         checks: what an app outside this package checks before it starts.
+        always: overrides before those that are typed.
     """
     if checks is not None:
         CHECKS[config_name] = checks
@@ -122,6 +126,7 @@ def app(
                 line = with_key(read_command_line(sys.argv[1:]), config_name)
                 allow_typed(sys.argv[1:])
                 line = fetch_named(add_place(line))
+                line = line._replace(overrides=[*always, *line.overrides])
                 configs = replace(configs, line=line)
                 line = as_hydra_takes_it(line, configs)
                 if configs.extended:

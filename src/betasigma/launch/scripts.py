@@ -100,6 +100,14 @@ def jobs(config: DictConfig, start: Start) -> None:
     run(config)
 
 
+@app("train", always=("hydra/output=tool", "hydra.job.name=prefetch"))
+def prefetch(config: DictConfig, start: Start) -> None:
+    """Fetch what runs need, where there is a network: betasigma prefetch experiment=ncsn_cifar10"""
+    from betasigma.commands.prefetch import prefetch as run
+
+    run(config)
+
+
 APPS = {
     "train": train,
     "sample": sample,
@@ -112,5 +120,6 @@ APPS = {
     "import": import_model,
     "export": export,
     "jobs": jobs,
+    "prefetch": prefetch,
 }
 """What ``betasigma <name>`` runs."""

@@ -1,0 +1,44 @@
+"""What ``scripts/prefetch.py`` does: fetch and compute what runs need, where there is a network."""
+
+from __future__ import annotations
+
+import torch
+from omegaconf import DictConfig
+
+from betasigma.commands.assemble import make_data
+from betasigma.commands.checks import check_run
+from betasigma.commands.measure import make_evaluator
+from betasigma.devices import uses_gpu
+from betasigma.display import Display, plain_warnings
+from betasigma.runs.directory import short
+
+
+def prefetch(config: DictConfig) -> None:
+    """Fetch the data set and the weights of the metrics' features, and compute the statistics that
+    samples are compared with, of the images that a run with this config takes.
+
+    Raises:
+        UserError: for bad input, or where something cannot be fetched.
+    """
+    content = check_run(config).content
+    plain_warnings()
+    display, data = Display(), make_data(content)
+    data.prepare_data()
+    data.setup()
+    sizes = ", ".join(f"{data.size(split)} {split}" for split in ("train", "test"))
+    display.line(f"data      {data.data_name}: {sizes} examples")
+    node = content["evaluation"]
+    if not (node["metrics"] and (node["n"] or node["every"])):
+        display.line("metrics   none are asked for")
+        return
+    device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
+    evaluator = make_evaluator(node, data, data.sample_shape, device, display)
+    display.line(f"features  {evaluator.extractor.name}")
+    wanted = {
+        ("train", node["n_reference"]),
+        ("test", node["n_reference"]),
+        *(("test", n) for n in (node["n"], node["n_during"] if node["every"] else 0) if n),
+    }
+    for split, limit in sorted(wanted, key=str):
+        evaluator.statistics.get(split, limit)
+        display.line(f"{split:9} {short(evaluator.statistics.path(split, limit))}")

@@ -1,0 +1,56 @@
+"""What is fetched where there is a network is all that a run without one needs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import ROOT, TINY, launch
+
+MEASURED = (
+    "evaluation=default",
+    "evaluation.n=20",
+    "evaluation.n_reference=60",
+    "evaluation.metrics=[fd]",
+)
+
+
+def offline() -> list[str]:
+    """Begins a command that has no network; skips the test where that needs more rights."""
+    begin = ["unshare", "--net"] if not os.getuid() else ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*begin, "true"], check=False).returncode:
+        pytest.skip("a process without a network cannot be started here (unshare)")
+    return begin
+
+
+@pytest.mark.slow
+def test_a_run_without_a_network_needs_nothing_more(here: Path) -> None:
+    words = [word for word in TINY if word != "evaluation=none"]
+    fetched = launch("prefetch", *words, *MEASURED, "evaluation.download=false")
+    assert fetched.status == 0, fetched.err
+    assert "digits: 1437 train, 360 test examples" in fetched.out
+    assert fetched.out.count("to be kept 60/60") == 2
+    kept = sorted(Path(os.environ["BETASIGMA_CACHE"], "references").glob("*.pt"))
+    assert len(kept) >= 3  # of 60 training images, 60 test images, and the floor's 20
+
+    done = subprocess.run(
+        [*offline(), sys.executable, str(ROOT / "train.py"), *words, *MEASURED],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fd_efficientnet_lite0" in done.stdout
+    assert "to be kept" not in done.stdout
+    assert sorted(Path(os.environ["BETASIGMA_CACHE"], "references").glob("*.pt")) == kept
+
+
+def test_what_cannot_be_fetched_is_said(here: Path) -> None:
+    refused = launch("prefetch", *TINY, "data=image_folder", "data.root=nowhere")
+    assert refused.status == 1
+    assert refused.err.startswith("error: data.root=nowhere")
+    assert refused.err.count("\n") == 1
