@@ -156,6 +156,33 @@ def test_two_processes_measure_what_one_measures(one: Path, two: tuple[Path, str
         assert shared[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
 
 
+@pytest.mark.slow
+def test_torchrun_starts_a_run_that_does_not_know_it(one: Path, tmp_path: Path) -> None:
+    words = [*TWO, f"steps={STEPS}", *TINY]
+    command = ["torchrun", "--standalone", "--nproc-per-node=2", str(ROOT / "train.py"), *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BETASIGMA_CACHE": str(tmp_path / "cache")}
+
+    def started(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *more],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    refused = started()
+    assert "torchrun starts several processes, which must write to one directory" in refused.stderr
+    assert refused.returncode != 0
+    assert not (tmp_path / "outputs").exists()
+    done = started("hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run directory") == 1
+    check_weights(one, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )

@@ -33,7 +33,7 @@ from betasigma.launch.studies import check_studies
 from betasigma.launch.submitting import announce
 from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.runs.lock import refuse_locked
-from betasigma.runs.status import process_rank
+from betasigma.runs.status import process_rank, started_by_torchrun
 from betasigma.runs.sweep_record import write_sweep
 
 
@@ -63,6 +63,11 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             # the common config is composed, so the choices of one value can be plain again
+            if started_by_torchrun():
+                raise UserError(
+                    "torchrun starts the processes of one run, and -m is a sweep of several: leave "
+                    "out -m, or torchrun"
+                )
             task = [as_typed(word) for word in config.hydra.overrides.task]
             sweep = Planner(config, task, self._name).plan()
             for job in sweep.jobs:
@@ -144,6 +149,12 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     for key, value in decision.values.items():
         OmegaConf.update(config, key, value)
     _print_note(decision)
+    given = any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
+    if started_by_torchrun() and directory is None and not given:
+        raise UserError(
+            "torchrun starts several processes, which must write to one directory: give "
+            "hydra.run.dir=outputs/NAME"
+        )
     # as text, because resolving it again would give another name
     set_key(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
     entered = Path(config.hydra.run.dir)

@@ -91,6 +91,11 @@ def process_rank() -> int:
     return 0
 
 
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several that ``torchrun`` has started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def summary(error: BaseException) -> str:
     """Type and first line of an error."""
     lines = str(error).strip().splitlines()
