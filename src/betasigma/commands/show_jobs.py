@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from betasigma.commands.config import parsed
 from betasigma.display import Display
 from betasigma.options.apps import Jobs
-from betasigma.report.jobs import end_sweep, say_failures, show_jobs
+from betasigma.report.jobs import FEW_ROWS, end_sweep, say_failures, show_jobs
 from betasigma.runs.job_states import UNDER_WAY, read_jobs
 from betasigma.runs.status import FINISHED
 
@@ -27,7 +27,7 @@ def show_sweep(config: DictConfig) -> None:
     jobs = read_jobs(sweep, asked.quiet_minutes)
     while asked.watch and any(job.state in UNDER_WAY for job in jobs):
         display.console.clear()
-        show_jobs(sweep, jobs, display)
+        show_jobs(sweep, jobs, display, FEW_ROWS)
         time.sleep(asked.every)
         jobs = read_jobs(sweep, asked.quiet_minutes)
     if not asked.conclude:
