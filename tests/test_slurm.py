@@ -154,9 +154,14 @@ def rows(run: Path) -> list[tuple[str, ...]]:
     return [row for row in found if row[1] != "train/images_per_second"]
 
 
-def the_sweep(folder: Path) -> Path:
+def the_sweep(folder: Path, parent: subprocess.Popen[bytes] | None = None) -> Path:
     """The only sweep below ``folder``, once it has a record."""
-    wait_for("sweep", lambda: list(folder.glob("outputs/*/sweep.json")))
+
+    def is_there() -> bool:
+        assert parent is None or parent.poll() is None, (folder / "said.txt").read_text()
+        return bool(list(folder.glob("outputs/*/sweep.json")))
+
+    wait_for("sweep", is_there)
     (record,) = folder.glob("outputs/*/sweep.json")
     return record.parent
 
@@ -211,7 +216,7 @@ def test_a_sweep_ends_with_its_table_whatever_its_jobs_do(
     with (here / "said.txt").open("w") as said:
         parent = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
     try:
-        sweep = the_sweep(here)
+        sweep = the_sweep(here, parent)
         killed, alone = (sweep / f"network.channels=8,seed={seed}" for seed in (1, 2))
         wait_for("checkpoint", lambda: list((killed / "checkpoints").glob("last.ckpt")))
         os.kill(read_status(killed)["process"], signal.SIGKILL)
@@ -263,7 +268,7 @@ def test_a_sweep_survives_its_parent_warnings_preemption_and_a_cancelled_job(
     with (here / "said.txt").open("w") as said:
         parent = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
     try:
-        sweep = the_sweep(here)
+        sweep = the_sweep(here, parent)
         runs = [sweep / f"seed={seed}" for seed in (1, 2, 3)]
 
         def has_begun(number: int) -> bool:

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from betasigma.commands.assemble import make_data
 from betasigma.commands.checks import check_run
 from betasigma.commands.measure import make_evaluator
+from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
 from betasigma.display import Display, plain_warnings
 from betasigma.runs.directory import short
@@ -34,7 +35,7 @@ def prefetch(config: DictConfig) -> None:
     device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
     evaluator = make_evaluator(node, data, data.sample_shape, device, display)
     display.line(f"features  {evaluator.extractor.name}")
-    wanted = {
+    wanted: set[tuple[Split, int | None]] = {
         ("train", node["n_reference"]),
         ("test", node["n_reference"]),
         *(("test", n) for n in (node["n"], node["n_during"] if node["every"] else 0) if n),

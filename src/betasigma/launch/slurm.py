@@ -24,9 +24,9 @@ SETUP = (
     # the node
     '[ -n "$OMP_NUM_THREADS" ] || '
     "export OMP_NUM_THREADS=$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))",
-    # what one job has compiled the others find
-    '[ -z "$BETASIGMA_CACHE" ] || export TORCHINDUCTOR_CACHE_DIR='
-    '"${TORCHINDUCTOR_CACHE_DIR:-$BETASIGMA_CACHE/compiled}"',
+    # what one job has compiled the others find; OmegaConf would read ${…:…} as its own
+    '[ -z "$BETASIGMA_CACHE" ] || [ -n "$TORCHINDUCTOR_CACHE_DIR" ] || '
+    "export TORCHINDUCTOR_CACHE_DIR=$BETASIGMA_CACHE/compiled",
 )
 """Shell lines before every job's own ``cluster.setup``."""
 
