@@ -147,7 +147,7 @@ BAD = {
     "train resume={here}/torch.ckpt": r"resume=\S+torch\.ckpt is not a checkpoint of betasigma",
     "train resume={here}/foreign.ckpt steps=9": r"model\._target_=os\.system is not a class that",
     "train resume=3": r"resume=3 must be auto, a run directory or a checkpoint",
-    "train -m resume=nothing seed=1,2": r"leave out -m",
+    "train -m resume=nothing seed=1,2": r"resume=nothing is no sweep, .* and no run, which has",
     "sample n=4": r"run has no value; give run=",
     "sample run=nothing": r"run=nothing does not exist",
     "sample run={here}/cut.ckpt": r"run=\S+cut\.ckpt is damaged or cut short",
@@ -161,8 +161,8 @@ BAD = {
     "sample run={run} guidance=2": r"guidance=2 needs a model trained with network\.num_classes",
     "evaluate run={run} n=1": r"n=1 is too few",
     "evaluate run={run} n=2": r"n=2 is too few samples for precision",
-    "compare runs=[nothing]": r"runs=\[nothing\] is not a run directory",
-    "compare runs=nothing": r"runs=\[nothing\] is not a run directory",
+    "compare runs=[nothing]": r"runs=\[nothing\] does not exist: give a run directory",
+    "compare runs=nothing": r"runs=\[nothing\] does not exist: give a run directory",
     "compare runs=[{run},{run}]": r"names a run twice",
     "compare runs=[{run}] metrics=[val/objektive]": (
         r"val/objektive.* is in no run; did you mean val/objective"
