@@ -438,7 +438,10 @@ def look_for_data(model: ModelConfig, given: Mapping[str, Any] | None = None) ->
     return find_facts({**model.data.arguments, **(given or {}), "seed": model.seed})
 
 
-OF_SAMPLES = ("n", "seed", "labels", "sampler", "guidance", "likelihood", "error_curve")
+OF_SAMPLES = (
+    *("n", "seed", "labels", "sampler", "guidance", "likelihood", "error_curve"),
+    "logger",
+)
 """Keys and nodes of ``scripts/evaluate.py`` about what a model draws or knows."""
 
 

@@ -7,22 +7,25 @@ from pathlib import Path
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
 
+from betasigma.build import Config
 from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
 from betasigma.commands.describe_data import describe_data
 from betasigma.commands.evaluate_images import evaluate_images
-from betasigma.commands.load import load_run, with_place
+from betasigma.commands.evaluation_log import open_loggers, show_table
+from betasigma.commands.load import Loaded, load_run, with_place
 from betasigma.commands.measure import COLUMNS, Meter, results
 from betasigma.commands.measure_likelihood import measure_error_curve, measure_likelihood
+from betasigma.data.datamodule import ImageDataModule
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
 from betasigma.options.apps import Evaluate
 from betasigma.report.rows import family_of
 from betasigma.runs.activity import ActivityLog
-from betasigma.runs.record import Record
 from betasigma.runs.start import Start
-from betasigma.training.tracking import RecordLogger
+from betasigma.samplers import Sampler
+from betasigma.training.tracking import RecordLogger, close_loggers
 
 
 def evaluate(config: DictConfig, start: Start) -> None:
@@ -51,11 +54,27 @@ def evaluate(config: DictConfig, start: Start) -> None:
         prefix = f"eval_of_{'+'.join(loaded.classes[label] for label in labels)}"
     describe_data(display, data)
     sampler = choose_sampler(content.get("sampler"), loaded, display)
-    records = [Record.of(out)]
-    run = Path(content["run"])
-    if run.is_dir():
-        records.append(Record.of(run))
-    loggers: list[Logger] = [RecordLogger(record) for record in records]
+    loggers = open_loggers(content, loaded, out)
+    records = [logger.record for logger in loggers if isinstance(logger, RecordLogger)]
+    try:
+        _measure(content, loaded, data, sampler, loggers, display, prefix, out)
+    finally:
+        close_loggers(loggers)
+    display.line(f"metrics {', '.join(str(record.path) for record in records)}")
+
+
+def _measure(
+    content: Config,
+    loaded: Loaded,
+    data: ImageDataModule,
+    sampler: Sampler,
+    loggers: list[Logger],
+    display: Display,
+    prefix: str,
+    out: Path,
+) -> None:
+    """Draw samples, measure and log them, and show the table."""
+    labels, run = content["labels"], Path(content["run"])
     meter = Meter(
         {**content, "training": {"guidance": content["guidance"]}},
         data,
@@ -70,6 +89,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
     node = content.get("likelihood")
     rows = measure_likelihood(node, content["seed"], *where, prefix=prefix, out=out)
     family = family_of(loaded.config)
+    show_table(loggers, found, sampler, family, loaded.step)
     if content["error_curve"] and labels is None:
         measure_error_curve(
             content["error_curve"],
@@ -84,4 +104,3 @@ def evaluate(config: DictConfig, start: Start) -> None:
         COLUMNS,
         [row.cells for row in (*results(found), *rows)],
     )
-    display.line(f"metrics {', '.join(str(record.path) for record in records)}")

@@ -30,7 +30,7 @@ from betasigma.runs.directory import WANDB_ID
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start, program
 from betasigma.training.account import logged_in
-from betasigma.training.wandb_run import IMAGES, SECONDS, STEP
+from betasigma.training.wandb_run import EVALUATIONS, IMAGES, SECONDS, STEP
 
 AXES = {"step": STEP, "time": SECONDS, "images": IMAGES}
 """Names on Weights & Biases of the axes that a panel may ask for."""
@@ -43,9 +43,6 @@ SPECIFICATION = "wandb_dashboard.json"
 
 SECONDS_TO_WAIT = 12.0
 """For the server at the start."""
-
-EVALUATIONS = "evaluations"
-"""Table that an evaluation logs: a row a value."""
 
 HEALTH = (SKIPPED, "val/not_finite_samples", SPEED)
 LIKE_A_RUN = {"x": "NFE", "y": "value", "stroke": "series"}

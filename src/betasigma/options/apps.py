@@ -266,6 +266,10 @@ class Evaluate(WithAModel):
     )
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
+    logger: AnyLogger | None = option(
+        None,
+        "where values go too; null: Weights & Biases where the run was logged there",
+    )
 
     @model_validator(mode="after")
     def _enough(self) -> Self:

@@ -309,6 +309,12 @@ def log_checkpoint(loggers: list[Logger], path: Path, step: int, alias: str) -> 
             _careful(keep_checkpoint, logger.experiment, path, step, alias)
 
 
+def use_checkpoint(logger: WandbRun, identity: str) -> None:
+    """Say that a run of Weights & Biases takes the checkpoint of another, which has this id."""
+    if not logger.experiment.settings._offline:
+        _careful(logger.experiment.use_artifact, f"{artifact_name(identity)}:latest")
+
+
 def keep_checkpoint(experiment: Any, path: Path, step: int, alias: str) -> None:
     """Add a checkpoint to a run of Weights & Biases as a version of its artifact."""
     import wandb

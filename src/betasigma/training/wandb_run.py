@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
+from betasigma.display import warn
 from betasigma.options.training import (
     AT_LOG_SNR,
     DENOISING_ERROR,
@@ -35,6 +36,9 @@ LOG_SNR = "log-SNR (data in [-1, 1])"
 
 OBJECTIVE = "objective_metric"
 """The value that a sweep is given."""
+
+EVALUATIONS = "evaluations"
+"""Table that an evaluation logs, a row a value."""
 
 LEAST = (
     *(TRAIN_ERROR, VALIDATION_ERROR, TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE),
@@ -109,6 +113,20 @@ class WandbRun(WandbLogger):
         counts = torch.bincount(images.flatten().int(), minlength=256)
         histogram = wandb.Histogram(np_histogram=(counts.numpy(), np.arange(257)))
         self.log_metrics({key: histogram}, step)
+
+    def log_evaluations(
+        self, key: str, columns: Sequence[str], rows: list[list[Any]], step: int
+    ) -> None:
+        """Show measurements as a table, and as lines over evaluations of the network."""
+        import wandb
+
+        table = wandb.Table(columns=list(columns), data=rows)
+        title = "Quality against network evaluations"
+        chart = wandb.plot.line(table, "NFE", "value", stroke="series", title=title)
+        try:
+            self.log_metrics({key: table, f"{key}_by_nfe": chart}, step)
+        except Exception as error:  # whatever a dashboard raises, the values are in metrics.csv
+            warn(f"the table of evaluations was not logged ({type(error).__name__}: {error})")
 
     def _charts(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The denoising error over log-SNR, where it has been measured: in training it comes too

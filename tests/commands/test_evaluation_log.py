@@ -1,0 +1,45 @@
+"""Evaluations on Weights & Biases: what arrives at a server on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from launching import TINY, launch
+from loopback import serving
+
+from betasigma.runs.record import Record
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_a_run_of_its_own(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(monkeypatch) as server:
+        outcome = launch("train", *TINY, "logger=wandb", "logger.artifacts=best")
+        assert outcome.status == 0, outcome.err
+        (trained,) = server.runs
+        words = ["n=8", "evaluation.n_reference=50", "error_curve=0", "sampler=ddim"]
+        done = launch("evaluate", f"run={outcome.run}", *words, "sampler.steps=3")
+        assert done.status == 0, done.err
+        (other,) = set(server.runs) - {trained}
+        run = server.runs[other]
+    assert (run.fields["jobType"], server.runs[trained].fields["jobType"]) == ("evaluate", "train")
+    assert run.fields["groupName"] == server.runs[trained].fields["groupName"]
+    assert run.config["trained_run"]["id"] == trained
+    rows = [row for row in Record.of(outcome.run).rows() if row["metric"].startswith("eval/")]
+    for row in rows:
+        last = run.summary[row["metric"]]  # beside the best, where one is better
+        last = last["last"] if isinstance(last, dict) else last
+        assert last == pytest.approx(float(row["value"]))
+    assert run.summary["sample/nfe"] == 3
+    name = next(name for name in run.files if "evaluations_" in name and name.endswith(".json"))
+    table = json.loads(run.files[name])
+    values = {row[1]: dict(zip(table["columns"], row, strict=True)) for row in table["data"]}
+    for row in rows:
+        found = values[row["metric"].removeprefix("eval/")]
+        assert found["value"] == pytest.approx(float(row["value"]))
+        assert (found["NFE"], str(found["n"])) == (3, row["n"])
+        assert found["extractor"] == row["extractor"]
+    distance = next(name for name in values if name.startswith("fd_") and "_" not in name[-5:])
+    assert values[distance]["sampler"] == "ddim"
+    assert any(name.startswith("evaluations_by_nfe") for name in run.summary)
