@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +332,36 @@ def test_points_in_the_plane_go_all_the_way(here: Path) -> None:
     arrays, _ = drawn(outcome.run)
     assert arrays["arr_0"].shape == (5, 2)
     assert np.issubdtype(arrays["arr_0"].dtype, np.floating)
+
+
+# ---------------------------------------------------------------- dashboard.py
+
+
+def test_the_page_of_two_families_has_their_values_and_real_images(
+    ddpm_run: Path, ncsn_run: Path, here: Path
+) -> None:
+    outcome = launch("dashboard", f"runs=[{ddpm_run},{ncsn_run}]", "open=false")
+    (path,) = here.glob("outputs/*_dashboard_*/dashboard.html")
+    assert outcome.status == 0, outcome.err
+    assert outcome.out.startswith(f"page of 2 runs {path.relative_to(here)} (")
+    page = path.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    data = json.loads(found[1])
+    families = {run["config"]["model.family"] for run in data["runs"]}
+    assert families == {"ddpm", "ncsn"}
+    assert "val/denoising_error" in data["metrics"]
+    assert data["defaults"]["batch_size"] == 128
+    for run in data["runs"]:
+        assert run["grids"][-1]["count"] == run["nearest"]["count"] > 0
+        assert data["real"][run["real"]]["count"] == 16
+
+
+def test_a_port_that_is_taken_is_said(ddpm_run: Path, here: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        outcome = launch("dashboard", f"runs={ddpm_run}", f"serve={port}", "open=false")
+    assert outcome.status == 1
+    assert re.search(rf"error: serve={port} cannot be had: .*; give another port", outcome.err)

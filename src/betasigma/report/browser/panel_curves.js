@@ -128,8 +128,10 @@ function floorLine(floor, traces) {
   const places = traces.flatMap((trace) => trace.x);
   if (!floor || !places.length) return [];
   const name = `real test images (n = ${floor.n})`;
+  const ends = [Math.min(...places), Math.max(...places)];
   return [{
-    x: [Math.min(...places), Math.max(...places)], y: [floor.mean, floor.mean], name, mode: "lines",
+    x: ends, y: [floor.mean, floor.mean], name, mode: ends[0] < ends[1] ? "lines" : "markers",
+    marker: { symbol: "line-ew-open", size: 40, color: "#888888" },
     line: { color: "#888888", dash: "dot", width: 2 }, hovertemplate: `${name}: ${short(floor.mean)}<extra></extra>`,
   }];
 }
