@@ -88,32 +88,32 @@ def assert_what_the_yaml_says(panels: dict[str, list[dict[str, Any]]]) -> None:
     assert distance == [(["val/fid", "val/fid_floor"], x) for x in axes]
     assert [p["metrics"] for p in panels["Objective"]] == [[TRAIN_OBJECTIVE]]
     assert [p["metrics"] for p in panels["Runs"]] == [
-        [VALIDATION_ERROR],
-        ["val/fid"],
-        ["val/bits_per_dim/discrete_bound/total"],
+        [f"{VALIDATION_ERROR}.last"],
+        ["val/fid.last"],
+        ["val/bits_per_dim/discrete_bound/total.last"],
     ]
     chart, parts = panels["Error by noise level"]
     assert "val/denoising_error_by_log_snr_table" in json.dumps(chart)
     assert parts["metrics"] == [f"val{AT_LOG_SNR}{at:+d}" for at in (0, -1)]
     points = [(p["xAxis"], p["yAxis"]) for p in panels["Quality against network evaluations"][:-1]]
-    assert points == [("summary:sample/nfe", f"summary:{m}") for m in ("eval/fid", "val/fid")]
+    assert points == [("summary:sample/nfe", f"summary:{m}.last") for m in ("eval/fid", "val/fid")]
     table = json.dumps(panels["Quality against network evaluations"][-1])
     assert '"evaluations"' in table
     (shares,) = panels["Precision against recall"]
-    assert shares["xAxis"] == "summary:eval/recall_inception"
-    assert shares["yAxis"] == "summary:eval/precision_inception"
+    assert shares["xAxis"] == "summary:eval/recall_inception.last"
+    assert shares["yAxis"] == "summary:eval/precision_inception.last"
     (bits,) = panels["Bits per dimension"]
     bound = "val/bits_per_dim/discrete_bound"
-    assert bits["metrics"] == [f"{bound}/prior", f"{bound}/total"]
+    assert bits["metrics"] == [f"{bound}/prior", f"{bound}/total.last"]
     (samples,) = panels["Samples"]
     assert (samples["is"], samples["mediaKeys"]) == ("Media Browser", ["samples"])
     coordinates, importance = panels["Sweep"]
     swept = [column["accessor"] for column in coordinates["columns"]]
     assert swept == [
         *("config:seed.value", f"config:{FAMILY}", "config:optimizer.value.lr"),
-        f"summary:{VALIDATION_ERROR}",
+        f"summary:{VALIDATION_ERROR}.last",
     ]
-    assert importance["targetKey"] == VALIDATION_ERROR
+    assert importance["targetKey"] == f"{VALIDATION_ERROR}.last"
     assert [p["is"] for p in panels["One run"]] == ["Run Comparer"]
     assert [p["metrics"] for p in panels["Health"]] == [[SPEED]]
 
