@@ -117,6 +117,15 @@ def test_several_runs_are_continued_each_in_its_directory(
     assert not [path for path in (here / "both").iterdir() if path.is_dir()]
 
 
+def test_overwrite_begins_a_job_over(here: Path, half_a_sweep: Outcome) -> None:
+    before = [written(here / "sweep" / f"seed={seed}") for seed in (1, 3)]
+    over = launch("train", *WORDS, "seed=1,4", "overwrite=true")
+    assert "left alone" not in over.out
+    assert "1 of 4 jobs failed" in over.err  # the second, which was not launched
+    after = [written(here / "sweep" / f"seed={seed}") for seed in (1, 3)]
+    assert [new > old for old, new in zip(before, after, strict=True)] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -225,7 +225,8 @@ class Planner:
                 alone[state.state] += 1
                 continue
             as_before = sorted(of_the_job(words)) == sorted(recorded.get(name, []))
-            if as_before and state is not None and state.state == FINISHED:
+            over = "overwrite=true" in [word.lower() for word in words]
+            if as_before and not over and state is not None and state.state == FINISHED:
                 alone[FINISHED] += 1
                 continue
             config = composed.get(name) or self._compose(words)
