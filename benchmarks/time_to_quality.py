@@ -13,7 +13,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -23,7 +22,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
-from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -43,6 +41,7 @@ from betasigma.plot_style import (
 )
 from betasigma.report.plots import counted
 from betasigma.report.rows import standard_error
+from betasigma.runs.header import CHECKPOINTS, LAST, read_header
 from harness import machine, ours, peers
 from harness.quality import Distances, Judge, mnist_or_stand_in
 from harness.report import ROOT, Report, options
@@ -191,13 +190,14 @@ def compete(terms: Terms, competitors: Competitors) -> tuple[dict[str, Outcome],
 
 
 def run_ours(family: str, seed: int, terms: Terms) -> Outcome:
-    """``train.py experiment=mnist_<family>``, stopped by the clock."""
+    """``train.py experiment=mnist_<family> stop.minutes=…``."""
     config = ours.composed(
         [
             f"experiment=mnist_{family}",
             f"data.root={terms.root}",
             f"seed={seed}",
             "steps=1000000",
+            f"stop.minutes={terms.seconds / 60}",
             "training.sample_every=1000000",  # peers draw none meanwhile either
             "evaluation=none",
             f"data.val_size={min(1000, terms.n_reference)}",
@@ -205,8 +205,7 @@ def run_ours(family: str, seed: int, terms: Terms) -> Outcome:
     )
     run = terms.folder / (family if seed == 0 else f"{family}_{seed}")
     made = ours.parts(config)
-    timer = Timer(timedelta(seconds=terms.seconds))
-    trainer = ours.fit(config, made, run, [timer])
+    trainer = ours.fit(config, made, run)
     average = made.module.average.cpu()
     judge = Judge(made.data, terms.n_reference)
     found: dict[str, ByBudget] = {}
@@ -220,7 +219,7 @@ def run_ours(family: str, seed: int, terms: Terms) -> Outcome:
         peers.parameters(made.denoiser),
         trainer.global_step,
         config["batch_size"],
-        timer.time_elapsed("train"),
+        read_header(run / CHECKPOINTS / LAST)["seconds"],
         found,
     )
 

@@ -1,4 +1,4 @@
-"""A key that has no effect is refused, with what would give it one."""
+"""A key that was typed and has no effect is refused, with what would give it one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,32 @@ import pytest
 from launching import TINY, launch
 
 REFUSED = {
-    "objective.gamma=3": "objective.weighting=min_snr",
-    "sampler=heun sampler.grid=levels sampler.rho=3": "sampler.grid=karras",
-    "sampler=heun sampler.s_noise=1.01": "sampler.s_churn above 0",
-    "sampler=predictor_corrector sampler.corrector_steps=0 sampler.snr=0.1": (
-        "sampler.corrector_steps above 0"
+    "objective.gamma=3": "without objective.weighting=min_snr",
+    "objective={gamma:3}": "without objective.weighting=min_snr",
+    "preconditioning.sigma_data=0.3": "without preconditioning.prediction=edm",
+    "preconditioning.conditioning=none network.embedding=fourier": (
+        "with preconditioning.conditioning=none"
     ),
-    "network.heads=2": "network.attention with a resolution",
-    "+cluster.partition=gpu": "cluster=slurm, and the run would be on this machine",
-    "+cluster._target_=os.system": "cluster=slurm, and the run would be on this machine",
+    "network.conditional=false network.embedding=fourier": "without network.conditional=true",
+    "network.heads=2": "without network.attention with a resolution",
+    "data.root=x": "on data=digits, which has no files",
+    "data.workers=1": "on images that are held in memory",
+    "data.mixture=ring": "on data=digits",
+    "sampler=heun sampler.grid=levels sampler.rho=3": "without sampler.grid=karras",
+    "sampler=heun sampler.s_noise=1.01": "without sampler.s_churn above 0",
+    "sampler=predictor_corrector sampler.corrector_steps=0 sampler.snr=0.1": (
+        "without sampler.corrector_steps above 0"
+    ),
+    "model=ncsn +sigma.overlap=0.3": "without sigma.levels=auto",
+    "model=ncsn sampler=ddim +sigma.step=0.1": "no other key takes it from there",
+    "+beta.offset=0.1": "with schedule=linear, which does not have it",
+    "+model.defaults.new=1": "no other key takes it from there",
+    "model.defaults.prediction=x0 preconditioning.prediction=v": "no other key takes it",
+    "objective.times=continuous denoiser.off_levels=snap": "without objective.times=levels",
+    "evaluation.n=4": "without evaluation.metrics",
+    "objective_metric=val/loss": "without a sweeper that searches",
+    "+cluster.partition=gpu": "without cluster=slurm, and the run would be on this machine",
+    "+cluster._target_=os.system": "without cluster=slurm, and the run would be on this machine",
 }
 
 
@@ -24,6 +41,40 @@ REFUSED = {
 def test_a_key_without_effect_is_refused(here: Path, words: str) -> None:
     refused = launch("train", *TINY[:-4], "evaluation=none", *words.split())
     assert refused.status == 1
-    assert f"has no effect without {REFUSED[words]}" in refused.err
+    assert f"has no effect {REFUSED[words]}" in refused.err.replace("effect: ", "effect ")
+    assert refused.err.count("\n") == 1
+    assert not (here / "outputs").exists()
+
+
+OF_A_RUN = {
+    "sample sampler=ddim sampler.rho=3": "without sampler.grid=karras",
+    "sample n=4 indices=[1,2]": "beside indices=[1, 2]",
+    "sample seed=3 seeds=[1,2]": "beside seeds=[1, 2]",
+    "sample data.root=x": "on data=digits, which has no files",
+    "sample hardware.devices=2": "here: one process draws",
+    "evaluate sampler=ddim sampler.rho=3": "without sampler.grid=karras",
+    "evaluate evaluation.metrics=[] n=4": "without evaluation.metrics, for which",
+    "evaluate evaluation.metrics=[] sampler=ddim": "without evaluation.metrics, for which",
+    "evaluate evaluation.extractor=identity evaluation.download=true": (
+        "with evaluation.extractor=identity"
+    ),
+    "edit edit=inpaint seeds=[1,2]": ": this edit is of images",
+    "edit edit=vary sampler=ddim sampler.start=uniform": ": this edit starts from the images",
+    "edit edit=interpolate sampler=ddim": ": this edit follows the probability flow",
+    "edit edit=invert seed=3": ": this edit draws nothing",
+    "edit edit=invert hardware.precision=bf16": "along the probability flow",
+}
+
+
+@pytest.mark.parametrize("words", OF_A_RUN)
+def test_it_is_refused_by_the_commands_that_read_a_run(
+    here: Path, ddpm_run: Path, words: str
+) -> None:
+    app, *keys = words.split()
+    refused = launch(app, f"run={ddpm_run}", *keys)
+    assert refused.status == 1
+    assert f" has no effect{'' if OF_A_RUN[words][0] == ':' else ' '}{OF_A_RUN[words]}" in (
+        refused.err
+    )
     assert refused.err.count("\n") == 1
     assert not (here / "outputs").exists()

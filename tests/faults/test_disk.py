@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import signal
@@ -120,6 +121,30 @@ def test_a_run_directory_that_is_deleted_is_not_made_again(
     outcome = launch("train", *WORDS, "training.log_every=100")
     assert_one_sentence(outcome, "cannot be written: the run directory is gone")
     assert not (here / "run").exists()
+
+
+@pytest.mark.parametrize("code", [errno.ESTALE, errno.EDQUOT], ids=["NFS is gone", "a quota"])
+def test_what_a_server_s_disk_answers(
+    here: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """The answers of a mount whose server is gone, and of a quota, when a checkpoint is flushed."""
+    original, refusing = os.fsync, list[bool]()
+
+    def fsync(descriptor: int) -> None:
+        if refusing:
+            raise OSError(code, os.strerror(code))
+        original(descriptor)
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: refusing.append(True))
+        patch.setattr(os, "fsync", fsync)
+        outcome = launch("train", *WORDS, "training.wait_for_space=0")
+    assert_one_sentence(outcome, f"cannot be written: {os.strerror(code)}")
+    assert read(here / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
+    assert not list((here / "run").rglob("*.partial"))
+    again = launch("train", *WORDS)
+    assert again.status == 0, again.err
+    assert read_status(here / "run")["status"] == "finished"
 
 
 def without_capabilities() -> None:

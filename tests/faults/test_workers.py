@@ -76,6 +76,34 @@ def test_a_file_that_hangs(
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("evaluate", "evaluation.metrics=[]", "error_curve=8"),
+        ("edit", "edit=vary", "sampler=ddim", "sampler.steps=2"),
+    ],
+    ids=["evaluate", "edit"],
+)
+def test_a_worker_that_dies_while_another_command_reads(
+    here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    run = launch("train", *words, "steps=1").run
+    original = loading.collect
+
+    def collect(source: Any, micro_batch: Any) -> Any:
+        if multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(source, micro_batch)
+
+    monkeypatch.setattr(loading, "collect", collect)
+    app, *own = command
+    outcome = launch(app, f"run={run}", *own)
+    assert outcome.status == 1
+    assert "a worker process of the data has ended" in outcome.err
+    assert outcome.err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in outcome.err
+
+
 @pytest.mark.slow
 def test_shared_memory_that_is_too_small(here: Path, words: tuple[str, ...]) -> None:
     """/dev/shm in which one batch finds room, of this process alone."""

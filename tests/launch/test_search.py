@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from betasigma.options.training import VALIDATION_ERROR
+from betasigma.runs.header import read_header
 from betasigma.runs.record import Record
 from betasigma.training.wandb_run import OBJECTIVE
 
@@ -44,6 +45,30 @@ def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
         assert 1e-5 <= config.optimizer.lr <= 1e-2
     losses = [Record(run / "metrics.csv").curve("val/objective")[1][-1] for run in runs.values()]
     assert found.best_value == pytest.approx(min(losses), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_error_no_longer_falls_ends_early(here: Path) -> None:
+    """Over learning rate, schedule and network; by values on the way, of which none counts as a
+    fall here.
+    """
+    pytest.importorskip("optuna")
+    words = [word for word in TINY if not word.startswith(("network.channels", "steps"))]
+    outcome = launch(
+        "train",
+        *("-m", *words, "search=optuna", "hydra.sweeper.n_trials=2", "steps=9"),
+        *("network.channels=choice(8,16)", "training.validate_every=1"),
+        *("callbacks.early_stopping.patience=1", "+callbacks.early_stopping.min_delta=1e9"),
+    )
+    assert outcome.status == 0, outcome.err
+    (results,) = here.glob("outputs/*/optimization_results.yaml")
+    found: Any = OmegaConf.load(results)
+    assert set(found.best_params) == {"optimizer.lr", "schedule", "network.channels"}
+    errors = []
+    for run in jobs(here).values():
+        assert read_header(run / "checkpoints" / "last.ckpt")["step"] == 2
+        errors.append(Record(run / "metrics.csv").curve("val/denoising_error")[1][-1])
+    assert found.best_value == pytest.approx(min(errors), rel=1e-6)
 
 
 @pytest.mark.slow
@@ -155,12 +180,15 @@ def test_what_wandb_agent_types_is_a_run(here: Path) -> None:
     typed = create_sweep_command_args({"args": chosen})["args"]
     assert all(word.startswith("--") for word in typed)
     assert (ROOT / sweep["program"]).is_file()
-    outcome = launch("train", *typed, *TINY, "steps=1")
+    tiny = [word for word in TINY if not word.startswith("network.channels")]
+    outcome = launch("train", *typed, *tiny, "steps=1")
     assert outcome.status == 0, outcome.err
     config: Any = OmegaConf.load(outcome.run / "config.yaml")
     for key, spec in chosen.items():
-        node = "model.name" if key == "model" else key
-        assert OmegaConf.select(config, node) == spec["value"]
+        if key == "schedule":
+            assert config.schedule._target_ == f"betasigma.schedules.{spec['value']}"
+        else:
+            assert OmegaConf.select(config, key) == spec["value"]
     # a run logs the value of objective_metric=… as a plain number too, under this name
     assert sweep["metric"]["name"] == OBJECTIVE
     assert config.objective_metric == VALIDATION_ERROR

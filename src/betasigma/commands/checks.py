@@ -12,21 +12,26 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from betasigma.commands import memory
 from betasigma.commands.config import (
+    interpolated_keys,
     leave_out_former_keys,
     parsed,
     plain,
     saved_header,
     trains,
+    unresolved,
     validate,
 )
 from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
+from betasigma.data import catalog
 from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
-from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions
+from betasigma.options import AUTO, DataFacts, DataOptions
 from betasigma.options.apps import (
     Compare,
     Dashboard,
@@ -43,7 +48,7 @@ from betasigma.options.apps import (
     Train,
 )
 from betasigma.options.base import REGISTRY
-from betasigma.options.composition import numbered
+from betasigma.options.composition import Composition, numbered
 from betasigma.options.edits import check_ends
 from betasigma.options.evaluation import check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import check_dimensions
@@ -64,7 +69,7 @@ from betasigma.training.account import check_online, logged_in
 
 OF_TRAINING = (
     *("steps", "network", "preconditioning", "objective", "denoiser"),
-    *("optimizer", "lr_schedule", "training", "ema", "callbacks", "debug", "init"),
+    *("optimizer", "lr_schedule", "training", "ema", "callbacks", "debug", "init", "stop"),
 )
 """Keys and nodes that say how a network is trained. An oracle refuses them, except ``FOR_ALL``."""
 FOR_ALL = ("network.num_classes", "training.guidance", "training.num_samples")
@@ -109,13 +114,17 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     """
     leave_out_former_keys(config, overrides)
     _refuse_training(config, overrides)
+    no_reader = unread(config)
     directory = continue_run(config, overrides) if config.get("resume") is not None else None
     _find_initial(config)
     content, options, facts = check_run(config)
     if content["resume"] is None and not options.unresolved:
         _check_initial(content, facts)
-    _check_steps(options.sampler, options.schedule.level_count, overrides)
-    _refuse_without_effect(content, overrides)
+    _refuse_unused(overrides, no_reader | unused_in_training(content, options, facts))
+    if (
+        content["cluster"].get("name") == "none"
+    ):  # a cluster's nodes have other memory than this one
+        memory.check_training(options, facts)
     if content["resume"] is not None:
         check_steps_left(Path(content["resume"]), content)
     return directory
@@ -131,45 +140,81 @@ def check_prefetch(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
-EFFECT: dict[str, tuple[Callable[[dict[str, Any]], bool], str]] = {
-    "objective.gamma": (
-        lambda content: content["objective"].get("weighting", "min_snr") == "min_snr",
-        "objective.weighting=min_snr",
-    ),
-    "sampler.rho": (
-        lambda content: content["sampler"].get("grid", "karras") == "karras",
-        "sampler.grid=karras",
-    ),
-    "sampler.s_noise": (
-        lambda content: content["sampler"].get("s_churn", 1) > 0,
-        "sampler.s_churn above 0",
-    ),
-    "sampler.snr": (
-        lambda content: content["sampler"].get("corrector_steps", 1) > 0,
-        "sampler.corrector_steps above 0",
-    ),
-    "network.heads": (
-        lambda content: content["network"].get("attention") != [],
-        "network.attention with a resolution",
-    ),
-}
-"""Keys that have an effect under a condition on the config, and what meets it. A class that lacks
-what the condition asks about may use the key as it likes."""
+def _refuse_unused(overrides: Sequence[str], unused: Mapping[str, str]) -> None:
+    """Refuse keys that were typed and have no effect, and say why.
 
-
-def _refuse_without_effect(content: dict[str, Any], overrides: list[str]) -> None:
-    """Refuse keys that were typed and have no effect, with what would give them one."""
+    Raises:
+        UserError: for the first of them.
+    """
     for override in overrides:
-        has_effect, needs = EFFECT.get(override.lstrip("+").partition("=")[0], (None, ""))
-        if has_effect is not None and not has_effect(content):
-            raise UserError(f"{override} has no effect without {needs}: leave it out, or give that")
-    cluster = content["cluster"]
-    idle = [key for key in cluster if key != "name"]
-    if cluster.get("name") == "none" and idle:
-        raise UserError(
-            f"cluster.{idle[0]}={cluster[idle[0]]} has no effect without cluster=slurm, and the "
-            f"run would be on this machine: give cluster=slurm, or leave it out"
-        )
+        for key in typed_keys(override):
+            why = unused_reason(key, unused)
+            if why is not None:
+                space = "" if why.startswith(":") else " "
+                end = ": leave it out, or give that" if why.startswith("without ") else ""
+                raise UserError(f"{override} has no effect{space}{why}{end or '; leave it out'}")
+
+
+def unused_reason(key: str, unused: Mapping[str, str]) -> str | None:
+    """Why a key has no effect; ``None`` if it is not among those that have none."""
+    return next((why for name, why in unused.items() if _within(key, name)), None)
+
+
+def typed_keys(override: str) -> list[str]:
+    """Dotted keys that an override gives a value to; of ``node={key:value}`` those within."""
+    key, _, value = override.partition("=")
+    key = key.lstrip("+").partition("@")[0]
+    if key.startswith("~"):
+        return []
+    if not value.startswith("{"):
+        return [key]
+    node = OverridesParser.create().parse_override(override).value()
+    return [key, *(f"{key}.{within}" for within in _leaves(node))]
+
+
+def _leaves(node: Any) -> list[str]:
+    return [
+        f"{name}.{within}" if within else str(name)
+        for name, value in (node.items() if isinstance(node, dict) else ())
+        for within in (_leaves(value) or [""])
+    ]
+
+
+def unused_in_training(content: dict[str, Any], options: Train, facts: DataFacts) -> dict[str, str]:
+    """Keys of a training run that have no effect, and why."""
+    found = options.unused(options.composition(facts, options.hardware))
+    found |= {f"data.{key}": why for key, why in catalog.unused(content["data"]).items()}
+    if not options.model.trains:
+        found["data.one_batch"] = "with model=oracle, which trains nothing"
+    if content["cluster"].get("name") == "none":
+        idle = [key for key in content["cluster"] if key != "name"]
+        why = "without cluster=slurm, and the run would be on this machine"
+        found |= {f"cluster.{key}": why for key in idle}
+    return found
+
+
+def unread(config: DictConfig) -> dict[str, str]:
+    """Keys from which other nodes should read by interpolation, and none does."""
+    found = {}
+    raw = unresolved(config)
+    read = interpolated_keys(config)
+    knobs = {str(options.knobs) for options in REGISTRY["schedule"].values()}
+    for node in (*knobs & raw.keys(), "model.defaults", *raw.keys() - Train.model_fields.keys()):
+        held: Any = raw
+        for part in node.split("."):
+            held = held.get(part) if isinstance(held, dict) else None
+        for leaf in _leaves(held):
+            key = f"{node}.{leaf}"
+            if not any(_within(key, name) or _within(name, key) for name in read):
+                found[key] = ": no other key takes it from there"
+    for key in ("overlap", "examples", "found"):  # read by the rules that find what is auto
+        found.pop(f"sigma.{key}", None)
+    return found
+
+
+def _within(key: str, node: str) -> bool:
+    """Whether a dotted key is a node or lies in it."""
+    return key == node or key.startswith(f"{node}.")
 
 
 def _find_initial(config: DictConfig) -> None:
@@ -297,9 +342,11 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     _, asked = parsed(config, Sample)
     saved, facts = saved_model(asked.run)
     _check_guidance("guidance", asked.guidance, saved)
+    composition = saved.composition(facts)
     if asked.sampler is not None:
-        asked.sampler.check_with(saved.composition(facts))
-        _check_steps(asked.sampler, saved.schedule.level_count, overrides)
+        asked.sampler.check_with(composition)
+    _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
+    memory.check_sampling(asked, saved, facts)
     if not saved.model.trains:
         _check_data(saved, asked.data.given, facts)
     _number_labels(config, saved, facts)
@@ -323,13 +370,7 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
         sampler = asked.sampler or saved.sampler
         asked.edit.check_sampler(sampler)
         sampler.check_with(composition)
-        _check_steps(sampler, saved.schedule.level_count, overrides)
-    elif asked.sampler is not None and (asked.edit.needs_images or asked.images is not None):
-        raise UserError(
-            f"sampler={asked.sampler.target.rpartition('.')[2]} has no effect: this edit follows "
-            f"the probability flow, by a solver of its own (edit.tolerance)"
-        )
-    _refuse_unread(asked, overrides)
+    _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
     _check_guidance("guidance", asked.guidance, saved)
     _number_labels(config, saved, facts)
     if asked.labels is None and asked.guidance != 1:
@@ -356,17 +397,12 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
-def _refuse_unread(asked: EditApp, overrides: list[str]) -> None:
-    """Refuse what is typed and says nothing about this edit."""
-    of_images = asked.edit.needs_images or asked.images is not None
-    reasons = {
-        "n": None if asked.edit.draws else "this edit draws nothing: it has one result",
-        "seeds": "this edit is of images; seed=… is that of its noise" if of_images else None,
-        "indices": None if of_images else "this edit is of seeds: give seeds=…, or images=… too",
-    }
-    for override in overrides:
-        if reason := reasons.get(override.lstrip("+~").partition("=")[0]):
-            raise UserError(f"{override} has no effect: {reason}")
+def _unused_of_a_run(
+    asked: Sample | EditApp | Evaluate, saved: ModelConfig, composition: Composition
+) -> dict[str, str]:
+    """Keys of a command that reads a run which have no effect, and why."""
+    of_data = catalog.unused(saved.data.arguments)
+    return {f"data.{key}": why for key, why in of_data.items()} | asked.unused(composition)
 
 
 def _number_labels(config: DictConfig, saved: ModelConfig, facts: DataFacts) -> None:
@@ -424,10 +460,11 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_guidance("guidance", asked.guidance, saved)
     if asked.sampler is not None:
         asked.sampler.check_with(composition)
-        _check_steps(asked.sampler, saved.schedule.level_count, overrides)
+    _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
     _check_data(saved, asked.data.given, facts)
     _number_labels(config, saved, facts)
     check_n(asked.n, asked.evaluation.metrics)
+    memory.check_evaluation(asked, saved, facts)
     if asked.likelihood is not None:
         asked.likelihood.check_with(composition)
     return None
@@ -461,6 +498,8 @@ def _check_images(asked: Evaluate, overrides: list[str]) -> None:
     facts = compared_facts(asked)
     if facts.points:
         raise UserError(f"data={facts.name} are points, and images=… are images")
+    unused = asked.evaluation.unused_features(facts)
+    _refuse_unused(overrides, {f"evaluation.{key}": why for key, why in unused.items()})
 
 
 def compared_facts(asked: Evaluate) -> DataFacts:
@@ -761,17 +800,6 @@ def _check_knobs(config: DictConfig) -> None:
         raise UserError(
             f"{key}={value} does not fit schedule={target.rpartition('.')[2]}, {set_by}; {node}.* "
             f"belongs to model={getattr(schedule, 'model', '')}"
-        )
-
-
-def _check_steps(sampler: SamplerOptions, levels: Any, overrides: list[str]) -> None:
-    """Refuse a number of steps that has no effect, where it was typed."""
-    steps = getattr(sampler, "steps", None)
-    typed = any(word.lstrip("+").startswith("sampler.steps=") for word in overrides)
-    if levels == 1 and typed and steps not in (None, 1):
-        raise UserError(
-            f"sampler.steps={steps} has no effect on a model of one noise level, which a sampler "
-            f"visits once: leave it out"
         )
 
 

@@ -135,14 +135,24 @@ def own_keys(config: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
+def unresolved(config: DictConfig) -> dict[str, Any]:
+    """Return the config as plain containers with its interpolations, without Hydra's own node."""
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    return {key: value for key, value in raw.items() if key != "hydra"}
+
+
 def interpolated_nodes(config: DictConfig) -> set[str]:
     """Return the top nodes that other nodes read from by interpolation."""
-    raw: Any = OmegaConf.to_container(own_keys(config), resolve=False)
+    return {key.partition(".")[0] for key in interpolated_keys(config) if "." in key}
+
+
+def interpolated_keys(config: DictConfig) -> set[str]:
+    """Return the dotted keys that nodes read from other nodes by interpolation."""
     return {
         name
-        for key, value in raw.items()
-        for name in re.findall(r"\$\{(?:oc\.select:)?\s*(\w+)\.", _text(value))
-        if name != key
+        for key, value in unresolved(config).items()
+        for name in re.findall(r"\$\{(?:oc\.select:)?\s*([\w.]+)", _text(value))
+        if name.partition(".")[0] != key
     }
 
 

@@ -114,11 +114,8 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
         UserError: for bad input.
     """
     content: Config = check_run(config).content
-    try:
-        with queued_again(start.directory), caught_signals():
-            return _train(content, start)
-    except RuntimeError as error:  # PyTorch tells of a dead worker wherever the process stands
-        raise worker_failure(error) or error from None
+    with queued_again(start.directory), caught_signals():
+        return _train(content, start)
 
 
 def _train(content: Config, start: Start) -> FinishedRun:

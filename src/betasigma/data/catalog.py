@@ -18,7 +18,7 @@ from betasigma.errors import UserError
 from betasigma.options import DataOptions
 from betasigma.options.base import typed
 from betasigma.options.composition import numbered
-from betasigma.options.data import height_and_width
+from betasigma.options.data import OF_OUR_SETS, height_and_width
 
 CHANNELS = (1, 2, 3, 4)
 """Channels that image files can be converted to."""
@@ -200,6 +200,32 @@ def refuse_what_does_not_apply(name: str, node: Mapping[str, Any]) -> None:
             raise UserError(
                 f"data.{key}={typed(node[key])} does not apply to data={name}: remove it"
             )
+
+
+def unused(node: Mapping[str, Any]) -> dict[str, str]:
+    """Keys of a ``data`` node that have no effect on its data set, and why
+    (:meth:`betasigma.options.base.Options.unused`).
+    """
+    name = node["name"]
+    if node.get("source") is not None:
+        why = "on a data set of one's own (data.source)"
+        return dict.fromkeys(("workers", *OF_OUR_SETS), f"{why}, which is held in memory")
+    facts = describe(name)
+    special = frozenset().union(*(known.takes for known in DATA_SETS.values()))
+    found = dict.fromkeys(special - facts.takes, f"on data={name}")
+    if name == "mixture":
+        found |= dict.fromkeys(("image_size", "channels"), f"on data={name}: points have no pixels")
+    if facts.channels is not None:
+        found["channels"] = f"on data={name}, which has {facts.channels}"
+    if facts.in_memory or node.get("in_memory"):
+        found["workers"] = "on images that are held in memory"
+    if not facts.takes & OF_FILES:
+        found["on_corrupt"] = f"on data={name}, whose images are no files"
+    if not facts.downloadable and name != "hub":
+        found["download"] = f"on data={name}, which cannot be fetched"
+    if not facts.files and name not in OF_THE_USER:
+        found["root"] = f"on data={name}, which has no files"
+    return found
 
 
 def crop_size(name: str, crop: str | None) -> int | None:

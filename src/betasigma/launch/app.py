@@ -217,13 +217,25 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
                 if start.job is not None:  # its sweeper may have chosen values that nobody checked
                     CHECKS[name].check(config, start.overrides)
                     CHECKS[name].enter(config, start.directory)
-                return task(config, start)
+                return _done(task, config, start)
         except Exception as error:
             if start.job is not None:
                 raise JobFailed(summary(error)) from None
             raise
 
     return run
+
+
+def _done(task: Task, config: DictConfig, start: Start) -> Any:
+    """What the task returns. PyTorch tells of a worker that has died wherever the process stands,
+    which is one sentence in any command.
+    """
+    try:
+        return task(config, start)
+    except RuntimeError as error:
+        from betasigma.data.loading import worker_failure  # the task has imported PyTorch
+
+        raise worker_failure(error) or error from None
 
 
 def _held(directory: Path) -> AbstractContextManager[None]:

@@ -31,6 +31,7 @@ from betasigma.launch.planning import Plan, Planner, set_key, written_keys
 from betasigma.launch.snapshot import LIVE, keep_code
 from betasigma.launch.studies import check_studies
 from betasigma.launch.submitting import announce
+from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import process_rank, started_by_torchrun
@@ -78,6 +79,7 @@ class Preflight(Callback):
                 if job.changed:  # refused here, and not in the job, whose run would count as failed
                     run = Path(config.hydra.sweep.dir) / job.directory
                     self._app.enter(copy.deepcopy(job.config), run)
+            refuse_unsearched(config, task)
             configs = [job.config for job in sweep.jobs]
             given = {override.partition("=")[0] for override in task}
             decided = self._decide_once(configs, given)
@@ -145,6 +147,7 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     check_studies(config, overrides)
     check_machine(config)
     directory = app.check(config, overrides)
+    refuse_unsearched(config, overrides)
     decision = app.decide(config)
     for key, value in decision.values.items():
         OmegaConf.update(config, key, value)
@@ -173,6 +176,20 @@ def refuse_search(config: DictConfig) -> None:
     chosen = config.hydra.runtime.choices.get("search")
     if chosen is not None:
         raise UserError(f"search={chosen} is a sweep of many runs: add -m")
+
+
+def refuse_unsearched(config: DictConfig, overrides: list[str]) -> None:
+    """Refuse an objective for a sweeper that searches where there is none.
+
+    Raises:
+        UserError: naming what was typed.
+    """
+    for word in overrides:
+        if word.startswith("objective_metric=") and is_basic(config.hydra.sweeper):
+            raise UserError(
+                f"{word} has no effect without a sweeper that searches: leave it out, or add -m "
+                f"and search=optuna_lr or hydra/sweeper=optuna"
+            )
 
 
 def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> list[str]:

@@ -38,7 +38,7 @@ from betasigma.options.noise_schedules import BetaOptions, ScheduleOptions, Sigm
 from betasigma.options.objectives import ObjectiveOptions
 from betasigma.options.optimizers import OptimizerOptions
 from betasigma.options.preconditionings import PreconditioningOptions
-from betasigma.options.samplers import DRAWN_AT_ONCE, SamplerOptions
+from betasigma.options.samplers import DRAWN_AT_ONCE, MOST, SamplerOptions
 from betasigma.options.training import (
     VALIDATION_ERROR,
     AveragingOptions,
@@ -63,9 +63,6 @@ AnEdit = Annotated[EditOptions, component("edit")]
 OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional=True)]
 OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
 LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
-MOST = 10_000_000
-"""Samples of one command."""
-
 Film = Literal["gif", "mp4", "png"]
 Range = Annotated[str, Field(pattern=r"^\d+-\d+$", max_length=30)]
 ClassLabel = Index | str
@@ -95,6 +92,7 @@ class ModelConfig(Options):
             facts,
             self.network,
             self.schedule,
+            self.preconditioning,
             self.objective,
             self.model,
             self.denoiser,
@@ -139,6 +137,16 @@ class Train(ModelConfig, BatchOptions):
     callbacks: Callbacks = option({}, "callbacks beside ours: a name and a _target_ each")
     trainer: TrainerOptions = option(TrainerOptions(), "flags of Lightning's Trainer")
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        if self.training.clip is None:
+            found["trainer.gradient_clip_algorithm"] = "without training.clip"
+        if not composition.network.outside:
+            found["trainer.sync_batchnorm"] = (
+                f"with network={composition.network.target}, which has no batch normalisation"
+            )
+        return found
+
     @model_validator(mode="after")
     def _steps(self) -> Self:
         if self.steps == 0 and self.model.trains:
@@ -172,6 +180,10 @@ class WithAModel(GuidedOptions):
     sampler: OptionalSampler = option(None, "null: the one the run was configured with")
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        alone = dict.fromkeys(("devices", "nodes", "strategy"), "here: one process draws")
+        return super().unused(composition) | {f"hardware.{key}": why for key, why in alone.items()}
+
 
 class OfARun(WithAModel):
     """What the commands that read a run share."""
@@ -183,7 +195,7 @@ class OfARun(WithAModel):
 class Sample(OfARun):
     """The config of ``scripts/sample.py``."""
 
-    n: Count = option(64, "samples of each seed: 0 to n-1")
+    n: Annotated[int, Field(ge=1, le=MOST)] = option(64, "samples of each seed: 0 to n-1")
     indices: list[Index] | Range | None = option(
         None, "which samples of each seed, [3,5] or 0-9999, instead of n"
     )
@@ -205,6 +217,16 @@ class Sample(OfARun):
         None, "states of a few samples on the way, as a film or a strip (png)"
     )
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        if self.indices is not None:
+            found["n"] = f"beside indices={self.indices}"
+        if self.seeds is not None:
+            found["seed"] = f"beside seeds={self.seeds}"
+        if composition.trains:
+            found["data"] = "on a trained model, which draws without its data"
+        return found
+
     @property
     def chosen_indices(self) -> list[int]:
         """Indices of the samples of each seed."""
@@ -214,6 +236,11 @@ class Sample(OfARun):
     def chosen_seeds(self) -> list[int]:
         """Seeds of the samples."""
         return [self.seed] if self.seeds is None else list(_listed(self.seeds))
+
+    @property
+    def total(self) -> int:
+        """Number of samples, of all seeds."""
+        return _count(self.seeds) * (self.n if self.indices is None else _count(self.indices))
 
     @model_validator(mode="after")
     def _written(self) -> Self:
@@ -257,7 +284,7 @@ class Evaluate(WithAModel):
     )
     network: dict[str, Any] | None = option(None, "of the data set; not used")
 
-    n: int = option(2000, "samples")
+    n: Annotated[int, Field(le=MOST)] = option(2000, "samples")
     labels: Annotated[list[ClassLabel], Field(min_length=1)] | None = option(
         None, "classes by number or name: samples of them, compared with their images; null: all"
     )
@@ -270,6 +297,15 @@ class Evaluate(WithAModel):
         None,
         "where values go too; null: Weights & Biases where the run was logged there",
     )
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        if self.labels is not None:
+            found["error_curve"] = "beside labels=…: it is measured on examples of every class"
+        if not self.evaluation.metrics:
+            keys = {"n", "sampler", "guidance", *({} if self.likelihood else {"seed"})}
+            found |= dict.fromkeys(keys, "without evaluation.metrics, for which samples are drawn")
+        return found
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
@@ -323,6 +359,29 @@ class EditApp(OfARun):
         None, "class of each image or path by number or name, taken in turn; null: no label"
     )
     batch_size: Count = option(BATCH_SIZE, "edited at once; halved where the memory of a GPU ends")
+
+    @property
+    def of_images(self) -> bool:
+        """Whether images are edited; else latents of seeds."""
+        return self.edit.needs_images or self.images is not None
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        if not self.edit.draws:
+            found["n"] = found["seed"] = ": this edit draws nothing, and has one result"
+            found["hardware.precision"] = "along the probability flow, followed in full precision"
+            found["sampler"] = (
+                ": this edit follows the probability flow, by a solver of its own (edit.tolerance)"
+            )
+        elif not self.edit.starts_from_noise:
+            found["sampler.start"] = ": this edit starts from the images, with noise on them"
+        if self.of_images:
+            found["seeds"] = ": this edit is of images; seed=… is that of its noise"
+        else:
+            found["indices"] = ": this edit is of seeds: give seeds=…, or images=… too"
+        if composition.trains and not (self.of_images and self.images is None):
+            found["data"] = "on a trained model, and images or seeds that are given"
+        return found
 
 
 class ImportedData(Options):

@@ -94,6 +94,21 @@ class Options(BaseModel):
         """
         return cls.parse({key: _plain(value) for key, value in values.items()})
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        """Keys that have no effect beside the rest of the config; of nodes within, their dotted
+        keys.
+
+        Returns:
+            By key, why: what follows "has no effect" in a sentence. Where another value would give
+            it one, it begins with "without".
+        """
+        return {
+            f"{name}.{key}": why
+            for name in type(self).model_fields
+            if isinstance(node := getattr(self, name), Options)
+            for key, why in node.unused(composition).items()
+        }
+
     @classmethod
     def check_own(cls, values: Mapping[str, Any]) -> Self:
         """Check those of these values that have a key here: of ``locals()`` in a constructor.

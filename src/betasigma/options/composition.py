@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from betasigma.errors import UserError
+
 if TYPE_CHECKING:
     from betasigma.options.hardware import HardwareOptions
     from betasigma.options.models import ModelOptions
     from betasigma.options.networks import NetworkOptions
     from betasigma.options.noise_schedules import ScheduleOptions
     from betasigma.options.objectives import ObjectiveOptions
+    from betasigma.options.preconditionings import PreconditioningOptions
     from betasigma.options.training import DenoiserOptions
 
 
@@ -68,6 +71,7 @@ class Composition:
     data: DataFacts
     network: NetworkOptions
     schedule: ScheduleOptions
+    preconditioning: PreconditioningOptions
     objective: ObjectiveOptions
     model: ModelOptions
     denoiser: DenoiserOptions
@@ -83,6 +87,24 @@ class Composition:
         """Whether the model refuses times between its noise levels."""
         levels_only = self.objective.times == "levels" and self.denoiser.off_levels == "refuse"
         return self.trains and levels_only
+
+    def refuse_between_levels(self, what: str) -> None:
+        """Refuse what visits times between the noise levels, where the model refuses these.
+
+        Raises:
+            UserError: naming the policies that allow it.
+        """
+        if self.refuses_between_levels and not self.one_level:
+            raise UserError(
+                f"{what} visits times between the model's {self.schedule.level_count} noise "
+                f"levels, and the model has denoiser.off_levels=refuse: train it with "
+                f"denoiser.off_levels=snap or interpolate"
+            )
+
+    @property
+    def one_level(self) -> bool:
+        """Whether the model has a single noise level."""
+        return self.schedule.level_count == 1
 
     @property
     def learns_variance(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from betasigma.options.base import ComponentOptions, Count, Index, option, typed
+from betasigma.options.base import ComponentOptions, Count, option, typed
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
@@ -106,7 +106,9 @@ class DataOptions(ComponentOptions):
         None,
         "test images used for validation; null: 1000, or as many as take a tenth of the training",
     )
-    workers: Index = option(2, "processes that decode images that are not held in memory")
+    workers: Annotated[int, Field(ge=0, le=1024)] = option(
+        2, "processes that decode images that are not held in memory"
+    )
     in_memory: bool | None = option(
         None, "decode all images at the start; null: where they are few"
     )

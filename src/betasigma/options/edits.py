@@ -14,7 +14,7 @@ from betasigma.options.samplers import SamplerOptions
 BATCH_SIZE = 64
 """Images that are edited at once, at most."""
 
-Frames = Annotated[int, Field(ge=2)]
+Frames = Annotated[int, Field(ge=2, le=10_000)]
 Time = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -26,6 +26,8 @@ class EditOptions(ComponentOptions):
     """Whether there is nothing to do without images."""
     draws: ClassVar[bool] = True
     """Whether results are drawn by the sampler; else they follow the probability flow."""
+    starts_from_noise: ClassVar[bool] = True
+    """Whether the sampler begins where it would without images."""
 
     def check_sampler(self, sampler: SamplerOptions) -> None:
         """Refuse a sampler that cannot do it.
@@ -46,6 +48,7 @@ class LatentOptions(EditOptions):
         levels = composition.schedule.level_count
         if isinstance(levels, int):
             check_path(levels)
+        composition.refuse_between_levels("an edit along the probability flow")
 
 
 class InterpolationOptions(LatentOptions):
@@ -95,6 +98,7 @@ class ColourisationOptions(CompletionOptions):
 
 class VariationOptions(EditOptions):
     targets = ("betasigma.editing.Variation",)
+    starts_from_noise = False
 
     t: Time = option(0.5, "time = step/levels up to which noise is added; 1: nothing is kept")
 
@@ -102,6 +106,12 @@ class VariationOptions(EditOptions):
         levels = composition.schedule.level_count
         if isinstance(levels, int):
             check_time(self.t, levels)
+            on_a_level = abs(self.t * levels - round(self.t * levels)) < 1e-9 * levels
+            if not on_a_level and composition.refuses_between_levels:
+                raise UserError(
+                    f"edit.t={self.t:g} is between two of the model's {levels} noise levels, and "
+                    f"denoiser.off_levels=refuse: give edit.t={round(self.t * levels) / levels:g}"
+                )
 
 
 def check_path(levels: int) -> None:

@@ -15,8 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from betasigma.errors import UserError
-from betasigma.options.base import ComponentOptions, Count, Index, Options, option, parse_component
-from betasigma.options.samplers import DRAWN_AT_ONCE
+from betasigma.options.base import ComponentOptions, Count, Options, option, parse_component
+from betasigma.options.composition import Composition, DataFacts
+from betasigma.options.samplers import DRAWN_AT_ONCE, MOST
 
 Needs = Literal["images", "features", "logits"]
 """What a metric is computed on."""
@@ -123,13 +124,45 @@ class EvaluationOptions(Options):
     every: Count | None = option(
         None, "steps between evaluations during training; null: at the end only"
     )
-    n: Index = option(500, "samples at the end")
-    n_during: Annotated[int, Field(ge=2)] = option(200, "samples of an evaluation during training")
+    n: Annotated[int, Field(ge=0, le=MOST)] = option(500, "samples at the end")
+    n_during: Annotated[int, Field(ge=2, le=MOST)] = option(
+        200, "samples of an evaluation during training"
+    )
     n_reference: Annotated[int, Field(ge=2)] | None = option(
         None, "images of the data set to compare with, a fixed random choice; null: all"
     )
     batch_size: Count = option(DRAWN_AT_ONCE, "drawn at once; halved where a GPU's memory ends")
     cache: str = option("~/.cache/betasigma", "folder of the data set's statistics")
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = self.unused_features(composition.data)
+        if self.every is None:
+            found["n_during"] = "without evaluation.every"
+        wanted = "evaluation.metrics"
+        if self.metrics:
+            wanted = "evaluation.n or evaluation.every"
+        if not self.metrics or not (self.n or self.every):
+            keys = set(type(self).model_fields) - {"metrics" if not self.metrics else "every"}
+            keys -= set() if self.n else {"n"}
+            keys -= {"cache"} if composition.schedule.unresolved else set()  # of its distances too
+            found |= dict.fromkeys(keys, f"without {wanted}")
+        return found
+
+    def unused_features(self, data: DataFacts) -> dict[str, str]:
+        """Keys of the features that have no effect on these data, and why (:meth:`unused`)."""
+        if data.points:
+            keys = ("inception_weights", "dinov2_weights", "download")
+            return dict.fromkeys(keys, f"on data={data.name}: the points are the features")
+        found = {}
+        if self.extractor not in ("auto", "inception"):
+            found["inception_weights"] = "without evaluation.extractor=inception"
+        if self.extractor != "dinov2":
+            found["dinov2_weights"] = "without evaluation.extractor=dinov2"
+        if self.extractor not in ("auto", "inception", "dinov2"):
+            found["download"] = (
+                f"with evaluation.extractor={self.extractor}, which needs no weights to be fetched"
+            )
+        return found
 
     @model_validator(mode="after")
     def _enough(self) -> Self:

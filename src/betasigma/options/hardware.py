@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from betasigma.options.base import Count, Options, option
+from betasigma.options.composition import Composition
 
 
 class HardwareOptions(Options):
@@ -26,7 +27,15 @@ class HardwareOptions(Options):
         "compiling fails, training goes on without",
     )
     deterministic: bool = option(False, "bit-for-bit repeatable on a GPU, slower")
-    threads: Count | None = option(None, "CPU threads; null: all")
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = option(None, "CPU threads; null: all")
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        if not composition.trains:
+            why = "with model=oracle, which has no network"
+            return dict.fromkeys(("compile", "precision", "channels_last"), why)
+        if composition.data.points:
+            return {"channels_last": f"on data={composition.data.name}: points have no channels"}
+        return {}
 
     @model_validator(mode="after")
     def _known_precision(self) -> Self:

@@ -32,6 +32,8 @@ class LikelihoodOptions(ComponentOptions):
     """Options of a likelihood."""
 
     group: ClassVar[str] = "likelihood"
+    between_levels: ClassVar[bool] = False
+    """Whether it visits times between the noise levels."""
 
     prior: Prior = option("moments", PRIOR)
     n: Annotated[int, Field(ge=2)] = option(64, "examples")
@@ -42,6 +44,8 @@ class LikelihoodOptions(ComponentOptions):
         levels = composition.schedule.level_count
         if isinstance(levels, int):
             check_levels(levels)
+        if self.between_levels:
+            composition.refuse_between_levels(f"likelihood={self.target.rpartition('.')[2]}")
 
 
 class BoundOptions(LikelihoodOptions):
@@ -79,6 +83,7 @@ class DiscreteBoundOptions(BoundOptions):
 
 class ContinuousBoundOptions(BoundOptions):
     targets = ("betasigma.likelihood.ContinuousBound",)
+    between_levels = True
 
     n: Annotated[int, Field(ge=2)] = option(256, "examples")
     batch_size: Count = option(256, "examples measured at once")
@@ -95,6 +100,7 @@ class ContinuousBoundOptions(BoundOptions):
 
 class FlowOptions(LikelihoodOptions):
     targets = ("betasigma.likelihood.FlowLikelihood",)
+    between_levels = True
 
     trace: Trace = option("hutchinson", "an unbiased estimate, or a backward pass per dimension")
     tolerance: Positive = option(1e-5, "of the adaptive solver")

@@ -17,6 +17,7 @@ from betasigma.options.base import (
     parse_component,
     typed,
 )
+from betasigma.options.composition import Composition
 
 Knob = bool | Literal["auto"]
 Kept = Literal["none", "best", "all"]
@@ -43,6 +44,9 @@ class WandbOptions(Options):
     )
     mode: Literal["auto", "online", "offline"] = option("auto", "auto: online when logged in")
     timeout: Positive = option(12.0, "seconds to wait for the server at the start")
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        return {"timeout": "with logger.mode=offline"} if self.mode == "offline" else {}
 
 
 class TensorboardOptions(Options):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from betasigma.options.base import ComponentOptions, option
+from betasigma.options.composition import Composition
 
 
 class ModelOptions(ComponentOptions):
@@ -38,6 +39,12 @@ class ModelOptions(ComponentOptions):
                 f"from the class, and {self.target} is of family {known}; leave the key out"
             )
         return self
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = {"family": ": it follows from the class of the model"}
+        if composition.data.value_range is not None:
+            found["value_range"] = f"on data={composition.data.name}, which keeps its own values"
+        return found
 
 
 class DDPMOptions(ModelOptions):

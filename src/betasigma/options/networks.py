@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -27,12 +28,28 @@ Padding = Literal["end", "both"]
 Pooling = Literal["average", "max"]
 Filter = Literal["box", "fir"]
 Pyramid = Literal["none", "skip", "residual"]
-EvenWidth = Annotated[int, Field(ge=4, multiple_of=2)]
+EvenWidth = Annotated[int, Field(ge=4, le=2**16, multiple_of=2)]
 """Half of it carries the sines of the noise level, half the cosines."""
 
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Blocks = Annotated[int, Field(ge=1, le=1000)]
+Multiplier = Annotated[int, Field(ge=1, le=256)]
+
+
+ONE_RESOLUTION = "without a second resolution (network.multipliers)"
 
 MOST_LEVELS = 16
 """Resolutions of a network: each halves the image, and none has 65,536 pixels a side."""
+
+
+class NetworkSize(NamedTuple):
+    """Numbers that a network holds, at least."""
+
+    weights: int
+    kept: int
+    """Of one example, for the backward pass."""
+    widest: int
+    """Of one example, in its largest layer."""
 
 
 class NetworkOptions(ComponentOptions):
@@ -70,6 +87,14 @@ class NetworkOptions(ComponentOptions):
             "image_size": tuple(sides) if len(set(sides)) == 2 else sides[0],
             "sample_shape": tuple(sample_shape),
         }
+
+    def size(self, shape: Sequence[int]) -> NetworkSize:
+        """A lower bound of what the network takes of memory; 0 where only the class knows.
+
+        Args:
+            shape: of one example.
+        """
+        return NetworkSize(0, 0, 0)
 
     def check_with(self, composition: Composition) -> None:
         shape = composition.data.shape
@@ -115,6 +140,21 @@ class NetworkOptions(ComponentOptions):
         """The same of square images, or of the lesser side of others."""
 
 
+def unused_embedding(network: Any, composition: Composition) -> dict[str, str]:
+    """Keys of the embedding of the noise level that have no effect, and why
+    (:meth:`~betasigma.options.base.Options.unused`).
+    """
+    keys = ("embedding", "fourier_scale", "frequency_shift")
+    if not network.conditional:
+        return dict.fromkeys(keys, "without network.conditional=true")
+    if composition.preconditioning.conditioning == "none":
+        why = "with preconditioning.conditioning=none: every noise level is told as 0"
+        return dict.fromkeys(keys, why)
+    other = {"fourier": "frequency_shift", "positional": "fourier_scale"}
+    wanted = "positional" if network.embedding == "fourier" else "fourier"
+    return {other[network.embedding]: f"without network.embedding={wanted}"}
+
+
 class ImageShape(Options):
     """Arguments that a network for images may ask for."""
 
@@ -140,16 +180,31 @@ class ResidualOptions(NetworkOptions):
     takes = "images"
 
     channels: EvenWidth = option(128, "width at full resolution")
-    multipliers: Annotated[list[Count], Field(min_length=1, max_length=MOST_LEVELS)] = option(
+    multipliers: Annotated[list[Multiplier], Field(min_length=1, max_length=MOST_LEVELS)] = option(
         [1, 2, 2, 2], "width at each resolution, in units of channels; each halves the image"
     )
-    blocks: Count = option(2, "residual blocks at each resolution")
+    blocks: Blocks = option(2, "residual blocks at each resolution")
     attention: list[Count] = option([16], "resolutions with self-attention")
     dropout: Probability = option(0.1, "dropout before the second convolution of a block")
     embedding: Embedding = option("positional", "how the noise level enters")
     fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
     conditional: bool = option(True, "false: the network is not told the noise level (NCSNv2)")
     checkpoint: bool = option(False, "recompute activations in the backward pass to save memory")
+
+    def size(self, shape: Sequence[int]) -> NetworkSize:
+        """Two convolutions a block, and of its features the six that their derivatives, two
+        normalisations and two nonlinearities need. A block on the way up reads at least twice its
+        width.
+        """
+        weights, kept, widest = 0, 0, 0
+        for level, multiplier in enumerate(self.multipliers):
+            width = self.channels * multiplier
+            area = math.prod(-(-side // 2**level) for side in shape[1:])
+            of_a_block = 1 if self.checkpoint else 6
+            weights += 9 * (4 * self.blocks + 1) * width**2
+            kept += area * width * self.blocks * (2 * of_a_block + 3)
+            widest = max(widest, area * width)
+        return NetworkSize(weights, kept, widest)
 
     def check_image_size(self, image_size: int) -> None:
         check_attention(self.attention, image_size, len(self.multipliers))
@@ -199,6 +254,28 @@ class UNetOptions(ResidualOptions):
             )
         return self
 
+    def size(self, shape: Sequence[int]) -> NetworkSize:
+        found = super().size(shape)
+        embedding = 16 * (self.embedding_channels or self.channels) ** 2
+        told = self.conditional or self.num_classes
+        return found._replace(weights=found.weights + embedding) if told else found
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = unused_embedding(self, composition)
+        if not (self.conditional or self.num_classes):
+            why = "without network.conditional=true or network.num_classes"
+            found |= dict.fromkeys(("embedding_channels", "scale_shift"), why)
+        if not self.num_classes:
+            found["null_class"] = "without network.num_classes"
+        if not self.attention:
+            why = "without network.attention with a resolution"
+            found |= dict.fromkeys(("heads", "head_channels"), why)
+        if len(self.multipliers) == 1:
+            found |= dict.fromkeys(("resampling", "padding"), ONE_RESOLUTION)
+        elif self.resampling == "residual":
+            found["padding"] = "without network.resampling=convolution"
+        return found
+
     def check_sides(self, height: int, width: int) -> None:
         for side in sorted({height, width}):
             resolutions(side, len(self.multipliers), f"{height}x{width} images")
@@ -228,8 +305,8 @@ class RefineNetOptions(NetworkOptions):
     targets = ("betasigma.networks.refinenet.RefineNet",)
     takes = "images"
 
-    channels: Count = option(128, "width at full resolution")
-    multipliers: Annotated[list[Count], Field(min_length=3, max_length=MOST_LEVELS)] = option(
+    channels: Width = option(128, "width at full resolution")
+    multipliers: Annotated[list[Multiplier], Field(min_length=3, max_length=MOST_LEVELS)] = option(
         [1, 2, 2, 2],
         "width of each stage, in units of channels; the last two dilate, those between the first "
         "and them halve the image",
@@ -241,6 +318,18 @@ class RefineNetOptions(NetworkOptions):
     @property
     def conditioning(self) -> str | None:
         return "level_number" if self.conditional else None
+
+    def size(self, shape: Sequence[int]) -> NetworkSize:
+        """Two residual blocks of two convolutions a stage, and as many again in its refinement."""
+        weights, kept, widest = 0, 0, 0
+        for stage, multiplier in enumerate(self.multipliers):
+            width = self.channels * multiplier
+            halvings = min(stage, len(self.multipliers) - 3)
+            area = math.prod(-(-side // 2**halvings) for side in shape[1:])
+            weights += 9 * 8 * width * min(width, self.channels)
+            kept += 24 * area * min(width, self.channels)
+            widest = max(widest, area * width)
+        return NetworkSize(weights, kept, widest)
 
     def check_image_size(self, image_size: int) -> None:
         halvings = len(self.multipliers) - 3
@@ -255,12 +344,19 @@ class RefineNetOptions(NetworkOptions):
 class NCSNppOptions(ResidualOptions):
     targets = ("betasigma.networks.ncsnpp.NCSNpp",)
 
-    blocks: Count = option(4, "residual blocks at each resolution")
+    blocks: Blocks = option(4, "residual blocks at each resolution")
     resample_filter: Filter = option("box", "averages and repetition, or the filter [1, 3, 3, 1]")
     progressive_input: Pyramid = option("none", "how the image enters at lower resolutions")
     progressive_output: Literal["none", "skip"] = option(
         "none", "skip: the output is a sum over resolutions"
     )
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = unused_embedding(self, composition)
+        if len(self.multipliers) == 1:
+            keys = ("resample_filter", "progressive_input", "progressive_output")
+            found |= dict.fromkeys(keys, ONE_RESOLUTION)
+        return found
 
 
 class MLPOptions(NetworkOptions):
@@ -268,10 +364,17 @@ class MLPOptions(NetworkOptions):
     takes = "points"
 
     width: EvenWidth = option(128, "width of the features")
-    depth: Count = option(4, "residual blocks")
+    depth: Blocks = option(4, "residual blocks")
     embedding: Embedding = option("positional", "how the noise level enters")
     fourier_scale: Positive = option(16.0, "standard deviation of the Fourier frequencies")
     conditional: bool = option(True, "false: the network is not told the noise level")
+
+    def size(self, shape: Sequence[int]) -> NetworkSize:
+        kept = 4 * self.depth * self.width
+        return NetworkSize(2 * self.depth * self.width**2, kept, self.width)
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        return unused_embedding(self, composition)
 
 
 class EnergyMLPOptions(MLPOptions):

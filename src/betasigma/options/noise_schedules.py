@@ -16,6 +16,7 @@ from betasigma.options.base import (
     Positive,
     option,
 )
+from betasigma.options.composition import Composition
 
 Overlap = Annotated[float, Field(gt=0, lt=0.997)]
 """C of NCSNv2's Technique 2; two equal levels overlap by 0.9973."""
@@ -163,6 +164,16 @@ class SigmaOptions(LadderKeys, Options):
     )
     found: list[Literal["levels", "max"]] | None = option(None, "keys that were auto")
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = {"found": ": it follows from the keys that are auto"}
+        if self.levels != AUTO:
+            found["overlap"] = "without sigma.levels=auto"
+        if self.max != AUTO:
+            found["examples"] = "without sigma.max=auto"
+        if self.levels == 1:
+            found["min"] = "with sigma.levels=1, whose only level is sigma.max"
+        return found
+
 
 class BetaOptions(Options):
     """The node ``beta``, from which the variance-preserving schedules read."""
@@ -178,3 +189,13 @@ class BetaOptions(Options):
     )
     offset: OpenUnit | None = option(None, "s of schedule=cosine")
     max: OpenUnit | None = option(None, "largest beta of a step of schedule=cosine")
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        schedule = composition.schedule
+        read = {schedule.turned.get(key, key) for key in type(schedule).model_fields}
+        name = schedule.target.rpartition(".")[2]
+        return {
+            key: f"with schedule={name}, which does not have it"
+            for key in set(type(self).model_fields) - read
+            if not schedule.outside
+        }

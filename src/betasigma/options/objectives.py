@@ -71,6 +71,23 @@ class WeightedOptions(ObjectiveOptions):
             )
         return self
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        wanted = {
+            "sigma_power": ("weighting", "sigma_power"),
+            "gamma": ("weighting", "min_snr"),
+            "sigma_data": ("weighting", "edm"),
+            "log_mean": ("times", "log_normal"),
+            "log_std": ("times", "log_normal"),
+        }
+        found = {
+            key: f"without objective.{knob}={value}"
+            for key, (knob, value) in wanted.items()
+            if getattr(self, knob) != value
+        }
+        if composition.data.dimensions == 2:
+            found["reduction"] = "in 2 dimensions, where half of the sum is the mean"
+        return found
+
     def check_with(self, composition: Composition) -> None:
         super().check_with(composition)
         schedule = composition.schedule

@@ -25,6 +25,24 @@ class PreconditioningOptions(ComponentOptions):
     )
     timestep_scale: Positive = option(1.0, "factor of the number that conditioning=timestep tells")
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = {}
+        objective, edm = composition.objective, self.prediction == "edm"
+        weighs = getattr(objective, "weighting", None) == "edm"
+        handed_on = weighs and getattr(objective, "sigma_data", None) == self.sigma_data
+        if not (edm or self.input_scaling == "unit_variance" or handed_on):
+            found["sigma_data"] = (
+                "without preconditioning.prediction=edm, preconditioning.input_scaling="
+                "unit_variance or objective.weighting=edm"
+            )
+        if edm:
+            found["input_scaling"] = "with preconditioning.prediction=edm, which scales the input"
+        if not getattr(composition.network, "conditional", True):
+            found["conditioning"] = "without network.conditional=true"
+        if self.conditioning != "timestep" or "conditioning" in found:
+            found["timestep_scale"] = "without preconditioning.conditioning=timestep"
+        return found
+
     def check_with(self, composition: Composition) -> None:
         wanted = composition.network.conditioning
         if wanted is not None and self.conditioning != wanted:

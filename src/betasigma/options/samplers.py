@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from betasigma.errors import UserError
 from betasigma.options.base import (
     AUTO,
     Auto,
     ComponentOptions,
-    Count,
-    Index,
     NonNegative,
     OpenUnit,
     Positive,
     UnitInterval,
     option,
+    typed,
 )
 from betasigma.options.composition import Composition
+
+MOST = 10_000_000
+"""Samples of one command."""
+
+MOST_STEPS = 1_000_000
+"""Times on a grid and evaluations between two of them, and both together: all times are held in
+memory."""
 
 DRAWN_AT_ONCE = 256
 """Samples that are drawn at once, where nothing else is said."""
 
 Grid = Literal["levels", "strided", "uniform_t", "uniform_log_snr", "karras"]
-Steps = Count | list[Count] | None
+FewSteps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+Steps = FewSteps | list[FewSteps] | None
 Start = Literal["prior", "uniform", "moments"]
 Dtype = Literal["float32", "float64"]
 Variance = Literal["beta", "posterior", "learned"]
@@ -35,6 +42,11 @@ TIMES = (
     "times on the grid, between the levels where they are more; null: every level; a list: levels "
     "of as many equal sections of the ladder, the cleanest first"
 )
+ONE_LEVEL = "on a model of one noise level, which a sampler visits once"
+
+FEW_STEPS = 10
+"""Times with fewer than 10 steps between them, for which ``lower_order_final`` was made."""
+
 SPACING = "how the times are spaced; strided: DDIM's levels 1, 1+k, 1+2k, …"
 
 
@@ -60,8 +72,11 @@ class SamplerOptions(ComponentOptions):
     clip: bool = option(False, "clip every predicted x_0 to the value range")
     dtype: Dtype = option("float32", "of the state; the network computes in its own")
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        return {"ratio_max": ONE_LEVEL} if composition.one_level else {}
 
-def only_levels(levels: int) -> str:
+
+def only_levels(levels: int | str | None) -> str:
     """What a model says that refuses times between its levels."""
     return (
         f"denoiser.off_levels=refuse: use sampler.grid=levels with at most sampler.steps={levels}, "
@@ -75,6 +90,25 @@ class GridOptions(SamplerOptions):
     steps: Steps = option(None, TIMES)
     grid: Grid = option("levels", SPACING)
     rho: Positive = option(7.0, "of grid=karras")
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        if self.grid != "karras":
+            found["rho"] = "without sampler.grid=karras"
+        elif self.steps in (1, 2):
+            found["rho"] = f"with sampler.steps={self.steps}: it spaces the times between the ends"
+        if composition.one_level:
+            found |= {"grid": ONE_LEVEL, "rho": ONE_LEVEL}
+            if self.steps not in (None, 1):
+                found["steps"] = ONE_LEVEL
+        return found
+
+    def times_in(self, levels: int | str | None) -> int | None:
+        """Number of times on the grid; ``None`` where the levels are not known."""
+        if isinstance(self.steps, list):
+            return sum(self.steps)
+        count = levels if self.steps is None or levels == 1 else self.steps
+        return count if isinstance(count, int) else None
 
     @model_validator(mode="after")
     def _sections_of_levels(self) -> Self:
@@ -90,16 +124,17 @@ class GridOptions(SamplerOptions):
 
     def check_with(self, composition: Composition) -> None:
         levels = composition.schedule.level_count
-        if isinstance(levels, int) and levels > 1:
+        if levels == 1:
+            return
+        between = self.grid not in ("levels", "strided")
+        if isinstance(levels, int):
             check_levels_taken(self.steps, self.grid, levels)
-            between = self.grid not in ("levels", "strided") or (
-                isinstance(self.steps, int) and self.steps > levels
+            between |= isinstance(self.steps, int) and self.steps > levels
+        if between and composition.refuses_between_levels:
+            raise UserError(
+                f"sampler.grid={self.grid} with sampler.steps={typed(self.steps)} visits times "
+                f"between the model's {levels} noise levels, and {only_levels(levels)}"
             )
-            if between and composition.refuses_between_levels:
-                raise UserError(
-                    f"sampler.grid={self.grid} with sampler.steps={self.steps} visits times "
-                    f"between the model's {levels} noise levels, and {only_levels(levels)}"
-                )
 
 
 class AncestralOptions(GridOptions):
@@ -129,7 +164,7 @@ class AnnealedLangevinOptions(GridOptions):
     targets = ("betasigma.samplers.AnnealedLangevin",)
     repeatable = False
 
-    inner_steps: Count = option(100, "T, steps at each noise level")
+    inner_steps: FewSteps = option(100, "T, steps at each noise level")
     step: OpenUnit | Auto = option(
         0.2, "step_i / sigma_i^2; 0.2 is NCSN's, 0.062 NCSNv2's for CIFAR-10; auto: Technique 4"
     )
@@ -137,6 +172,13 @@ class AnnealedLangevinOptions(GridOptions):
 
     def check_with(self, composition: Composition) -> None:
         super().check_with(composition)
+        times = self.times_in(composition.schedule.level_count) or 1
+        if times * self.inner_steps > MOST_STEPS:
+            raise UserError(
+                f"sampler.inner_steps={self.inner_steps} at each of {times} noise levels are more "
+                f"than {MOST_STEPS:,} steps: give sampler.inner_steps={MOST_STEPS // times} or "
+                f"fewer"
+            )
         if self.step == AUTO and not composition.schedule.geometric:
             raise UserError(
                 f"sampler.step=auto follows from the ratio of a geometric ladder (model=ncsn); "
@@ -150,7 +192,15 @@ class PredictorCorrectorOptions(GridOptions):
 
     predictor: Predictor = option("reverse_diffusion", "step of the reverse SDE")
     snr: Positive = option(0.16, "size of a corrector's step")
-    corrector_steps: Index = option(1, "Langevin steps before each step of the predictor")
+    corrector_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = option(
+        1, "Langevin steps before each step of the predictor"
+    )
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        if not self.corrector_steps:
+            found["snr"] = "without sampler.corrector_steps above 0"
+        return found
 
 
 class EulerOptions(GridOptions):
@@ -168,6 +218,22 @@ class HeunOptions(GridOptions):
     s_min: NonNegative = option(0.0, "least sigma/alpha at which it is added")
     s_max: Positive | None = option(None, "greatest sigma/alpha at which it is added; null: any")
     s_noise: Positive = option(1.0, "its standard deviation")
+
+    def check_with(self, composition: Composition) -> None:
+        super().check_with(composition)
+        if self.s_churn and not composition.one_level and composition.refuses_between_levels:
+            levels = composition.schedule.level_count
+            raise UserError(
+                f"sampler.s_churn={self.s_churn:g} adds noise to times between the model's "
+                f"{levels} noise levels, and {only_levels(levels)}, with sampler.s_churn=0"
+            )
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        if not self.s_churn:
+            why = "without sampler.s_churn above 0"
+            found |= dict.fromkeys(("s_min", "s_max", "s_noise"), why)
+        return found
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -189,6 +255,13 @@ class DPMSolverOptions(GridOptions):
         True, "a step of order 1 to the smallest noise where there are fewer than 10 steps"
     )
 
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        times = self.times_in(composition.schedule.level_count)
+        if times is not None and not 2 < times <= FEW_STEPS:
+            found["lower_order_final"] = f"on {times} times: it is for 3 to {FEW_STEPS}"
+        return found
+
 
 class AdaptiveODEOptions(SamplerOptions):
     targets = ("betasigma.samplers.AdaptiveODE",)
@@ -197,6 +270,21 @@ class AdaptiveODEOptions(SamplerOptions):
 
     rtol: Positive = option(1e-5, "relative tolerance of the solver")
     atol: Positive = option(1e-5, "absolute tolerance of the solver")
+
+    def check_with(self, composition: Composition) -> None:
+        if composition.refuses_between_levels and not composition.one_level:
+            levels = composition.schedule.level_count
+            raise UserError(
+                f"sampler=adaptive_ode chooses times between the model's {levels} noise levels, "
+                f"and it has denoiser.off_levels=refuse: use another sampler on "
+                f"sampler.grid=levels, or off_levels=snap or interpolate"
+            )
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        found = super().unused(composition)
+        return (
+            found | dict.fromkeys(("rtol", "atol"), ONE_LEVEL) if composition.one_level else found
+        )
 
 
 def check_levels_taken(steps: Steps, grid: Grid, levels: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from betasigma.errors import UserError
 from betasigma.options.base import Count, Index, NonNegative, Options, Positive, Probability, option
+from betasigma.options.composition import Composition
 
 PREFIXES = ("train", "val", "eval")
 """What names of metrics begin with: of training, its validations, and evaluations afterwards."""
@@ -33,6 +34,13 @@ class DenoiserOptions(Options):
     off_levels: OffLevels = option(
         "interpolate", "what a network trained on levels is told between them"
     )
+
+    def unused(self, composition: Composition) -> dict[str, str]:
+        if composition.objective.times != "levels":
+            return {"off_levels": "without objective.times=levels"}
+        if composition.one_level:
+            return {"off_levels": "on a model of one noise level"}
+        return {}
 
 
 class InitOptions(Options):
@@ -97,7 +105,7 @@ class TrainingOptions(GuidedOptions):
     sample_every: Count = option(1000, "steps between two sample grids")
     checkpoint_every: Count = option(500, "steps between two checkpoints")
     wait_for_space: NonNegative = option(600.0, "seconds to wait where the disk is full")
-    num_samples: Count = option(64, "samples in a grid")
+    num_samples: Annotated[int, Field(ge=1, le=10_000)] = option(64, "samples in a grid")
 
 
 class StopOptions(Options):

@@ -25,11 +25,8 @@ from typing import Unpack
 
 from torch import Tensor
 
-from betasigma.options.samplers import DPMSolverOptions, Grid, Steps
+from betasigma.options.samplers import FEW_STEPS, DPMSolverOptions, Grid, Steps
 from betasigma.samplers.sampler import CountingDenoiser, Noise, Sampler, StartArguments
-
-FEW_STEPS = 10
-"""Times with fewer than 10 steps between them, for which ``lower_order_final`` was made."""
 
 
 class DPMSolver(Sampler):

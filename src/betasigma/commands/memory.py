@@ -1,0 +1,250 @@
+"""Say beforehand what will not fit into memory, and what would.
+
+What a run needs is estimated from below, from its options alone: what is refused cannot work, and
+what passes may still be too large. PyTorch is imported only to ask a GPU, where much is needed.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from betasigma.data import catalog
+from betasigma.errors import UserError
+from betasigma.options import DataFacts
+from betasigma.options.apps import Evaluate, ModelConfig, Sample, Train
+from betasigma.options.hardware import HardwareOptions
+from betasigma.options.networks import NetworkOptions
+from betasigma.options.optimizers import AdamOptions
+
+SMALL = 2**30
+"""Bytes that are not worth asking for: any machine that runs PyTorch has them."""
+
+OF_A_PROCESS = 200 * 2**20
+"""Bytes of a process that has imported PyTorch, at least."""
+
+FLOAT = 4
+
+
+class Memory(NamedTuple):
+    """Memory of a device."""
+
+    size: int
+    """In bytes."""
+    where: str
+
+
+def check_training(options: Train, facts: DataFacts) -> None:
+    """Refuse a training run that needs more memory than there is.
+
+    Raises:
+        UserError: naming the key, what it needs, what there is and what would fit.
+    """
+    _check_held(options, facts)
+    _check_processes(options.hardware)
+    if options.model.trains:
+        _check_steps(options, facts)
+    node = options.evaluation
+    if node.metrics:
+        drawn = max(node.n, node.n_during if node.every else 0)
+        key = "evaluation.batch_size"
+        _check_batch(key, node.batch_size, drawn, options.hardware, options.network, facts)
+
+
+def check_sampling(asked: Sample, saved: ModelConfig, facts: DataFacts) -> None:
+    """Refuse samples that would not fit into memory. Arguments and errors as above."""
+    size, n = asked.batch_size, asked.total
+    _check_batch("batch_size", size, n, asked.hardware, saved.network, facts)
+    if asked.save != "folder":
+        _check_drawn(n, facts)
+
+
+def check_evaluation(asked: Evaluate, saved: ModelConfig, facts: DataFacts) -> None:
+    """Refuse samples to be measured that would not fit into memory. Errors as above."""
+    if not asked.evaluation.metrics:
+        return
+    key, size = "evaluation.batch_size", asked.evaluation.batch_size
+    _check_batch(key, size, asked.n, asked.hardware, saved.network, facts)
+
+
+def _check_steps(options: Train, facts: DataFacts) -> None:
+    """Refuse a network or a batch that is too large for a step of the optimizer."""
+    hardware, network = options.hardware, options.network
+    size = network.size(facts.shape)
+    copies = 5 if isinstance(options.optimizer, AdamOptions) else 3
+    held = FLOAT * copies * size.weights  # weights, gradients, their averages, averaged weights
+    width = FLOAT if hardware.precision in ("32", 32) else FLOAT // 2
+    an_example = width * size.kept + 3 * FLOAT * facts.dimensions
+    devices = hardware.devices if isinstance(hardware.devices, int) else 1
+    parts = options.training.accumulate * devices * hardware.nodes
+    batch = max(options.batch_size // parts, 1)
+    if held + batch * an_example <= SMALL:
+        return
+    there = _memory(hardware)
+    if held + an_example > there.size:
+        key = next((key for key in ("channels", "width") if hasattr(network, key)), None)
+        named = f"network.{key}={getattr(network, key)}" if key else f"data={facts.name}"
+        fits = _fitting_width(network, key, facts, copies, there.size) if key else None
+        raise UserError(
+            f"{named} needs at least {_shown(held + an_example)} for weights, gradients, their "
+            f"averages and one example, and {there.where} has {_shown(there.size)}: "
+            + (f"network.{key}={fits} would fit" if fits else "take a smaller network or images")
+        )
+    if held + batch * an_example > there.size:
+        fits = (there.size - held) // an_example
+        raise UserError(
+            f"batch_size={options.batch_size} needs at least {_shown(held + batch * an_example)} "
+            f"for a micro-batch of {batch}, and {there.where} has {_shown(there.size)}: "
+            f"{_fitting_batch(options, parts, fits)} would fit"
+        )
+
+
+def _fitting_width(
+    network: NetworkOptions, key: str, facts: DataFacts, copies: int, there: int
+) -> int | None:
+    """The largest width by halving with which one example fits; ``None`` where none does."""
+    width: int = getattr(network, key)
+    while width > 8:
+        width = width // 2 // 8 * 8 or 8
+        size = network.model_copy(update={key: width}).size(facts.shape)
+        if FLOAT * copies * size.weights + FLOAT * size.kept <= there:
+            return width
+    return None
+
+
+def _fitting_batch(options: Train, parts: int, most: int) -> str:
+    """The least accumulation whose micro-batches are of ``most`` examples or fewer."""
+    accumulate, batch = options.training.accumulate, options.batch_size
+    devices = parts // accumulate
+    for number in range(accumulate + 1, 10_000):
+        if batch % (number * devices) == 0 and batch // (number * devices) <= most:
+            return f"training.accumulate={number}"
+    return f"batch_size={most * parts}"
+
+
+def _check_held(options: ModelConfig, facts: DataFacts) -> None:
+    """Refuse data that are held in memory and have no room there."""
+    node = options.data
+    known = catalog.DATA_SETS.get(node.name) if node.source is None else None
+    if known is None or not known.in_memory or not known.train or facts.points:
+        return
+    held = known.train * facts.dimensions
+    there = _of_machine()
+    if held > max(SMALL, there.size):
+        fits = math.isqrt(there.size // (known.train * facts.shape[0]))
+        raise UserError(
+            f"data.image_size={node.image_size} needs {_shown(held)} for {known.train} images that "
+            f"are held in memory, and {there.where} has {_shown(there.size)}: data.image_size="
+            f"{fits} would fit"
+        )
+
+
+def _check_processes(hardware: HardwareOptions) -> None:
+    """Refuse more processes than the machine has room for."""
+    count = hardware.devices if isinstance(hardware.devices, int) else 1
+    there = _of_machine()
+    if count * OF_A_PROCESS > max(SMALL, there.size):
+        raise UserError(
+            f"hardware.devices={count} are as many processes, which need at least "
+            f"{_shown(count * OF_A_PROCESS)}, and {there.where} has {_shown(there.size)}: "
+            f"hardware.devices={there.size // OF_A_PROCESS} or fewer would fit"
+        )
+
+
+def _check_batch(
+    key: str,
+    batch_size: int,
+    n: int,
+    hardware: HardwareOptions,
+    network: NetworkOptions,
+    facts: DataFacts,
+) -> None:
+    """Refuse to draw more samples at once than fit: on a GPU fewer are taken by themselves."""
+    at_once = min(batch_size, n)
+    a_sample = FLOAT * (3 * facts.dimensions + 2 * network.size(facts.shape).widest)
+    if at_once * a_sample <= SMALL or _gpu(hardware):
+        return
+    there = _of_machine()
+    if at_once * a_sample > there.size:
+        raise UserError(
+            f"{key}={batch_size} needs at least {_shown(at_once * a_sample)}, and {there.where} "
+            f"has {_shown(there.size)}: {key}={max(there.size // a_sample, 1)} would fit"
+        )
+
+
+def _check_drawn(n: int, facts: DataFacts) -> None:
+    """Refuse more samples than there is room to keep."""
+    a_sample = FLOAT * facts.dimensions
+    there = _of_machine()
+    if n * a_sample > max(SMALL, there.size):
+        raise UserError(
+            f"n, seeds and indices ask for {n:,} samples, which need at least "
+            f"{_shown(n * a_sample)}, and {there.where} has {_shown(there.size)}: "
+            f"{there.size // a_sample:,} would fit, and save=folder writes them as they are drawn"
+        )
+
+
+def _memory(hardware: HardwareOptions) -> Memory:
+    """Memory of the device that computes."""
+    gpu = _gpu(hardware)
+    return _of_machine() if gpu is None else gpu
+
+
+def _gpu(hardware: HardwareOptions) -> Memory | None:
+    """Memory of the smallest GPU; ``None`` where the CPU computes."""
+    if hardware.accelerator == "cpu":
+        return None
+    import torch  # seconds, which only a run that needs much spends
+
+    if not torch.cuda.is_available():
+        return None
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    least = min(cards, key=lambda card: card.total_memory)
+    return Memory(least.total_memory, f"the {least.name}")
+
+
+def _of_machine() -> Memory:
+    """Memory that this process may use."""
+    return Memory(min(_limits()), "this machine")
+
+
+def _limits() -> Iterator[int]:
+    """Bytes that there are, and that a limit of the shell, a container or a job allows."""
+    yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    shell = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if shell != resource.RLIM_INFINITY:
+        yield shell
+    for file in _control_groups():
+        try:
+            yield int(file.read_text())
+        except (OSError, ValueError):  # "max", or there is none
+            continue
+
+
+def _control_groups() -> Iterator[Path]:
+    """Files with the memory limits of the process's control groups, of both versions."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        base, name = Path("/sys/fs/cgroup"), "memory.max"
+        if controllers:
+            base, name = base / "memory", "memory.limit_in_bytes"
+        group = base / place.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(base):
+                yield folder / name
+
+
+def _shown(size: int) -> str:
+    """Bytes as a reader takes them in: ``41 GB``."""
+    value, unit = size / 2**30, "GB"
+    if value >= 1024:
+        value, unit = value / 1024, "TB"
+    return f"{value:.3g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
