@@ -31,6 +31,7 @@ from torchdiffeq import odeint
 
 from betasigma.denoiser import DenoiserLike
 from betasigma.derivatives import jacobian_trace
+from betasigma.errors import UserError
 from betasigma.likelihood.terms import Examples, Terms
 from betasigma.options.likelihoods import Trace, check_flow_trace, check_levels
 from betasigma.prior import GaussianPrior
@@ -75,7 +76,8 @@ class FlowLikelihood:
             Shape ``(B,)``, float64 on the CPU, and NFE.
 
         Raises:
-            UserError: for a schedule of one level, or the exact trace in more than 256 dimensions.
+            UserError: for a schedule of one level, the exact trace in more than 256 dimensions, or
+                a model whose flow is too steep for the solver.
         """
         check_levels(denoiser.schedule.levels)
         dim = x[0].numel()
@@ -108,15 +110,22 @@ class FlowLikelihood:
         first = schedule.alpha(schedule.t_min).item()
         start = (first * x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
         # a step must end at t = 1: there is no curve beyond it to step onto and interpolate from
-        path, divergence = odeint(
-            flow,
-            start,
-            ends.to(x),
-            rtol=self.tolerance,
-            atol=self.tolerance,
-            method="dopri5",
-            options={"dtype": torch.float64, "step_t": ends[1:].to(x)},
-        )
+        try:
+            path, divergence = odeint(
+                flow,
+                start,
+                ends.to(x),
+                rtol=self.tolerance,
+                atol=self.tolerance,
+                method="dopri5",
+                options={"dtype": torch.float64, "step_t": ends[1:].to(x)},
+            )
+        except (AssertionError, OverflowError):  # torchdiffeq's, of a step that is 0 or not finite
+            raise UserError(
+                f"the flow of this model is too steep to be followed to "
+                f"likelihood.tolerance={self.tolerance:g}: train it further, or give a larger "
+                f"likelihood.tolerance"
+            ) from None
         chosen_prior = prior or GaussianPrior.standard(schedule)
         # the density is of x, which the flow begins at α·x of: it gains log α per dimension
         end = chosen_prior.log_prob(path[-1].cpu()) + dim * math.log(first)

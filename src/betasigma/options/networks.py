@@ -327,7 +327,7 @@ class RefineNetOptions(NetworkOptions):
             halvings = min(stage, len(self.multipliers) - 3)
             area = math.prod(-(-side // 2**halvings) for side in shape[1:])
             weights += 9 * 8 * width * min(width, self.channels)
-            kept += 24 * area * min(width, self.channels)
+            kept += 36 * area * min(width, self.channels)
             widest = max(widest, area * width)
         return NetworkSize(weights, kept, widest)
 
