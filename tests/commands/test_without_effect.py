@@ -62,7 +62,7 @@ OF_A_RUN = {
     "edit edit=vary sampler=ddim sampler.start=uniform": ": this edit starts from the images",
     "edit edit=interpolate sampler=ddim": ": this edit follows the probability flow",
     "edit edit=invert seed=3": ": this edit draws nothing",
-    "edit edit=invert hardware.precision=bf16": "along the probability flow",
+    "edit edit=invert hardware.precision=bf16": "along the probability flow: it is",
 }
 
 

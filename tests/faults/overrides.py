@@ -254,7 +254,7 @@ def keys_of(config: DictConfig) -> dict[str, list[str]]:
                 found[key] = values(field.annotation)
 
     add("", Train)
-    return {key: known for key, known in found.items() if key not in NEVER}
+    return {key: known for key, known in found.items() if key not in (*NEVER, *GROUPS)}
 
 
 def is_node(annotation: Any) -> bool:
@@ -272,6 +272,9 @@ def cases(draw: st.DrawFn, known: Sequence[tuple[str, ...]]) -> Case:
     config = composed_groups(groups)
     if isinstance(config, Exception):
         return Case(groups, ())
+    if not draw(st.integers(0, 40)):
+        group, value = draw(st.sampled_from(sorted(GROUPS))), draw(st.sampled_from(WILD))
+        return Case((*groups, f"{group}={value}"), ())
     keys = keys_of(config)
     there = [key for key in sorted(keys) if "." not in key or _has_node(config, key)]
     typed = []

@@ -25,6 +25,8 @@ from PIL import Image
         ("-m optimizer.lr=interval(1,2)", r"optimizer\.lr=interval\(1,2\) is for a sweeper that"),
         ("-m network=glob(x*)", r"network=glob\(x\*\) fits none of .*mlp"),
         ("objective_metric=fid", r"objective_metric=fid must match"),
+        ("callbacks=[1,2]", r"callbacks=1 is unknown; .*choose from early_stopping"),
+        ("network=[1,2]", r"network=1 is unknown; .*choose from ddpmpp"),
         ("--steps 100", r"--steps 100 is two words: write --steps=100 or steps=100"),
         ("--config-name=nothing", r"Cannot find primary config 'nothing'"),
         ("--config-dir=nothing", r"Additional config directory '.*nothing' not found"),

@@ -315,6 +315,8 @@ def as_name(word: str, configs: Configs) -> str:
     if re.fullmatch(rf"{a_number}(,{a_number})*", value):
         named = key == "name" or configs.is_group(key)
         return f"{key}={','.join(map(quoted, value.split(',')))}" if named else word
+    if value.startswith("[") and configs.is_group(key):
+        _refuse_no_names(word, configs)
     sweeps = configs.line.sweeps
     if not (sweeps and value.startswith("glob(") and configs.is_group(key)):
         return word
@@ -324,6 +326,20 @@ def as_name(word: str, configs: Configs) -> str:
     if not names:
         raise UserError(f"{word} fits none of {', '.join(configs.choices(key))}")
     return f"{key}={','.join(map(quoted, names))}"
+
+
+def _refuse_no_names(word: str, configs: Configs) -> None:
+    """Refuse a list for a group that holds anything but names, at which Hydra has a TypeError.
+
+    Raises:
+        UserError: naming the first.
+    """
+    from betasigma.launch.explain import unknown_choice
+
+    listed: Any = OverridesParser.create().parse_override(word).value()
+    for name in listed if isinstance(listed, list) else ():
+        if not isinstance(name, str):
+            raise UserError(unknown_choice(word.partition("=")[0], str(name), configs))
 
 
 def as_choice(word: str) -> str:

@@ -52,6 +52,9 @@ def explain(error: BaseException, configs: Configs) -> str:
         )
     if found := re.search(r"Sweep parameters '([^']+)' requires --multirun", text):
         return f"{found[1]} names several values: add -m for a run of each"
+    if found := re.search(r"Error merging override (\S+)", text):
+        reason = (str(error.__cause__ or "").splitlines() or ["it is of another kind"])[0]
+        return f"{found[1]} does not fit what the key holds: {reason}"
     if found := re.search(r"Error parsing override '([^']*)'", text):
         return f"{found[1]} is not an override; write key=value"
     if found := re.search(r"(\w*Sweeper\w*) does not support sweep type : (\w+)", text):

@@ -369,7 +369,8 @@ class EditApp(OfARun):
         found = super().unused(composition)
         if not self.edit.draws:
             found["n"] = found["seed"] = ": this edit draws nothing, and has one result"
-            found["hardware.precision"] = "along the probability flow, followed in full precision"
+            if self.hardware.precision not in ("32", 32):
+                found["hardware.precision"] = "along the probability flow: it is followed in fp32"
             found["sampler"] = (
                 ": this edit follows the probability flow, by a solver of its own (edit.tolerance)"
             )
