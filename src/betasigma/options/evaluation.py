@@ -142,9 +142,8 @@ class EvaluationOptions(Options):
         if self.metrics:
             wanted = "evaluation.n or evaluation.every"
         if not self.metrics or not (self.n or self.every):
-            keys = set(type(self).model_fields) - {"metrics" if not self.metrics else "every"}
+            keys = set(type(self).model_fields) - {"cache", "every" if self.metrics else "metrics"}
             keys -= set() if self.n else {"n"}
-            keys -= {"cache"} if composition.schedule.unresolved else set()  # of its distances too
             found |= dict.fromkeys(keys, f"without {wanted}")
         return found
 
