@@ -31,7 +31,7 @@ from betasigma.data import catalog
 from betasigma.data.facts import described_facts, find_facts
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
-from betasigma.options import AUTO, DataFacts, DataOptions
+from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions
 from betasigma.options.apps import (
     Compare,
     Dashboard,
@@ -47,7 +47,7 @@ from betasigma.options.apps import (
     Sync,
     Train,
 )
-from betasigma.options.base import REGISTRY
+from betasigma.options.base import REGISTRY, dump
 from betasigma.options.composition import Composition, numbered
 from betasigma.options.edits import check_ends
 from betasigma.options.evaluation import check_metrics, check_n, check_own
@@ -287,10 +287,26 @@ def check_composition(options: Train, facts: DataFacts) -> None:
         options.objective.check_with(composition)
         options.preconditioning.check_with(composition)
     options.network.check_classes(composition)
-    options.sampler.check_with(composition)
+    _check_sampler(options.sampler, composition)
     if options.likelihood is not None:
         options.likelihood.check_with(composition)
     _check_guidance("training.guidance", options.training.guidance, options)
+
+
+def _check_sampler(sampler: SamplerOptions, composition: Composition) -> None:
+    """Check a sampler against the model, and that it begins at a noise of the schedule.
+
+    Raises:
+        UserError: for the first key that does not fit.
+    """
+    sampler.check_with(composition)
+    ratio_max, schedule = getattr(sampler, "ratio_max", None), composition.schedule
+    if ratio_max is None or composition.one_level or schedule.unresolved:
+        return
+    from betasigma.commands.assemble import make_schedule  # these import PyTorch
+    from betasigma.samplers.sampler import start_time
+
+    start_time(make_schedule(dump(schedule)), ratio_max, in_noise=True)
 
 
 def family(options: ModelConfig) -> str:
@@ -344,7 +360,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_guidance("guidance", asked.guidance, saved)
     composition = saved.composition(facts)
     if asked.sampler is not None:
-        asked.sampler.check_with(composition)
+        _check_sampler(asked.sampler, composition)
     _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
     memory.check_sampling(asked, saved, facts)
     if not saved.model.trains:
@@ -369,7 +385,7 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     if asked.edit.draws:
         sampler = asked.sampler or saved.sampler
         asked.edit.check_sampler(sampler)
-        sampler.check_with(composition)
+        _check_sampler(sampler, composition)
     _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
     _check_guidance("guidance", asked.guidance, saved)
     _number_labels(config, saved, facts)
@@ -459,7 +475,7 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     composition = saved.composition(facts)
     _check_guidance("guidance", asked.guidance, saved)
     if asked.sampler is not None:
-        asked.sampler.check_with(composition)
+        _check_sampler(asked.sampler, composition)
     _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
     _check_data(saved, asked.data.given, facts)
     _number_labels(config, saved, facts)
@@ -632,7 +648,7 @@ def check_plot(config: DictConfig, overrides: list[str]) -> Path | None:
         if facts.points:
             raise UserError(f"runs=[{path}] is of points, and this figure shows images")
         if asked.sampler is not None:
-            asked.sampler.check_with(saved.composition(facts))
+            _check_sampler(asked.sampler, saved.composition(facts))
         _check_data(saved, asked.data.given, facts)
         shapes[facts.shape] = path
     if len(shapes) > 1:
