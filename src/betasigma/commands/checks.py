@@ -121,9 +121,8 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     if content["resume"] is None and not options.unresolved:
         _check_initial(content, facts)
     _refuse_unused(overrides, no_reader | unused_in_training(content, options, facts))
-    if (
-        content["cluster"].get("name") == "none"
-    ):  # a cluster's nodes have other memory than this one
+    here = content["cluster"].get("name") == "none"
+    if here:  # the nodes of a cluster have other memory
         memory.check_training(options, facts)
     if content["resume"] is not None:
         check_steps_left(Path(content["resume"]), content)

@@ -210,7 +210,9 @@ def unused(node: Mapping[str, Any]) -> dict[str, str]:
     if node.get("source") is not None:
         why = "on a data set of one's own (data.source)"
         return dict.fromkeys(("workers", *OF_OUR_SETS), f"{why}, which is held in memory")
-    facts = describe(name)
+    facts = DATA_SETS.get(name)
+    if facts is None:  # that of a model which others have trained
+        return {}
     special = frozenset().union(*(known.takes for known in DATA_SETS.values()))
     found = dict.fromkeys(special - facts.takes, f"on data={name}")
     if name == "mixture":
