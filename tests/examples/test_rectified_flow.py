@@ -142,9 +142,9 @@ def test_every_ode_sampler_draws_from_it(run: Path, here: Path, name: str) -> No
 
 
 def test_its_likelihood_is_measured(run: Path, here: Path) -> None:
-    words = ("n=4", "error_curve=8", "evaluation.metrics=[]", "likelihood=flow")
+    words = ("error_curve=8", "evaluation.metrics=[]", "likelihood=flow")
     more = ("likelihood.n=2", "likelihood.tolerance=1e-3", "hydra.run.dir=measured")
-    outcome = launch("evaluate", *CHOSEN[:1], f"run={run}", "sampler=euler", *words, *more)
+    outcome = launch("evaluate", *CHOSEN[:1], f"run={run}", *words, *more)
     assert outcome.status == 0, outcome.err
     assert "bits_per_dim/flow" in outcome.out
 
@@ -153,7 +153,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(
     run: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "examples"))  # PYTHONPATH
-    half = ("steps=3", "hydra.run.dir=half", "evaluation.n=0")
+    half = ("steps=3", "hydra.run.dir=half")
     assert launch("train", *CHOSEN, *SMALL, *half).status == 0
     outcome = launch("train", "plugins=[rectified_flow]", "resume=half", "steps=6")
     assert outcome.status == 0, outcome.err
