@@ -140,7 +140,7 @@ def test_points_have_paths_too(here: Path) -> None:
         (["n=7"], "n=7 has no effect: this edit draws nothing"),
         (["indices=[0]"], "indices=[0] has no effect: this edit is of seeds"),
         (["edit=vary", "seeds=[1]"], "seeds=[1] has no effect: this edit is of images"),
-        (["edit=invert", "sampler=ddim"], "sampler=DDIM has no effect: this edit follows the"),
+        (["edit=invert", "sampler=ddim"], "sampler=ddim has no effect: this edit follows the"),
         (["labels=[1]"], "labels=[1] needs a model trained with class labels; this has none"),
         (["guidance=2"], "guidance=2 needs a model trained with network.num_classes and"),
         (["edit.frames=1"], "edit.frames=1 must be at least 2"),
