@@ -31,7 +31,7 @@ REFUSED = {
     "model.defaults.prediction=x0 preconditioning.prediction=v": "no other key takes it",
     "objective.times=continuous denoiser.off_levels=snap": "without objective.times=levels",
     "evaluation.n=4": "without evaluation.metrics",
-    "objective_metric=val/loss": "without a sweeper that searches",
+    "logger=none objective_metric=val/objective": "without a sweeper that searches",
     "+cluster.partition=gpu": "without cluster=slurm, and the run would be on this machine",
     "+cluster._target_=os.system": "without cluster=slurm, and the run would be on this machine",
 }

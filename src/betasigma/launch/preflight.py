@@ -179,13 +179,17 @@ def refuse_search(config: DictConfig) -> None:
 
 
 def refuse_unsearched(config: DictConfig, overrides: list[str]) -> None:
-    """Refuse an objective for a sweeper that searches where there is none.
+    """Refuse an objective where nothing searches: no sweeper, and no Weights & Biases, whose sweeps
+    read it from the run.
 
     Raises:
         UserError: naming what was typed.
     """
+    searched = not is_basic(config.hydra.sweeper)
+    if searched or OmegaConf.select(config, "logger.kind") == "wandb":
+        return
     for word in overrides:
-        if word.startswith("objective_metric=") and is_basic(config.hydra.sweeper):
+        if word.startswith("objective_metric="):
             raise UserError(
                 f"{word} has no effect without a sweeper that searches: leave it out, or add -m "
                 f"and search=optuna_lr or hydra/sweeper=optuna"
