@@ -22,6 +22,7 @@ def kept(server: Server) -> list[tuple[list[str], int]]:
     return [
         ([one["alias"] for one in known["aliases"]], json.loads(known["metadata"])["step"])
         for known in server.artifacts.values()
+        if known["artifactTypeName"] == "model"
     ]
 
 

@@ -300,7 +300,9 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
             finish_timeout=place.patience,
         )
         for row in rows:
-            experiment.log({**row, IMAGES: row[STEP] * saved["batch_size"]})
+            size = saved.get("batch_size")
+            images = {IMAGES: row[STEP] * size} if isinstance(size, int) else {}
+            experiment.log({**row, **images})
         status = read_status(run).get("status")
         goes_on = status == RUNNING and _is_written(run)
         experiment.finish(exit_code=0 if goes_on or status == FINISHED else 1)
