@@ -13,7 +13,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src"
 
 ORDER = (
-    {"errors", "version"},
+    {"errors", "version", "cpus"},
     {
         *("options", "runs", "config_tree", "display", "devices", "plot_style"),
         *("randomness", "gaussian", "derivatives"),
@@ -41,7 +41,15 @@ WITH_FRAMEWORKS = {
 }
 """Rooms that may import Lightning, Hydra or Weights & Biases; the others are plain PyTorch."""
 
-TORCH_FREE = ("options", "errors", "runs.files", "runs.directory", "runs.header", "runs.status")
+TORCH_FREE = (
+    "options",
+    "errors",
+    "cpus",
+    "runs.files",
+    "runs.directory",
+    "runs.header",
+    "runs.status",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from betasigma.cpus import cpus_of_a_process
 from betasigma.errors import UserError
 
 Config = dict[str, Any]
@@ -38,8 +40,7 @@ def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
 
     ``channels_last=auto`` is true on GPUs only: on CPUs it makes group normalisation slower.
     """
-    if hardware["threads"]:
-        torch.set_num_threads(hardware["threads"])
+    use_threads(hardware)
     gpu = uses_gpu(hardware)
     if not gpu:
         keep_freed_memory()
@@ -49,6 +50,25 @@ def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
     for parameter in denoiser.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=memory)
+
+
+def use_threads(hardware: Config) -> None:
+    """Set the number of PyTorch's threads: that of the config, else the environment's own, else
+    this process's share of the CPUs that may be used.
+
+    PyTorch's default counts the CPUs of a machine whatever the quota of a container is.
+    """
+    if hardware["threads"]:
+        torch.set_num_threads(hardware["threads"])
+    elif THREADS not in os.environ:
+        devices = hardware["devices"]
+        if devices == "auto":
+            devices = max(1, torch.cuda.device_count()) if uses_gpu(hardware) else 1
+        torch.set_num_threads(cpus_of_a_process(devices))
+
+
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable of the number of threads, which a user, a cluster or joblib sets."""
 
 
 def keep_freed_memory() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from betasigma.cpus import usable_cpus
 from betasigma.errors import UserError
 from betasigma.pictures import image_of, save
 from betasigma.runs.directory import DRAWN
@@ -56,7 +56,7 @@ class SampleFolder:
 
     def write(self, paths: Sequence[Path], images: Tensor) -> None:
         """Write images ``(n, C, H, W)``, each whole or not at all."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cpus()) as pool:
             list(pool.map(save, map(image_of, images), paths))
 
 

@@ -35,6 +35,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from betasigma.cpus import usable_cpus
 from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
@@ -317,7 +318,7 @@ def decode_all(
     images: Listed, decoder: Decoder, on_corrupt: OnCorrupt
 ) -> tuple[Tensor, Tensor | None]:
     """All images that can be decoded, uint8 ``(N, C, H, W)``, and their labels, int64 ``(N,)``."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         decoded = list(pool.map(lambda name: _attempt(decoder, images.place, name), images.names))
     found = zip(images.names, decoded, strict=True)
     broken = {name: d for name, d in found if isinstance(d, Undecodable)}
@@ -443,7 +444,7 @@ class ImageFiles:
         count = len(self)
         numbers = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).round().astype(int))
         names = [self._images.names[number] for number in numbers]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cpus()) as pool:
             found = pool.map(lambda name: _attempt(self._decoder, self._images.place, name), names)
         _remark([d for d in found if isinstance(d, Decoded)], self._decoder, count)
 

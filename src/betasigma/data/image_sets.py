@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from betasigma.cpus import usable_cpus
 from betasigma.data.arrays import IMAGE_KEYS, channels_last, images_and_labels, read_arrays
 from betasigma.data.file_tree import Files, LeftOut
 from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable
@@ -107,7 +108,7 @@ def _common_shape(
         except Exception as error:  # what a broken file raises depends on its format
             return Undecodable(str(error))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cpus()) as pool:
         found = list(pool.map(header, names))
     sizes: dict[tuple[int, int], list[str]] = {}
     grey = True

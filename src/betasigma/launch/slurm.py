@@ -20,10 +20,6 @@ from betasigma.runs.slurm_queue import partitions
 SETUP = (
     # srun stopped inheriting the number of CPUs per task in SLURM 22.05
     '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
-    # without a plugin that binds tasks to their CPUs, PyTorch would start a thread for each CPU of
-    # the node
-    '[ -n "$OMP_NUM_THREADS" ] || '
-    "export OMP_NUM_THREADS=$((SLURM_CPUS_ON_NODE / SLURM_NTASKS_PER_NODE))",
     # what one job has compiled the others find; OmegaConf would read ${…:…} as its own
     '[ -z "$BETASIGMA_CACHE" ] || [ -n "$TORCHINDUCTOR_CACHE_DIR" ] || '
     "export TORCHINDUCTOR_CACHE_DIR=$BETASIGMA_CACHE/compiled",

@@ -15,6 +15,7 @@ from typing import Any
 
 from yaml import YAMLError
 
+from betasigma.cpus import usable_cpus
 from betasigma.runs.command import subcommand
 from betasigma.runs.files import read_json, remove_partial
 from betasigma.runs.header import CHECKPOINTS, LAST, PREVIOUS, is_readable
@@ -168,6 +169,7 @@ def describe_environment(overrides: list[str]) -> dict[str, Any]:
         "machine": {
             "system": platform.platform(),
             "cores": os.cpu_count(),
+            "usable_cpus": usable_cpus(),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         },
         "code": str(CODE),

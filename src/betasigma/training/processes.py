@@ -16,16 +16,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import read_write
 from pytorch_lightning import Trainer
 
+from betasigma.devices import THREADS
 from betasigma.runs.command import subcommand
 from betasigma.runs.start import Start
 
-VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
-"""Environment variables that tell Lightning's processes their rank and world size."""
+VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", THREADS)
+"""Environment variables that tell Lightning's processes their rank, world size and threads."""
 
 EXIT_TIMEOUT = 60.0
 """Seconds that the other processes have to end by themselves."""
@@ -43,6 +45,7 @@ def launched_processes(trainer: Trainer, start: Start, resume: str | None) -> It
     arguments, variables = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
     sys.argv = [arguments[0], *subcommand(), *_words_of_this_run(start.words, resume)]
     _set_run_directory(start.directory)
+    os.environ[THREADS] = str(torch.get_num_threads())  # else Lightning counts, without a quota
     try:
         yield
         trainer.strategy.barrier()
