@@ -139,7 +139,7 @@ def test_work_is_shown_unless_it_is_in_the_cache(data, tmp_path):
     seen = []
 
     @contextmanager
-    def work(what, total):
+    def work(what, total, done):
         yield lambda done, note: seen.append((what, done, total))
 
     for _ in range(2):
@@ -148,3 +148,55 @@ def test_work_is_shown_unless_it_is_in_the_cache(data, tmp_path):
     assert {(what, total) for what, _, total in seen} == {
         ("features of 40 train images, to be kept", 40)
     }
+
+
+class Stops(Identity):
+    """Features of so many batches of 8 images, then Ctrl-C."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__(48)
+        self.left = batches
+
+    def features_and_logits(self, images):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left -= 1
+        return super().features_and_logits(images)
+
+
+def stopped(data, folder, batches):
+    statistics = ReferenceStatistics(Stops(batches), data, folder, batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        statistics.get("train")
+
+
+def test_a_stopped_computation_goes_on_to_the_same_bits(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0)
+    monkeypatch.setattr(module, "CAP", 40)
+    expected = ReferenceStatistics(Identity(48), data, tmp_path / "whole", 8).get("train")
+    seen = []
+
+    @contextmanager
+    def work(what, total, done):
+        seen.append(done)
+        yield lambda done, note: None
+
+    for batches in (1, 2):
+        stopped(data, tmp_path / "cache", batches)
+    going_on = ReferenceStatistics(Stops(6), data, tmp_path / "cache", 8, work)
+    found = going_on.get("train")
+    assert (seen, going_on.extractor.left) == ([24], 0)
+    assert torch.equal(found.moments.packed, expected.moments.packed)
+    assert torch.equal(found.features, expected.features)
+    assert list(going_on.path("train").parent.iterdir()) == [going_on.path("train")]
+
+
+def test_a_damaged_part_is_computed_again_with_a_warning(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "KEEP_SECONDS", 0)
+    stopped(data, tmp_path, 2)
+    (part,) = (tmp_path / "references").iterdir()
+    cut(part)
+    statistics = ReferenceStatistics(Identity(48), data, tmp_path, batch_size=8)
+    with pytest.warns(UserWarning, match="is damaged"):
+        found = statistics.get("train")
+    torch.testing.assert_close(found.moments.cov, data.splits["train"].flatten(1).double().T.cov())

@@ -8,16 +8,21 @@ cached file is never out of date.
 Moments are exact over all images. For the metrics that need the features themselves, a uniform
 random subset is kept: each image is given a random key and the ``cap`` smallest keys win, which
 needs neither the length of the stream in advance nor its order, and merges across processes.
+
+What has been computed is kept beside the cache file every ``KEEP_SECONDS``, so that a command that
+was stopped begins where it was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,11 +43,14 @@ CAP = 10_000
 """Number of feature vectors kept for the metrics that need them."""
 
 
-Work = Callable[[str, int], AbstractContextManager[Callable[[int, str], None]]]
-"""Shows work of so many units; yields ``update(done, note)``."""
+KEEP_SECONDS = 20.0
+"""Seconds between two writes of an unfinished part."""
+
+Work = Callable[[str, int, int], AbstractContextManager[Callable[[int, str], None]]]
+"""Shows work of so many units, some of them done; yields ``update(done, note)``."""
 
 
-def unseen(what: str, total: int) -> AbstractContextManager[Callable[[int, str], None]]:
+def unseen(what: str, total: int, done: int) -> AbstractContextManager[Callable[[int, str], None]]:
     """Show nothing."""
     return nullcontext(lambda done, note: None)
 
@@ -108,6 +116,16 @@ class RandomRows:
         self._prune()
         return self._rows[0][self._places[0].argsort()]
 
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`restore` takes."""
+        self._prune()
+        return {"keys": self._keys[0], "places": self._places[0], "rows": self._rows[0]}
+
+    def restore(self, keys: Tensor, places: Tensor, rows: Tensor) -> None:
+        """Begin with the rows that were kept before."""
+        self._keys, self._places, self._rows = [keys], [places], [rows]
+        self._prune()
+
     def _prune(self) -> None:
         keys = torch.cat(self._keys)
         kept = keys.topk(min(self.cap, len(keys)), largest=False).indices
@@ -116,6 +134,46 @@ class RandomRows:
         self._rows = [torch.cat(self._rows)[kept]]
         if len(kept) == self.cap:
             self._bound = float(self._keys[0].max())
+
+
+class Part:
+    """Statistics of the first batches of a split, of which every ``world_size``-th is this rank's.
+
+    Args:
+        dim: of the features.
+        device: where float64 sums are kept.
+    """
+
+    def __init__(self, dim: int, device: torch.device) -> None:
+        self.moments = FeatureMoments(dim, device)
+        self.rows = RandomRows(dim, CAP)
+        self.batches, self.images = 0, 0
+        self._keys = torch.Generator().manual_seed(0)
+
+    def add(self, count: int, features: Tensor | None) -> None:
+        """Count a batch of ``count`` images; ``None`` for the features of another rank's."""
+        keys = torch.rand(count, generator=self._keys, dtype=torch.float64)
+        if features is not None:
+            self.moments.update(features)
+            self.rows.add(keys, torch.arange(self.images, self.images + count), features)
+        self.batches, self.images = self.batches + 1, self.images + count
+
+    def state(self) -> dict[str, Any]:
+        """Plain tensors and numbers, from which :meth:`restore` goes on to the same bits."""
+        return {
+            "packed": self.moments.packed.cpu(),
+            "batches": self.batches,
+            "images": self.images,
+            "generator": self._keys.get_state(),
+            **self.rows.state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Begin where a state was taken."""
+        self.moments.packed.copy_(state["packed"])
+        self.rows.restore(state["keys"], state["places"], state["rows"])
+        self.batches, self.images = int(state["batches"]), int(state["images"])
+        self._keys.set_state(state["generator"])
 
 
 class ReferenceStatistics:
@@ -182,22 +240,41 @@ class ReferenceStatistics:
     def _compute(
         self, split: Split, limit: int | None, rank: int, world_size: int
     ) -> tuple[FeatureMoments, RandomRows]:
-        moments = FeatureMoments(self.extractor.dim, self.extractor.float64_device)
-        rows = RandomRows(self.extractor.dim, CAP)
-        keys = torch.Generator().manual_seed(0)
         size = self.datamodule.size(split)
         total = size if limit is None else min(limit, size)
-        first = 0
-        with self.work(f"features of {total} {split} images, to be kept", total) as update:
-            for number, images in enumerate(self.datamodule.batches(split, self.batch_size, limit)):
-                key = torch.rand(len(images), generator=keys, dtype=torch.float64)
-                if number % world_size == rank:
-                    features, _ = self.extractor.extract(images)
-                    moments.update(features)
-                    rows.add(key, torch.arange(first, first + len(images)), features)
-                first += len(images)
-                update(first, "")
-        return moments.to("cpu"), rows
+        key = repr((self._key(split, limit), self.batch_size, rank, world_size))
+        path = self.path(split, limit).with_suffix(f".part{rank}of{world_size}")
+        part = self._begun(path, key)
+        written = time.monotonic()
+        what = f"features of {total} {split} images, to be kept"
+        with self.work(what, total, part.images) as update:
+            batches = self.datamodule.batches(split, self.batch_size, limit)
+            for images in islice(batches, part.batches, None):
+                own = part.batches % world_size == rank
+                part.add(len(images), self.extractor.extract(images)[0] if own else None)
+                update(part.images, "")
+                if part.images < total and time.monotonic() - written >= KEEP_SECONDS:
+                    _write(path, {"key": key, **part.state()})
+                    written = time.monotonic()
+        with suppress(OSError):  # there may be none, on a disk that takes none
+            path.unlink()
+        return part.moments.to("cpu"), part.rows
+
+    def _begun(self, path: Path, key: str) -> Part:
+        """The part that a stopped command has left, else an empty one."""
+        part = Part(self.extractor.dim, self.extractor.float64_device)
+        if path.exists():
+            try:
+                state = torch.load(path, weights_only=True)
+                if state["key"] == key:
+                    part.restore(state)
+            except Exception as error:  # what a broken file raises depends on where it is broken
+                warnings.warn(
+                    f"{path} is damaged ({type(error).__name__}); it is computed again",
+                    stacklevel=4,
+                )
+                return Part(self.extractor.dim, self.extractor.float64_device)
+        return part
 
     def _load(self, path: Path, key: str) -> Reference | None:
         if not path.exists():
@@ -224,7 +301,6 @@ class ReferenceStatistics:
         return Reference(moments, content["features"])
 
     def _save(self, path: Path, key: str, reference: Reference) -> None:
-        """Write the whole file. A cache that cannot be written is a warning, not an error."""
         moments = reference.moments
         content = {
             "key": key,
@@ -233,11 +309,16 @@ class ReferenceStatistics:
             "scatter": moments.scatter.clone(),
             "features": reference.features,
         }
-        try:
-            with replace_file(path) as partial:
-                torch.save(content, partial)
-        except (OSError, RuntimeError) as error:
-            warnings.warn(f"{path} could not be written ({error})", stacklevel=3)
+        _write(path, content)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write the whole file. A cache that cannot be written is a warning, not an error."""
+    try:
+        with replace_file(path) as partial:
+            torch.save(content, partial)
+    except (OSError, RuntimeError) as error:
+        warnings.warn(f"{path} could not be written ({error})", stacklevel=4)
 
 
 def _join(parts: list[tuple[FeatureMoments, RandomRows]]) -> Reference:
