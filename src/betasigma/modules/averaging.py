@@ -33,10 +33,28 @@ def ramped_decay(decay: float, updates: int) -> float:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average ← decay·average + (1 − decay)·model, parameters in one pass; buffers are copied."""
-    torch._foreach_lerp_(_tensors(average.parameters()), _tensors(model.parameters()), 1 - decay)
+    """average ← decay·average + (1 − decay)·model, parameters in one pass; buffers are copied.
+
+    Parameters of which each process holds a part are gathered one after the other.
+    """
+    means, values = _tensors(average.parameters()), _tensors(model.parameters())
+    if any(is_in_parts(value) for value in values):
+        for mean, value in zip(means, values, strict=True):
+            mean.lerp_(whole(value), 1 - decay)
+    else:
+        torch._foreach_lerp_(means, values, 1 - decay)
     for mean, buffer in zip(average.buffers(), model.buffers(), strict=True):
         mean.copy_(buffer)
+
+
+def is_in_parts(tensor: Tensor) -> bool:
+    """Whether each process holds a part of it (``hardware.strategy=fsdp``)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor; where it is in parts all processes call this together."""
+    return tensor.full_tensor() if is_in_parts(tensor) else tensor  # type: ignore[operator]
 
 
 def _tensors(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

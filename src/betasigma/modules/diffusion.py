@@ -13,7 +13,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from betasigma.denoiser import Denoiser
-from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average
+from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average, whole
 from betasigma.modules.finite import FiniteSteps
 from betasigma.modules.learning_rate import LearningRate, constant
 from betasigma.modules.training_means import FiniteMean, MeanError
@@ -174,7 +174,7 @@ class DiffusionModule(MeasuredModule):
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.mean_norm.update(norm.detach())
         several = self.trainer.world_size > 1
-        self.finite_steps.decide(optimizer, norm, self.trainer.global_step + 1, several)
+        self.finite_steps.decide(optimizer, whole(norm), self.trainer.global_step + 1, several)
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:

@@ -16,7 +16,11 @@ class HardwareOptions(Options):
     accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "what computes")
     devices: Count | Literal["auto"] = option("auto", "devices of a node, one process each")
     nodes: Count = option(1, "machines")
-    strategy: Literal["auto", "ddp"] = option("auto", "how several devices share a step")
+    strategy: Literal["auto", "ddp", "fsdp"] = option(
+        "auto",
+        "how several devices share a step; fsdp: each keeps a part of the trained network, for one "
+        "that is larger than a device",
+    )
     precision: Literal["auto", "bf16", "32"] | int = option("auto", "of the network's arithmetic")
     channels_last: bool | Literal["auto"] = option(
         "auto", "memory format of the network; auto: on GPUs"
@@ -27,7 +31,9 @@ class HardwareOptions(Options):
         "compiling fails, training goes on without",
     )
     deterministic: bool = option(False, "bit-for-bit repeatable on a GPU, slower")
-    threads: Annotated[int, Field(ge=1, le=4096)] | None = option(None, "CPU threads; null: all")
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = option(
+        None, "CPU threads; null: one for each CPU that may be used"
+    )
 
     def unused(self, composition: Composition) -> dict[str, str]:
         if not composition.trains:

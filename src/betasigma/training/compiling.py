@@ -31,8 +31,10 @@ def is_left_open(hardware: Mapping[str, Any]) -> bool:
     """Whether ``hardware`` leaves the choice to what is measured on a GPU.
 
     A deterministic run is left alone: one that is resumed would change its kernels at another step.
+    So is a network in parts, of which that was not measured.
     """
-    return hardware["compile"] == "auto" and not hardware["deterministic"]
+    exempt = hardware["deterministic"] or hardware["strategy"] == "fsdp"
+    return hardware["compile"] == "auto" and not exempt
 
 
 def can_be_compiled(content: Mapping[str, Any]) -> bool:

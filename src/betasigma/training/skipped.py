@@ -12,6 +12,7 @@ from betasigma.display import warn
 from betasigma.errors import UserError
 from betasigma.evaluation.sharding import broadcast, gather
 from betasigma.modules import DiffusionModule
+from betasigma.modules.averaging import is_in_parts
 from betasigma.modules.finite import Skipped, all_finite
 from betasigma.options.training import SKIPPED
 from betasigma.runs.header import newest_step
@@ -101,7 +102,9 @@ def refuse_not_finite(trainer: Trainer) -> None:
         NotFinite: so that they are neither saved nor validated.
     """
     module = trainer.lightning_module
-    if isinstance(module, DiffusionModule) and not all_finite(list(module.parameters())):
+    # weights in parts are seen in their average, which is whole: all ranks must find the same
+    weights = [p.detach() for p in module.parameters() if not is_in_parts(p)]
+    if isinstance(module, DiffusionModule) and not all_finite(weights):
         raise NotFinite(
             f"weights are not finite after step {trainer.global_step}: they are neither saved nor "
             f"validated, and the last checkpoint stands; a lower optimizer.lr or training.clip may "

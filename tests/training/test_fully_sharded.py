@@ -1,0 +1,96 @@
+"""``hardware.strategy=fsdp`` trains to the same weights, and its checkpoints are any run's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from betasigma.networks.refinenet import RefineNet
+from betasigma.networks.unet import UNet
+from betasigma.runs.checkpoint import read
+from betasigma.training.fully_sharded import blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WORDS = (
+    "network.channels=8",
+    "network.blocks=1",
+    "network.attention=[4]",
+    "batch_size=32",
+    "hardware.precision=32",
+    "hardware.accelerator=cpu",
+    "training.validate_every=2",
+    "training.log_every=2",
+    "training.sample_every=2",
+    "training.num_samples=4",
+    "training.warmup=2",
+    "ema.decay=0.5",
+    "sampler=ddim",
+    "sampler.steps=2",
+    "data.val_size=33",  # shared unevenly
+    "evaluation.extractor=identity",
+    "evaluation.n=71",
+    "logger=none",
+)
+ONE, TWO = ("hardware.devices=1",), ("hardware.strategy=fsdp", "hardware.devices=2")
+
+
+def train(run: Path, *words: str) -> dict:
+    """The last checkpoint of ``python train.py`` in this run directory."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={run}", *WORDS, *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "BETASIGMA_CACHE": str(run.parent / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read(run / "checkpoints" / "last.ckpt")
+
+
+def assert_equal(a, b, exact: bool) -> None:
+    """The weights, and all that the optimizer keeps of them."""
+    assert a["state_dict"].keys() == b["state_dict"].keys()
+    (one,), (other,) = a["optimizer_states"], b["optimizer_states"]
+    assert one["state"].keys() == other["state"].keys()
+    pairs = [(a["state_dict"][name], b["state_dict"][name], name) for name in a["state_dict"]]
+    pairs += [
+        (value, other["state"][number][key], f"{key} of {number}")
+        for number, state in one["state"].items()
+        for key, value in state.items()
+    ]
+    for mine, theirs, what in pairs:
+        assert type(theirs) is torch.Tensor
+        close = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(mine, theirs, **close, msg=what)
+
+
+@pytest.mark.slow
+def test_parts_train_as_the_whole_and_go_on_exactly(tmp_path: Path) -> None:
+    alone = train(tmp_path / "alone", *ONE, "steps=4")
+    shared = train(tmp_path / "shared", *TWO, "steps=4")
+    assert_equal(alone, shared, exact=False)
+    train(tmp_path / "stopped", *TWO, "steps=2")
+    again = train(tmp_path / "stopped", *TWO, "steps=4")
+    assert_equal(shared, again, exact=True)
+    train(tmp_path / "fewer", *TWO, "steps=2")
+    on_one = train(tmp_path / "fewer", *ONE, "steps=4")
+    assert_equal(alone, on_one, exact=False)
+
+
+def test_blocks_are_what_computes_between_the_ends() -> None:
+    unet = UNet(1, 8, channels=8, multipliers=(1, 2), blocks=1, attention=())
+    found = blocks(unet)
+    assert found
+    assert not any(isinstance(block, nn.ModuleList) for block in found)
+    inside = sum(p.numel() for block in found for p in block.parameters())
+    assert inside > 0.8 * sum(p.numel() for p in unet.parameters())
+    nested = blocks(RefineNet(1, 8, channels=8))
+    assert not any(isinstance(block, nn.ModuleList) for block in nested)
