@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from betasigma.build import make
 from betasigma.commands.assemble import make_sampler
+from betasigma.runs.files import write_json
 from betasigma.runs.record import Record
 from harness import ours
 from harness.images import png_folder
@@ -36,17 +37,35 @@ BYTES_PER_PARAMETER = 4 + 4 + 8 + 4 + 2
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, project and write the report."""
-    chosen = options(__doc__, argv, ("--rounds", {"type": int, "help": "7 at full size, else 2"}))
+    chosen = options(
+        __doc__,
+        argv,
+        ("--rounds", {"type": int, "help": "7 at full size, else 2"}),
+        ("--projections", {"action": "store_true", "help": "count anew, and keep what is timed"}),
+    )
     report = Report("scaling", chosen)
     rounds = chosen.rounds or (7 if report.full else 2)
     tables = projections(report)
-    with TemporaryDirectory() as folder:
-        exponents(report, Path(folder), rounds)
-        if chosen.clock == "wall":
-            processes(report, Path(folder))
-    report.save()
+    if chosen.projections:
+        renew(report)
+    else:
+        with TemporaryDirectory() as folder:
+            exponents(report, Path(folder), rounds)
+            if chosen.clock == "wall":
+                processes(report, Path(folder))
+        report.save()
     if report.full:
         replace_section(ROOT / "docs/scaling.md", "projections", tables)
+
+
+def renew(report: Report) -> None:
+    """Put the projections into the results that an earlier run has left."""
+    path = report.out / f"{report.name}.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    counted = report.content["tables"]
+    content["tables"][: len(counted)] = counted
+    content["notes"] = report.content["notes"]
+    write_json(path, content, indent=1)
 
 
 # ------------------------------------------------------------------ measured here
