@@ -50,7 +50,7 @@ from betasigma.options.apps import (
 from betasigma.options.base import REGISTRY, dump
 from betasigma.options.composition import Composition, numbered
 from betasigma.options.edits import check_ends
-from betasigma.options.evaluation import check_metrics, check_n, check_own
+from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, check_metrics, check_n, check_own
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
@@ -557,11 +557,11 @@ def decide_train(config: DictConfig) -> Decision:
 def decide_prefetch(config: DictConfig) -> Decision:
     """Choose the feature extractor of a run's evaluations."""
     node = config.evaluation
-    if node.n:
-        check_n(node.n, node.metrics)
+    if node.n != 0:
+        check_n(node.n or FEWEST_SAMPLES, node.metrics)
     if node.every:
         check_n(node.n_during, node.metrics)
-    if not (node.metrics and (node.n or node.every)):
+    if not (node.metrics and (node.n != 0 or node.every)):
         return NOTHING
     content = plain(config)
     return _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))
@@ -577,7 +577,8 @@ def plan(content: Mapping[str, Any]) -> str:
     else:
         text = f"will measure what is known exactly of {data} (model={model})"
     sampler = content["sampler"]["_target_"].rpartition(".")[2]
-    n = measured["n"] if measured["metrics"] else 0
+    n = f"at most {SAMPLES}" if measured["n"] is None else measured["n"]
+    n = n if measured["metrics"] else 0
     drawn = f"{n} samples by {sampler}, measured" if n else f"a grid of samples by {sampler}"
     likelihood = ", then bits per dimension" if content.get("likelihood") else ""
     return f"{text}, then {drawn}{likelihood}"

@@ -76,7 +76,11 @@ def _measure(
     """Draw samples, measure and log them, and show the table."""
     labels, run = content["labels"], Path(content["run"])
     meter = Meter(
-        {**content, "training": {"guidance": content["guidance"]}},
+        {
+            **content,
+            "training": {"guidance": content["guidance"]},
+            "evaluation": {**content["evaluation"], "n": content["n"]},
+        },
         data,
         sampler,
         loggers,

@@ -54,6 +54,7 @@ def evaluate_images(content: Config, out: Path, display: Display) -> None:
         )
     evaluator = make_evaluator(
         content["evaluation"],
+        len(images),
         compared,
         shape,
         move_to_device(nn.Identity(), content["hardware"]),

@@ -20,7 +20,7 @@ from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.evaluation.reference import DataSource
 from betasigma.options.data import Split
-from betasigma.options.evaluation import REFERENCE
+from betasigma.options.evaluation import REFERENCE, SAMPLES, references
 from betasigma.options.training import NFE
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
@@ -87,7 +87,7 @@ class Meter:
         self._seed = config["seed"]
         self._hardware = config["hardware"]
         self._guidance = config["training"]["guidance"] if guidance is None else guidance
-        self._data, self._sampler, self._labels = data, sampler, labels
+        self._data, self.sampler, self._labels = data, sampler, labels
         self._loggers, self._display = loggers, display
         self._evaluator: Evaluator | None = None
 
@@ -101,11 +101,11 @@ class Meter:
             return []
         evaluator = self._open(denoiser)
         size, share = self._settings["batch_size"], -(-n // world_size)
-        compile_for_sampling(denoiser, self._hardware, self._sampler, share, size, self._display)
+        compile_for_sampling(denoiser, self._hardware, self.sampler, share, size, self._display)
         with self._display.share(f"evaluating {n} samples") as progress:
             found = evaluator.evaluate(
                 guided(denoiser, self._guidance),
-                self._sampler,
+                self.sampler,
                 n,
                 seed=self._seed,
                 y=labels_in_turn(denoiser.num_classes, n, self._labels),
@@ -119,7 +119,7 @@ class Meter:
 
     def log(self, found: list[Measurement], step: int, prefix: str = "val") -> None:
         """Send measurements to the loggers under ``<prefix>/<name>``."""
-        drawn = {"guidance": self._guidance, "settings": format_settings(self._sampler.settings)}
+        drawn = {"guidance": self._guidance, "settings": format_settings(self.sampler.settings)}
         more = {}
         if found and found[0].nfe is not None:
             more = {NFE: float(found[0].nfe), "sample/n": float(found[0].n)}
@@ -128,21 +128,23 @@ class Meter:
     def _open(self, denoiser: DenoiserLike) -> Evaluator:
         if self._evaluator is None:
             shape, device = self._data.sample_shape, denoiser.device
+            n = SAMPLES if self._settings["n"] is None else self._settings["n"]
             self._evaluator = make_evaluator(
-                self._settings, self._data, shape, device, self._display
+                self._settings, n, self._data, shape, device, self._display
             )
         return self._evaluator
 
 
 def make_evaluator(
     settings: Mapping[str, Any],
+    n: int,
     data: DataSource,
     shape: tuple[int, ...],
     device: torch.device,
     display: Display,
     splits: Sequence[Split] = ("train", "test"),
 ) -> Evaluator:
-    """Make what measures images of this shape, as an ``evaluation`` node says, on this device."""
+    """Make what measures ``n`` images of this shape, as an ``evaluation`` node says."""
     choice = choose(
         settings["extractor"],
         settings["inception_weights"],
@@ -156,7 +158,7 @@ def make_evaluator(
         settings["metrics"],
         settings["cache"],
         settings["batch_size"],
-        settings["n_reference"],
+        references(settings["n_reference"], n),
         display.work,
         splits,
     )

@@ -47,6 +47,7 @@ from betasigma.errors import Stopped, UserError
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
+from betasigma.options.evaluation import SAMPLES
 from betasigma.options.training import (
     SPEED,
     TRAIN_ERROR,
@@ -75,6 +76,7 @@ from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_h
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start, program
 from betasigma.samplers import Sampler, labels_in_turn
+from betasigma.schedules import NoiseSchedule
 from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
 from betasigma.training.forecast import Forecast, Work
@@ -94,10 +96,13 @@ from betasigma.training.tracking import (
     shows_config,
 )
 from betasigma.training.trainer import (
+    GRID_SAMPLES,
     PER_IMAGE,
     affordable_validation,
     make_callbacks,
     make_trainer,
+    measured_samples,
+    shown_samples,
     validation_interval,
 )
 from betasigma.version import VERSION
@@ -150,6 +155,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, start, content, data, denoiser, resumed)
     _choose_validation(content, data, display)
+    _say_what_is_sampled(content, evaluations(sampler, denoiser.schedule), display)
     found = describe_data(display, data)
     if _rank() == 0:
         keep_description(run, found)
@@ -239,12 +245,13 @@ def run_callbacks(
         how += f", guidance {settings['guidance']:g}"
 
     def samples(denoiser: DenoiserLike) -> tuple[Tensor, str]:
+        n = shown_samples(content, evaluations(sampler, denoiser.schedule))
         with display.share("sampling") as progress:
             drawn = sampler.sample(
                 guided(denoiser, settings["guidance"]),
-                settings["num_samples"],
+                n,
                 seed=content["seed"],
-                y=labels_in_turn(denoiser.num_classes, settings["num_samples"]),
+                y=labels_in_turn(denoiser.num_classes, n),
                 progress=progress,
             )
         say_not_finite(drawn.x)
@@ -300,16 +307,15 @@ def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str,
     """What a run does beside its steps, and how many network evaluations that takes."""
     settings, measured = content["training"], content["evaluation"]
     schedule = make_schedule(content["schedule"])
-    each = len(sampler.reached(sampler.times(schedule)))
+    each = evaluations(sampler, schedule)
     if measured["metrics"]:
-        n, n_during = measured["n"] or 0, measured["n_during"]
+        n, n_during = measured_samples(content, each), measured["n_during"]
     else:
         n, n_during = 0, 0
+    grid = each * shown_samples(content, each)
     return {
         VALIDATION: Work(PER_IMAGE * data.val_size, validation_interval(content), with_last=True),
-        SAMPLING: Work(
-            each * settings["num_samples"], settings["sample_every"], each * settings["num_samples"]
-        ),
+        SAMPLING: Work(grid, settings["sample_every"], grid),
         EVALUATION: Work(each * n_during, measured["every"], each * n),
     }
 
@@ -324,6 +330,28 @@ def _choose_validation(content: Config, data: ImageDataModule, display: Display)
         display.line(
             f"validating on {data.val_size} of {data.size('test')} test images, which takes about "
             f"a tenth of so short a training (data.val_size)"
+        )
+
+
+def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
+    """Steps of a sample, most of which evaluate the network once."""
+    return len(sampler.reached(sampler.times(schedule)))
+
+
+def _say_what_is_sampled(content: Config, nfe: int, display: Display) -> None:
+    """Say that fewer samples are drawn or measured where a run is short."""
+    shown, measured = shown_samples(content, nfe), measured_samples(content, nfe)
+    asked = content["training"]["num_samples"], content["evaluation"]["n"]
+    if asked[0] is None and shown < GRID_SAMPLES:
+        display.line(
+            f"{shown} samples in a grid: more, by {nfe} network evaluations each, would take "
+            f"longer than so short a training (training.num_samples, sampler.steps)"
+        )
+    if asked[1] is None and measured < SAMPLES and content["evaluation"]["metrics"]:
+        what = f"{measured} samples are" if measured else "nothing is"
+        display.line(
+            f"{what} measured at the end: more would take longer than so short a training "
+            f"(evaluation.n={SAMPLES} asks for {SAMPLES})"
         )
 
 
@@ -352,7 +380,8 @@ def finish(
     with watch.pause(device, SAMPLING):
         grids.show(trainer, module, step)
     with watch.pause(device, EVALUATION):
-        found = meter.measure(average, content["evaluation"]["n"])
+        n = measured_samples(content, evaluations(meter.sampler, average.schedule))
+        found = meter.measure(average, n)
         meter.log(found, step)
     with watch.pause(device, LIKELIHOOD):
         likelihood = measure_likelihood(
@@ -416,7 +445,7 @@ def _check_examples(content: Config, data: ImageDataModule) -> None:
         UserError: naming the split and its number of examples.
     """
     node = content["evaluation"]
-    if not (node["metrics"] and (node["n"] or node["every"])):
+    if not (node["metrics"] and (node["n"] != 0 or node["every"])):
         return
     for split in ("train", "test"):
         if data.size(split) < 2:

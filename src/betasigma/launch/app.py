@@ -49,6 +49,7 @@ from betasigma.launch.image_network import fitting_network
 from betasigma.launch.snapshot import refuse_changed
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behind, this_sweep
+from betasigma.launch.waiting import choose_waiting
 from betasigma.runs.directory import new_directory, short
 from betasigma.runs.lock import locked
 from betasigma.runs.start import Start
@@ -124,6 +125,8 @@ def app(
                 short = SHORT.get(config_name, {})
                 sys.argv[1:] = [short.get(word, word) for word in sys.argv[1:]]
                 line = with_key(read_command_line(sys.argv[1:]), config_name)
+                if not line.only_shows:
+                    choose_waiting()
                 allow_typed(sys.argv[1:])
                 line = fetch_named(add_place(line))
                 line = line._replace(overrides=[*always, *line.overrides])
@@ -164,7 +167,7 @@ def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
     network = fitting_network(overrides, configs) if configs.config_name == "train" else None
     if network is not None:
         overrides.append(f"network={network}")
-        if not line.options.keys() & {"--help", "--cfg", "--info"}:
+        if not line.only_shows:
             print(
                 f"network={network} is taken, for images of the given data.image_size; "
                 f"network=… takes another",
@@ -202,6 +205,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
 
     @wraps(task)
     def run(config: DictConfig) -> Any:
+        choose_waiting()  # the worker of a cluster or of joblib begins here
         start = this_start()
         name = HydraConfig.get().callbacks["preflight"].app
         if not CHECKS[name].writes:

@@ -66,6 +66,11 @@ class CommandLine(NamedTuple):
         """Whether it asks for the app's help."""
         return "--help" in self.options
 
+    @property
+    def only_shows(self) -> bool:
+        """Whether it asks to be shown something, and for nothing to be done."""
+        return bool(self.options.keys() & {"--help", "--cfg", "--info"})
+
     def words(self) -> list[str]:
         """Return the words in Hydra's order: options first."""
         options = [

@@ -54,7 +54,8 @@ def is_in_parts(tensor: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor; where it is in parts all processes call this together."""
-    return tensor.full_tensor() if is_in_parts(tensor) else tensor  # type: ignore[operator]
+    gather = getattr(tensor, "full_tensor", None)
+    return tensor if gather is None else gather()
 
 
 def _tensors(parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -15,7 +15,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from betasigma.errors import UserError
-from betasigma.options.base import ComponentOptions, Count, Options, option, parse_component
+from betasigma.options.base import (
+    AUTO,
+    Auto,
+    ComponentOptions,
+    Count,
+    Options,
+    option,
+    parse_component,
+)
 from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.samplers import DRAWN_AT_ONCE, MOST
 
@@ -104,6 +112,20 @@ class KernelDistanceOptions(MetricOptions):
     )
 
 
+SAMPLES, FEWEST_SAMPLES = 500, 50
+"""Samples that are measured where nothing else is said, and the fewest that are worth it."""
+
+REFERENCES, ALL_FROM = 5000, 10_000
+"""Images of each split that few samples are compared with, and how many samples are not few."""
+
+
+def references(n_reference: int | str | None, n: int) -> int | None:
+    """Images of each split that ``n`` samples are compared with; ``None`` for all."""
+    if n_reference != AUTO:
+        return int(n_reference) if n_reference is not None else None
+    return None if n >= ALL_FROM else REFERENCES
+
+
 class EvaluationOptions(Options):
     node = "evaluation"
 
@@ -124,12 +146,18 @@ class EvaluationOptions(Options):
     every: Count | None = option(
         None, "steps between evaluations during training; null: at the end only"
     )
-    n: Annotated[int, Field(ge=0, le=MOST)] = option(500, "samples at the end")
+    n: Annotated[int, Field(ge=0, le=MOST)] | None = option(
+        None,
+        f"samples at the end; null: {SAMPLES}, or what so short a training allows (none below "
+        f"{FEWEST_SAMPLES})",
+    )
     n_during: Annotated[int, Field(ge=2, le=MOST)] = option(
         200, "samples of an evaluation during training"
     )
-    n_reference: Annotated[int, Field(ge=2)] | None = option(
-        None, "images of the data set to compare with, a fixed random choice; null: all"
+    n_reference: Annotated[int, Field(ge=2)] | Auto | None = option(
+        AUTO,
+        f"images of each split to compare with, a fixed random choice; null: all; auto: "
+        f"{REFERENCES}, or all where {ALL_FROM} samples or more are measured",
     )
     batch_size: Count = option(DRAWN_AT_ONCE, "drawn at once; halved where a GPU's memory ends")
     cache: str = option("~/.cache/betasigma", "folder of the data set's statistics")

@@ -105,7 +105,9 @@ class TrainingOptions(GuidedOptions):
     sample_every: Count = option(1000, "steps between two sample grids")
     checkpoint_every: Count = option(500, "steps between two checkpoints")
     wait_for_space: NonNegative = option(600.0, "seconds to wait where the disk is full")
-    num_samples: Annotated[int, Field(ge=1, le=10_000)] = option(64, "samples in a grid")
+    num_samples: Annotated[int, Field(ge=1, le=10_000)] | None = option(
+        None, "samples in a grid; null: 64, or what so short a training allows (at least 4)"
+    )
 
 
 class StopOptions(Options):

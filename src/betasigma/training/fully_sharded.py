@@ -49,7 +49,7 @@ class FullySharded(DDPStrategy):
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state as an optimizer of whole parameters has it; all ranks call it together."""
-        state = super().optimizer_state(optimizer)
+        state: Any = super().optimizer_state(optimizer)
         return {**state, "state": {k: self._whole(v) for k, v in state["state"].items()}}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:

@@ -20,9 +20,11 @@ from pytorch_lightning.profilers import (
     PyTorchProfiler,
     SimpleProfiler,
 )
+from pytorch_lightning.strategies import Strategy
 
 from betasigma.build import make, require
 from betasigma.objectives.error_curve import GRID
+from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.forecast import EVALUATIONS
 
@@ -59,6 +61,40 @@ FEWEST = 16
 """Images of the cheapest validation."""
 
 
+def shown_samples(content: Config, nfe: int) -> int:
+    """How many samples a grid has: those that are asked for, else ``GRID_SAMPLES`` or as many as
+    cost no more than the training of the whole run; at least ``FEWEST_SHOWN``.
+
+    Args:
+        content: the whole config.
+        nfe: network evaluations of a sample.
+    """
+    asked: int | None = content["training"]["num_samples"]
+    if asked is not None or not content["steps"]:
+        return asked or GRID_SAMPLES
+    return max(FEWEST_SHOWN, min(GRID_SAMPLES, _evaluations(content) // nfe))
+
+
+def measured_samples(content: Config, nfe: int) -> int:
+    """How many samples are measured at the end: those that are asked for, else ``SAMPLES`` or as
+    many as cost no more than the training of the whole run; none below ``FEWEST_SAMPLES``.
+    """
+    asked: int | None = content["evaluation"]["n"]
+    if asked is not None or not content["steps"]:
+        return SAMPLES if asked is None else asked
+    found = min(SAMPLES, _evaluations(content) // nfe)
+    return found if found >= FEWEST_SAMPLES else 0
+
+
+def _evaluations(content: Config) -> int:
+    """Evaluations of the network, of one example each, that cost as much as the training."""
+    return int(EVALUATIONS * content["batch_size"] * content["steps"])
+
+
+GRID_SAMPLES, FEWEST_SHOWN = 64, 4
+"""Samples in a grid, and in the cheapest one."""
+
+
 def make_trainer(
     content: Config, run: Path, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
@@ -79,7 +115,7 @@ def make_trainer(
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
         num_nodes=hardware["nodes"],
-        strategy=hardware["strategy"],
+        strategy=_strategy(hardware["strategy"]),
         deterministic=hardware["deterministic"],
         max_epochs=-1,
         max_steps=content["steps"],
@@ -98,6 +134,14 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def _strategy(name: str) -> str | Strategy:
+    if name != "fsdp":
+        return name
+    from betasigma.training.fully_sharded import FullySharded  # half a second, which few runs need
+
+    return FullySharded()
 
 
 def make_callbacks(nodes: Mapping[str, Config]) -> list[Callback]:

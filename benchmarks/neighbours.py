@@ -1,0 +1,168 @@
+"""What a machine that is not quiet costs, by the way OpenMP's threads wait for each other.
+
+    python benchmarks/neighbours.py                # ten minutes
+
+Every setting has a process of its own, since OpenMP reads it when PyTorch is loaded; the processes
+take turns, without neighbours and beside one and two processes that only burn time. A share is the
+speed of a setting over that of the fastest one of the same round.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import cycle
+from unittest.mock import patch
+
+from betasigma.launch.waiting import BUSY, QUIET
+from harness.report import Report, options
+from harness.timing import Apart, Step, Timings, seconds_of
+
+SETTINGS: dict[str, dict[str, str]] = {
+    "PyTorch's default": {},
+    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (QUIET, 10_000, 1000, BUSY)},
+    "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
+}
+"""Environment variables of each setting; none of the others' are set. A command chooses among the
+first and ``BUSY`` when it starts (:mod:`betasigma.launch.waiting`)."""
+
+VARIABLES = sorted({name for setting in SETTINGS.values() for name in setting})
+
+WORK = (
+    "training, fp32",
+    "training, bf16",
+    "sampling, fp32",
+    "sampling, bf16",
+    "evaluation",
+)
+"""Kinds of work: a step of the digits' U-Net at the default batch, network evaluations of a
+sampling of 256, and features of 8 images."""
+
+BURN = "while True: pass"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the report."""
+    chosen = options(
+        __doc__,
+        argv,
+        ("--rounds", {"type": int, "help": "15 at full size, else 5"}),
+        ("--neighbours", {"type": int, "nargs": "*", "default": [0, 1, 2], "help": "how many"}),
+        ("--settings", {"nargs": "*", "default": list(SETTINGS), "help": "some of them"}),
+    )
+    report = Report("neighbours", chosen)
+    rounds = chosen.rounds or (15 if report.full else 5)
+    with ExitStack() as stack:
+        candidates = {name: stack.enter_context(started(name)) for name in chosen.settings}
+        for candidate in candidates.values():  # one after the other, so that none waits in memory
+            for _ in WORK:
+                candidate()
+        for number in chosen.neighbours:
+            with neighbours(number):
+                show(report, number, in_turns(candidates, rounds))
+    report.note(
+        "A share of 1 is the fastest setting of that column. Each figure is a ratio of medians; "
+        "the settings took turns, piece of work by piece of work."
+    )
+    report.save()
+
+
+@contextmanager
+def started(name: str) -> Iterator[Apart]:
+    """A process whose environment has this setting and none of the others."""
+    own = SETTINGS[name]
+    kept = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    with patch.dict(os.environ, {**kept, **own}, clear=True), Apart(turns_of) as candidate:
+        yield candidate
+
+
+def turns_of() -> Step:
+    """A step that does the next kind of work at each call."""
+    import torch
+
+    from betasigma.commands.assemble import make_sampler
+    from betasigma.evaluation.choice import choose
+    from betasigma.evaluation.features import build
+    from harness import ours
+
+    torch.manual_seed(0)
+    steps: dict[str, Step] = {}
+    for name, precision in (("fp32", 32), ("bf16", "bf16")):
+        words = [f"hardware.precision={precision}", "hardware.compile=false"]
+        config = ours.composed([*words, "sampler=ddim", "sampler.steps=3"])
+        made = ours.parts(config)
+        x = torch.randn(config["batch_size"], *made.data.sample_shape)
+        steps[f"training, {name}"] = repeated(ours.bare_step(config, made, x), 2)
+        sampler, average = make_sampler(config["sampler"]), made.module.average
+        steps[f"sampling, {name}"] = partial(sampler.sample, average, 256)
+    extractor = build(choose("auto", None, False, made.data.sample_shape), made.data.sample_shape)
+    images = torch.randint(256, (8, *made.data.sample_shape), dtype=torch.uint8)
+    steps["evaluation"] = partial(extractor.extract, images)
+    order = cycle(WORK)
+    return lambda: steps[next(order)]()
+
+
+def repeated(step: Step, times: int) -> Step:
+    """The step, several times."""
+
+    def run() -> None:
+        for _ in range(times):
+            step()
+
+    return run
+
+
+def in_turns(candidates: Mapping[str, Apart], rounds: int) -> dict[str, Timings]:
+    """Seconds of every candidate, by the kind of work."""
+    found = {work: Timings({name: [] for name in candidates}) for work in WORK}
+    for number in range(rounds + 1):  # the first does not count
+        for timings in found.values():
+            for name, candidate in candidates.items():
+                seconds = seconds_of(candidate)
+                if number:
+                    timings.seconds[name].append(seconds)
+    return found
+
+
+@contextmanager
+def neighbours(number: int) -> Iterator[None]:
+    """That many processes that only burn time."""
+    started = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def show(report: Report, number: int, found: Mapping[str, Timings]) -> None:
+    """A table of the shares."""
+    best = {work: min(map(t.median, t.seconds)) for work, t in found.items()}
+    settings = next(iter(found.values())).seconds
+    report.table(
+        f"Beside {number} busy processes: speed as a share of the fastest setting's",
+        ["setting", *WORK, "least"],
+        [
+            [name, *shares, min(shares)]
+            for name in settings
+            for shares in [[best[work] / t.median(name) for work, t in found.items()]]
+        ],
+    )
+    report.raw(f"{number} neighbours", {work: t.seconds for work, t in found.items()})
+    report.raw(f"{number} neighbours, load", list(os.getloadavg()))
+    chosen = f"GOMP_SPINCOUNT={BUSY if number else QUIET}"
+    if chosen in settings:
+        least = min(best[work] / t.median(chosen) for work, t in found.items())
+        wanted = 0.8 if number else 0.98
+        what = f"{chosen}, which a command chooses beside {number} busy processes"
+        report.target(f"{what}: least share of the fastest", least, wanted)
+
+
+if __name__ == "__main__":
+    main()
