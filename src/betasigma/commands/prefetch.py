@@ -29,16 +29,17 @@ def prefetch(config: DictConfig) -> None:
     sizes = ", ".join(f"{data.size(split)} {split}" for split in ("train", "test"))
     display.line(f"data      {data.data_name}: {sizes} examples")
     node = content["evaluation"]
-    if not (node["metrics"] and (node["n"] or node["every"])):
+    if not (node["metrics"] and (node["n"] != 0 or node["every"])):
         display.line("metrics   none are asked for")
         return
     device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
-    evaluator = make_evaluator(node, data, data.sample_shape, device, display)
+    n = SAMPLES if node["n"] is None else node["n"]
+    evaluator = make_evaluator(node, n, data, data.sample_shape, device, display)
     display.line(f"features  {evaluator.extractor.name}")
     wanted: set[tuple[Split, int | None]] = {
-        ("train", node["n_reference"]),
-        ("test", node["n_reference"]),
-        *(("test", n) for n in (node["n"], node["n_during"] if node["every"] else 0) if n),
+        ("train", evaluator.n_reference),
+        ("test", evaluator.n_reference),
+        *(("test", size) for size in (n, node["n_during"] if node["every"] else 0) if size),
     }
     for split, limit in sorted(wanted, key=str):
         evaluator.statistics.get(split, limit)
