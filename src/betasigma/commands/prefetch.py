@@ -11,6 +11,7 @@ from betasigma.commands.measure import make_evaluator
 from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
 from betasigma.display import Display, plain_warnings
+from betasigma.options.evaluation import SAMPLES
 from betasigma.runs.directory import short
 
 

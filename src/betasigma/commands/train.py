@@ -539,7 +539,7 @@ def _show_real(loggers: list[Logger], data: ImageDataModule, content: Config) ->
     """Show real images beside the samples to come."""
     if len(loggers) < 2:  # there is nothing but the record
         return
-    number = min(content["training"]["num_samples"], data.size("train"))
+    number = min(content["training"]["num_samples"] or GRID_SAMPLES, data.size("train"))
     real = next(iter(data.batches("train", number, number)))
     log_picture(loggers, "real", picture(real), 0, f"real images of {data.data_name}")
     log_histogram(loggers, "pixels/real", real, 0)
