@@ -17,6 +17,7 @@ from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.apps import Evaluate, ModelConfig, Sample, Train
+from betasigma.options.evaluation import SAMPLES
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.networks import NetworkOptions
 from betasigma.options.optimizers import AdamOptions
@@ -50,7 +51,8 @@ def check_training(options: Train, facts: DataFacts) -> None:
         _check_steps(options, facts)
     node = options.evaluation
     if node.metrics:
-        drawn = max(node.n, node.n_during if node.every else 0)
+        n = SAMPLES if node.n is None else node.n
+        drawn = max(n, node.n_during if node.every else 0)
         key = "evaluation.batch_size"
         _check_batch(key, node.batch_size, drawn, options.hardware, options.network, facts)
 
