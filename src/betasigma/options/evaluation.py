@@ -169,9 +169,9 @@ class EvaluationOptions(Options):
         wanted = "evaluation.metrics"
         if self.metrics:
             wanted = "evaluation.n or evaluation.every"
-        if not self.metrics or not (self.n or self.every):
+        if not self.metrics or (self.n == 0 and not self.every):
             keys = set(type(self).model_fields) - {"cache", "every" if self.metrics else "metrics"}
-            keys -= set() if self.n else {"n"}
+            keys -= {"n"} if self.n == 0 else set()
             found |= dict.fromkeys(keys, f"without {wanted}")
         return found
 
