@@ -172,9 +172,10 @@ class DiffusionModule(MeasuredModule):
         """Clip the gradient, and have a step that is not finite skipped."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.mean_norm.update(norm.detach())
+        of_all = whole(norm)
+        self.mean_norm.update(of_all.detach())
         several = self.trainer.world_size > 1
-        self.finite_steps.decide(optimizer, whole(norm), self.trainer.global_step + 1, several)
+        self.finite_steps.decide(optimizer, of_all, self.trainer.global_step + 1, several)
         if gradient_clip_algorithm == "value":
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         elif gradient_clip_val:
