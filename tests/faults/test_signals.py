@@ -35,11 +35,11 @@ def rows(run: Path) -> list[tuple[str, str, str]]:
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for SLURM's command, and what it was asked. (test_slurm.py asks a real one.)"""
+    """A stand-in for SLURM's command, and what it was told. (test_slurm.py has a real one.)"""
     asked = tmp_path / "asked.txt"
     program = tmp_path / "bin" / "scontrol"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    program.write_text(f'#!/bin/sh\n[ "$1" != requeue ] || echo "$@" >> {asked}\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
