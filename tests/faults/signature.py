@@ -33,7 +33,7 @@ def _parts(content: dict[str, Any]) -> list[Tensor]:
     found = [first["x"], second["x"], torch.tensor(len(data.val_dataloader()))]
     draws = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=draws)
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=draws)
     labels = first.get("label") if model.num_classes else None
     rng = Stream("signature", 0, indices=range(len(first["x"])))
     if content["model"]["family"] != "oracle":
@@ -46,7 +46,7 @@ def _parts(content: dict[str, Any]) -> list[Tensor]:
         )
         found += [loss.loss, *gradients]
         model.eval()
-        for share in (1.0, 0.5, 0.37):
+        for share in (1.0, 0.5, 0.3737):
             t = max(share, model.schedule.t_min)
             with torch.no_grad(), model.between_levels(_known_policy(model.off_levels)):
                 found.append(model(first["x"], t, labels).x0)
