@@ -46,6 +46,8 @@ def _parts(content: dict[str, Any]) -> list[Tensor]:
         )
         found += [loss.loss, *gradients]
         model.eval()
+        refuses = model.off_levels == "refuse" and model.trained_on == "levels"
+        found.append(torch.tensor(refuses and model.schedule.levels > 1))
         for share in (1.0, 0.5, 0.3737):
             t = max(share, model.schedule.t_min)
             with torch.no_grad(), model.between_levels(_known_policy(model.off_levels)):
@@ -56,7 +58,7 @@ def _parts(content: dict[str, Any]) -> list[Tensor]:
 
 
 def _known_policy(policy: Any) -> Any:
-    """``refuse`` has an effect of its own: it is told from the others by a number."""
+    """``refuse`` has an effect of its own, a number beside those of the other policies."""
     return "snap" if policy == "refuse" else policy
 
 
