@@ -25,8 +25,8 @@ from betasigma.commands.checks import CHECKS
 from betasigma.config_tree import conf_directory
 from betasigma.launch import search_path
 from betasigma.launch.app import as_hydra_takes_it, is_refusal, register_resolvers, sentence
-from betasigma.launch.command_line import read_command_line
-from betasigma.launch.configs import Configs
+from betasigma.launch.command_line import CommandLine, read_command_line
+from betasigma.launch.configs import ConfigFile, Configs
 from betasigma.launch.consent import allow_typed, check_consent
 from betasigma.launch.machine import check_machine
 from betasigma.launch.preflight import refuse_search, refuse_unsearched
@@ -134,13 +134,22 @@ class Composed(NamedTuple):
     """What a user would see as a traceback."""
 
 
+FILES: dict[str, ConfigFile] = {}
+"""Files of the config tree, each read once."""
+
+
+def configs_of(line: CommandLine) -> Configs:
+    """The config tree, as a command line sees it."""
+    return Configs(conf_directory(), "train", line, FILES)
+
+
 @cache
 def composed_groups(words: tuple[str, ...]) -> DictConfig | Exception:
     """The config of choices of groups, as Hydra composes it."""
     search_path.register()
     register_resolvers()
     line = read_command_line(list(words))
-    configs = Configs(conf_directory(), "train", line)
+    configs = configs_of(line)
     try:
         typed = as_hydra_takes_it(line, configs).overrides
         with initialize_config_dir(str(configs.folder), job_name="train", version_base="1.3"):
@@ -166,9 +175,7 @@ def compose(case: Case) -> DictConfig:
     if isinstance(known, Exception):
         raise known
     config = copy.deepcopy(known)
-    keys = as_hydra_takes_it(
-        line._replace(overrides=list(case.keys)), Configs(conf_directory(), "train", line)
-    ).overrides
+    keys = as_hydra_takes_it(line._replace(overrides=list(case.keys)), configs_of(line)).overrides
     parsed = OverridesParser.create().parse_overrides(keys)
     for override in parsed:
         if override.is_sweep_override():
@@ -186,7 +193,7 @@ def is_sweep(word: str | None) -> Exception:
 
 def checked(case: Case) -> Composed:
     """Compose a case, and check it as a command does before there is a run directory."""
-    configs = Configs(conf_directory(), "train", read_command_line(list(case.words)))
+    configs = configs_of(read_command_line(list(case.words)))
     try:
         config = compose(case)
         overrides = list(config.hydra.overrides.task)

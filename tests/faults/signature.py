@@ -33,7 +33,7 @@ def _parts(content: dict[str, Any]) -> list[Tensor]:
     found = [first["x"], second["x"], torch.tensor(len(data.val_dataloader()))]
     draws = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data = 0.3 * torch.randn(parameter.shape, generator=draws)
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=draws)
     labels = first.get("label") if model.num_classes else None
     rng = Stream("signature", 0, indices=range(len(first["x"])))
     if content["model"]["family"] != "oracle":
@@ -46,7 +46,9 @@ def _parts(content: dict[str, Any]) -> list[Tensor]:
         )
         found += [loss.loss, *gradients]
         model.eval()
-        for share in (1.0, 0.5, 0.37):
+        refuses = model.off_levels == "refuse" and model.trained_on == "levels"
+        found.append(torch.tensor(refuses and model.schedule.levels > 1))
+        for share in (1.0, 0.5, 0.3737):
             t = max(share, model.schedule.t_min)
             with torch.no_grad(), model.between_levels(_known_policy(model.off_levels)):
                 found.append(model(first["x"], t, labels).x0)
@@ -56,7 +58,7 @@ def _parts(content: dict[str, Any]) -> list[Tensor]:
 
 
 def _known_policy(policy: Any) -> Any:
-    """``refuse`` has an effect of its own: it is told from the others by a number."""
+    """``refuse`` has an effect of its own, a number beside those of the other policies."""
     return "snap" if policy == "refuse" else policy
 
 

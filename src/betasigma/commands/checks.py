@@ -280,6 +280,8 @@ def check_composition(options: Train, facts: DataFacts) -> None:
         UserError: for the first two groups that do not go together.
     """
     _check_auto(options, facts)
+    if facts.points:
+        catalog.refuse_pixels(facts.name, options.data.flip, options.data.dequantize)
     composition = options.composition(facts, options.hardware)
     if options.model.trains:
         options.network.check_with(composition)

@@ -202,6 +202,16 @@ def refuse_what_does_not_apply(name: str, node: Mapping[str, Any]) -> None:
             )
 
 
+def refuse_pixels(name: str, flip: bool, dequantize: bool) -> None:
+    """Refuse what is done to pixels, of points.
+
+    Raises:
+        UserError: if either is asked for.
+    """
+    if flip or dequantize:
+        raise UserError(f"data={name} has no pixels: data.flip and data.dequantize must be off")
+
+
 def unused(node: Mapping[str, Any]) -> dict[str, str]:
     """Keys of a ``data`` node that have no effect on its data set, and why
     (:meth:`betasigma.options.base.Options.unused`).

@@ -469,10 +469,8 @@ class ImageDataModule(LightningDataModule):
 
     def _refuse_what_does_not_apply(self) -> None:
         Division(self.batch_size)
-        if not self.has_pixels and (self.flip or self.dequantize or self.val_dequantize):
-            raise UserError(
-                f"data={self.data_name} has no pixels: data.flip and data.dequantize must be off"
-            )
+        if not self.has_pixels:
+            catalog.refuse_pixels(self.data_name, self.flip, self.dequantize or self.val_dequantize)
 
 
 def _text(root: str | Path | None) -> str | None:

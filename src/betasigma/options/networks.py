@@ -150,9 +150,9 @@ def unused_embedding(network: Any, composition: Composition) -> dict[str, str]:
     if composition.preconditioning.conditioning == "none":
         why = "with preconditioning.conditioning=none: every noise level is told as 0"
         return dict.fromkeys(keys, why)
-    other = {"fourier": "frequency_shift", "positional": "fourier_scale"}
-    wanted = "positional" if network.embedding == "fourier" else "fourier"
-    return {other[network.embedding]: f"without network.embedding={wanted}"}
+    if network.embedding == "positional":
+        return {"fourier_scale": "without network.embedding=fourier"}
+    return {"frequency_shift": "without network.embedding=positional"}
 
 
 class ImageShape(Options):

@@ -91,6 +91,9 @@ class GridOptions(SamplerOptions):
     grid: Grid = option("levels", SPACING)
     rho: Positive = option(7.0, "of grid=karras")
 
+    between: ClassVar[tuple[str, ...]] = ()
+    """Keys of the steps between two times, of which there are none on a single noise level."""
+
     def unused(self, composition: Composition) -> dict[str, str]:
         found = super().unused(composition)
         if self.grid != "karras":
@@ -98,7 +101,7 @@ class GridOptions(SamplerOptions):
         elif self.steps in (1, 2):
             found["rho"] = f"with sampler.steps={self.steps}: it spaces the times between the ends"
         if composition.one_level:
-            found |= {"grid": ONE_LEVEL, "rho": ONE_LEVEL}
+            found |= dict.fromkeys(("grid", "rho", *self.between), ONE_LEVEL)
             if self.steps not in (None, 1):
                 found["steps"] = ONE_LEVEL
         return found
@@ -139,6 +142,7 @@ class GridOptions(SamplerOptions):
 
 class AncestralOptions(GridOptions):
     targets = ("betasigma.samplers.Ancestral",)
+    between = ("variance",)
 
     clip: bool = option(True, "clip every predicted x_0 to the value range")
     variance: Variance = option("beta", "of a step: beta, the posterior's, or the model's own")
@@ -154,6 +158,7 @@ class AncestralOptions(GridOptions):
 
 class DDIMOptions(GridOptions):
     targets = ("betasigma.samplers.DDIM",)
+    between = ("eta",)
 
     steps: Steps = option(50, TIMES)
     clip: bool = option(True, "clip every predicted x_0 to the value range")
@@ -189,6 +194,7 @@ class AnnealedLangevinOptions(GridOptions):
 
 class PredictorCorrectorOptions(GridOptions):
     targets = ("betasigma.samplers.PredictorCorrector",)
+    between = ("predictor",)
 
     predictor: Predictor = option("reverse_diffusion", "step of the reverse SDE")
     snr: Positive = option(0.16, "size of a corrector's step")
@@ -211,6 +217,7 @@ class EulerOptions(GridOptions):
 
 class HeunOptions(GridOptions):
     targets = ("betasigma.samplers.Heun",)
+    between = ("s_churn", "s_min", "s_max", "s_noise")
 
     steps: Steps = option(18, f"{TIMES}; 2 evaluations each, the last one 1")
     grid: Grid = option("karras", SPACING)
@@ -246,6 +253,7 @@ class HeunOptions(GridOptions):
 
 class DPMSolverOptions(GridOptions):
     targets = ("betasigma.samplers.DPMSolver",)
+    between = ("eta",)
     repeatable = False
 
     steps: Steps = option(20, TIMES)

@@ -40,6 +40,10 @@ class DenoiserOptions(Options):
             return {"off_levels": "without objective.times=levels"}
         if composition.one_level:
             return {"off_levels": "on a model of one noise level"}
+        conditional = getattr(composition.network, "conditional", True)
+        told = conditional and composition.preconditioning.conditioning != "none"
+        if not told and self.off_levels != "refuse":
+            return {"off_levels": "on a network that is not told the noise level"}
         return {}
 
 
