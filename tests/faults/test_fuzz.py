@@ -22,7 +22,7 @@ from betasigma.commands import checks
 from betasigma.errors import UserError
 
 ASKED = int(os.environ.get("BETASIGMA_FUZZ", "0"))
-CASES = ASKED or 2_000
+CASES = ASKED or 500
 TRAINED = CASES // 50
 """Of these cases so many are trained."""
 

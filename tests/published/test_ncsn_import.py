@@ -216,7 +216,7 @@ def test_it_is_edited_and_its_likelihood_measured(here: Path) -> None:
         edited = launch("edit", "run=run", *words)
         assert edited.status == 0, edited.err
         assert ".png, a row: " in edited.out
-    few = ("n=4", "sampler=ddim", "error_curve=0", "evaluation.metrics=[]")
+    few = ("error_curve=0", "evaluation.metrics=[]")
     flow = ("likelihood=flow", "likelihood.n=2", "likelihood.tolerance=0.1")
     measured = launch("evaluate", "run=run", *few, *flow)
     assert measured.status == 0, measured.err
