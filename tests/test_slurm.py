@@ -211,7 +211,7 @@ def test_a_sweep_ends_with_its_table_whatever_its_jobs_do(
     """Two jobs raise, one is killed, one finishes: the command waits for all, and what is left is
     done on another launcher.
     """
-    sizes = "network.channels=4000000,8"  # the first is more memory than any machine has
+    sizes = "network.channels=65536,8"  # the first is more memory than this machine has
     command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *LONG, *HERE, sizes, "seed=1,2"]
     with (here / "said.txt").open("w") as said:
         parent = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
@@ -233,7 +233,7 @@ def test_a_sweep_ends_with_its_table_whatever_its_jobs_do(
     found = states(sweep)
     assert found[killed.name].error.startswith("ended without saying why")
     for seed in (1, 2):
-        raised = found[f"network.channels=4000000,seed={seed}"]
+        raised = found[f"network.channels=65536,seed={seed}"]
         assert (raised.state, raised.slurm[-2:]) == ("failed", f"_{seed - 1}")
         assert "allocate" in raised.error
         assert "betasigma/networks" in (raised.directory / "error.txt").read_text()
@@ -256,7 +256,7 @@ def test_a_sweep_ends_with_its_table_whatever_its_jobs_do(
     assert (alone / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     assert json.loads((killed / "environment.json").read_text())["resumed_after"]
     assert rows(killed) != rows(alone)
-    assert rows(killed) == rows(sweep / "network.channels=4000000,seed=1")
+    assert rows(killed) == rows(sweep / "network.channels=65536,seed=1")
     assert len(list(csv.reader((sweep / "summary.csv").open()))) == 2
 
 

@@ -126,6 +126,7 @@ NOT_NUMBERS = {
 """Keys with another effect than on a number."""
 
 
+@pytest.mark.skipif(not ASKED, reason="takes a quarter of an hour: BETASIGMA_FUZZ=500 asks for it")
 @pytest.mark.parametrize("composition", COMPOSITIONS, ids=lambda words: "-".join(words[-3:]))
 def test_a_key_has_an_effect_or_is_refused(here: Path, composition: tuple[str, ...]) -> None:
     """A key that is told to have no effect has none, and one that has none is told."""
