@@ -18,7 +18,7 @@ SMALL = (
     *("steps=4", "batch_size=8", "data.val_size=8", "training.num_samples=4", "evaluation=none"),
     *("sampler=ddim", "sampler.steps=2", "hardware.precision=32", "logger=none"),
 )
-FEW = ("evaluation.metrics=[fd]", "evaluation.n_reference=20", "error_curve=8")
+FEW = ("evaluation.metrics=[fd]", "evaluation.n_reference=20")
 
 
 def test_the_page_has_commands_of_every_kind() -> None:
