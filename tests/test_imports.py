@@ -13,6 +13,7 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src"
 
 ORDER = (
+    {"control_groups"},
     {"errors", "version", "cpus"},
     {
         *("options", "runs", "config_tree", "display", "devices", "plot_style"),
@@ -44,6 +45,7 @@ WITH_FRAMEWORKS = {
 TORCH_FREE = (
     "options",
     "errors",
+    "control_groups",
     "cpus",
     "runs.files",
     "runs.directory",

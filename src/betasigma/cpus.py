@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from betasigma.control_groups import control_groups
 
 PER_TASK, ON_NODE = "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"
 """SLURM's environment variables for the CPUs of each process of a job, and of the job on this node.
@@ -35,25 +37,11 @@ def cpus_of_a_process(processes: int) -> int:
 
 
 def _quotas(root: Path) -> Iterator[float]:
-    """Quotas, in CPUs, of the control groups that this process is in, of either version."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # another system than Linux
-        return
-    groups = root / "sys/fs/cgroup"
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        second = not controllers
-        if second or "cpu" in controllers.split(","):
-            place = PurePosixPath(path.lstrip("/"))
-            for ancestor in (place, *place.parents):
-                found = (
-                    _second(groups / ancestor)
-                    if second
-                    else _first(groups / controllers / ancestor)
-                )
-                if found is not None:
-                    yield found
+    """Quotas, in CPUs, of the control groups that this process is in."""
+    for version, folder in control_groups("cpu", root):
+        found = _second(folder) if version == 2 else _first(folder)
+        if found is not None:
+            yield found
 
 
 def _second(group: Path) -> float | None:

@@ -25,6 +25,14 @@ DDPMPP = {
     "channel_mult_noise": 1,
     "resample_filter": [1, 1],
 }
+ADM = {
+    "img_resolution": 16,
+    "channel_mult": [1, 2, 3],
+    "attn_resolutions": [8, 4],
+    "model_channels": 64,
+    "model_type": "DhariwalUNet",
+    "label_dim": 10,
+}
 NCSNPP = {
     "embedding_type": "fourier",
     "encoder_type": "residual",
@@ -55,25 +63,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "edm-imagenet-64x64-cond-adm": (
         "EDMPrecond",
-        {
-            "img_resolution": 16,
-            "channel_mult": [1, 2, 3],
-            "attn_resolutions": [8, 4],
-            "model_channels": 64,
-            "model_type": "DhariwalUNet",
-            "label_dim": 10,
-        },
+        ADM,
     ),
     "baseline-imagenet-64x64-cond-adm": (
         "iDDPMPrecond",
-        {
-            "img_resolution": 16,
-            "channel_mult": [1, 2, 3],
-            "attn_resolutions": [8, 4],
-            "model_channels": 64,
-            "model_type": "DhariwalUNet",
-            "label_dim": 10,
-        },
+        ADM,
     ),
     "edm-ffhq-64x64-uncond-ve": (
         "EDMPrecond",

@@ -50,7 +50,14 @@ from betasigma.options.apps import (
 from betasigma.options.base import REGISTRY, dump
 from betasigma.options.composition import Composition, numbered
 from betasigma.options.edits import check_ends
-from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, check_metrics, check_n, check_own
+from betasigma.options.evaluation import (
+    FEWEST_SAMPLES,
+    SAMPLES,
+    check_metrics,
+    check_n,
+    check_own,
+    measures,
+)
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
@@ -563,7 +570,7 @@ def decide_prefetch(config: DictConfig) -> Decision:
         check_n(node.n or FEWEST_SAMPLES, node.metrics)
     if node.every:
         check_n(node.n_during, node.metrics)
-    if not (node.metrics and (node.n != 0 or node.every)):
+    if not measures(node):
         return NOTHING
     content = plain(config)
     return _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))

@@ -20,7 +20,7 @@ from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.evaluation.reference import DataSource
 from betasigma.options.data import Split
-from betasigma.options.evaluation import REFERENCE, SAMPLES, references
+from betasigma.options.evaluation import REFERENCE, most_samples, references
 from betasigma.options.training import NFE
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
@@ -128,7 +128,7 @@ class Meter:
     def _open(self, denoiser: DenoiserLike) -> Evaluator:
         if self._evaluator is None:
             shape, device = self._data.sample_shape, denoiser.device
-            n = SAMPLES if self._settings["n"] is None else self._settings["n"]
+            n = most_samples(self._settings["n"])
             self._evaluator = make_evaluator(
                 self._settings, n, self._data, shape, device, self._display
             )

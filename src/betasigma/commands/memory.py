@@ -10,14 +10,14 @@ import math
 import os
 import resource
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
+from betasigma.control_groups import control_groups
 from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.apps import Evaluate, ModelConfig, Sample, Train
-from betasigma.options.evaluation import SAMPLES
+from betasigma.options.evaluation import most_samples
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.networks import NetworkOptions
 from betasigma.options.optimizers import AdamOptions
@@ -51,7 +51,7 @@ def check_training(options: Train, facts: DataFacts) -> None:
         _check_steps(options, facts)
     node = options.evaluation
     if node.metrics:
-        n = SAMPLES if node.n is None else node.n
+        n = most_samples(node.n)
         drawn = max(n, node.n_during if node.every else 0)
         key = "evaluation.batch_size"
         _check_batch(key, node.batch_size, drawn, options.hardware, options.network, facts)
@@ -220,28 +220,12 @@ def _limits() -> Iterator[int]:
     shell = resource.getrlimit(resource.RLIMIT_AS)[0]
     if shell != resource.RLIM_INFINITY:
         yield shell
-    for file in _control_groups():
+    for version, folder in control_groups("memory"):
+        file = folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")
         try:
             yield int(file.read_text())
         except (OSError, ValueError):  # "max", or there is none
             continue
-
-
-def _control_groups() -> Iterator[Path]:
-    """Files with the memory limits of the process's control groups, of both versions."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:  # no Linux
-        return
-    for line in lines:
-        _, controllers, place = line.split(":", 2)
-        base, name = Path("/sys/fs/cgroup"), "memory.max"
-        if controllers:
-            base, name = base / "memory", "memory.limit_in_bytes"
-        group = base / place.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(base):
-                yield folder / name
 
 
 def _shown(size: int) -> str:

@@ -11,7 +11,7 @@ from betasigma.commands.measure import make_evaluator
 from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
 from betasigma.display import Display, plain_warnings
-from betasigma.options.evaluation import SAMPLES
+from betasigma.options.evaluation import measures, most_samples
 from betasigma.runs.directory import short
 
 
@@ -30,11 +30,11 @@ def prefetch(config: DictConfig) -> None:
     sizes = ", ".join(f"{data.size(split)} {split}" for split in ("train", "test"))
     display.line(f"data      {data.data_name}: {sizes} examples")
     node = content["evaluation"]
-    if not (node["metrics"] and (node["n"] != 0 or node["every"])):
+    if not measures(node):
         display.line("metrics   none are asked for")
         return
     device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
-    n = SAMPLES if node["n"] is None else node["n"]
+    n = most_samples(node["n"])
     evaluator = make_evaluator(node, n, data, data.sample_shape, device, display)
     display.line(f"features  {evaluator.extractor.name}")
     wanted: set[tuple[Split, int | None]] = {

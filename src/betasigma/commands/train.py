@@ -47,7 +47,7 @@ from betasigma.errors import Stopped, UserError
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
-from betasigma.options.evaluation import SAMPLES
+from betasigma.options.evaluation import SAMPLES, measures
 from betasigma.options.training import (
     SPEED,
     TRAIN_ERROR,
@@ -445,7 +445,7 @@ def _check_examples(content: Config, data: ImageDataModule) -> None:
         UserError: naming the split and its number of examples.
     """
     node = content["evaluation"]
-    if not (node["metrics"] and (node["n"] != 0 or node["every"])):
+    if not measures(node):
         return
     for split in ("train", "test"):
         if data.size(split) < 2:

@@ -115,6 +115,17 @@ class KernelDistanceOptions(MetricOptions):
 SAMPLES, FEWEST_SAMPLES = 500, 50
 """Samples that are measured where nothing else is said, and the fewest that are worth it."""
 
+
+def most_samples(n: int | None) -> int:
+    """Samples that are measured at the end where training is long enough."""
+    return SAMPLES if n is None else n
+
+
+def measures(evaluation: Mapping[str, Any]) -> bool:
+    """Whether these settings have samples measured, at the end or during training."""
+    return bool(evaluation["metrics"] and (evaluation["n"] != 0 or evaluation["every"]))
+
+
 REFERENCES, ALL_FROM = 5000, 10_000
 """Images of each split that few samples are compared with, and how many samples are not few."""
 

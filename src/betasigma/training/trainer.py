@@ -24,7 +24,7 @@ from pytorch_lightning.strategies import Strategy
 
 from betasigma.build import make, require
 from betasigma.objectives.error_curve import GRID
-from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES
+from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, most_samples
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.forecast import EVALUATIONS
 
@@ -81,7 +81,7 @@ def measured_samples(content: Config, nfe: int) -> int:
     """
     asked: int | None = content["evaluation"]["n"]
     if asked is not None or not content["steps"]:
-        return SAMPLES if asked is None else asked
+        return most_samples(asked)
     found = min(SAMPLES, _evaluations(content) // nfe)
     return found if found >= FEWEST_SAMPLES else 0
 
