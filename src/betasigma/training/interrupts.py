@@ -124,7 +124,7 @@ class Interrupts(StepCallback):
         super().__init__()
         self._display, self._validate_every, self._save = display, validate_every, save
         self._budget, self._grace = budget, grace
-        self._signal, self._spent = 0, False
+        self._received, self._signal, self._spent = 0, 0, False
         self._several, self._validation_follows = False, False
         self._before, self._started, self._step_began = 0.0, 0.0, 0.0
 
@@ -186,16 +186,20 @@ class Interrupts(StepCallback):
 
     def _receive(self, number: int, frame: Any) -> None:
         safe = self.between_steps and not self._validation_follows and not self._several
-        if safe or self._signal:
+        if safe or self._received:
             raise Stopped(number)
-        self._signal = number
+        self._received = number
         again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._display.line(f"stopping after this step; {again} again stops at once")
 
     def _exchange(self, slow: bool) -> bool:
-        """Learn whether any process has received a signal, has spent the budget or was slow."""
+        """Learn whether any process has received a signal, has spent the budget or was slow.
+
+        What this process received is kept apart from what all know: a signal that arrives during
+        the exchange is told at the next one.
+        """
         spent = self._budget is not None and self.seconds >= self._budget
-        known = torch.tensor([self._signal, spent, slow])
+        known = torch.tensor([self._received, spent, slow])
         if self._several:
             torch.distributed.all_reduce(known, torch.distributed.ReduceOp.MAX, self._group)
         self._signal, self._spent = int(known[0]), bool(known[1])
