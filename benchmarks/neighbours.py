@@ -1,10 +1,11 @@
-"""What a machine that is not quiet costs, by the way OpenMP's threads wait for each other.
+"""What busy neighbours cost, by the number of threads and by how they wait for each other.
 
-    python benchmarks/neighbours.py                # ten minutes
+    python benchmarks/neighbours.py                # five minutes
 
-Every setting has a process of its own, since OpenMP reads it when PyTorch is loaded; the processes
-take turns, without neighbours and beside one and two processes that only burn time. A share is the
-speed of a setting over that of the fastest one of the same round.
+A command takes as many threads as CPUs are idle when it starts (:mod:`betasigma.cpus`). Every
+setting has a process of its own, since OpenMP reads it when PyTorch is loaded; the processes take
+turns, without neighbours and beside one and two processes that only burn time. A share is the speed
+of a setting over that of the fastest one of the same round.
 """
 
 from __future__ import annotations
@@ -18,18 +19,32 @@ from functools import partial
 from itertools import cycle
 from unittest.mock import patch
 
-from betasigma.launch.waiting import BUSY, QUIET
+from betasigma.cpus import usable_cpus
 from harness.report import Report, options
 from harness.timing import Apart, Step, Timings, seconds_of
 
+NEIGHBOURS = (0, 1, 2)
+
+
+def threads_beside(number: int) -> str:
+    """Name of the setting that a command chooses beside so many busy processes."""
+    idle = max(1, usable_cpus() - number)
+    return DEFAULT if idle == usable_cpus() else f"OMP_NUM_THREADS={idle}"
+
+
+DEFAULT = "PyTorch's default"
+
 SETTINGS: dict[str, dict[str, str]] = {
-    "PyTorch's default": {},
-    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (QUIET, 10_000, 1000, BUSY)},
+    DEFAULT: {},
+    **{f"GOMP_SPINCOUNT={n}": {"GOMP_SPINCOUNT": str(n)} for n in (10_000, 1000, 100)},
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
-    "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
+    **{
+        name: {"OMP_NUM_THREADS": name.rpartition("=")[2]}
+        for name in map(threads_beside, NEIGHBOURS)
+        if name != DEFAULT
+    },
 }
-"""Environment variables of each setting; none of the others' are set. A command chooses among the
-first and ``BUSY`` when it starts (:mod:`betasigma.launch.waiting`)."""
+"""Environment variables of each setting; none of the others' are set."""
 
 VARIABLES = sorted({name for setting in SETTINGS.values() for name in setting})
 
@@ -52,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         __doc__,
         argv,
         ("--rounds", {"type": int, "help": "15 at full size, else 5"}),
-        ("--neighbours", {"type": int, "nargs": "*", "default": [0, 1, 2], "help": "how many"}),
+        ("--neighbours", {"type": int, "nargs": "*", "default": NEIGHBOURS, "help": "how many"}),
         ("--settings", {"nargs": "*", "default": list(SETTINGS), "help": "some of them"}),
     )
     report = Report("neighbours", chosen)
@@ -156,12 +171,11 @@ def show(report: Report, number: int, found: Mapping[str, Timings]) -> None:
     )
     report.raw(f"{number} neighbours", {work: t.seconds for work, t in found.items()})
     report.raw(f"{number} neighbours, load", list(os.getloadavg()))
-    chosen = f"GOMP_SPINCOUNT={BUSY if number else QUIET}"
+    chosen = threads_beside(number)
     if chosen in settings:
         least = min(best[work] / t.median(chosen) for work, t in found.items())
-        wanted = 0.8 if number else 0.98
         what = f"{chosen}, which a command chooses beside {number} busy processes"
-        report.target(f"{what}: least share of the fastest", least, wanted)
+        report.target(f"{what}: least share of the fastest", least, 0.8 if number else 0.98)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("HOME", str(home))
         if "PYTEST_XDIST_WORKER" in os.environ:
             torch.set_num_threads(1)
-            patch.setenv("OMP_NUM_THREADS", "1")
+        # a number of its own for each process, by what is idle, would change the last bits
+        patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
         patch.setenv("BETASIGMA_CACHE", str(home / "betasigma"))
         patch.setenv("TORCH_HOME", str(home / "torch"))
         patch.setenv("NETRC", str(home / "netrc"))

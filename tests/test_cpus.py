@@ -1,13 +1,26 @@
-"""The CPUs that a process may use: its affinity, its container's quota, its share of a job."""
+"""The CPUs that a process may use: its affinity, its container's quota, its share of a job, and
+what other processes leave of them.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from betasigma.cpus import ON_NODE, PER_TASK, cpus_of_a_process, usable_cpus
+from betasigma import cpus
+from betasigma.cpus import (
+    ON_NODE,
+    PER_TASK,
+    cpus_of_a_process,
+    idle_cpus,
+    look_for_idle_cpus,
+    usable_cpus,
+)
+from betasigma.devices import THREADS, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -87,3 +100,74 @@ def test_processes_share_the_cpus_that_slurm_gave(monkeypatch, slurm, processes,
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     assert cpus_of_a_process(processes) == expected
+
+
+def machine(root: Path, monkeypatch: pytest.MonkeyPatch, *shares: float) -> Path:
+    """A machine whose CPUs are idle for these shares of the time; 0 and 3 are this process's."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    monkeypatch.setattr(cpus, "_idle_at_start", [])
+    (root / "proc").mkdir()
+    ticks = os.sysconf("SC_CLK_TCK") * cpus.LOOK_SECONDS
+
+    def write(idle: list[float]) -> None:
+        lines = [f"cpu{i} 7 0 5 {1000 + round(own)} 3 0 0 0 0 0" for i, own in enumerate(idle)]
+        (root / "proc/stat").write_text("\n".join(["cpu 9 9 9 9 9", *lines, "intr 5"]))
+
+    write([0] * len(shares))
+    monkeypatch.setattr(time, "sleep", lambda s: write([share * ticks for share in shares]))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("idle", "expected"),
+    [
+        ((1, 1, 1, 1), 2),
+        ((0.9, 0, 0, 0.8), 2),  # the others are not for this process
+        ((1, 1, 1, 0), 1),
+        ((0.6, 1, 1, 0.6), 1),
+        ((0, 1, 1, 0), 1),
+    ],
+)
+def test_idle_cpus_are_counted_once(tmp_path, monkeypatch, idle, expected):
+    root = machine(tmp_path, monkeypatch, *idle)
+    look_for_idle_cpus(root)
+    assert idle_cpus() == expected
+    (root / "proc/stat").unlink()
+    look_for_idle_cpus(root)
+    assert idle_cpus() == expected
+
+
+def test_of_an_unknown_system_all_are_idle(tmp_path, monkeypatch):
+    machine(tmp_path, monkeypatch)
+    look_for_idle_cpus(tmp_path / "nowhere")
+    assert idle_cpus() == 2
+
+
+HARDWARE = {"threads": None, "devices": 1, "accelerator": "cpu", "deterministic": False}
+
+
+@pytest.mark.parametrize(
+    ("words", "begun_with", "expected"),
+    [
+        ({}, None, 1),
+        ({"threads": 4}, None, 4),
+        ({"deterministic": True}, None, 2),
+        ({}, 2, 2),  # a run goes on as it began, to the same bits
+        ({}, 64, 2),  # on a machine that was larger
+        ({"devices": 2}, None, 1),
+    ],
+)
+def test_threads_are_as_many_as_cpus_are_idle(tmp_path, monkeypatch, words, begun_with, expected):
+    monkeypatch.delenv(THREADS, raising=False)
+    look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
+    why = use_threads({**HARDWARE, **words}, begun_with)
+    assert torch.get_num_threads() == expected
+    assert (why is not None) == (words == {} and begun_with is None)
+
+
+def test_threads_of_the_environment_stay(tmp_path, monkeypatch):
+    monkeypatch.setenv(THREADS, "3")
+    torch.set_num_threads(3)
+    look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
+    assert use_threads(HARDWARE) is None
+    assert torch.get_num_threads() == 3

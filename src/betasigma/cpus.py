@@ -1,9 +1,17 @@
-"""How many CPUs this process may use, which may be fewer than the machine has."""
+"""How many CPUs this process may use, and how many of them others leave idle.
+
+PyTorch shares an operation among threads that wait for one another. Where other processes take
+CPUs, all wait for the slowest thread: beside one busy process, two threads on two CPUs do 0.2 to
+0.95 of what one does alone, however they wait (``benchmarks/neighbours.py``). So a command looks at
+the machine once, when it starts, and takes as many threads as CPUs are idle then. The number stays,
+since the last bits of sums depend on it.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +42,50 @@ def cpus_of_a_process(processes: int) -> int:
     per_task, on_node = (os.environ.get(name, "") for name in (PER_TASK, ON_NODE))
     share = min([usable_cpus(), *map(int, filter(str.isdecimal, [on_node]))]) // processes
     return max(1, min(usable_cpus(), int(per_task)) if per_task.isdecimal() else share)
+
+
+LOOK_SECONDS = 0.1
+"""How long the machine is looked at."""
+
+_idle_at_start: list[int | None] = []
+
+
+def look_for_idle_cpus(root: Path = Path("/")) -> None:
+    """Count the CPUs that other processes leave idle now, unless this process did so before.
+
+    Args:
+        root: where ``/proc`` is.
+    """
+    if not _idle_at_start:
+        _idle_at_start.append(_idle_cpus(root))
+
+
+def idle_cpus() -> int:
+    """CPUs that were idle when this process looked, of those that it may run on; at least 1, and
+    all where it has not looked or the system does not tell.
+    """
+    found = _idle_at_start[0] if _idle_at_start else None
+    return usable_cpus() if found is None else max(1, min(found, usable_cpus()))
+
+
+def _idle_cpus(root: Path) -> int | None:
+    before = _idle_ticks(root)
+    time.sleep(LOOK_SECONDS)
+    after = _idle_ticks(root)
+    if before is None or after is None:
+        return None
+    return round((after - before) / os.sysconf("SC_CLK_TCK") / LOOK_SECONDS)
+
+
+def _idle_ticks(root: Path) -> int | None:
+    """Time that the CPUs of this process have been idle, in the kernel's ticks."""
+    try:
+        lines = (root / "proc/stat").read_text(encoding="utf-8").splitlines()
+        own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    except (OSError, AttributeError):  # another system than Linux
+        return None
+    counts = [line.split() for line in lines if line.partition(" ")[0] in own]
+    return sum(int(idle) + int(waiting) for _, _, _, _, idle, waiting, *_ in counts)
 
 
 def _quotas(root: Path) -> Iterator[float]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from betasigma.cpus import cpus_of_a_process
+from betasigma.cpus import cpus_of_a_process, idle_cpus
 from betasigma.errors import UserError
 
 Config = dict[str, Any]
@@ -35,12 +35,22 @@ def _computes_bf16(accelerator: str) -> bool:
     return bool(found & {"avx512_bf16", "amx_bf16"})
 
 
-def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
+def prepare_model(
+    denoiser: nn.Module, hardware: Config, begun_with: int | None = None
+) -> str | None:
     """Set memory format, number of threads and, on a CPU, the memory allocator.
 
     ``channels_last=auto`` is true on GPUs only: on CPUs it makes group normalisation slower.
+
+    Args:
+        denoiser: the model.
+        hardware: the config of the hardware.
+        begun_with: threads of a run that is continued.
+
+    Returns:
+        Why there are fewer threads than CPUs, if there are.
     """
-    use_threads(hardware)
+    fewer = use_threads(hardware, begun_with)
     gpu = uses_gpu(hardware)
     if not gpu:
         keep_freed_memory()
@@ -50,21 +60,43 @@ def prepare_model(denoiser: nn.Module, hardware: Config) -> None:
     for parameter in denoiser.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=memory)
+    return None if gpu else fewer
 
 
-def use_threads(hardware: Config) -> None:
+def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
     """Set the number of PyTorch's threads: that of the config, else the environment's own, else
-    this process's share of the CPUs that may be used.
+    that of the run which is continued, else this process's share of the CPUs that are idle. With
+    ``deterministic`` it is the share of all CPUs, whatever others do.
 
     PyTorch's default counts the CPUs of a machine whatever the quota of a container is.
+
+    Args:
+        hardware: the config of the hardware.
+        begun_with: threads of a run that is continued, whose last bits depend on them.
+
+    Returns:
+        Why there are fewer threads than CPUs, if there are.
     """
     if hardware["threads"]:
         torch.set_num_threads(hardware["threads"])
-    elif THREADS not in os.environ:
-        devices = hardware["devices"]
-        if devices == "auto":
-            devices = max(1, torch.cuda.device_count()) if uses_gpu(hardware) else 1
-        torch.set_num_threads(cpus_of_a_process(devices))
+        return None
+    if THREADS in os.environ:
+        return None
+    devices = hardware["devices"]
+    if devices == "auto":
+        devices = max(1, torch.cuda.device_count()) if uses_gpu(hardware) else 1
+    share = cpus_of_a_process(devices)
+    if begun_with is not None:
+        wanted, why = begun_with, "the run began with it"
+    elif hardware["deterministic"]:
+        wanted, why = share, ""
+    else:
+        wanted, why = max(1, idle_cpus() // devices), "other processes use the rest"
+    threads = min(share, wanted)
+    torch.set_num_threads(threads)
+    if threads == share:
+        return None
+    return f"{threads} of {share} CPUs, since {why}; hardware.threads={share} takes all"
 
 
 THREADS = "OMP_NUM_THREADS"

@@ -140,7 +140,9 @@ def _train(content: Config, start: Start) -> FinishedRun:
     initial = None
     if content["init"]["run"] is not None and resumed is None:
         initial = load_initial(denoiser, content)
-    prepare_model(denoiser, content["hardware"])
+    begun_with = read_header(resumed).get("threads") if resumed else None
+    known = begun_with if isinstance(begun_with, int) and begun_with > 0 else None
+    fewer_threads = prepare_model(denoiser, content["hardware"], known)
     cost = cost_of(denoiser) if _rank() == 0 and shows_config(content["logger"]) else {}
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
@@ -154,6 +156,8 @@ def _train(content: Config, start: Start) -> FinishedRun:
     show_wall_clock(loggers, lambda: interrupts.seconds)
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, start, content, data, denoiser, resumed)
+    if fewer_threads:
+        display.line(fewer_threads)
     _choose_validation(content, data, display)
     _say_what_is_sampled(content, evaluations(sampler, denoiser.schedule), display)
     found = describe_data(display, data)
@@ -261,6 +265,7 @@ def run_callbacks(
         "format": FORMAT,
         "version": VERSION,
         "seed": content["seed"],
+        "threads": torch.get_num_threads(),
         "value_range": list(data.value_range),
         "sample_shape": list(data.sample_shape),
         "num_classes": data.num_classes,

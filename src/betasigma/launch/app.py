@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
+from betasigma.cpus import look_for_idle_cpus
 from betasigma.errors import Stopped, UserError
 from betasigma.launch import search_path
 from betasigma.launch.command_line import (
@@ -49,7 +50,6 @@ from betasigma.launch.image_network import fitting_network
 from betasigma.launch.snapshot import refuse_changed
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behind, this_sweep
-from betasigma.launch.waiting import choose_waiting
 from betasigma.runs.directory import new_directory, short
 from betasigma.runs.lock import locked
 from betasigma.runs.start import Start
@@ -126,7 +126,7 @@ def app(
                 sys.argv[1:] = [short.get(word, word) for word in sys.argv[1:]]
                 line = with_key(read_command_line(sys.argv[1:]), config_name)
                 if not line.only_shows:
-                    choose_waiting()
+                    look_for_idle_cpus()
                 allow_typed(sys.argv[1:])
                 line = fetch_named(add_place(line))
                 line = line._replace(overrides=[*always, *line.overrides])
@@ -205,7 +205,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
 
     @wraps(task)
     def run(config: DictConfig) -> Any:
-        choose_waiting()  # the worker of a cluster or of joblib begins here
+        look_for_idle_cpus()  # the worker of a cluster or of joblib begins here
         start = this_start()
         name = HydraConfig.get().callbacks["preflight"].app
         if not CHECKS[name].writes:

@@ -30,9 +30,11 @@ class HardwareOptions(Options):
         "torch.compile the network; auto: on a GPU, where the work left takes minutes; where "
         "compiling fails, training goes on without",
     )
-    deterministic: bool = option(False, "bit-for-bit repeatable on a GPU, slower")
+    deterministic: bool = option(
+        False, "bit-for-bit repeatable on a GPU, slower; on all CPUs, whatever others do"
+    )
     threads: Annotated[int, Field(ge=1, le=4096)] | None = option(
-        None, "CPU threads; null: one for each CPU that may be used"
+        None, "CPU threads; null: one for each CPU that may be used and that others leave idle"
     )
 
     def unused(self, composition: Composition) -> dict[str, str]:
