@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -9,10 +10,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from launching import TINY, Finished, Launch, Outcome, launch
+from torch import Tensor, nn
 
 from betasigma.options import plugins
 
@@ -115,3 +118,41 @@ def labelled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "objective.label_dropout=0.1",
         "training.guidance=2",
     ).run
+
+
+@pytest.fixture(scope="session")
+def inception_tensors() -> dict[str, Tensor]:
+    """Random weights under the names of torch-fidelity's own module, which is made here without
+    its download."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Unloaded(FeatureExtractorInceptionV3):
+        def load_state_dict(self, *_: Any, **__: Any) -> None:
+            return None
+
+    empty = io.BytesIO()
+    torch.save({}, empty)
+    empty.seek(0)
+    generator = torch.Generator().manual_seed(0)
+    network = Unloaded("inception-v3-compat", ["2048"], empty)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            layer.weight.normal_(0, (2 / fan_in) ** 0.5, generator=generator)
+        elif isinstance(layer, nn.BatchNorm2d):
+            layer.weight.uniform_(0.8, 1.2, generator=generator)
+            layer.bias.normal_(0, 0.1, generator=generator)
+            layer.running_mean.normal_(0, 0.1, generator=generator)
+            layer.running_var.uniform_(0.5, 1.5, generator=generator)
+    network.fc.weight.normal_(0, 0.05, generator=generator)
+    return network.state_dict()
+
+
+@pytest.fixture(scope="session")
+def inception_file(
+    inception_tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A file of random weights under the name of torch-fidelity's."""
+    path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
+    torch.save(inception_tensors, path)
+    return path

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from launching import ROOT, launch
+
+from betasigma.data import catalog, sources
+from betasigma.evaluation.choice import checkpoint_dir
+from betasigma.runs.record import Record
 
 PAGE = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^python (?:scripts/)?(\w+)\.py (.*)$", PAGE, re.MULTILINE)
@@ -20,6 +28,61 @@ def test_a_command_is_composed(here, app: str, typed: str) -> None:
     assert outcome.status == 0, outcome.err
     if app == "train":
         assert "_target_: betasigma.networks" in outcome.out
+
+
+class FewPictures:
+    """CIFAR-10 as torchvision has it, of 24 and 12 images."""
+
+    def __init__(self, root: Path, train: bool = True) -> None:
+        count = 24 if train else 12
+        draws = np.random.default_rng(int(train))
+        self.data = draws.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        self.targets = [number % 10 for number in range(count)]
+
+
+@pytest.fixture
+def published(here: Path, inception_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the commands of the page name, small: the folder of a pipeline of 100 levels with
+    random weights, the data, and random weights of Inception where a download would put them.
+    """
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=32,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+    )
+    folder = here / "ddpm-ema-cifar10-32"
+    DDPMPipeline(model, DDPMScheduler(num_train_timesteps=100)).save_pretrained(folder)
+    for file in catalog.describe("cifar10").files:
+        (here / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+        (here / "data" / file).write_bytes(b"")
+    monkeypatch.setitem(sources._TORCHVISION, "cifar10", FewPictures)
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    weights = checkpoint_dir()
+    weights.mkdir(parents=True)
+    (weights / inception_file.name).symlink_to(inception_file)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_evaluations_measure_what_they_say(published: Path) -> None:
+    """As they stand on the page, of 8 samples for 50,000 and 2 images for 10,000."""
+    evaluations = [typed for app, typed in COMMANDS if app == "evaluate"]
+    assert len(evaluations) == 3
+    for typed in evaluations:
+        small = typed.replace("n=50000", "n=8").replace("n=10000", "n=2")
+        outcome = launch("evaluate", *shlex.split(small), "error_curve=0")
+        assert outcome.status == 0, outcome.err
+    (run,) = Path("outputs/imported").iterdir()
+    rows = [(row["metric"], row["sampler"]) for row in Record.of(run).rows()]
+    measured = {metric.removeprefix("eval/") for metric, _ in rows}
+    assert {"fid", "is_inception", "bits_per_dim/ddpm_bound/total_test"} <= measured
+    assert {how.partition(" ")[0] for metric, how in rows if metric == "eval/fid"} == {
+        *("ancestral", "ddim", "dpm_solver")
+    }
 
 
 KEYS = re.findall(r"`((?:sampler|likelihood|objective|evaluation)\.\w+)", PAGE)

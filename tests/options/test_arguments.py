@@ -63,3 +63,32 @@ def test_what_a_class_without_an_options_model_says_of_itself_is_checked_before_
     sampler = parse_component("sampler", {"_target_": "walklab.Walk"})
     with pytest.raises(UserError, match=r"^edit\.repeats=2 does not go with sampler=Walk"):
         InpaintingOptions.check(repeats=2).check_sampler(sampler)
+
+
+def test_a_class_and_its_options_model_say_one_thing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checks ask the model, and the run the class: ``repeatable``, which only the class has."""
+    (tmp_path / "striding").mkdir()
+    (tmp_path / "striding" / "__init__.py").write_text(
+        "from betasigma.samplers import Sampler\n"
+        "class Stride(Sampler):\n    repeatable = False\n"
+        "class Told(Sampler):\n    repeatable = False\n"
+    )
+    (tmp_path / "striding" / "options.py").write_text(
+        "from betasigma.options import SamplerOptions\n"
+        "class StrideOptions(SamplerOptions):\n    targets = ('striding.Stride',)\n"
+        "class ToldOptions(SamplerOptions):\n    targets = ('striding.Told',)\n"
+        "    repeatable = False\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins.allow(["striding"])
+    plugins.check_traits(parse_component("sampler", {"_target_": "striding.Told"}))
+    sentence = (
+        r"^sampler\._target_=striding\.Stride has repeatable=False, and its options model "
+        r"StrideOptions has repeatable=True: state it in the model, and in the class write "
+        r"repeatable = StrideOptions\.repeatable$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        plugins.check_traits(parse_component("sampler", {"_target_": "striding.Stride"}))

@@ -8,9 +8,11 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from equality import CLOSE, images, randomised, relative_error
+from launching import launch
 from torch import Tensor, nn
 from torch.utils import cpp_extension
 
@@ -18,6 +20,7 @@ from betasigma.commands.load import Loaded
 from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
 from betasigma.published.score_sde_ncsnpp import ScoreSdeNCSNpp
+from betasigma.runs.record import Record
 
 SHAPES = [
     "vp/cifar10_ddpmpp",
@@ -186,6 +189,28 @@ def their_sde(settings: dict[str, Any]) -> Any:
         return lib.VESDE(settings["sigma_min"], settings["sigma_max"], settings["num_scales"])
     kind = lib.VPSDE if settings["sde"] == "vpsde" else lib.subVPSDE
     return kind(settings["beta_min"], settings["beta_max"], settings["num_scales"])
+
+
+@pytest.mark.slow
+def test_its_likelihood_is_that_of_the_flow(here: Path, score_sde: ModuleType) -> None:
+    """NCSN++ of random weights in continuous time, of images of 8 by 8 pixels."""
+    name = "ve/cifar10_ncsnpp_continuous"
+    settings = {**ScoreSdeNCSNpp.defaults, **ScoreSdeNCSNpp.published[name]}
+    small = {"nf": NARROW, "num_res_blocks": 1}
+    theirs = score_sde.NCSNpp(config_of({**settings, **small}, 8, 4))
+    trained = [p for p in randomised(theirs).parameters() if p.requires_grad]
+    torch.save(checkpoint(theirs, [p.detach() for p in trained]), "checkpoint_8.pth")
+    np.save("own.npy", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8))
+    flags = f"flags='--nf {NARROW} --num_res_blocks 1 --image_size 8 --attn_resolutions 4'"
+    known = (f"published={name}", "data.name=array", "data.root=own.npy")
+    made = launch("import", "from=checkpoint_8.pth", "to=run", flags, *known)
+    assert made.status == 0, made.err
+    flow = ("likelihood=flow", "likelihood.n=2", "likelihood.tolerance=0.01")
+    measured = launch("evaluate", "run=run", "evaluation=none", "error_curve=0", *flow)
+    assert measured.status == 0, measured.err
+    values = Record(here / "run" / "metrics.csv").curve("eval/bits_per_dim/flow/total_test")[1]
+    assert len(values) == 1
+    assert 0 < values[0] < 100
 
 
 @pytest.mark.parametrize(

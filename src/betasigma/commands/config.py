@@ -74,6 +74,7 @@ def parsed(config: DictConfig, schema: type[Asked]) -> tuple[dict[str, Any], Ask
         if key not in content and field.get_default(call_default_factory=True) is not None:
             raise UserError(f"{key} has no value; give {key}=…")
     options = schema.parse(content)
+    plugins.check_traits(options)
     return filled(content, dump(options)), options
 
 

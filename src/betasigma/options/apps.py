@@ -423,6 +423,14 @@ class Import(Options):
                 f"convert={self.convert} needs code=FOLDER, a clone of the code that the pickle "
                 f"asks for, and to=FOLDER, which takes the plain tensors"
             )
+        said = {key: getattr(self, key) for key in ("format", "published", "flags")}
+        said |= {f"data.{key}": value for key, value in dump(self.data).items()}
+        for key, value in said.items() if self.convert is not None else ():
+            if value is not None:
+                raise ValueError(
+                    f"{key}={typed(value)} has no effect with convert={self.convert}, which takes "
+                    f"a pickle as it is: give it to the import of what convert writes"
+                )
         return self
 
 

@@ -34,7 +34,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from betasigma.errors import UserError
-from betasigma.options.base import REGISTRY, ComponentOptions, typed
+from betasigma.options.base import REGISTRY, ComponentOptions, Options, typed
 
 VARIABLE = "BETASIGMA_PLUGINS"
 """Environment variable with the names of packages that may be imported."""
@@ -257,15 +257,7 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *_not_arguments(group))}
     check_arguments(made, arguments, key, partial=True)
-    traits = {
-        name: getattr(made, name)
-        for name in vars(base)
-        if not name.startswith("_")
-        and name not in _INNER
-        and hasattr(made, name)
-        and not callable(getattr(base, name, None))
-        and isinstance(getattr(made, name), _PLAIN)
-    }
+    traits = _traits(made, base)
     model = type(
         f"{base.__name__}Of{target.rpartition('.')[2]}",
         (base,),
@@ -277,6 +269,37 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
         },
     )
     return model.parse(content)  # type: ignore[attr-defined]
+
+
+def check_traits(options: Options) -> None:
+    """Refuse an outside class that says another thing of itself than its options model does.
+
+    The checks before a run ask the options model, and the run asks the class. The class is
+    imported, so whatever a model refuses by itself is refused before.
+
+    Args:
+        options: of a node, with those of the nodes within.
+
+    Raises:
+        UserError: for the first trait that differs.
+    """
+    for name in type(options).model_fields:
+        if isinstance(within := getattr(options, name), Options):
+            check_traits(within)
+    model = type(options)
+    if not isinstance(options, ComponentOptions) or options.outside:
+        return
+    if model.__module__.startswith("betasigma."):
+        return
+    made = locate(options.target, options.group)
+    for name, value in _traits(made, _base_of(options.group)).items():
+        said = getattr(model, name)
+        if value != said:
+            raise UserError(
+                f"{options.group}._target_={options.target} has {name}={value}, and its options "
+                f"model {model.__name__} has {name}={said}: state it in the model, and in the "
+                f"class write {name} = {model.__name__}.{name}"
+            )
 
 
 def is_shared_key(group: str, target: str, name: str) -> bool:
@@ -393,6 +416,19 @@ def _not_arguments(group: str) -> tuple[str, ...]:
     if group == "likelihood":
         return MEASURED
     return tuple(ModelOptions.model_fields) if group == "model" else ()
+
+
+def _traits(made: Callable[..., Any], base: type[ComponentOptions]) -> dict[str, Any]:
+    """What a class says of itself, of what the options models of its group say of classes."""
+    return {
+        name: getattr(made, name)
+        for name in vars(base)
+        if not name.startswith("_")
+        and name not in _INNER
+        and hasattr(made, name)
+        and not callable(getattr(base, name, None))
+        and isinstance(getattr(made, name), _PLAIN)
+    }
 
 
 def _annotated(traits: dict[str, Any], base: type) -> dict[str, Any]:
