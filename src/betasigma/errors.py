@@ -1,9 +1,11 @@
-"""The error for bad input, and the end of a run that was stopped from outside."""
+"""The error for bad input, what its sentences are made of, and the end of a run that was stopped
+from outside.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +21,18 @@ class UserError(Exception):
     """
 
     details: Mapping[str, Any] = MappingProxyType({})
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its kind, where it says nothing."""
+    lines = map(str.strip, str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def few(names: Sequence[str], most: int = 20) -> str:
+    """Names in a sentence: ``most`` of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 class Stopped(SystemExit):

@@ -29,7 +29,7 @@ from betasigma.commands.config import (
 from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
 from betasigma.data import catalog
 from betasigma.data.facts import described_facts, find_facts
-from betasigma.errors import UserError
+from betasigma.errors import UserError, few
 from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions
 from betasigma.options.apps import (
@@ -453,7 +453,7 @@ def _number(label: int | str, names: list[str]) -> int:
     if label in names:
         return names.index(str(label))
     near = difflib.get_close_matches(label, names, n=1) if isinstance(label, str) else []
-    known = _few([f"{i} {name}" if name != str(i) else name for i, name in enumerate(names)])
+    known = few([f"{i} {name}" if name != str(i) else name for i, name in enumerate(names)])
     raise UserError(
         f"labels={label} is no class of the model"
         + (f"; did you mean {near[0]}?" if near else f", which has {known}")
@@ -770,16 +770,11 @@ def _check_data(saved: ModelConfig, given: Mapping[str, Any], known: DataFacts) 
     named = known.classes != numbered(count)  # an early checkpoint does not name them
     if facts.classes == known.classes if named else facts.num_classes == count:
         return
-    shown = [_few(found.classes) for found in (facts, known)]
+    shown = [few(found.classes) for found in (facts, known)]
     raise UserError(
         f"data.root={given.get('root', saved.data.root)} has the classes {shown[0] or 'none'}, and "
         f"the model knows {shown[1]}: give the data that it was trained on"
     )
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(names[:20]) + more
 
 
 def _refuse_training(config: DictConfig, overrides: list[str]) -> None:

@@ -10,11 +10,9 @@ from betasigma.data.datamodule import SPLITS, ImageDataModule
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
 from betasigma.display import Display, warn
+from betasigma.errors import few
 from betasigma.runs.directory import DATA
 from betasigma.runs.files import write_json
-
-SHOWN = 20
-"""Most classes in one line."""
 
 
 def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
@@ -32,13 +30,10 @@ def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
     classes = found["classes"]
     if classes:
         named = [f"{c['number']} {c['name']} {c['train']}+{c['test']}" for c in classes]
-        more = f" and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
-        display.line(
-            f"data: {len(named)} classes (to train + to test): {', '.join(named[:SHOWN])}{more}"
-        )
+        display.line(f"data: {len(named)} classes (to train + to test): {few(named)}")
     unknown = [c["name"] for c in classes if not c["train"]]
     if unknown:
-        warn(f"no training image is of class {', '.join(unknown[:SHOWN])}")
+        warn(f"no training image is of class {few(unknown)}")
     return found
 
 

@@ -12,7 +12,7 @@ from betasigma.build import Config
 from betasigma.commands.load import Loaded
 from betasigma.commands.measure import label
 from betasigma.evaluation.evaluator import Measurement
-from betasigma.runs.directory import ENVIRONMENT, SWEEP, WANDB_ID
+from betasigma.runs.directory import ENVIRONMENT, SWEEP, WANDB_ID, wandb_id
 from betasigma.runs.files import read_json, write_text
 from betasigma.runs.record import Record
 from betasigma.samplers import Sampler
@@ -37,8 +37,7 @@ def open_loggers(content: Config, loaded: Loaded, out: Path) -> list[Logger]:
     of_run = trained.get("logger") or {}
     default = of_run if of_run.get("kind") == "wandb" else {"kind": "none"}
     settings = content.get("logger") or {**default, "name": None}
-    file = run / WANDB_ID
-    identity = file.read_text("utf-8", "replace").strip() if file.is_file() else None
+    identity = wandb_id(run)
     shown = {
         **{
             key: trained[key] for key in ("name", "tags", "batch_size", "model", "data", "training")

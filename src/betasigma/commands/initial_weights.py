@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from betasigma.build import Config
 from betasigma.commands.config import saved_header
 from betasigma.commands.load import averaged_weights
-from betasigma.errors import UserError
+from betasigma.errors import UserError, few
 from betasigma.options.base import parse_component, typed
 from betasigma.options.noise_schedules import LinearOptions
 from betasigma.runs.checkpoint import read
@@ -51,9 +51,9 @@ class Initial(NamedTuple):
             f"from {self.source} at step {self.step}"
         ]
         if self.fresh:
-            found.append(f"init: not loaded, as initialised: {_few(self.fresh)}")
+            found.append(f"init: not loaded, as initialised: {few(self.fresh, SHOWN)}")
         if self.unused:
-            found.append(f"init: left out of {self.source}: {_few(self.unused)}")
+            found.append(f"init: left out of {self.source}: {few(self.unused, SHOWN)}")
         return [*found, *(f"init: {difference}" for difference in self.differences)]
 
 
@@ -77,7 +77,7 @@ def load_initial(denoiser: nn.Module, config: Config) -> Initial:
         found = {name for name in (*own, *given) if fnmatchcase(name, pattern)}
         if not found:
             raise UserError(
-                f"init.skip=[{pattern}] names no weight: they are called {_few(sorted(own))}"
+                f"init.skip=[{pattern}] names no weight: they are called {few(sorted(own), SHOWN)}"
             )
         skipped |= found
     taken = {name: value for name, value in given.items() if name not in skipped}
@@ -107,7 +107,7 @@ def _check(
         "not there": sorted(wanted.keys() - taken.keys()),
         "not here": sorted(taken.keys() - wanted.keys()),
     }
-    found = [f"{what}: {_few(names)}" for what, names in faults.items() if names]
+    found = [f"{what}: {few(names, SHOWN)}" for what, names in faults.items() if names]
     if found:
         its_own = f"{' '.join(network)} is its network; " if network else ""
         raise UserError(
@@ -160,8 +160,3 @@ def _with_ends(config: Config) -> Config:
         return config
     first, last = options.ends
     return {**config, "schedule": {**config["schedule"], "start": first, "end": last}}
-
-
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

@@ -28,12 +28,21 @@ from PIL import Image
 
 from betasigma.commands.config import validate
 from betasigma.display import Display
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 from betasigma.options.apps import Sync
 from betasigma.options.base import dump, parse_leniently
 from betasigma.options.loggers import WandbOptions
 from betasigma.report.scan import read_config, run_directories
-from betasigma.runs.directory import CONFIG, ENVIRONMENT, SAMPLES, SWEEP, WANDB, WANDB_ID, short
+from betasigma.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    SAMPLES,
+    SWEEP,
+    WANDB,
+    WANDB_ID,
+    short,
+    wandb_id,
+)
 from betasigma.runs.files import read_json, write_json, write_text
 from betasigma.runs.header import CHECKPOINTS, read_header
 from betasigma.runs.lock import refuse_locked
@@ -139,8 +148,7 @@ def connect(timeout: float) -> Any:
     try:
         return wandb.Api(timeout=max(1, int(timeout)))
     except Exception as error:  # of whatever kind
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"Weights & Biases cannot be reached: {reason}") from None
+        raise UserError(f"Weights & Biases cannot be reached: {first_line(error)}") from None
 
 
 def send(run: Path, place: Recipient) -> str:
@@ -152,7 +160,7 @@ def send(run: Path, place: Recipient) -> str:
     Raises:
         UserError: where that is not possible.
     """
-    identity = None if place.again else known_id(run)
+    identity = None if place.again else wandb_id(run)
     legs = sorted((run / WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"), key=_begun)
     trained = (run / CONFIG).is_file()
     if not trained and not legs:
@@ -179,13 +187,6 @@ def send(run: Path, place: Recipient) -> str:
     receipt[-2] = identity
     write_json(run / WANDB / SENT, {"sent": receipt})
     return said
-
-
-def known_id(run: Path) -> str | None:
-    """Weights & Biases' id of a run; ``None`` where it has none yet."""
-    file = run / WANDB_ID
-    text = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
-    return text if re.fullmatch(r"[\w-]{1,128}", text) else None
 
 
 def _new_id(run: Path) -> str:
@@ -244,7 +245,7 @@ def _can_go_as_it_is(leg: Path, run: Path, saved: Mapping[str, Any], place: Reci
         return False
     last = max((int(row["step"]) for row in Record.of(run).rows()), default=0)
     closed = told.get("exit_code") is not None and told["summary"].get(STEP) == last
-    return closed and place.known(saved, known_id(run)) is None
+    return closed and place.known(saved, wandb_id(run)) is None
 
 
 def _upload(leg: Path, place: Recipient) -> None:
@@ -307,8 +308,7 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
         goes_on = status == RUNNING and _is_written(run)
         experiment.finish(exit_code=0 if goes_on or status == FINISHED else 1)
     except Exception as error:  # of whatever kind
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise NotSent(f"the server did not take it ({reason})") from None
+        raise NotSent(f"the server did not take it ({first_line(error)})") from None
     end = time.monotonic() + LAG
     while left := len(list(lacking(run, on_server(place.known(saved, identity))))):
         if time.monotonic() > end:
@@ -325,7 +325,7 @@ def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int
         How many.
     """
     which = str(place.options(saved)["artifacts"])
-    identity, files = known_id(run), list(to_keep(run / CHECKPOINTS, which))
+    identity, files = wandb_id(run), list(to_keep(run / CHECKPOINTS, which))
     if not files or identity is None:
         return 0
     with begin_wandb(

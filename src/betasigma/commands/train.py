@@ -43,7 +43,7 @@ from betasigma.data.loading import worker_failure
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.devices import precision_of, prepare_model
 from betasigma.display import Display, clock, plain_warnings
-from betasigma.errors import Stopped, UserError
+from betasigma.errors import Stopped, UserError, first_line
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
@@ -70,6 +70,7 @@ from betasigma.runs.directory import (
     clear,
     describe_environment,
     mend,
+    wandb_id,
 )
 from betasigma.runs.files import read_json, write_json, write_patiently
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
@@ -217,10 +218,9 @@ def _fit(
         other = worker_failure(error) or isinstance(error, torch.OutOfMemoryError)
         if resumed is None or begun or other:
             raise
-        reason = next(iter(str(error).strip().splitlines()), "")
         raise UserError(
             f"resume={resumed} cannot be continued: its weights, optimizer or counters do not fit "
-            f"its config ({type(error).__name__}: {reason.rstrip(':.')})"
+            f"its config ({type(error).__name__}: {first_line(error).rstrip(':.')})"
         ) from None
 
 
@@ -530,13 +530,11 @@ def _open_run(
         return []
     run = start.directory
     environment = _describe_run(content, start, resumed)
-    identity = run / WANDB_ID
-    known = identity.read_text("utf-8", "replace").strip() if identity.exists() else ""
     shown = shown_config(content, run, environment, cost)
-    loggers = make_loggers(content["logger"], run, shown, known)
+    loggers = make_loggers(content["logger"], run, shown, wandb_id(run) or "")
     version = loggers[-1].version
     if content["logger"].get("kind") == "wandb" and version:
-        identity.write_text(f"{version}\n", encoding="utf-8")
+        (run / WANDB_ID).write_text(f"{version}\n", encoding="utf-8")
     return loggers
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from betasigma.commands.sync import connect
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 from betasigma.runs.directory import cache_folder
 from betasigma.runs.files import replace_file
 from betasigma.training.tracking import CHECKPOINT, artifact_name
@@ -67,7 +67,7 @@ def fetch(entity: str, project: str, run: str, which: str | None = None) -> Path
         try:
             artifact = artifact or api.artifact(f"{name}:{alias}")
         except (CommError, ValueError) as error:
-            reason = next(iter(str(error).splitlines()), "")
+            reason = first_line(error)
     if artifact is None:
         raise UserError(
             f"{asked} has no checkpoint ({reason}); logger.artifacts=best keeps a run's there"
@@ -92,8 +92,7 @@ def fetch(entity: str, project: str, run: str, which: str | None = None) -> Path
                 raise ValueError("it arrived cut short")
             shutil.move(path, partial)
         except Exception as error:  # of whatever kind
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"{asked} could not be fetched: {reason}") from None
+            raise UserError(f"{asked} could not be fetched: {first_line(error)}") from None
         finally:
             shutil.rmtree(own, ignore_errors=True)
     return target

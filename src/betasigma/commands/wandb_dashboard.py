@@ -21,12 +21,12 @@ from wandb_workspaces import expr
 
 from betasigma.commands.sync import connect
 from betasigma.display import Display
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import DashboardOptions
 from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, NFE, SKIPPED, SPEED
 from betasigma.report.scan import Recorded, find_recorded
-from betasigma.runs.directory import WANDB_ID
+from betasigma.runs.directory import wandb_id
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start, program
 from betasigma.training.account import logged_in
@@ -279,8 +279,7 @@ def drawn(dashboard: DashboardOptions, runs: Sequence[Recorded]) -> dict[str, Dr
 
 def known_ids(runs: Sequence[Recorded]) -> list[str]:
     """Ids on Weights & Biases of the runs that have one."""
-    files = [run.directory / WANDB_ID for run in runs]
-    return [file.read_text("utf-8", "replace").strip() for file in files if file.is_file()]
+    return [identity for run in runs if (identity := wandb_id(run.directory))]
 
 
 def _filters(dashboard: DashboardOptions, runs: Sequence[Recorded]) -> list[Any]:
@@ -400,9 +399,9 @@ def show_on_wandb(asked: Dashboard, start: Start) -> None:
         try:
             address = make(*described, entity, project).save().url
         except Exception as error:  # of whatever kind
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(
-                f"Weights & Biases did not take the {name} ({reason}); it is described in {path}"
+                f"Weights & Biases did not take the {name} ({first_line(error)}); it is described "
+                f"in {path}"
             ) from None
         display.line(f"{name:<9} {address}")
     display.line(f"described in {path}")

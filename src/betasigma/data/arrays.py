@@ -183,6 +183,22 @@ def read_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
         raise UserError(f"{key} cannot be read as .npy or .npz ({error})") from None
 
 
+def read_images(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images of a file of one split and their labels.
+
+    Raises:
+        UserError: if it cannot be read, or has no images.
+    """
+    arrays = read_arrays(path, key)
+    images, labels = images_and_labels(arrays)
+    if images is None:
+        raise UserError(
+            f"{key} has {', '.join(arrays) or 'no array'}; images must be under one of "
+            f"{', '.join(IMAGE_KEYS)}"
+        )
+    return images, labels
+
+
 def _check_size(size: int, key: str) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > memory:

@@ -37,8 +37,7 @@ from betasigma.data.arrays import (
     LABEL_KEYS,
     ArrayFile,
     channels_last,
-    images_and_labels,
-    read_arrays,
+    read_images,
 )
 from betasigma.data.listing import HELD_OUT
 from betasigma.data.sources import InMemory
@@ -160,7 +159,7 @@ def as_examples(
     """
     value_range = getattr(found, "value_range", value_range)
     if isinstance(found, str | Path):
-        found = _read(Path(found), name, key)
+        found = read_images(Path(found), f"{key}: {name} names {found}, which")
     if isinstance(found, Dataset):
         found = _collected(found, name, axes)
     images, labels = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
@@ -206,17 +205,6 @@ def held_out(whole: InMemory) -> tuple[InMemory, InMemory]:
     tested = np.zeros(len(whole), dtype=bool)
     tested[order[: min(max(count, 1), len(whole) - 1)]] = True
     return whole.only(np.flatnonzero(~tested)), whole.only(np.flatnonzero(tested))
-
-
-def _read(path: Path, name: str, key: str) -> Any:
-    arrays = read_arrays(path, f"{key}: {name} names {path}, which")
-    images, labels = images_and_labels(arrays)
-    if images is None:
-        raise UserError(
-            f"{key}: {name} names {path}, which has {', '.join(arrays)}; images must be under one "
-            f"of {', '.join(IMAGE_KEYS)}"
-        )
-    return images if labels is None else (images, labels)
 
 
 def _collected(data: Any, name: str, axes: Axes | None) -> Any:

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 from betasigma.data.file_tree import LeftOut, printable
 from betasigma.data.labels import MOST_CLASSES
 from betasigma.data.listing import ListedSplit, hold_out, split_of
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 from betasigma.options.composition import numbered
 from betasigma.options.data import Split
 
@@ -195,8 +195,7 @@ def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubT
     except Exception as error:  # ours, pyarrow's, the hub's and the network's
         if isinstance(error, UserError):
             raise
-        cause = error.__cause__ or error
-        first = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        first = first_line(error.__cause__ or error)
         remedy = "" if download else "; data.download=true fetches a data set of the hub"
         raise UserError(f"data.root={root} cannot be opened ({first}){remedy}") from None
     parts, left_out = _parts(found, root)

@@ -39,7 +39,7 @@ from betasigma.cpus import usable_cpus
 from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
-from betasigma.errors import UserError
+from betasigma.errors import UserError, few
 from betasigma.options.data import COLOURS, DataOptions, OnCorrupt, Split
 from betasigma.pictures import readable_formats
 
@@ -461,8 +461,7 @@ def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt)
     """Name the ``broken`` files in a warning, or refuse them."""
     if not broken:
         return
-    items = [f"{printable(place.where(name))} ({error})" for name, error in broken.items()]
-    named = _enumerated(items)
+    named = few([f"{printable(place.where(name))} ({error})" for name, error in broken.items()])
     if on_corrupt == "error":
         raise UserError(
             f"data.on_corrupt=error and {named} cannot be decoded: remove what is broken, or set "
@@ -500,8 +499,3 @@ def _remark(found: Sequence[Decoded], decoder: Decoder, total: int) -> None:
             f"which become {most >> (bits - 8)} of 255: {remedy}",
             stacklevel=3,
         )
-
-
-def _enumerated(items: Sequence[str], limit: int = 20) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more

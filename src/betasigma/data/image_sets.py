@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from betasigma.cpus import usable_cpus
-from betasigma.data.arrays import IMAGE_KEYS, channels_last, images_and_labels, read_arrays
+from betasigma.data.arrays import channels_last, read_images
 from betasigma.data.file_tree import Files, LeftOut
 from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable
 from betasigma.data.listing import endings
@@ -126,13 +126,7 @@ def _common_shape(
 
 
 def _array(path: Path, key: str, shape: tuple[int, ...] | None) -> InMemory:
-    arrays = read_arrays(path, f"{key}={path}")
-    images, labels = images_and_labels(arrays)
-    if images is None:
-        raise UserError(
-            f"{key}={path} has {', '.join(arrays) or 'no array'}; images must be under one of "
-            f"{', '.join(IMAGE_KEYS)}"
-        )
+    images, labels = read_images(path, f"{key}={path}")
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
         raise UserError(
             f"{key}={path} has an array of {images.dtype} and shape {images.shape}; images are "

@@ -28,7 +28,7 @@ from typing import Any
 
 from betasigma.data.file_tree import ZIP, Files, LeftOut, printable
 from betasigma.data.labels import Labels, find_labels
-from betasigma.errors import UserError
+from betasigma.errors import UserError, few
 from betasigma.options.data import DECODERS, Layout, Split
 
 HELD_OUT = 0.1
@@ -45,9 +45,6 @@ _SPLIT = re.compile(
     re.IGNORECASE,
 )
 """Names of folders of a split: ``Train``, ``validation``, ``test_images``, ``train2017``."""
-
-LONGEST = 20
-"""Most names in one message."""
 
 
 @dataclass(frozen=True)
@@ -498,5 +495,4 @@ def _classes(
 
 
 def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LONGEST} more" if len(names) > LONGEST else ""
-    return ", ".join(map(printable, names[:LONGEST])) + more
+    return few([printable(name) for name in names])

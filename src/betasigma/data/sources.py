@@ -28,7 +28,7 @@ from betasigma.data.arrays import ArrayFile
 from betasigma.data.facts import described_facts, find_files
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 from betasigma.options.data import DataOptions, OnCorrupt, Split
 from betasigma.randomness import philox
 
@@ -210,7 +210,7 @@ def download(name: str, root: str | Path) -> None:
     except (OSError, RuntimeError, ImportError) as error:
         lacking = ", ".join(catalog.missing(name, base))
         raise UserError(
-            f"data={name} could not be downloaded to data.root={root} ({_first_line(error)}): put "
+            f"data={name} could not be downloaded to data.root={root} ({first_line(error)}): put "
             f"{lacking} there yourself, or try again"
         ) from error
 
@@ -255,7 +255,7 @@ def _torchvision(name: str, root: Path, split: Split) -> InMemory:
 
 def _unreadable(name: str, root: Path, error: Exception) -> UserError:
     return UserError(
-        f"data.root={root} has files of data={name} that cannot be read ({_first_line(error)}): "
+        f"data.root={root} has files of data={name} that cannot be read ({first_line(error)}): "
         f"delete them and run again with data.download=true"
     )
 
@@ -296,7 +296,3 @@ def _resized(source: InMemory, shape: tuple[int, ...]) -> InMemory:
     images = functional.resize(source.images, cover, antialias=True)
     images = functional.center_crop(images, [height, width])
     return InMemory(images, source.labels, source.num_classes)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from betasigma.errors import first_line
+
 
 def compile_in_place(network: nn.Module, cuda_graphs: bool = False) -> None:
     """Compile ``network`` as ``nn.Module.compile`` does; a copy of it is not compiled.
@@ -57,5 +59,4 @@ def is_compiled(network: nn.Module) -> bool:
 
 def _give_up(network: nn.Module, error: Exception) -> None:
     network._compiled_call_impl = None
-    first = next((line for line in str(error).splitlines() if line), type(error).__name__)
-    warnings.warn(f"torch.compile failed, going on without it: {first}", stacklevel=1)
+    warnings.warn(f"torch.compile failed, going on without it: {first_line(error)}", stacklevel=1)

@@ -66,7 +66,7 @@ class PanelOptions(Options):
     @property
     def patterns(self) -> list[str]:
         """The metrics that the panel shows."""
-        return []
+        return getattr(self, "metrics", [])
 
 
 class RunTableOptions(PanelOptions):
@@ -74,10 +74,6 @@ class RunTableOptions(PanelOptions):
 
     kind: Literal["runs"] = "runs"
     metrics: Patterns = Field(description="whose best and last values are shown")
-
-    @property
-    def patterns(self) -> list[str]:
-        return self.metrics
 
 
 class CurvesOptions(PanelOptions):
@@ -90,10 +86,6 @@ class CurvesOptions(PanelOptions):
     smoothing: Probability = option(0.0, "weight of the past in an exponential average")
     comparable: bool = option(True, "whether both families have it in one unit")
 
-    @property
-    def patterns(self) -> list[str]:
-        return self.metrics
-
 
 class NoiseOptions(PanelOptions):
     """A metric that is measured at several log-SNR, whose numbers end its name."""
@@ -102,20 +94,12 @@ class NoiseOptions(PanelOptions):
     metrics: Patterns = Field(description="of which a run's first is taken")
     log: bool = option(True, "whether values are on a logarithmic axis")
 
-    @property
-    def patterns(self) -> list[str]:
-        return self.metrics
-
 
 class QualityOptions(PanelOptions):
     """What samples score against network evaluations, by sampler, beside what real images score."""
 
     kind: Literal["quality"] = "quality"
     metrics: Patterns = Field(description="against NFE; one chart each")
-
-    @property
-    def patterns(self) -> list[str]:
-        return self.metrics
 
 
 class PrecisionRecallOptions(PanelOptions):
@@ -135,10 +119,6 @@ class BitsOptions(PanelOptions):
 
     kind: Literal["bits"] = "bits"
     metrics: Patterns = Field(description="the total and its terms, whose names end the metric's")
-
-    @property
-    def patterns(self) -> list[str]:
-        return self.metrics
 
 
 class SamplesOptions(PanelOptions):

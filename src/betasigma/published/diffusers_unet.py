@@ -243,10 +243,7 @@ class _DiffusersWeights:
         return f"{side}_blocks.{place}"
 
     def _block(self, place: str) -> Weights:
-        found = self._tensors.layers(f"{place}.", BLOCK)
-        if f"{place}.conv_shortcut.weight" in self._tensors:
-            found |= self._tensors.layer(f"{place}.conv_shortcut", "shortcut")
-        return found
+        return self._tensors.block(place, BLOCK, "conv_shortcut")
 
     def _attention(self, place: str) -> Weights:
         tensors = self._tensors

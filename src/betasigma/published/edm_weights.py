@@ -233,9 +233,7 @@ class _EDMLayers:
 
     def _block(self, place: str, head_channels: int | None) -> Weights:
         """A residual block; with channels of a head, one that attends."""
-        found = self._left.layers(f"{place}.", BLOCK)
-        if f"{place}.skip.weight" in self._left:
-            found |= self._left.layer(f"{place}.skip", "shortcut")
+        found = self._left.block(place, BLOCK, "skip")
         if head_channels is None:
             return found
         found |= self._left.layer(f"{place}.norm2", "attention.norm")

@@ -306,10 +306,7 @@ class _OpenAIWeights:
         return self._tensors.layer(f"{last}.{'op' if side == 'down' else 'conv'}", "conv")
 
     def _block(self, place: str) -> Weights:
-        found = self._tensors.layers(f"{place}.", BLOCK)
-        if f"{place}.skip_connection.weight" in self._tensors:
-            found |= self._tensors.layer(f"{place}.skip_connection", "shortcut")
-        return found
+        return self._tensors.block(place, BLOCK, "skip_connection")
 
     def _attention(self, place: str, level: int) -> Weights:
         found = as_linear(self._tensors.layers(f"{place}.", ATTENTION))

@@ -129,9 +129,7 @@ class _NamedWeights:
                 f"mid.block_{block + 1}" if side == "middle" else f"{side}.{level}.block.{block}"
             )
             attention = "mid.attn_1" if side == "middle" else f"{side}.{level}.attn.{block}"
-            found = tensors.layers(f"{place}.", BLOCK)
-            if f"{place}.nin_shortcut.weight" in tensors:
-                found |= tensors.layer(f"{place}.nin_shortcut", "shortcut")
+            found = tensors.block(place, BLOCK, "nin_shortcut")
             if (side, block) == ("middle", 1) or f"{attention}.q.weight" not in tensors:
                 return found
             projections = [tensors.layer(f"{attention}.{name}", name) for name in "qkv"]

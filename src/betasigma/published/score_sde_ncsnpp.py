@@ -218,9 +218,7 @@ class _NumberedLayers:
         if side == "outputs":
             norm = self._tensors.layer(place, "0")
             return norm | self._tensors.layer(self._place(), "2")
-        found = self._tensors.layers(f"{place}.", BLOCK)
-        if f"{place}.Conv_2.weight" in self._tensors:
-            found |= self._tensors.layer(f"{place}.Conv_2", "shortcut")
+        found = self._tensors.block(place, BLOCK, "Conv_2")
         if not self._shape.attends(side, level, block):
             return found
         return found | attention_weights(self._tensors, self._place())

@@ -61,6 +61,13 @@ class Tensors:
             found |= self.layer(f"{theirs}{name}", ours)
         return found
 
+    def block(self, theirs: str, names: Mapping[str, str], shortcut: str) -> Weights:
+        """Layers of a residual block, and its shortcut where it has one of this name."""
+        found = self.layers(f"{theirs}.", names)
+        if f"{theirs}.{shortcut}.weight" in self._left:
+            found |= self.layer(f"{theirs}.{shortcut}", "shortcut")
+        return found
+
     def finish(self) -> None:
         """Check that every tensor was taken.
 

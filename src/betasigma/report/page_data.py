@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -31,6 +30,7 @@ from betasigma.report.rows import INCIDENTAL
 from betasigma.report.scan import Recorded, Series
 from betasigma.runs.directory import LOG, SUMMARY
 from betasigma.runs.files import read_json
+from betasigma.runs.job_states import is_dead
 from betasigma.runs.record import METRICS
 from betasigma.runs.status import ERROR, FINISHED, RUNNING, STATUS
 from betasigma.runs.sweep_record import read_sweep
@@ -340,9 +340,7 @@ def _state(run: Recorded, patience: float) -> Content:
 
 def _stalled(run: Recorded, patience: float) -> str | None:
     """Why a run that has not ended is not going on either; ``None`` where it is."""
-    process, host = run.status.get("process"), run.status.get("host")
-    here = host == socket.gethostname() and isinstance(process, int) and Path("/proc").is_dir()
-    if here and not Path(f"/proc/{process}").exists():
+    if is_dead(run.status):
         return "its process has ended without a word"
     changed = [
         path.stat().st_mtime

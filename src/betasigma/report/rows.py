@@ -23,6 +23,7 @@ from betasigma.report.measurements import (
     sampler_of,
 )
 from betasigma.report.runs import Run, evaluated_run
+from betasigma.report.scan import leaves
 
 INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
@@ -93,7 +94,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     """The settings of training runs: the points of each study in their order, others after them."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        fixed = _leaves({k: value for k, value in run.config.items() if k not in INCIDENTAL})
+        fixed = _given({k: value for k, value in run.config.items() if k not in INCIDENTAL})
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(run)
     ordered = sorted(groups.values(), key=lambda group: _place(group[0]))
     labels = _labels([group[0] for group in ordered])
@@ -210,7 +211,7 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
     """
     if len(runs) == 1:
         return [""]
-    for described in ([run.asked for run in runs], [_leaves(run.config) for run in runs]):
+    for described in ([run.asked for run in runs], [_given(run.config) for run in runs]):
         keys = [
             key
             for key in _differing(described)
@@ -233,17 +234,11 @@ def _place(run: Run) -> tuple[bool, str, int]:
     return (False, study["name"], study["point"]) if study else (True, "", 0)
 
 
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _given(config: Mapping[str, Any]) -> dict[str, str]:
     """Values of a config by key, with dots. A key without a value is one that is not given: a run
     that was continued has those of its defaults too.
     """
-    found: dict[str, str] = {}
-    for key, value in node.items():
-        if value is None:
-            continue
-        inner = isinstance(value, Mapping)
-        found |= _leaves(value, f"{prefix}{key}.") if inner else {prefix + key: str(value)}
-    return found
+    return {key: str(value) for key, value in leaves(config).items() if value not in (None, {})}
 
 
 def _differing(described: Sequence[Mapping[str, str]]) -> list[str]:

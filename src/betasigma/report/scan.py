@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -182,17 +183,12 @@ def _series(path: Path, size: int, changed: int) -> list[Series]:
     return list(found.values())
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a config by dotted key, at most :data:`MOST_KEYS`."""
-    found: dict[str, Any] = {}
-    for key, value in _leaves(node, prefix):
-        if len(found) == MOST_KEYS:
-            break
-        found[key] = value
-    return found
+    return dict(islice(_leaves(node), MOST_KEYS))
 
 
-def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import secrets
 import subprocess
 import sys
@@ -102,6 +103,13 @@ def short(path: Path) -> Path:
         return path.resolve().relative_to(Path.cwd())
     except ValueError:
         return path
+
+
+def wandb_id(run: Path) -> str | None:
+    """Weights & Biases' id of a run; ``None`` where it has none."""
+    file = run / WANDB_ID
+    text = file.read_text("utf-8", "replace").strip() if file.is_file() else ""
+    return text if re.fullmatch(r"[\w-]{1,128}", text) else None
 
 
 def clear(run: Path, overwrite: bool) -> None:

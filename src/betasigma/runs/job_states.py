@@ -170,7 +170,7 @@ def _state(
         return found._replace(state=QUEUED if slurm or started else NOT_BEGUN)
     if slurm and queue is not None and waiting is None:
         return found._replace(state=FAILED, error=_unsaid(run, slurm, ends))
-    if not slurm and _is_dead(status):
+    if not slurm and is_dead(status):
         died = f"process {status.get('process')} has ended without saying why; it was killed"
         return found._replace(state=STOPPED, error=died)
     quiet = time.time() - _last_sign(run)
@@ -197,12 +197,11 @@ def _is_newer(job: str, other: str) -> bool:
     return bool(first and (not second or int(first[0]) > int(second[0])))
 
 
-def _is_dead(status: Mapping[str, Any]) -> bool:
+def is_dead(status: Mapping[str, Any]) -> bool:
     """Whether the process of a run was on this machine, and is there no more."""
-    return (
-        status.get("host") == socket.gethostname()
-        and not Path(f"/proc/{status.get('process')}").exists()
-    )
+    process, here = status.get("process"), status.get("host") == socket.gethostname()
+    known = here and isinstance(process, int) and Path("/proc").is_dir()
+    return known and not Path(f"/proc/{process}").exists()
 
 
 def _last_sign(run: Path) -> float:

@@ -22,6 +22,7 @@ from torch import Tensor
 from betasigma.build import make, require
 from betasigma.devices import uses_gpu
 from betasigma.display import warn
+from betasigma.errors import first_line
 from betasigma.runs.files import write_patiently
 from betasigma.runs.record import Record
 from betasigma.training.account import sweep_run_id, wandb_mode, wandb_place
@@ -126,7 +127,7 @@ def _wandb_logger(
     try:
         return start(mode)
     except Exception as error:  # whatever it raises, training goes on
-        reason = _first_line(error)
+        reason = first_line(error)
         if mode == "offline":
             warn(f"Weights & Biases cannot write ({reason}); metrics.csv has the values")
             return None
@@ -138,7 +139,7 @@ def _wandb_logger(
         with _without("WANDB_BASE_URL"):  # which may be no address
             return start("offline")
     except Exception as error:
-        warn(f"Weights & Biases cannot write ({_first_line(error)}); metrics.csv has the values")
+        warn(f"Weights & Biases cannot write ({first_line(error)}); metrics.csv has the values")
         return None
 
 
@@ -208,10 +209,6 @@ def _without(variable: str) -> Iterator[None]:
     finally:
         if value is not None:
             os.environ[variable] = value
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line), type(error).__name__)
 
 
 def close_loggers(loggers: list[Logger]) -> None:
