@@ -107,6 +107,10 @@ def test_data_that_have_changed_since_a_run_began(
     shutil.copytree(shapes / "images", "images")
     shutil.copytree(shapes / "outputs", "outputs")
     shutil.copy("images/train/circle/0.png", "images/train/circle/more.png")
+    measured = launch("evaluate", "run=outputs/run", "evaluation=none", "error_curve=2")
+    assert measured.status == 0, measured.err
+    assert "the train split is not the one that outputs/run has recorded in data.json" in measured.err
+    assert "the test split" not in measured.err
     outcome = launch("train", "resume=outputs/run", "steps=8")
     assert outcome.status == 0, outcome.err
     assert "warning: the train split has changed since this run was last started (48" in outcome.err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,9 @@ from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
 from betasigma.display import Display, warn
 from betasigma.errors import few
-from betasigma.runs.directory import DATA
-from betasigma.runs.files import write_json
+from betasigma.options.data import Split
+from betasigma.runs.directory import DATA, short
+from betasigma.runs.files import read_json, write_json
 
 
 def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
@@ -40,8 +40,8 @@ def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
 def keep_description(run: Path, found: dict[str, Any]) -> None:
     """Write the description to a run directory, and warn if the data are others than before."""
     path = run / DATA
-    earlier = _read(path)
-    changed = [split for split in SPLITS if earlier.get(split, found[split]) != found[split]]
+    earlier = read_json(path)
+    changed = changed_splits(earlier, found)
     for split in changed:
         before, now = earlier[split]["examples"], found[split]["examples"]
         warn(
@@ -52,9 +52,20 @@ def keep_description(run: Path, found: dict[str, Any]) -> None:
     write_json(path, {**found, "before": history})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
-    except (OSError, ValueError):
-        return {}
+def warn_of_other_splits(run: Path, found: dict[str, Any]) -> None:
+    """Warn where the data that a run is measured on are not split as those that it has seen.
+
+    Args:
+        run: its directory; one without a description says nothing.
+        found: what the data are found to be now.
+    """
+    for split in changed_splits(read_json(run / DATA), found):
+        warn(
+            f"the {split} split is not the one that {short(run)} has recorded in {DATA}: it may "
+            f"have been trained on images that are tested here"
+        )
+
+
+def changed_splits(earlier: dict[str, Any], found: dict[str, Any]) -> list[Split]:
+    """Splits that have other examples than before, or in another order."""
+    return [split for split in SPLITS if earlier.get(split, found[split]) != found[split]]

@@ -11,7 +11,7 @@ from betasigma.build import Config
 from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
-from betasigma.commands.describe_data import describe_data
+from betasigma.commands.describe_data import describe_data, warn_of_other_splits
 from betasigma.commands.evaluate_images import evaluate_images
 from betasigma.commands.evaluation_log import open_loggers, show_table
 from betasigma.commands.load import Loaded, load_run, with_place
@@ -23,6 +23,7 @@ from betasigma.display import Display, plain_warnings
 from betasigma.options.apps import Evaluate
 from betasigma.report.rows import family_of
 from betasigma.runs.activity import ActivityLog
+from betasigma.runs.header import checkpoint_path
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler
 from betasigma.training.tracking import RecordLogger, close_loggers
@@ -48,6 +49,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
     data = make_data(with_place(loaded.config, content["data"]))
     data.prepare_data()
     data.setup()
+    warn_of_other_splits(checkpoint_path(content["run"]).parents[1], data.describe())
     labels, prefix = content["labels"], "eval"
     if labels is not None:
         data.keep_classes(labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from betasigma.options.apps import Export, Target
 from betasigma.options.base import parse_component
 from betasigma.report.measurements import DISTANCE
 from betasigma.runs.directory import ENVIRONMENT
-from betasigma.runs.files import new_folder, write_json, write_text
+from betasigma.runs.files import new_folder, read_json, write_json, write_text
 from betasigma.runs.header import checkpoint_path
 from betasigma.runs.portable import MEAN, VARIANCE, write_portable
 from betasigma.runs.record import Record
@@ -189,12 +188,8 @@ def _card(content: dict[str, Any], loaded: Loaded, written: Written) -> str:
 
 def _command(directory: Path) -> str:
     """What the run was started by, where its directory says so."""
-    file = directory / ENVIRONMENT
-    try:
-        command = json.loads(file.read_text(encoding="utf-8"))["command"]
-        return shlex.join(map(str, command))
-    except (OSError, ValueError, KeyError, TypeError):
-        return UNKNOWN
+    command = read_json(directory / ENVIRONMENT).get("command")
+    return shlex.join(map(str, command)) if isinstance(command, list) else UNKNOWN
 
 
 def _figures(directory: Path) -> list[dict[str, str]]:

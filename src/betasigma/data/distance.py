@@ -8,7 +8,6 @@ value range.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import warnings
@@ -23,7 +22,7 @@ from torch import Tensor
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
 from betasigma.ladder import largest_distance
-from betasigma.runs.files import write_json
+from betasigma.runs.files import read_json, write_json
 
 FORMAT = 1
 MOST_BYTES = 2**32
@@ -99,10 +98,10 @@ def _read(data: ImageDataModule, count: int, progress: Callable[[float], None]) 
 
 def _load(path: Path, key: str) -> float | None:
     """Read the squared distance of ``key``; ``None`` if it is missing or damaged."""
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return float(content["squared"]) if content["key"] == key else None
-    except (OSError, ValueError, TypeError, KeyError):
+        return float(content["squared"]) if content.get("key") == key else None
+    except (ValueError, TypeError, KeyError):
         return None
 
 

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.editing.request import Edit, Edited, Request, beside, rms
-from betasigma.options.edits import InterpolationOptions, InversionOptions, check_ends, check_path
+from betasigma.options.edits import InterpolationOptions, InversionOptions, check_ends
+from betasigma.options.noise_schedules import check_path
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.samplers import in_batches
@@ -83,7 +84,7 @@ def decode(
 def _follow(
     denoiser: DenoiserLike, x: Tensor, y: Tensor | None, t: float, s: float, tolerance: float
 ) -> Followed:
-    check_path(denoiser.schedule.levels)
+    check_path(denoiser.schedule.levels, "the probability flow")
     nfe = 0
 
     def model(state: Tensor, time: float) -> Prediction:

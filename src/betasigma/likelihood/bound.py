@@ -51,7 +51,8 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike, Prediction, perturb
 from betasigma.gaussian import discretized_gaussian_bits, divergence
 from betasigma.likelihood.terms import Examples, Terms
-from betasigma.options.likelihoods import DecoderStd, check_levels
+from betasigma.options.likelihoods import DecoderStd
+from betasigma.options.noise_schedules import check_path
 from betasigma.options.samplers import Variance
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
@@ -169,7 +170,7 @@ class VariationalBound:
         Raises:
             UserError: for a schedule of one level.
         """
-        check_levels(denoiser.schedule.levels)
+        check_path(denoiser.schedule.levels, "a likelihood")
         rng = _stream(self.stream, self.seed, x0, indices)
         diffusion, per_level = self.diffusion(denoiser, x0, y, rng)
         return Bound(

@@ -33,7 +33,8 @@ from betasigma.denoiser import DenoiserLike
 from betasigma.derivatives import jacobian_trace
 from betasigma.errors import UserError
 from betasigma.likelihood.terms import Examples, Terms
-from betasigma.options.likelihoods import Trace, check_flow_trace, check_levels
+from betasigma.options.likelihoods import Trace, check_flow_trace
+from betasigma.options.noise_schedules import check_path
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 
@@ -79,7 +80,7 @@ class FlowLikelihood:
             UserError: for a schedule of one level, the exact trace in more than 256 dimensions, or
                 a model whose flow is too steep for the solver.
         """
-        check_levels(denoiser.schedule.levels)
+        check_path(denoiser.schedule.levels, "a likelihood")
         dim = x[0].numel()
         if self.trace == "exact":
             check_flow_trace(dim)

@@ -9,6 +9,7 @@ from pydantic import Field
 from betasigma.errors import UserError
 from betasigma.options.base import ComponentOptions, Count, Positive, option
 from betasigma.options.composition import Composition
+from betasigma.options.noise_schedules import check_path
 from betasigma.options.samplers import SamplerOptions
 
 BATCH_SIZE = 64
@@ -47,7 +48,7 @@ class LatentOptions(EditOptions):
     def check_with(self, composition: Composition) -> None:
         levels = composition.schedule.level_count
         if isinstance(levels, int):
-            check_path(levels)
+            check_path(levels, "the probability flow")
         composition.refuse_between_levels("an edit along the probability flow")
 
 
@@ -112,19 +113,6 @@ class VariationOptions(EditOptions):
                     f"edit.t={self.t:g} is between two of the model's {levels} noise levels, and "
                     f"denoiser.off_levels=refuse: give edit.t={round(self.t * levels) / levels:g}"
                 )
-
-
-def check_path(levels: int) -> None:
-    """Refuse the probability flow of a model without a path from noise to data.
-
-    Raises:
-        UserError: for a single noise level.
-    """
-    if levels < 2:
-        raise UserError(
-            "the probability flow needs at least 2 noise levels (sigma.levels or beta.steps); this "
-            "model has 1"
-        )
 
 
 def check_ends(given: int) -> None:

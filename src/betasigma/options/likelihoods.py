@@ -11,6 +11,7 @@ from betasigma.errors import UserError
 from betasigma.options.base import ComponentOptions, Count, Positive, option
 from betasigma.options.composition import Composition
 from betasigma.options.data import Split
+from betasigma.options.noise_schedules import check_path
 from betasigma.options.objectives import check_trace
 from betasigma.options.samplers import Variance
 
@@ -43,7 +44,7 @@ class LikelihoodOptions(ComponentOptions):
     def check_with(self, composition: Composition) -> None:
         levels = composition.schedule.level_count
         if isinstance(levels, int):
-            check_levels(levels)
+            check_path(levels, "a likelihood")
         if self.between_levels:
             composition.refuse_between_levels(f"likelihood={self.target.rpartition('.')[2]}")
 
@@ -118,16 +119,3 @@ check_flow_trace = partial(
     instead="likelihood.trace=hutchinson",
 )
 """Refuse the exact trace of a flow in many dimensions."""
-
-
-def check_levels(levels: int) -> None:
-    """Refuse the likelihood of a model without a path from noise to data.
-
-    Raises:
-        UserError: for a single noise level.
-    """
-    if levels < 2:
-        raise UserError(
-            "a likelihood needs at least 2 noise levels (sigma.levels or beta.steps); this model "
-            "has 1"
-        )

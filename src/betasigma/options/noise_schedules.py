@@ -33,6 +33,22 @@ FEWEST_DIMENSIONS = 5
 (betasigma.ladder)."""
 
 
+def check_path(levels: int, what: str) -> None:
+    """Refuse what needs a path from noise to data, of a model that has none.
+
+    Args:
+        levels: of the model.
+        what: needs it, for the message.
+
+    Raises:
+        UserError: for a single noise level.
+    """
+    if levels < 2:
+        raise UserError(
+            f"{what} needs at least 2 noise levels (sigma.levels or beta.steps); this model has 1"
+        )
+
+
 def check_dimensions(dimensions: int) -> None:
     """Refuse to find a number of levels by NCSNv2's Technique 2 in few dimensions.
 

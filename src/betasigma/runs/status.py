@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from betasigma.errors import first_line
 from betasigma.runs.files import read_json, write_text
 
 STATUS, ERROR = "status.json", "error.txt"
@@ -98,8 +99,8 @@ def started_by_torchrun() -> bool:
 
 def summary(error: BaseException) -> str:
     """Type and first line of an error."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"
 
 
 def _end(
