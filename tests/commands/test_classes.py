@@ -109,7 +109,7 @@ def test_data_that_have_changed_since_a_run_began(
     shutil.copy("images/train/circle/0.png", "images/train/circle/more.png")
     measured = launch("evaluate", "run=outputs/run", "evaluation=none", "error_curve=2")
     assert measured.status == 0, measured.err
-    assert "the train split is not the one that outputs/run has recorded in data.json" in measured.err
+    assert "train split is not the one that outputs/run has recorded in data.json" in measured.err
     assert "the test split" not in measured.err
     outcome = launch("train", "resume=outputs/run", "steps=8")
     assert outcome.status == 0, outcome.err
