@@ -294,7 +294,7 @@ def check_traits(options: Options) -> None:
     made = locate(options.target, options.group)
     for name, value in _traits(made, _base_of(options.group)).items():
         said = getattr(model, name)
-        if value != said:
+        if isinstance(said, _PLAIN) and value != said:
             raise UserError(
                 f"{options.group}._target_={options.target} has {name}={value}, and its options "
                 f"model {model.__name__} has {name}={said}: state it in the model, and in the "
