@@ -177,9 +177,10 @@ def test_what_float32_leaves_open_is_rounding(
     public_code: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """VPPrecond's number of σ, and iDDPMPrecond's table of σ, in float64: D is the same to 1e-9.
+    """With VPPrecond's number of σ and iDDPMPrecond's table of σ in float64, D is the same to 1e-9.
 
-    In float32 ours, which finds both in float64, is nearer to that than theirs.
+    In float32 ours, which finds both in float64 in any case, is as near as float32 can be: up to a
+    hundred times nearer than VPPrecond's, which subtracts two numbers that are almost equal.
     """
     code = public_code("edm")
     kind, settings = SHAPES[name]
@@ -205,7 +206,8 @@ def test_what_float32_leaves_open_is_rounding(
             assert relative_error(denoised(double, sigma * x, sigma), truth) < 1e-9
         near = relative_error(denoised(ours, (sigma * x).float(), sigma).double(), truth)
         far = relative_error(theirs(sigma * x, torch.tensor(sigma)).double(), truth)
-        print(name, sigma, near, far, relative_error(denoised(double, sigma * x, sigma), truth))
+        assert near < CLOSE
+        assert kind != "VPPrecond" or near < far
 
 
 def test_a_pickle_is_refused_and_the_sentence_converts_it(
