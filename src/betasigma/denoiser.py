@@ -45,6 +45,20 @@ def expand(coefficient: Tensor, like: Tensor) -> Tensor | float:
     return value.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def refuse_not_finite(output: Tensor, t: float) -> None:
+    """Refuse a network's output by which no adaptive solver can choose a step. Waits for the
+    device.
+
+    Raises:
+        UserError: where a value of it is infinite or not a number.
+    """
+    if not bool(output.isfinite().all()):
+        raise UserError(
+            f"the model's output is not finite at t={t:.6g}: its training has diverged, or it was "
+            f"given a state far from those that it was trained on"
+        )
+
+
 def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t = α_t·x_0 + σ_t·ε (2.2, 2.17 of docs/equations.md); ``t`` float64, ``()`` or ``(B,)``."""
     alpha, sigma, _ = schedule.at(t)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from launching import ROOT, Launch
 
-from betasigma.data import catalog
+from betasigma.data import catalog, facts
 from betasigma.data.facts import find_facts
 from betasigma.errors import UserError
 from betasigma.options import DataOptions
@@ -74,3 +74,25 @@ def test_a_key_of_other_data_is_refused(key: str) -> None:
     node = {"name": "digits", key: {**values, "values": [0, 1], "columns": ["image"]}[key]}
     with pytest.raises(UserError, match=rf"data\.{key}=.* does not apply to data=digits: remove"):
         find_facts(node)
+
+
+def test_the_jobs_of_a_sweep_look_once_for_their_files(
+    tmp_path: Path, write_image: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(12):
+        write_image(tmp_path / f"{i}.png", (9, 9), i)
+    looks: list[Path] = []
+    look = facts.list_folder
+    monkeypatch.setattr(facts, "list_folder", lambda *of: looks.append(of[0]) or look(*of))
+    node = {"name": "image_folder", "root": str(tmp_path), "image_size": 8}
+    with facts.found_once():
+        found = [find_facts({**node, "seed": seed}) for seed in range(5)]
+        assert {one.shape for one in found} == {(3, 8, 8)}
+        assert find_facts({**node, "image_size": 4}).shape == (3, 4, 4)
+        assert len(looks) == 1
+        with pytest.raises(UserError, match="labels"):
+            find_facts({**node, "labels": "nowhere.csv"})
+        assert len(looks) == 2
+    find_facts(node)
+    find_facts(node)
+    assert len(looks) == 4

@@ -1,10 +1,10 @@
-"""Command lines of train.py at random, composed as Hydra does: choices of groups, and keys with
-values that fit or do not. What is drawn follows from the options models, so a new key is drawn too.
+"""Command lines of train.py at random, composed as Hydra composes them: choices of groups, and
+keys with values that fit or do not. What is drawn follows from the options models, so a new key is
+drawn too.
 """
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -12,13 +12,10 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from hypothesis import strategies as st
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.commands.checks import CHECKS
@@ -26,11 +23,14 @@ from betasigma.config_tree import conf_directory
 from betasigma.launch import search_path
 from betasigma.launch.app import as_hydra_takes_it, is_refusal, register_resolvers, sentence
 from betasigma.launch.command_line import CommandLine, read_command_line
+from betasigma.launch.composing import SweepLoader
 from betasigma.launch.configs import ConfigFile, Configs
 from betasigma.launch.consent import allow_typed, check_consent
 from betasigma.launch.machine import check_machine
+from betasigma.launch.planning import loader_of_hydra
 from betasigma.launch.preflight import refuse_search, refuse_unsearched
 from betasigma.launch.slurm import refuse_single
+from betasigma.launch.studies import Studies
 from betasigma.options.apps import Train
 from betasigma.options.base import REGISTRY, Options
 
@@ -144,51 +144,25 @@ def configs_of(line: CommandLine) -> Configs:
 
 
 @cache
-def composed_groups(words: tuple[str, ...]) -> DictConfig | Exception:
-    """The config of choices of groups, as Hydra composes it."""
-    search_path.register()
-    register_resolvers()
-    line = read_command_line(list(words))
-    configs = configs_of(line)
-    try:
-        typed = as_hydra_takes_it(line, configs).overrides
-        with initialize_config_dir(str(configs.folder), job_name="train", version_base="1.3"):
-            hydra = GlobalHydra.instance().hydra
-            assert hydra is not None
-            return hydra.compose_config(
-                "train",
-                [*typed, "hydra.mode=RUN"],
-                run_mode=RunMode.RUN,
-                with_log_configuration=False,
-            )
-    except Exception as error:
-        return error
+def loader() -> SweepLoader:
+    """What composes the jobs of a sweep: to what Hydra composes (launch/test_composing.py)."""
+    return SweepLoader(loader_of_hydra().get_search_path())
+
+
+@cache
+def studies() -> Studies:
+    return Studies(compose(Case((), ())))
 
 
 def compose(case: Case) -> DictConfig:
-    """The config of a case. Keys are set by Hydra's own function, on a copy of what the choices of
-    groups gave: composing the files again for every case would take twenty times as long.
-    """
+    """The config of a case."""
+    search_path.register()
+    register_resolvers()
     line = read_command_line(list(case.words))
     allow_typed(line.overrides)
-    known = composed_groups(case.groups)
-    if isinstance(known, Exception):
-        raise known
-    config = copy.deepcopy(known)
-    keys = as_hydra_takes_it(line._replace(overrides=list(case.keys)), configs_of(line)).overrides
-    parsed = OverridesParser.create().parse_overrides(keys)
-    for override in parsed:
-        if override.is_sweep_override():
-            raise is_sweep(override.input_line)
-    ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
-    with open_dict(config):
-        config.hydra.overrides.task = [*config.hydra.overrides.task, *keys]
-    return config
-
-
-def is_sweep(word: str | None) -> Exception:
-    """What Hydra's loader raises for a sweep without ``-m``."""
-    return ConfigCompositionException(f"Sweep parameters '{word}' requires --multirun")
+    words = as_hydra_takes_it(line, configs_of(line)).overrides
+    with initialize_config_dir(str(conf_directory()), job_name="train", version_base="1.3"):
+        return loader().load_configuration("train", [*words, "hydra.mode=RUN"], RunMode.RUN)
 
 
 def checked(case: Case) -> Composed:
@@ -200,10 +174,12 @@ def checked(case: Case) -> Composed:
         check_consent(config)
         refuse_single(config)
         refuse_search(config)
+        studies().check(overrides)
         check_machine(config)
         CHECKS["train"].check(config, overrides)
         refuse_unsearched(config, overrides)
         CHECKS["train"].decide(config)
+        CHECKS["train"].foretell(config)
         return Composed(config)
     except Exception as error:
         if not is_refusal(error):
@@ -276,14 +252,10 @@ NEVER = {"resume", "init.run", "plugins", "cluster", "hardware.accelerator", "ha
 def cases(draw: st.DrawFn, known: Sequence[tuple[str, ...]]) -> Case:
     """A case: choices of groups, and up to three keys, most of which fit."""
     groups = draw(st.sampled_from(known))
-    config = composed_groups(groups)
-    if isinstance(config, Exception):
-        return Case(groups, ())
+    keys, there = keys_of_groups(groups)
     if not draw(st.integers(0, 40)):
         group, value = draw(st.sampled_from(sorted(GROUPS))), draw(st.sampled_from(WILD))
         return Case((*groups, f"{group}={value}"), ())
-    keys = keys_of(config)
-    there = [key for key in sorted(keys) if "." not in key or _has_node(config, key)]
     typed = []
     for _ in range(draw(st.integers(0, 3))):
         key = draw(st.sampled_from(there if draw(st.integers(0, 15)) else sorted(keys)))
@@ -293,6 +265,19 @@ def cases(draw: st.DrawFn, known: Sequence[tuple[str, ...]]) -> Case:
         misspelt = draw(st.integers(0, 30)) == 0
         typed.append(f"{sign}{key[:-1] if misspelt else key}={value}")
     return Case(groups, tuple(typed))
+
+
+@cache
+def keys_of_groups(groups: tuple[str, ...]) -> tuple[dict[str, list[str]], list[str]]:
+    """Keys with values that they may take, and those whose node is there; of choices that are
+    refused none.
+    """
+    try:
+        config = compose(Case(groups, ()))
+    except REFUSALS:
+        return {}, []
+    keys = keys_of(config)
+    return keys, [key for key in sorted(keys) if "." not in key or _has_node(config, key)]
 
 
 def _has_node(config: DictConfig, key: str) -> bool:

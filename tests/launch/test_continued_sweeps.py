@@ -117,6 +117,32 @@ def test_several_runs_are_continued_each_in_its_directory(
     assert not [path for path in (here / "both").iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
+def test_a_sweep_goes_on_in_the_processes_of_joblib(here: Path, half_a_sweep: Outcome) -> None:
+    """Here as when it is continued once more, without a word of where."""
+    pytest.importorskip("joblib")
+    first = written(here / "sweep" / "seed=1")
+    place = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    for words in (place, ["steps=3"]):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "train.py"), "-m", "resume=sweep", *words],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=200,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "Joblib.Parallel(n_jobs=2" in done.stdout + done.stderr
+        record = read_sweep(here / "sweep")
+        assert record is not None
+        assert record.place == place
+        if words is place:
+            assert "1 job to do; left alone: 2 finished" in done.stdout
+            assert written(here / "sweep" / "seed=1") == first
+    assert [(job.state, job.step) for job in read_jobs(here / "sweep")] == [("finished", 3)] * 3
+
+
 def test_overwrite_begins_a_job_over(here: Path, half_a_sweep: Outcome) -> None:
     before = [written(here / "sweep" / f"seed={seed}") for seed in (1, 3)]
     over = launch("train", *WORDS, "seed=1,4", "overwrite=true")
@@ -262,6 +288,12 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert word in shown.out
     assert launch("jobs", "sweep", "conclude=true").status == 1
     assert (sweep / LOCK).exists() is False, "looking leaves nothing"
+
+    monkeypatch.setattr("betasigma.runs.job_states.queued_jobs", lambda: None)
+    unanswered = of_seeds(read_jobs(sweep))
+    unknown = ("queued", "no start", "again")
+    assert {name for name, state in unanswered.items() if state == "unknown"} == set(unknown)
+    assert "SLURM does not answer: it may wait or have ended" in launch("jobs", "sweep").out
 
 
 def test_jobs_that_wait_for_a_living_command_are_queued(here: Path) -> None:

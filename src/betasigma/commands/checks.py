@@ -107,6 +107,8 @@ class AppChecks(NamedTuple):
     """
     decide: Callable[[DictConfig], Decision] = lambda config: NOTHING
     """Choose what the config leaves open."""
+    foretell: Callable[[DictConfig], str] = lambda config: ""
+    """Say what the command will do, in one line; empty where it says nothing."""
     enter: Callable[[DictConfig, Path], None] = lambda config, directory: None
     """Look at what the run directory holds already."""
     writes: bool = True
@@ -203,7 +205,7 @@ def unread(config: DictConfig) -> dict[str, str]:
     """Keys from which other nodes should read by interpolation, and none does."""
     found = {}
     raw = unresolved(config)
-    read = interpolated_keys(config)
+    read = interpolated_keys(raw)
     knobs = {str(options.knobs) for options in REGISTRY["schedule"].values()}
     for node in (*knobs & raw.keys(), "model.defaults", *raw.keys() - Train.model_fields.keys()):
         held: Any = raw
@@ -557,13 +559,6 @@ def saved_facts(header: dict[str, Any]) -> DataFacts:
 
 
 def decide_train(config: DictConfig) -> Decision:
-    """Choose the feature extractor of the run's evaluations, and say what the run will do."""
-    decision = decide_prefetch(config)
-    note = f"\n{decision.note}" if decision.note else ""
-    return decision._replace(note=plan(plain(config)) + note)
-
-
-def decide_prefetch(config: DictConfig) -> Decision:
     """Choose the feature extractor of a run's evaluations."""
     node = config.evaluation
     if node.n != 0:
@@ -572,12 +567,13 @@ def decide_prefetch(config: DictConfig) -> Decision:
         check_n(node.n_during, node.metrics)
     if not measures(node):
         return NOTHING
-    content = plain(config)
-    return _extractor(config, find_facts({**content["data"], "seed": content["seed"]}))
+    data: Any = OmegaConf.to_container(config.data, resolve=True)
+    return _extractor(config, find_facts({**data, "seed": config.seed}))
 
 
-def plan(content: Mapping[str, Any]) -> str:
+def foretell_training(config: DictConfig) -> str:
     """What a training run will do, in one line."""
+    content = plain(config)
     model, data, measured = content["model"]["name"], content["data"]["name"], content["evaluation"]
     if trains(content):
         verb = "continue" if content["resume"] is not None else "train"
@@ -732,7 +728,7 @@ def _check_new(directory: Path, key: str) -> None:
 
 
 CHECKS = {
-    "train": AppChecks(check_train, decide_train, continue_in),
+    "train": AppChecks(check_train, decide_train, foretell_training, continue_in),
     "sample": AppChecks(check_sample),
     "edit": AppChecks(check_edit),
     "compare": AppChecks(check_compare),
@@ -742,7 +738,7 @@ CHECKS = {
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
     "export": AppChecks(check_export),
-    "prefetch": AppChecks(check_prefetch, decide_prefetch),
+    "prefetch": AppChecks(check_prefetch, decide_train),
     "jobs": AppChecks(check_jobs, writes=False),
 }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.errors import UserError
@@ -33,11 +33,15 @@ def plain(config: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: if a key has no value, or an interpolation cannot be resolved.
     """
-    config = own_keys(config)
-    for key in sorted(OmegaConf.missing_keys(config)):
+    return _resolved(config, unresolved(config))
+
+
+def _resolved(config: DictConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """As above, of a config and the same with its interpolations in plain containers."""
+    for key in sorted(_missing_keys(raw)):
         raise UserError(f"{key} has no value; give {key}=…")
     try:
-        resolved = OmegaConf.to_container(config, resolve=True)
+        resolved = OmegaConf.to_container(own_keys(config), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
     assert isinstance(resolved, dict)
@@ -66,8 +70,9 @@ def parsed(config: DictConfig, schema: type[Asked]) -> tuple[dict[str, Any], Ask
     Raises:
         UserError: for the first key that does not fit.
     """
-    content = plain(config)
-    read = interpolated_nodes(config)
+    raw = unresolved(config)
+    content = _resolved(config, raw)
+    read = {key.partition(".")[0] for key in interpolated_keys(raw) if "." in key}
     known = {field.alias or name: field for name, field in schema.model_fields.items()}
     content = {k: v for k, v in content.items() if k in known or k not in read}
     for key, field in known.items():
@@ -142,16 +147,23 @@ def unresolved(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if key != "hydra"}
 
 
-def interpolated_nodes(config: DictConfig) -> set[str]:
-    """Return the top nodes that other nodes read from by interpolation."""
-    return {key.partition(".")[0] for key in interpolated_keys(config) if "." in key}
+def _missing_keys(node: Any, key: str = "") -> Iterator[str]:
+    """Yield the dotted keys without a value in an unresolved config."""
+    if node == MISSING:
+        yield key
+    elif isinstance(node, Mapping):
+        for name, value in node.items():
+            yield from _missing_keys(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from _missing_keys(value, f"{key}[{number}]")
 
 
-def interpolated_keys(config: DictConfig) -> set[str]:
-    """Return the dotted keys that nodes read from other nodes by interpolation."""
+def interpolated_keys(raw: Mapping[str, Any]) -> set[str]:
+    """Return the dotted keys that nodes of an unresolved config read from other nodes."""
     return {
         name
-        for key, value in unresolved(config).items()
+        for key, value in raw.items()
         for name in re.findall(r"\$\{(?:oc\.select:)?\s*([\w.]+)", _text(value))
         if name.partition(".")[0] != key
     }

@@ -5,7 +5,10 @@ Nothing heavy is imported, except for a data set of the user.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 from betasigma.data import catalog
@@ -50,19 +53,48 @@ def find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile | None
     Raises:
         UserError: if there are none, or they can be read in two ways.
     """
-    name = node["name"]
-    if name not in catalog.OF_THE_USER:
+    if node["name"] not in catalog.OF_THE_USER:
         return None
-    place = catalog.place(name, node.get("root"))
+    asked = {key: node.get(key) for key in OF_FILES}
+    known, key = _known.get(), json.dumps(asked, default=str)
+    if known is None:
+        return _find_files(asked)
+    if key not in known:
+        known[key] = _find_files(asked)
+    return known[key]
+
+
+OF_FILES = ("name", "root", "axes", "values", "columns", "download", "layout", "labels")
+"""Keys of a ``data`` node on which it depends what files are found."""
+
+_known: ContextVar[dict[str, Any] | None] = ContextVar("known", default=None)
+"""Files that were found already, by what was asked; ``None`` outside :func:`found_once`."""
+
+
+@contextmanager
+def found_once() -> Iterator[None]:
+    """Within this block, look once for files that are asked for several times, as the jobs of a
+    sweep do. It takes seconds where there are many.
+    """
+    before = _known.set({})
+    try:
+        yield
+    finally:
+        _known.reset(before)
+
+
+def _find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile:
+    name = node["name"]
+    place = catalog.place(name, node["root"])
     if name == "array":
         from betasigma.data.arrays import open_array  # imports NumPy
 
-        return open_array(place, node.get("axes"), node.get("values"))
+        return open_array(place, node["axes"], node["values"])
     if name == "hub":
         from betasigma.data.hub import open_table  # imports Hugging Face's datasets
 
-        return open_table(str(node["root"]), node.get("columns"), node.get("download", False))
-    return list_folder(place, node.get("layout"), node.get("labels"))
+        return open_table(str(node["root"]), node["columns"], bool(node["download"]))
+    return list_folder(place, node["layout"], node["labels"])
 
 
 def described_facts(

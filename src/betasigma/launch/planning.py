@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from betasigma.errors import UserError
 from betasigma.launch.command_line import quoted
+from betasigma.launch.composing import SweepLoader
 from betasigma.launch.configs import dotted_keys
 from betasigma.launch.continuing import Continued, changed, sweep_to_continue
 from betasigma.launch.job_names import job_name, repeats, short_keys
+from betasigma.launch.slurm import is_cluster
 from betasigma.launch.sweepers import Expansion, expand
 from betasigma.runs.directory import SUMMARY, short
 from betasigma.runs.files import read_json
@@ -25,6 +27,7 @@ from betasigma.runs.job_states import (
     PREEMPTED,
     QUEUED,
     STALLED,
+    UNKNOWN,
     JobState,
     count_jobs,
     read_jobs,
@@ -51,13 +54,11 @@ class PlannedJob(NamedTuple):
     Attributes:
         directory: of its run, relative to the sweep's, or absolute.
         words: its overrides.
-        config: as composed from them.
         changed: whether they are others than when it was begun.
     """
 
     directory: str
     words: list[str]
-    config: DictConfig
     changed: bool = False
 
     def launched(self, more: Sequence[str]) -> list[str]:
@@ -75,6 +76,8 @@ class Plan(NamedTuple):
         swept: keys that differ between jobs.
         known: jobs that the sweep had before.
         place: words that say where the jobs run.
+        compose: makes the config of a job from its overrides. It is made anew where it is needed:
+            a thousand of them would take half a gigabyte.
     """
 
     app: str
@@ -83,19 +86,26 @@ class Plan(NamedTuple):
     swept: list[str]
     known: list[RecordedJob]
     place: list[str]
+    compose: Callable[[Sequence[str]], DictConfig]
 
-    def record(self, decided: Sequence[str], code: dict[str, Any] | None) -> SweepRecord:
+    def record(
+        self,
+        steps: Sequence[int | None],
+        decided: Sequence[str],
+        code: dict[str, Any] | None,
+    ) -> SweepRecord:
         """What the sweep directory keeps of it.
 
         Args:
+            steps: that each job is to take.
             decided: overrides of every job beside its own.
             code: which code the jobs run.
         """
         jobs = {job.directory: job for job in self.known}
-        for job in self.jobs if self.complete else []:
-            words = changed(of_the_job(job.words), decided)
-            steps = job.config.get("steps")
-            jobs[job.directory] = RecordedJob(job.directory, words, steps)
+        if self.complete:
+            for job, of_job in zip(self.jobs, steps, strict=True):
+                words = changed(of_the_job(job.words), decided)
+                jobs[job.directory] = RecordedJob(job.directory, words, of_job)
         return SweepRecord(self.app, [*jobs.values()], self.place, not self.complete, code)
 
 
@@ -123,7 +133,7 @@ class Planner:
 
     def __init__(self, config: DictConfig, task: list[str], app: str) -> None:
         self._config, self._task, self._app = config, task, app
-        self._loader = loader_of_hydra()
+        self._loader = SweepLoader(loader_of_hydra().get_search_path())
 
     def plan(self) -> Plan:
         """Find the jobs.
@@ -146,8 +156,8 @@ class Planner:
             return self._go_on(continued)
         sweep = expand(self._config.hydra.sweeper, self._task, self._loader)
         if not sweep.complete:
-            jobs = [PlannedJob("", words, self._compose(words)) for words in sweep.jobs]
-            return Plan(self._app, jobs, False, sweep.swept, [], self._place())
+            jobs = [PlannedJob("", words) for words in sweep.jobs]
+            return Plan(self._app, jobs, False, sweep.swept, [], self._place(), self._compose)
         return self._begin(sweep)
 
     def _newest(self) -> Continued | None:
@@ -178,12 +188,11 @@ class Planner:
         wanted = {
             job.directory: [*place, *changed(job.overrides, typed.jobs[0])] for job in record.jobs
         }
-        return self._left_of(wanted, {}, record.jobs)
+        return self._left_of(wanted, record.jobs)
 
     def _begin(self, sweep: Expansion) -> Plan:
         """Plan a sweep of given jobs, which may have been begun in its directory."""
-        configs = [self._compose(words, number) for number, words in enumerate(sweep.jobs)]
-        names = self._names(sweep, configs)
+        names = self._names(sweep)
         directory = Path(self._config.hydra.sweep.dir)
         record = read_sweep(directory)
         if record is not None and (record.app != self._app or record.search):
@@ -192,13 +201,11 @@ class Planner:
                 f"give another directory"
             )
         wanted = dict(zip(names, sweep.jobs, strict=True))
-        composed = dict(zip(names, configs, strict=True))
-        return self._left_of(wanted, composed, record.jobs if record else [], sweep.swept)
+        return self._left_of(wanted, record.jobs if record else [], sweep.swept)
 
     def _left_of(
         self,
         wanted: dict[str, list[str]],
-        composed: dict[str, DictConfig],
         known: list[RecordedJob],
         swept: Sequence[str] = (),
     ) -> Plan:
@@ -206,7 +213,6 @@ class Planner:
 
         Args:
             wanted: overrides of each job, by its directory.
-            composed: their configs, where they are known already.
             known: jobs that the sweep had before.
             swept: keys that differ between jobs.
         """
@@ -217,11 +223,12 @@ class Planner:
             read = read_jobs(directory)
             states = {job.directory: state for job, state in zip(known, read, strict=True)}
         recorded = {job.directory: job.overrides for job in known}
+        to_cluster = is_cluster(self._config)
         alone: Counter[str] = Counter()
         jobs = []
         for name, words in wanted.items():
             state = states.get(name)
-            if state is not None and _is_under_way(state):
+            if state is not None and _is_under_way(state, to_cluster):
                 alone[state.state] += 1
                 continue
             as_before = sorted(of_the_job(words)) == sorted(recorded.get(name, []))
@@ -229,14 +236,14 @@ class Planner:
             if as_before and not over and state is not None and state.state == FINISHED:
                 alone[FINISHED] += 1
                 continue
-            config = composed.get(name) or self._compose(words)
             run = directory / name
-            if read_status(run).get("status") == FINISHED and not _has_more(run, config, words):
+            finished = read_status(run).get("status") == FINISHED
+            if finished and not _has_more(run, self._compose(words), words):
                 alone[FINISHED] += 1
                 continue
-            jobs.append(PlannedJob(name, words, config, state is not None and not as_before))
+            jobs.append(PlannedJob(name, words, state is not None and not as_before))
         _say_left_alone(alone, len(jobs), directory)
-        return Plan(self._app, jobs, True, list(swept), known, self._place())
+        return Plan(self._app, jobs, True, list(swept), known, self._place(), self._compose)
 
     def _place(self) -> list[str]:
         return of_the_place([*self._config.hydra.overrides.hydra, *self._task])
@@ -246,21 +253,26 @@ class Planner:
         set_key(config, "hydra.job.num", number)
         return config
 
-    def _names(self, sweep: Expansion, configs: Sequence[DictConfig]) -> list[str]:
+    def _names(self, sweep: Expansion) -> list[str]:
         """Directories of the jobs: of runs that are continued their own, of others as the user
         names them, or by what is swept.
         """
         own = any(w.startswith("hydra.sweep.subdir=") for w in self._config.hydra.overrides.hydra)
-        written = written_keys(sweep.swept, configs, self._config)
+        by_user = own or not sweep.swept
+        given: list[str | None] = []
+        known: set[str] = set()
+        for number, words in enumerate(sweep.jobs):
+            config = self._compose(words, number)
+            run = _continued_run(config)
+            subdirectory = str(config.hydra.sweep.subdir) if by_user else None
+            given.append(str(run) if run is not None else subdirectory)
+            known |= _keys(config)
+        written = short_keys(sweep.swept, known, self._config.hydra.runtime.choices)
         numbered = repeats(sweep.jobs, written)
-        names = []
-        for number, (words, config) in enumerate(zip(sweep.jobs, configs, strict=True)):
-            if (run := _continued_run(config)) is not None:
-                names.append(str(run))
-            elif own or not sweep.swept:
-                names.append(str(config.hydra.sweep.subdir))
-            else:
-                names.append(job_name(written, words, number if numbered else None))
+        names = [
+            job_name(written, words, number if numbered else None) if name is None else name
+            for number, (name, words) in enumerate(zip(given, sweep.jobs, strict=True))
+        ]
         twice = [name for name, times in Counter(names).items() if times > 1]
         if twice:
             raise UserError(f"two jobs of this sweep would write into the directory {twice[0]}")
@@ -277,9 +289,13 @@ def written_keys(
         configs: of the jobs.
         config: common to them.
     """
-    plain: list[Any] = [OmegaConf.to_container(job) for job in configs]
-    known = {key for job in plain for key in dotted_keys(job)}
+    known = {key for job in configs for key in _keys(job)}
     return short_keys(swept, known, config.hydra.runtime.choices)
+
+
+def _keys(config: DictConfig) -> set[str]:
+    plain: Any = OmegaConf.to_container(config)
+    return dotted_keys(plain)
 
 
 def _continued_run(config: DictConfig) -> Path | None:
@@ -299,13 +315,17 @@ def _continued_run(config: DictConfig) -> Path | None:
     return path.resolve() if path.is_dir() else None
 
 
-def _is_under_way(state: JobState) -> bool:
+def _is_under_way(state: JobState, to_cluster: bool) -> bool:
     """Whether somebody works on a job, or SLURM will start it. A stalled process holds the lock of
-    its run while it lives, so a job of it may be tried.
+    its run while it lives, so a job of it may be tried. So may one of a SLURM that does not answer,
+    where the user takes it elsewhere.
+
+    Args:
+        state: of the job.
+        to_cluster: whether it would be launched on a cluster.
     """
-    return state.state in (RUNNING, QUEUED, PREEMPTED) or bool(
-        state.state == STALLED and state.slurm
-    )
+    known = state.state in (RUNNING, QUEUED, PREEMPTED) or (state.state == UNKNOWN and to_cluster)
+    return known or bool(state.state == STALLED and state.slurm)
 
 
 def _has_more(run: Path, config: DictConfig, words: Sequence[str]) -> bool:

@@ -6,20 +6,20 @@ logs exceptions of callbacks, so ``Preflight`` prints the error itself and ends 
 
 from __future__ import annotations
 
-import copy
 import logging
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from betasigma.commands.checks import CHECKS, AppChecks, Decision
+from betasigma.data.facts import found_once
 from betasigma.errors import UserError
 from betasigma.launch import slurm
 from betasigma.launch.app import as_typed, fail, is_refusal, tracebacks_wanted
@@ -29,7 +29,7 @@ from betasigma.launch.job_names import subdirectory
 from betasigma.launch.machine import check_machine
 from betasigma.launch.planning import Plan, Planner, set_key, written_keys
 from betasigma.launch.snapshot import LIVE, keep_code
-from betasigma.launch.studies import check_studies
+from betasigma.launch.studies import Studies
 from betasigma.launch.submitting import announce
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import Sweep, begin_sweep
@@ -71,27 +71,52 @@ class Preflight(Callback):
                 )
             task = [as_typed(word) for word in config.hydra.overrides.task]
             sweep = Planner(config, task, self._name).plan()
-            for job in sweep.jobs:
-                check_consent(job.config)
-                check_studies(job.config, job.words)
-                check_machine(job.config)
-                self._app.check(job.config, job.words)
-                if job.changed:  # refused here, and not in the job, whose run would count as failed
-                    run = Path(config.hydra.sweep.dir) / job.directory
-                    self._app.enter(copy.deepcopy(job.config), run)
+            jobs = self._check_jobs(config, sweep)
             refuse_unsearched(config, task)
-            configs = [job.config for job in sweep.jobs]
             given = {override.partition("=")[0] for override in task}
-            decided = self._decide_once(configs, given)
-            requested = _request(config, configs, given)
+            decided = _decide_once([job.decision for job in jobs], given)
+            _print_note(jobs[0].note, len(jobs))
+            requested = _request(config, [job.request for job in jobs], given)
             set_key(config, "hydra.overrides.task", [*task, *decided, *requested])
             _fix_directory(config)
             if not sweep.complete:
                 _name_jobs(config, sweep)
-            self._start(config, sweep, decided, requested)
+            self._start(config, sweep, jobs, decided, requested)
+
+    def _check_jobs(self, config: DictConfig, sweep: Plan) -> list[CheckedJob]:
+        """Check every job of a sweep.
+
+        Args:
+            config: common to its jobs.
+            sweep: the jobs.
+
+        Raises:
+            UserError: for the first thing that cannot work.
+        """
+        checked = []
+        studies = Studies(config)
+        with found_once():
+            for job in sweep.jobs:
+                composed = sweep.compose(job.words)
+                check_consent(composed)
+                studies.check(job.words)
+                check_machine(composed)
+                self._app.check(composed, job.words)
+                decision = self._app.decide(composed)
+                note = "" if checked else _note(self._app, composed, decision)
+                request = slurm.request(composed)
+                checked.append(CheckedJob(decision, note, request, composed.get("steps")))
+                if job.changed:  # refused here, and not in the job, whose run would count as failed
+                    self._app.enter(composed, Path(config.hydra.sweep.dir) / job.directory)
+        return checked
 
     def _start(
-        self, config: DictConfig, sweep: Plan, decided: list[str], requested: list[str]
+        self,
+        config: DictConfig,
+        sweep: Plan,
+        jobs: Sequence[CheckedJob],
+        decided: list[str],
+        requested: list[str],
     ) -> None:
         """Say what a cluster is asked for, record the sweep and hand its jobs to the launcher."""
         directory = Path(config.hydra.sweep.dir)
@@ -110,7 +135,7 @@ class Preflight(Callback):
         _make(str(directory))
         begin_sweep(Sweep(directory, launched, self._name))
         code = keep_code(directory, of_cluster.code if of_cluster is not None else LIVE)
-        write_sweep(directory, sweep.record(decided, code))
+        write_sweep(directory, sweep.record([job.steps for job in jobs], decided, code))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Write the error of a run or a job into its log."""
@@ -119,21 +144,36 @@ class Preflight(Callback):
             traced = None if isinstance(error, UserError) else error
             logging.getLogger("betasigma").error("failed: %s", error, exc_info=traced)
 
-    def _decide_once(self, jobs: list[DictConfig], given: set[str]) -> list[str]:
-        """Return overrides for all jobs: one decision for the sweep, so that jobs can be compared.
 
-        Raises:
-            UserError: if the jobs need different decisions.
-        """
-        decisions = [self._app.decide(job) for job in jobs]
-        values = [{k: v for k, v in d.values.items() if k not in given} for d in decisions]
-        if any(other != values[0] for other in values):
-            raise UserError(
-                "the jobs of this sweep need different evaluations (images and points, say): make "
-                "it two sweeps, or leave them out with evaluation=none"
-            )
-        _print_note(decisions[0], len(jobs))
-        return [f"{key}={value}" for key, value in values[0].items()]
+class CheckedJob(NamedTuple):
+    """What is kept of a job of a sweep when its config is checked.
+
+    Attributes:
+        decision: what its config leaves open.
+        note: what it will do; of the first job.
+        request: what it asks a cluster for.
+        steps: that it is to take, where it trains.
+    """
+
+    decision: Decision
+    note: str
+    request: dict[str, Any] | None
+    steps: int | None
+
+
+def _decide_once(decisions: Sequence[Decision], given: set[str]) -> list[str]:
+    """Return overrides for all jobs: one decision for the sweep, so that jobs can be compared.
+
+    Raises:
+        UserError: if the jobs need different decisions.
+    """
+    values = [{k: v for k, v in d.values.items() if k not in given} for d in decisions]
+    if any(other != values[0] for other in values):
+        raise UserError(
+            "the jobs of this sweep need different evaluations (images and points, say): make it "
+            "two sweeps, or leave them out with evaluation=none"
+        )
+    return [f"{key}={value}" for key, value in values[0].items()]
 
 
 def prepare_run(config: DictConfig, app: AppChecks) -> None:
@@ -144,14 +184,14 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     """
     overrides = list(config.hydra.overrides.task)
     check_consent(config)
-    check_studies(config, overrides)
+    Studies(config).check(overrides)
     check_machine(config)
     directory = app.check(config, overrides)
     refuse_unsearched(config, overrides)
     decision = app.decide(config)
+    _print_note(_note(app, config, decision))
     for key, value in decision.values.items():
         OmegaConf.update(config, key, value)
-    _print_note(decision)
     given = any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
     if started_by_torchrun() and directory is None and not given:
         raise UserError(
@@ -196,7 +236,9 @@ def refuse_unsearched(config: DictConfig, overrides: list[str]) -> None:
             )
 
 
-def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> list[str]:
+def _request(
+    config: DictConfig, requests: Sequence[dict[str, Any] | None], given: set[str]
+) -> list[str]:
     """Set what the launcher asks the cluster for, and return overrides for all jobs.
 
     Hydra makes the launcher from the common config of the sweep, which lacks the values of the
@@ -205,7 +247,7 @@ def _request(config: DictConfig, jobs: list[DictConfig], given: set[str]) -> lis
     Raises:
         UserError: if the request is impossible.
     """
-    wanted = slurm.request(jobs)
+    wanted = slurm.common_request(requests)
     if wanted is None:
         return []
     slurm.check_cluster(wanted)
@@ -230,7 +272,8 @@ def _name_jobs(config: DictConfig, sweep: Plan) -> None:
     """Name the directories of a search's jobs by what is swept, unless the user names them."""
     own = list(config.hydra.overrides.hydra)
     if sweep.swept and not any(word.startswith("hydra.sweep.subdir=") for word in own):
-        written = written_keys(sweep.swept, [job.config for job in sweep.jobs], config)
+        configs = (sweep.compose(job.words) for job in sweep.jobs)
+        written = written_keys(sweep.swept, configs, config)
         name = subdirectory(written, numbered=True)
         set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.subdir='{name}'"])
 
@@ -255,10 +298,15 @@ def _make(directory: str) -> None:
         raise UserError(f"directory {directory} cannot be made: {error.strerror}") from None
 
 
-def _print_note(decision: Decision, jobs: int = 1) -> None:
-    """Print the note of a decision on rank 0; of several jobs that of the first."""
-    if decision.note and process_rank() == 0:
-        print(f"{jobs} jobs; the first {decision.note}" if jobs > 1 else decision.note, flush=True)
+def _note(app: AppChecks, config: DictConfig, decision: Decision) -> str:
+    """What a command will do, and what was decided for it."""
+    return "\n".join(filter(None, [app.foretell(config), decision.note]))
+
+
+def _print_note(note: str, jobs: int = 1) -> None:
+    """Print a note on rank 0; of several jobs that of the first."""
+    if note and process_rank() == 0:
+        print(f"{jobs} jobs; the first {note}" if jobs > 1 else note, flush=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ one per device, and Lightning finds them.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -45,15 +46,15 @@ def refuse_single(config: DictConfig) -> None:
         )
 
 
-def request(jobs: list[DictConfig]) -> dict[str, Any] | None:
-    """Return the resources of each job of a sweep: the complete ``cluster`` node.
+def common_request(requests: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the resources of each job of a sweep; ``None`` for a sweep on this machine.
 
-    ``None`` for a sweep on this machine.
+    Args:
+        requests: of its jobs.
 
     Raises:
-        UserError: if they do not fit the hardware of a job, or differ between jobs.
+        UserError: if they differ.
     """
-    requests = [_of_job(job) if is_cluster(job) else None for job in jobs]
     first = requests[0]
     for other in requests[1:]:
         if other != first:
@@ -110,8 +111,14 @@ def check_cluster(wanted: dict[str, Any]) -> None:
         )
 
 
-def _of_job(job: DictConfig) -> dict[str, Any]:
-    """Return the resources of one job."""
+def request(job: DictConfig) -> dict[str, Any] | None:
+    """Return the resources of one job: the complete ``cluster`` node; ``None`` on this machine.
+
+    Raises:
+        UserError: if they do not fit its hardware.
+    """
+    if not is_cluster(job):
+        return None
     wanted: Any = OmegaConf.to_container(job.cluster, resolve=True)
     SlurmOptions.parse(wanted)
     hardware = job.hardware

@@ -9,7 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from hydra._internal.config_repository import ConfigRepository, IConfigRepository
+from hydra._internal.config_repository import (
+    CachingConfigRepository,
+    ConfigRepository,
+    IConfigRepository,
+)
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.default_element import ConfigDefault
 from omegaconf import DictConfig
@@ -34,35 +38,49 @@ class ChosenFile(NamedTuple):
     is_point: bool
 
 
-def check_studies(config: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse a point of a study together with another choice of the same group.
-
-    A file that chooses nothing for other groups (a sampler, for example) is allowed.
+class Studies:
+    """Knows what the files of config groups choose for other groups.
 
     Args:
         config: as Hydra composed it; it knows where configs are, ``hydra.searchpath`` included.
-        overrides: of one run.
-
-    Raises:
-        UserError: if two overrides choose the same group.
     """
-    path = ConfigSearchPathImpl()
-    for source in config.hydra.runtime.config_sources:
-        path.append(source.provider, f"{source.schema}://{source.path}")
-    repository = ConfigRepository(path)
-    typed = [_choice(override, repository) for override in overrides]
-    choices = [choice for choice in typed if choice is not None]
-    for point in choices:
-        if not point.is_point:
-            continue
-        for group, name in point.chooses.items():
-            if not _read(repository, f"{group}/{name}")[0]:
+
+    def __init__(self, config: DictConfig) -> None:
+        path = ConfigSearchPathImpl()
+        for source in config.hydra.runtime.config_sources:
+            path.append(source.provider, f"{source.schema}://{source.path}")
+        self._files = CachingConfigRepository(ConfigRepository(path))
+        self._choices: dict[str, ChosenFile | None] = {}
+
+    def check(self, overrides: Sequence[str]) -> None:
+        """Refuse a point of a study together with another choice of the same group.
+
+        A file that chooses nothing for other groups (a sampler, for example) is allowed.
+
+        Args:
+            overrides: of one run.
+
+        Raises:
+            UserError: if two overrides choose the same group.
+        """
+        typed = map(self._choice, overrides)
+        choices = [choice for choice in typed if choice is not None]
+        for point in choices:
+            if not point.is_point:
                 continue
-            for other in choices:
-                if other is not point and group in (other.group, *other.chooses):
-                    raise UserError(
-                        f"{point.word} and {other.word} both choose the {group}; leave one out"
-                    )
+            for group, name in point.chooses.items():
+                if not _read(self._files, f"{group}/{name}")[0]:
+                    continue
+                for other in choices:
+                    if other is not point and group in (other.group, *other.chooses):
+                        raise UserError(
+                            f"{point.word} and {other.word} both choose the {group}; leave one out"
+                        )
+
+    def _choice(self, override: str) -> ChosenFile | None:
+        if override not in self._choices:
+            self._choices[override] = _choice(override, self._files)
+        return self._choices[override]
 
 
 def _choice(override: str, repository: IConfigRepository) -> ChosenFile | None:

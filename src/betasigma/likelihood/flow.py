@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from betasigma.denoiser import DenoiserLike
+from betasigma.denoiser import DenoiserLike, refuse_not_finite
 from betasigma.derivatives import jacobian_trace
 from betasigma.errors import UserError
 from betasigma.likelihood.terms import Examples, Terms
@@ -78,7 +78,7 @@ class FlowLikelihood:
 
         Raises:
             UserError: for a schedule of one level, the exact trace in more than 256 dimensions, or
-                a model whose flow is too steep for the solver.
+                a model whose flow is too steep for the solver or whose output is not finite.
         """
         check_path(denoiser.schedule.levels, "a likelihood")
         dim = x[0].numel()
@@ -104,7 +104,9 @@ class FlowLikelihood:
             diffusion = pace * schedule.sigma(t).item()
             with torch.enable_grad():
                 point = state[0].detach().requires_grad_(True)
-                velocity = drift * point + diffusion * denoiser(point, t, y).eps
+                eps = denoiser(point, t, y).eps
+                refuse_not_finite(eps, t)
+                velocity = drift * point + diffusion * eps
                 divergence = self._divergence(velocity, point, probe)
             return velocity.detach(), divergence.detach()
 

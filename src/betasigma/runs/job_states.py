@@ -34,17 +34,19 @@ from betasigma.runs.sweep_record import RecordedJob, read_sweep
 LOGS = "slurm"
 """Folder of SLURM's logs in the sweep directory, one folder per job."""
 
-QUEUED, STALLED, PREEMPTED = "queued", "stalled", "preempted"
+QUEUED, STALLED, PREEMPTED, UNKNOWN = "queued", "stalled", "preempted", "unknown"
 STOPPED, NOT_BEGUN = "stopped", "not begun"
 
-UNDER_WAY = (RUNNING, STALLED, QUEUED, PREEMPTED)
-"""States of jobs that somebody still works on, or will."""
+UNDER_WAY = (RUNNING, STALLED, QUEUED, PREEMPTED, UNKNOWN)
+"""States of jobs that somebody still works on, or will, as far as is known."""
 
 ENDED_BADLY = (FAILED, STOPPED)
 """States of jobs that would be launched once more."""
 
 QUIET_MINUTES = 10
 """Minutes without a sign of life after which a running job counts as stalled."""
+
+UNANSWERED = "it has not begun, and SLURM does not answer: it may wait or have ended"
 
 TRAINING = "training"
 
@@ -58,7 +60,8 @@ class JobState(NamedTuple):
     Attributes:
         directory: of its run.
         state: queued, running, stalled (running without a sign of life), preempted (stopped, and
-            waiting for its next start), stopped, failed, finished, or not begun.
+            waiting for its next start), stopped, failed, finished, not begun, or unknown (SLURM has
+            taken it, and does not say what became of it).
         overrides: of its config.
         step: that it has reached; ``None`` where nothing is known.
         steps: that it is to take.
@@ -165,9 +168,11 @@ def _state(
     if word is None:
         if waiting is not None:
             return found._replace(state=RUNNING, node=waiting.node)
-        if slurm and queue is not None:
+        if slurm and queue is None:
+            return found._replace(state=UNKNOWN, error=UNANSWERED)
+        if slurm:
             return found._replace(state=FAILED, error=_unsaid(run, slurm, ends))
-        return found._replace(state=QUEUED if slurm or started else NOT_BEGUN)
+        return found._replace(state=QUEUED if started else NOT_BEGUN)
     if slurm and queue is not None and waiting is None:
         return found._replace(state=FAILED, error=_unsaid(run, slurm, ends))
     if not slurm and is_dead(status):

@@ -30,7 +30,8 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import Prediction
+from betasigma.denoiser import Prediction, refuse_not_finite
+from betasigma.errors import UserError
 from betasigma.options.samplers import (
     AdaptiveODEOptions,
     Dtype,
@@ -194,6 +195,9 @@ def follow_flow(
         x: state at t, shape ``(n, *sample_shape)``.
         t, s: times in [t_min, 1], different ones.
         rtol, atol: tolerance on x/α, > 0; the step is chosen for the batch as a whole.
+
+    Raises:
+        UserError: where the model's output is not finite, or the path too steep for the solver.
     """
     from torchdiffeq import odeint
 
@@ -209,17 +213,24 @@ def follow_flow(
         log_ratio = (direction * point.double().cpu()).clamp(low, high)
         time = schedule.t_of_log_snr(-2 * log_ratio).item()
         eps = model(schedule.alpha(time).item() * x_bar, time).eps
+        refuse_not_finite(eps, time)
         return direction * schedule.ratio(time).item() * eps
 
     # a step must end at s: there may be no curve beyond it to step onto and interpolate from
     options = {"dtype": torch.float64, "step_t": span[1:].to(x.device)}
-    path = odeint(
-        slope,
-        x / alpha[0],
-        span.to(x.device),
-        rtol=rtol,
-        atol=atol,
-        method="dopri5",
-        options=options,
-    )
+    try:
+        path = odeint(
+            slope,
+            x / alpha[0],
+            span.to(x.device),
+            rtol=rtol,
+            atol=atol,
+            method="dopri5",
+            options=options,
+        )
+    except AssertionError:  # torchdiffeq's, of a step of 0
+        raise UserError(
+            f"the flow of this model is too steep to be followed to a relative tolerance of "
+            f"{rtol:g} and an absolute one of {atol:g}: train it further, or give larger ones"
+        ) from None
     return alpha[1] * path[-1]
