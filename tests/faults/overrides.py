@@ -24,7 +24,7 @@ from betasigma.launch import search_path
 from betasigma.launch.app import as_hydra_takes_it, is_refusal, register_resolvers, sentence
 from betasigma.launch.command_line import CommandLine, read_command_line
 from betasigma.launch.composing import SweepLoader
-from betasigma.launch.configs import ConfigFile, Configs
+from betasigma.launch.configs import Configs
 from betasigma.launch.consent import allow_typed, check_consent
 from betasigma.launch.machine import check_machine
 from betasigma.launch.planning import loader_of_hydra
@@ -134,13 +134,19 @@ class Composed(NamedTuple):
     """What a user would see as a traceback."""
 
 
-FILES: dict[str, ConfigFile] = {}
-"""Files of the config tree, each read once."""
+@cache
+def tree() -> Configs:
+    """The config tree."""
+    return Configs(conf_directory(), "train", CommandLine({}, []))
 
 
 def configs_of(line: CommandLine) -> Configs:
-    """The config tree, as a command line sees it."""
-    return Configs(conf_directory(), "train", line, FILES)
+    """The config tree, as a command line sees it. No word of a case says where configs are, so that
+    they share what is read of it.
+    """
+    configs = Configs(conf_directory(), "train", line, tree()._files)
+    vars(configs)["_repository"] = tree()._repository
+    return configs
 
 
 @cache

@@ -290,10 +290,10 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (sweep / LOCK).exists() is False, "looking leaves nothing"
 
     monkeypatch.setattr("betasigma.runs.job_states.queued_jobs", lambda: None)
-    unanswered = of_seeds(read_jobs(sweep))
-    unknown = ("queued", "no start", "again")
-    assert {name for name, state in unanswered.items() if state == "unknown"} == set(unknown)
-    assert "SLURM does not answer: it may wait or have ended" in launch("jobs", "sweep").out
+    unknown = [job for job in read_jobs(sweep) if job.state == "unknown"]
+    assert [job.directory.name for job in unknown] == ["queued", "no start", "again"]
+    assert all("SLURM does not answer: it may wait or have ended" in job.error for job in unknown)
+    assert "3 unknown" in launch("jobs", "sweep").out
 
 
 def test_jobs_that_wait_for_a_living_command_are_queued(here: Path) -> None:

@@ -48,6 +48,10 @@ SUBDIRECTORY = "hydra.sweep.subdir="
 """Begins the override by which a launcher knows the directory of a job."""
 
 
+MANY = 100
+"""Jobs whose checks take seconds, which is said."""
+
+
 class PlannedJob(NamedTuple):
     """A job to launch.
 
@@ -192,6 +196,8 @@ class Planner:
 
     def _begin(self, sweep: Expansion) -> Plan:
         """Plan a sweep of given jobs, which may have been begun in its directory."""
+        if len(sweep.jobs) >= MANY:
+            print(f"checking {len(sweep.jobs):,} jobs", flush=True)
         names = self._names(sweep)
         directory = Path(self._config.hydra.sweep.dir)
         record = read_sweep(directory)
