@@ -93,7 +93,7 @@ class Preflight(Callback):
         Raises:
             UserError: for the first thing that cannot work.
         """
-        checked = []
+        checked: list[CheckedJob] = []
         studies = Studies(config)
         with found_once():
             for job in sweep.jobs:

@@ -105,7 +105,7 @@ class FlowLikelihood:
             with torch.enable_grad():
                 point = state[0].detach().requires_grad_(True)
                 eps = denoiser(point, t, y).eps
-                refuse_not_finite(eps, t)
+                refuse_not_finite(eps, t.item())
                 velocity = drift * point + diffusion * eps
                 divergence = self._divergence(velocity, point, probe)
             return velocity.detach(), divergence.detach()
