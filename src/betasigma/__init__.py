@@ -128,8 +128,9 @@ def load(
     Nothing in the file is executed.
 
     Args:
-        path: the run directory or the checkpoint; or a published model, which is imported to
-            ``outputs/imported`` at the first time.
+        path: the run directory or the checkpoint; a published model, which is imported to
+            ``outputs/imported`` at the first time; or ``wandb:ENTITY/PROJECT/RUN``, the best
+            checkpoint that Weights & Biases keeps of a run, behind ``:`` another one's alias.
         device: where the denoiser computes, ``"cuda"`` say.
         which: checkpoint of a run directory: its ``last``, or its ``best`` by the least
             ``val/denoising_error``.
@@ -147,6 +148,10 @@ def load(
 
     allow_named()
     allow([plugins] if isinstance(plugins, str) else plugins)
+    if str(path).startswith("wandb:"):
+        from betasigma.commands.wandb_checkpoint import fetch_named
+
+        path = fetch_named(str(path))
     if which == "last":
         path = run_or_published(path, "path")
     checkpoint = checkpoint_path(path, "path", which)

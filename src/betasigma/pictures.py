@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -108,7 +109,14 @@ def readable_formats() -> tuple[str, ...]:
     return tuple(form for form in DECODERS if form in Image.OPEN)
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG file, whole or not at all."""
+CAPTION = "Description"
+"""Name in a PNG file of the text that says what it shows."""
+
+
+def save(image: Image.Image, path: Path, caption: str = "") -> None:
+    """Write a PNG file, whole or not at all, with what it shows as text in it."""
+    text = PngInfo()
+    if caption:
+        text.add_text(CAPTION, caption)
     with replace_file(path) as partial:
-        image.save(partial, format="PNG")
+        image.save(partial, format="PNG", pnginfo=text)

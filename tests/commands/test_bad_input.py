@@ -10,6 +10,7 @@ import json
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -313,6 +314,18 @@ def test_help_is_of_the_words_beside_it(tmp_path: Path) -> None:
     assert refused.stderr.startswith("error: model=ncsx is unknown")
     assert refused.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_whose_reader_has_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As that of ``--help | head`` does; also one whose text has filled the pipe before."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+        with pytest.raises(SystemExit) as end:
+            launching.command("train")()
+    assert end.value.code == 128 + signal.SIGPIPE
 
 
 @pytest.mark.parametrize("words", [["-m"], ["--cfg", "hydra"], ["--info"], ["-c", "job", "-m"]])

@@ -19,7 +19,7 @@ from betasigma.commands.sync import lacking
 from betasigma.options.training import TRAIN_OBJECTIVE
 from betasigma.runs.files import write_json, write_text
 from betasigma.runs.record import Record
-from betasigma.training.wandb_run import STEP
+from betasigma.training.wandb_run import SECONDS, STEP
 
 
 @pytest.fixture
@@ -80,8 +80,18 @@ def test_a_run_of_several_starts_is_one_history(here: Path, server: Server) -> N
     times = [row["_timestamp"] for row in received.history if TRAIN_OBJECTIVE in row]
     rows = [row for row in Record.of(run).rows() if row["metric"] == TRAIN_OBJECTIVE]
     assert times == pytest.approx([float(row["time"]) for row in rows], abs=0.1)
-    pictures = [row["trainer/global_step"] for row in received.history if "samples" in row]
-    assert pictures == [6, 8]
+    pictures = [row for row in received.history if "samples" in row]
+    assert [row[STEP] for row in pictures] == [6, 8]
+    how = "ddim, NFE 2, seed 0"
+    assert [row["samples"]["captions"] for row in pictures] == [
+        [f"step {n}: {how}"] for n in (6, 8)
+    ]
+    seconds = [row[SECONDS] for row in received.history]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[-1] < 600, "the time between the starts is left out, and nothing else"
+    facts = received.config["run"]
+    assert facts["parameters"] < facts["forward_flop_per_image"]
+    assert facts["directory"] == str(run.absolute())
     assert sum(name.startswith("media/images/samples") for name in received.files) >= 2
     assert received.config["model"]["family"] == "ddpm"
 

@@ -49,10 +49,12 @@ def runs(here: Path) -> list[str]:
             curves = {TRAIN_ERROR: 0.5, TRAIN_OBJECTIVE: 1.0, VALIDATION_ERROR: 0.4, SPEED: 9.0}
             parts = {f"val{AT_LOG_SNR}{at:+d}": 0.3 for at in (-1, 0)}
             record.append(step, {**curves, **parts})
-        distances = {"val/fid": 3.0, "val/fid_floor": 2.0, "eval/fid": 4.0}
-        shares = {"eval/recall_inception": 0.1, "eval/precision_inception": 0.2}
-        bits = {f"val/bits_per_dim/discrete_bound/{term}": 1.0 for term in ("total", "prior")}
-        record.append(4, {**distances, **shares, **bits})
+        bits = "val/bits_per_dim/discrete_bound"
+        least = {"val/fid": 3.0, "eval/fid": 4.0, f"{bits}/total": 1.0}
+        record.append(4, least, {"best": "min"})
+        most = {"eval/recall_inception": 0.1, "eval/precision_inception": 0.2, "eval/fd_mine": 9.0}
+        record.append(4, most, {"best": "max"})
+        record.append(4, {"val/fid_floor": 2.0, f"{bits}/prior": 1.0})
     return ["id0", "id1", "id2"]
 
 
@@ -96,7 +98,8 @@ def assert_what_the_yaml_says(panels: dict[str, list[dict[str, Any]]]) -> None:
     assert "val/denoising_error_by_log_snr_table" in json.dumps(chart)
     assert parts["metrics"] == [f"val{AT_LOG_SNR}{at:+d}" for at in (0, -1)]
     points = [(p["xAxis"], p["yAxis"]) for p in panels["Quality against network evaluations"][:-1]]
-    assert points == [("summary:sample/nfe", f"summary:{m}.last") for m in ("eval/fid", "val/fid")]
+    measured = ("eval/fid", "eval/fd_mine", "val/fid")
+    assert points == [("summary:sample/nfe", f"summary:{m}.last") for m in measured]
     table = json.dumps(panels["Quality against network evaluations"][-1])
     assert '"evaluations"' in table
     (shares,) = panels["Precision against recall"]

@@ -286,7 +286,9 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert shown.status == 0, shown.err
     for word in ("40/100", "0:00:30", "node3", "7_2", "preempted", "2 running", "2 queued"):
         assert word in shown.out
-    assert launch("jobs", "sweep", "conclude=true").status == 1
+    assert launch("jobs", "sweep", "conclude=true", "dpi=300").status == 1
+    refused = launch("jobs", "sweep", "dpi=300")
+    assert "dpi=300 has no effect without conclude=true" in refused.err
     assert (sweep / LOCK).exists() is False, "looking leaves nothing"
 
     monkeypatch.setattr("betasigma.runs.job_states.queued_jobs", lambda: None)

@@ -20,6 +20,7 @@ from betasigma.report.page import in_script, render, to_json
 from betasigma.report.page_data import _fitting, _thinned, page_data, passes, shown
 from betasigma.report.page_pictures import Album
 from betasigma.report.scan import find_recorded
+from betasigma.report.series import read_series
 from betasigma.runs.record import Record
 from betasigma.runs.sweep_record import RecordedJob, SweepRecord, write_sweep
 
@@ -35,7 +36,8 @@ def described(*paths: Path, load: Any = lambda run: None, **changed: Any) -> dic
 
 def values(data: dict[str, Any], run: dict[str, Any], metric: str) -> list[dict[str, Any]]:
     place = data["metrics"].index(metric)
-    return [series for series in run["series"] if series["metric"] == place]
+    own = [series for series in run["series"] if series["metric"] == place]
+    return [{**run["places"][series["at"]], **series} for series in own]
 
 
 def test_a_page_has_the_values_of_the_metrics_that_its_panels_name(tmp_path: Path) -> None:
@@ -52,6 +54,10 @@ def test_a_page_has_the_values_of_the_metrics_that_its_panels_name(tmp_path: Pat
     assert values(data, first, f"eval/fd_{EXTRACTOR}_floor")[0]["values"] == [2.5, 2.5]
     assert first["config"]["model.family"] == "ddpm"
     assert data["shared"]["optimizer.lr"] == 0.01
+    known = {"val/denoising_error": "min", f"eval/fd_{EXTRACTOR}": "min"}
+    assert known.items() <= data["best"].items()
+    assert data["best"][f"eval/precision_{EXTRACTOR}"] == "max"
+    assert f"eval/fd_{EXTRACTOR}_floor" not in data["best"]
     only = described(tmp_path, panels={"a": {"kind": "curves", "metrics": ["train/objective"]}})
     assert set(only["metrics"]) == {"train/objective", "train/images_per_second"}
 
@@ -76,14 +82,39 @@ def test_data_of_one_name_and_other_images_are_told_apart(tmp_path: Path) -> Non
     assert first["id"] != second["id"]
 
 
-def test_thinning_keeps_the_ends_and_the_extremes() -> None:
-    curve = [
-        math.sin(i / 50) + (5 if i == 777 else 0) - (5 if i == 311 else 0) for i in range(1000)
-    ]
-    kept = _thinned(curve, 40)
-    assert len(kept) <= 42
-    assert {0, 311, 777, 999} <= set(kept)
-    assert list(_thinned(curve[:40], 40)) == list(range(40))
+def test_curves_of_the_same_steps_are_thinned_alike_and_keep_their_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their lengths, so that seeds have a mean; the best value is that of all."""
+    runs = {"long": 1000, "short": 620}
+    for name, count in runs.items():
+        record = Record.of(make_run(tmp_path / name, steps=[], pictures=False))
+        for place in range(count):
+            error = 0.01 if place == 311 else 1 + place
+            record.append(50 * (place + 1), {"val/denoising_error": error, "train/objective": 1.0})
+    monkeypatch.setattr(page_data_module, "POINTS", 160)
+    data = described(tmp_path)
+    kept = {}
+    for run in data["runs"]:
+        (error,), (objective,) = (
+            values(data, run, metric) for metric in ("val/denoising_error", "train/objective")
+        )
+        assert error["at"] == objective["at"]
+        assert len(error["steps"]) <= 40
+        assert error["steps"][-1] == 50 * runs[run["id"]]
+        assert (error["of"], error["best"]) == (runs[run["id"]], [0.01, 50 * 312])
+        kept[run["id"]] = error["steps"]
+    assert len(kept["long"]) > 20
+    last = kept["short"][-1]
+    assert {step for step in kept["long"] if step < last} <= set(kept["short"])
+
+
+def test_what_was_measured_with_several_seeds_stays_whole(tmp_path: Path) -> None:
+    record = Record.of(tmp_path)
+    for seed in range(30):
+        record.append(5, {"eval/fid": seed}, {"n": 50, "nfe": 10, "seed": seed})
+    (series,) = read_series(Record.of(tmp_path))
+    assert list(_thinned(series, 4)) == list(range(30))
 
 
 def test_as_many_points_stay_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,9 +42,9 @@ def study(tmp_path: Path) -> list[str]:
             (run / ".hydra" / "overrides.yaml").write_text(json.dumps([f"model={family}"]))
             record = Record(run / "metrics.csv")
             for step in (10, 20, 30):
-                record.append(step, {"val/denoising_error": 10 / step + place + seed})
+                record.append(step, {"val/denoising_error": 10 / step + place + seed}, {"n": 7})
             curve = {f"val/denoising_error/log_snr_{at:+d}": 0.1 * (at + 2) for at in (-1, 0, 1)}
-            record.append(30, curve)
+            record.append(30, curve, {"n": 7})
             drawn = {"n": 200, "nfe": 10, "sampler": "ddim", "settings": "steps=10"}
             record.append(30, {"val/fd_some": 5.0 + place + seed}, drawn)
             record.append(30, {"val/fd_some_test": 6.0 + place + seed}, drawn)
@@ -95,7 +95,7 @@ def test_a_curve_is_a_setting_with_a_band_over_its_seeds(
     assert (band.y0, band.y1) == pytest.approx((1 / 3, 2.0)), "± half of the difference of two"
     assert (axes.get_title(), axes.get_ylabel()) == (
         "denoising error in validation",
-        "‖ε − ε̂‖²/d",
+        "‖ε − ε̂‖²/d, n=7",
     )
     with Image.open(path) as image:
         assert image.size[0] == pytest.approx(4.2 * 40, abs=2)
@@ -116,14 +116,14 @@ def test_results_have_no_line_between_settings_and_say_n(
     joined = [line for line in distances.lines if len(set(line.get_ydata())) > 1]
     assert len(joined) == 1, "the floor alone runs over the settings"
     assert {line.get_linestyle() for line in distances.lines[:-1]} <= {"None", "-"}
-    assert error.get_title() == "denoising_error"
+    assert (error.get_title(), error.get_xlabel()) == ("denoising_error", "‖ε − ε̂‖²/d, n=7")
     assert by_noise.get_xlabel() == "log-SNR of data in [−1, 1]"
 
 
 def test_error_curves_are_in_the_colours_of_their_families(
     study: list[str], drawn: list[Figure], tmp_path: Path
 ) -> None:
-    draw_error_curves(error_curves(read_runs(study)), "n=7", tmp_path / "error", LOOK)
+    draw_error_curves(error_curves(read_runs(study)), tmp_path / "error", LOOK)
     (axes,) = drawn[0].axes
     assert [line.get_color() for line in axes.lines] == [DDPM, NCSN]
     assert axes.get_ylabel().endswith("n=7")
@@ -166,7 +166,7 @@ def test_a_plot_is_written_in_every_format_and_the_same_each_time(
     look = DrawingOptions(dpi=30, formats=["svg", "pdf", "png"])
     written = []
     for folder in ("a", "b"):
-        path = draw_error_curves(error_curves(read_runs(study)), "", tmp_path / folder / "x", look)
+        path = draw_error_curves(error_curves(read_runs(study)), tmp_path / folder / "x", look)
         assert path.name == "x.svg"
         written.append([(path.with_suffix(f".{form}")).read_bytes() for form in look.formats])
     assert written[0] == written[1]

@@ -8,8 +8,9 @@ import pytest
 from made import make_run, write_status
 
 from betasigma.errors import UserError
-from betasigma.report.scan import check_common, find_recorded, leaves, read_config, read_series
-from betasigma.runs.record import Record
+from betasigma.report.scan import check_common, find_recorded, leaves, read_config
+from betasigma.report.series import read_series
+from betasigma.runs.record import COLUMNS, Record
 
 
 def test_runs_are_found_at_any_depth_and_once(tmp_path: Path) -> None:
@@ -33,13 +34,55 @@ def test_a_run_that_failed_before_its_config_was_written_counts(tmp_path: Path) 
     assert found[1].series == []
 
 
+def test_which_value_is_the_best_is_what_the_metric_said(tmp_path: Path) -> None:
+    record = Record.of(tmp_path)
+    record.append(5, {"eval/mine": 1.0}, {"n": 50, "best": "max"})
+    record.append(5, {"eval/other": 1.0, "val/denoising_error": 1.0}, {"n": 50})
+    found = {series.metric: series.best for series in read_series(Record.of(tmp_path))}
+    assert found == {"eval/mine": "max", "eval/other": None, "val/denoising_error": "min"}
+
+
+DAMAGED = {
+    "half a row": "7,1.5,val/a",
+    "rows run together": "7,1.5,val/a,1.08,1.5,val/a,2.0,,,,,,,,,,,",
+    "no number": "7,1.5,val/a,one,,,,,,,,,,,",
+    "no time": "7,nan,val/a,1.0,,,,,,,,,,,",
+    "a comma in a name": '7,1.5,"val/a, b",1.0,,,,,,,,,,,',
+    "a comma in a setting": '7,1.5,val/a,1.0,5,,,,,,,,,"x=[1,2]",',
+    "zeros": "\0\0\0",
+    "an old name": "7,1.5,train/loss,1.0,,,,,,,,,,,",
+}
+
+
+@pytest.mark.parametrize("line", DAMAGED.values(), ids=DAMAGED)
+@pytest.mark.parametrize("columns", [COLUMNS, COLUMNS[:10], COLUMNS[1:]], ids=["", "old", "cut"])
+def test_a_record_in_columns_is_that_by_lines(
+    tmp_path: Path, line: str, columns: tuple[str, ...]
+) -> None:
+    rows = [f"{step},1.{step},val/a,0.{step}" + "," * (len(columns) - 4) for step in range(1, 6)]
+    text = "\n".join([",".join(columns), *rows[:3], line, *rows[3:]])
+    (tmp_path / "metrics.csv").write_text(f"{text}\n")
+    wanted = sorted((row[2], int(row[0]), float(row[1]), float(row[3])) for row in lines(tmp_path))
+    found = [
+        (series.metric, *values)
+        for series in read_series(Record.of(tmp_path))
+        for values in zip(series.steps, series.times, series.values, strict=True)
+    ]
+    assert sorted(found) == wanted
+
+
+def lines(run: Path) -> list[list[str]]:
+    return list(Record.of(run).lines())
+
+
 def test_what_was_measured_otherwise_is_another_series(tmp_path: Path) -> None:
     record = Record.of(tmp_path)
     for n, seed, value in ((50, 1, 9.0), (100, 1, 8.0), (100, 2, 7.0)):
         record.append(5, {"eval/fid": value}, {"n": n, "nfe": 10, "seed": seed, "std": 0.5})
-    first, second = read_series(tmp_path)
-    assert (first.context, first.values) == ({"n": "50", "nfe": "10"}, [9.0])
-    assert (second.values, second.seeds, second.stds) == ([8.0, 7.0], ["1", "2"], [0.5, 0.5])
+    first, second = read_series(Record.of(tmp_path))
+    assert (first.context, first.values.tolist()) == ({"n": "50", "nfe": "10"}, [9.0])
+    assert (second.values.tolist(), second.seeds) == ([8.0, 7.0], ["1", "2"])
+    assert second.stds.tolist() == [0.5, 0.5]
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from betasigma.commands.config import parsed
 from betasigma.display import Display, warn
 from betasigma.options.apps import Compare
 from betasigma.options.training import DENOISING_ERROR
-from betasigma.report.measurements import examples_of_error_curve, last_values
+from betasigma.report.measurements import last_values
 from betasigma.report.plots import draw_curves, draw_error_curves, error_curves
 from betasigma.report.rows import settings_of
 from betasigma.report.runs import curves_to_draw, read_runs
@@ -48,9 +48,7 @@ def compare(config: DictConfig, start: Start) -> None:
         display.line(f"curves  {drawn}")
     curves = error_curves(runs)
     if curves:
-        measured = {examples_of_error_curve(run) for run in runs}
-        n = measured.pop() if len(measured) == 1 else ""
-        path = draw_error_curves(curves, n, out / DENOISING_ERROR, asked)
+        path = draw_error_curves(curves, out / DENOISING_ERROR, asked)
         display.line(f"denoising error by log-SNR {path}")
     if asked.to == "csv":
         sys.stdout.write(as_csv(full_table(rows)))

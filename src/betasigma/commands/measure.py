@@ -21,15 +21,17 @@ from betasigma.evaluation.features import build
 from betasigma.evaluation.reference import DataSource
 from betasigma.options.data import Split
 from betasigma.options.evaluation import REFERENCE, most_samples, references
-from betasigma.options.training import NFE
+from betasigma.options.training import NFE, Best
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
 from betasigma.training.compiling import compile_for_sampling
 from betasigma.training.tracking import log_together
-from betasigma.training.wandb_run import Best
 
 COLUMNS = ["metric", "value", "n", "NFE"]
 """Columns of a table of measurements."""
+
+BEST: Mapping[bool | None, Best | None] = {True: "max", False: "min", None: None}
+"""Which value of a metric is its best, by ``higher_is_better``."""
 
 
 class Result(NamedTuple):
@@ -187,15 +189,11 @@ def log_measurements(
             "extractor": m.extractor,
             "std": m.std,
             "n_reference": m.n_reference,
+            "best": BEST[m.higher_is_better],
             **(of_model if m.nfe is not None else {}),
         }
         groups.append(({f"{prefix}/{label(m)}": m.value}, context))
-    best: dict[str, Best] = {
-        f"{prefix}/{label(m)}": "max" if m.higher_is_better else "min"
-        for m in found
-        if m.higher_is_better is not None
-    }
-    log_together(loggers, [*groups, (more, {})], step, best)
+    log_together(loggers, [*groups, (more, {})], step)
 
 
 def say_not_finite(x: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.loggers import Logger
 
@@ -42,11 +43,8 @@ def measure_likelihood(
     """
     if node is None:
         return []
-    own = {key: value for key, value in node.items() if key not in MEASURED}
     settings = {key: node[key] for key in MEASURED}
-    meter = LikelihoodMeter(
-        make(own, "likelihood", offered={"seed": seed}), data, **settings, seed=seed
-    )
+    meter = LikelihoodMeter(make_estimator(node, seed), data, **settings, seed=seed)
     with display.share(f"likelihood of {node['n']} examples") as progress:
         found = meter.measure(denoiser, *rank_and_world_size(), progress=progress)
     options = {k: v for k, v in node.items() if k not in ("_target_", "n", "split", "batch_size")}
@@ -63,6 +61,12 @@ def measure_likelihood(
             f"not a bound on that of clean data"
         )
     return [Result(label(m), m.value, m.n, m.nfe, m.std) for m in found.measurements]
+
+
+def make_estimator(node: Config, seed: int) -> Any:
+    """Make the bound or flow that a ``likelihood`` node names."""
+    own = {key: value for key, value in node.items() if key not in MEASURED}
+    return make(own, "likelihood", offered={"seed": seed})
 
 
 def measure_error_curve(
@@ -82,7 +86,6 @@ def measure_error_curve(
     values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
     context = {"n": min(n, data.size("test")), "nfe": len(curve), "split": "test"}
     log_values(loggers, values, step, context)
-    curves = [ErrorCurve(label, family, [curve])]
-    told = f"n={context['n']} test examples"
-    path = draw_error_curves(curves, told, out / f"{DENOISING_ERROR}.png")
+    curves = [ErrorCurve(label, family, [curve], f"n={context['n']} test examples")]
+    path = draw_error_curves(curves, out / f"{DENOISING_ERROR}.png")
     display.line(f"denoising error by log-SNR {path}")

@@ -33,7 +33,6 @@ from betasigma.options.figures import (
     NeighboursOptions,
 )
 from betasigma.randomness import Stream
-from betasigma.report.measurements import examples_of_error_curve
 from betasigma.report.plots import draw_error_curves, draw_results, error_curves
 from betasigma.report.quality import draw_quality, quality_of_jobs, quality_of_runs
 from betasigma.report.rows import rows_of_settings
@@ -318,13 +317,10 @@ class ErrorByNoise(Figure):
         """Raises:
         UserError: where it was not measured.
         """
-        runs = read_runs(request.asked.runs)
-        curves = error_curves(runs)
+        curves = error_curves(read_runs(request.asked.runs))
         if not curves:
             return _drawn(None, request, "no denoising error by log-SNR: validation measures it")
-        measured = {examples_of_error_curve(run) for run in runs}
-        n = measured.pop() if len(measured) == 1 else ""
-        return draw_error_curves(curves, n, request.out / "error_by_noise", request.asked)
+        return draw_error_curves(curves, request.out / "error_by_noise", request.asked)
 
 
 @dataclass(frozen=True)

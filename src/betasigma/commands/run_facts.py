@@ -32,19 +32,21 @@ def cost_of(denoiser: Denoiser | ExactDenoiser) -> dict[str, int]:
     return cost
 
 
-def shown_config(
-    content: Config, run: Path, environment: Mapping[str, Any], cost: Mapping[str, int]
-) -> Config:
+def gpu_name(content: Config) -> str | None:
+    """What the GPU is called that a run computes on."""
+    return torch.cuda.get_device_name() if uses_gpu(content["hardware"]) else None
+
+
+def shown_config(content: Mapping[str, Any], run: Path, environment: Mapping[str, Any]) -> Config:
     """The config as a dashboard is sent it: with the sweep that the run is a job of, and ``run``:
-    its directory, commit, GPU and cost.
+    its directory, commit, GPU and cost (see :func:`cost_of`).
 
     Args:
         content: the config.
         run: the run directory.
-        environment: of this start, as it is kept in the directory.
-        cost: see :func:`cost_of`.
+        environment: of its last start, as it is kept in the directory.
     """
-    git = environment.get("git") or {}
-    gpu = torch.cuda.get_device_name() if uses_gpu(content["hardware"]) else None
-    facts = {"directory": str(run.absolute()), "git_commit": git.get("commit"), "gpu": gpu, **cost}
+    git, cost = (environment.get(key) or {} for key in ("git", "cost"))
+    facts = {"git_commit": git.get("commit"), "gpu": environment.get("gpu"), **cost}
+    facts = {"directory": str(run.absolute()), **facts}
     return {**content, SWEEP: environment.get(SWEEP), "run": facts}

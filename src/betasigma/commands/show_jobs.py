@@ -33,7 +33,7 @@ def show_sweep(config: DictConfig) -> None:
     if not asked.conclude:
         show_jobs(sweep, jobs, display)
         return
-    jobs = end_sweep(sweep, display)
+    jobs = end_sweep(sweep, display, asked)
     if text := say_failures(jobs):
         print(f"error: {text}", file=sys.stderr)
     if any(job.state != FINISHED for job in jobs):

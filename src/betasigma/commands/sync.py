@@ -27,17 +27,19 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from betasigma.commands.config import validate
+from betasigma.commands.run_facts import shown_config
 from betasigma.display import Display
 from betasigma.errors import UserError, first_line
 from betasigma.options.apps import Sync
 from betasigma.options.base import dump, parse_leniently
 from betasigma.options.loggers import WandbOptions
-from betasigma.report.scan import read_config, run_directories
+from betasigma.pictures import CAPTION
+from betasigma.report.scan import Recorded, read_config, run_directories
+from betasigma.report.work_time import WorkTime
 from betasigma.runs.directory import (
     CONFIG,
     ENVIRONMENT,
     SAMPLES,
-    SWEEP,
     WANDB,
     WANDB_ID,
     short,
@@ -52,7 +54,7 @@ from betasigma.runs.status import FINISHED, RUNNING, read_status
 from betasigma.training.account import wandb_place
 from betasigma.training.kept_checkpoints import to_keep
 from betasigma.training.tracking import begin_wandb, keep_checkpoint
-from betasigma.training.wandb_run import IMAGES, STEP
+from betasigma.training.wandb_run import IMAGES, SECONDS, STEP
 
 SENT = "sent.json"
 """File beside those of Weights & Biases that says what has been sent, and where."""
@@ -294,16 +296,17 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
         experiment = begin_wandb(
             place.options(saved),
             run,
-            {**saved, SWEEP: read_json(run / ENVIRONMENT).get(SWEEP)},
+            shown_config(saved, run, read_json(run / ENVIRONMENT)),
             identity,
             "online",
             resume="allow",
             finish_timeout=place.patience,
         )
+        work = WorkTime(Recorded(run, saved, {}))
         for row in rows:
             size = saved.get("batch_size")
             images = {IMAGES: row[STEP] * size} if isinstance(size, int) else {}
-            experiment.log({**row, **images})
+            experiment.log({**row, **images, SECONDS: round(work.until(row["_timestamp"]), 3)})
         status = read_status(run).get("status")
         goes_on = status == RUNNING and _is_written(run)
         experiment.finish(exit_code=0 if goes_on or status == FINISHED else 1)
@@ -386,5 +389,7 @@ def _pictures(shown: list[tuple[int, Path]]) -> Iterator[dict[str, Any]]:
 
     for step, path in shown:
         with Image.open(path) as image:
-            samples = [wandb.Image(image.convert("RGB"))]
+            caption = image.info.get(CAPTION)
+            told = caption if isinstance(caption, str) else f"step {step}"
+            samples = [wandb.Image(image.convert("RGB"), caption=told)]
         yield {"samples": samples, STEP: step, "_timestamp": path.stat().st_mtime}

@@ -35,9 +35,9 @@ from betasigma.commands.describe_data import describe_data, keep_description
 from betasigma.commands.finished import FinishedRun
 from betasigma.commands.initial_weights import load_initial
 from betasigma.commands.measure import COLUMNS, Meter, Result, results, say_not_finite
-from betasigma.commands.measure_likelihood import measure_likelihood
+from betasigma.commands.measure_likelihood import make_estimator, measure_likelihood
 from betasigma.commands.resume import has_ended
-from betasigma.commands.run_facts import cost_of, shown_config
+from betasigma.commands.run_facts import cost_of, gpu_name, shown_config
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.loading import worker_failure
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
@@ -290,7 +290,7 @@ def run_callbacks(
         SkippedSteps(settings["skip_limit"], settings["log_every"], run),
         Estimate(display, forecast, *size),
         ShowProgress(display, watch, forecast, checkpoints, *size),
-        Metrics(watch, settings["log_every"], *size),
+        Metrics(watch, settings["log_every"], data, *size),
         checkpoints,
         KeptCheckpoints(run / CHECKPOINTS, content["logger"].get("artifacts", "none")),
         interrupts,
@@ -319,10 +319,18 @@ def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str,
         n, n_during = 0, 0
     grid = each * shown_samples(content, each)
     return {
-        VALIDATION: Work(PER_IMAGE * data.val_size, validation_interval(content), with_last=True),
+        VALIDATION: Work(PER_IMAGE * data.validated, validation_interval(content), with_last=True),
         SAMPLING: Work(grid, settings["sample_every"], grid),
         EVALUATION: Work(each * n_during, measured["every"], each * n),
+        LIKELIHOOD: Work(after=_of_likelihood(content, data, schedule)),
     }
+
+
+def _of_likelihood(content: Config, data: ImageDataModule, schedule: NoiseSchedule) -> float:
+    """Network evaluations that the likelihood at the end takes; 0 where it does not say."""
+    node = content.get("likelihood")
+    cost = getattr(make_estimator(node, content["seed"]), "cost", None) if node else None
+    return min(node["n"], data.size(node["split"])) * cost(schedule) if node and cost else 0.0
 
 
 def _choose_validation(content: Config, data: ImageDataModule, display: Display) -> None:
@@ -478,8 +486,12 @@ def quiet_libraries() -> None:
     torch.set_float32_matmul_precision("high")
 
 
-def _describe_run(content: Config, start: Start, resumed: Path | None) -> Config:
-    """Write config, overrides, package versions and git state; return all but the config."""
+def _describe_run(
+    content: Config, start: Start, resumed: Path | None, cost: Mapping[str, int]
+) -> Config:
+    """Write config, overrides, package versions, git state, GPU and what the network costs, where a
+    dashboard is told it; return all but the config.
+    """
     run = start.directory
     run.mkdir(parents=True, exist_ok=True)
     mend(run)
@@ -494,6 +506,8 @@ def _describe_run(content: Config, start: Start, resumed: Path | None) -> Config
     described = {
         **describe_environment(start.overrides),
         "plugins": plugins.versions(content),
+        "gpu": gpu_name(content),
+        "cost": cost,
         SWEEP: start.sweep or (earlier.get(SWEEP) if resumed is not None else None),
     }
     write_json(environment, {**described, "resumed_after": history})
@@ -529,8 +543,8 @@ def _open_run(
     if _rank() != 0:
         return []
     run = start.directory
-    environment = _describe_run(content, start, resumed)
-    shown = shown_config(content, run, environment, cost)
+    environment = _describe_run(content, start, resumed, cost)
+    shown = shown_config(content, run, environment)
     loggers = make_loggers(content["logger"], run, shown, wandb_id(run) or "")
     version = loggers[-1].version
     if content["logger"].get("kind") == "wandb" and version:

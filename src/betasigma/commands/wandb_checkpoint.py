@@ -45,6 +45,18 @@ def with_fetched(word: str) -> str:
     return f"{key}={put}"
 
 
+def fetch_named(name: str) -> Path:
+    """Fetch the checkpoint that ``wandb:ENTITY/PROJECT/RUN`` names.
+
+    Raises:
+        UserError: where it cannot be had.
+    """
+    found = NAME.fullmatch(name)
+    if found is None:
+        raise UserError(f"{name} names no run: write wandb:ENTITY/PROJECT/RUN, the run by its id")
+    return fetch(**found.groupdict())
+
+
 def fetch(entity: str, project: str, run: str, which: str | None = None) -> Path:
     """Fetch the checkpoint of a run, unless it is here already.
 

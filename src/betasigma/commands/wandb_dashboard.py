@@ -30,7 +30,7 @@ from betasigma.runs.directory import wandb_id
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start, program
 from betasigma.training.account import logged_in
-from betasigma.training.wandb_run import EVALUATIONS, IMAGES, LEAST, SECONDS, STEP
+from betasigma.training.wandb_run import EVALUATIONS, IMAGES, SECONDS, STEP
 
 AXES = {"step": STEP, "time": SECONDS, "images": IMAGES}
 """Names on Weights & Biases of the axes that a panel may ask for."""
@@ -43,12 +43,6 @@ SPECIFICATION = "wandb_dashboard.json"
 
 SECONDS_TO_WAIT = 12.0
 """For the server at the start."""
-
-WITH_BEST = (
-    *(f"*/{name}_*" for name in ("fd", "kid", "precision", "recall", "density", "coverage")),
-    *("*/fid", "*/fid_*", "*/bits_per_dim/*/total*", *LEAST),
-)
-"""Metrics whose summary has the best value beside the last, under names of their own."""
 
 HEALTH = (SKIPPED, "val/not_finite_samples", SPEED)
 LIKE_A_RUN = {"x": "NFE", "y": "value", "stroke": "series"}
@@ -93,6 +87,13 @@ class Scene(NamedTuple):
             if not name.endswith(FLOOR)
         ]
 
+    def final(self, metric: str) -> str:
+        """Name in a run's summary of a metric's last value: where one value is the best, the
+        summary has both.
+        """
+        found = (series for run in self.runs for series in run.series if series.metric == metric)
+        return f"{metric}.last" if any(series.best is not None for series in found) else metric
+
     def differing(self) -> list[str]:
         """Keys of the config in which the training runs differ, those that were typed."""
         trained = [run.leaves for run in self.runs if run.is_training]
@@ -103,12 +104,6 @@ class Scene(NamedTuple):
             if not key.startswith(("logger.", "cluster.", "hardware.", "name", "tags"))
             and len({json.dumps(leaves.get(key), sort_keys=True) for leaves in trained}) > 1
         ]
-
-
-def final(metric: str) -> str:
-    """Name in a run's summary of a metric's last value."""
-    has_best = any(fnmatchcase(metric, pattern) for pattern in WITH_BEST)
-    return f"{metric}.last" if has_best and not metric.endswith(FLOOR) else metric
 
 
 def _curves(panel: Any, scene: Scene) -> list[Any]:
@@ -167,7 +162,7 @@ def _quality(panel: Any, scene: Scene) -> list[Any]:
         reports.ScatterPlot(
             title=name,
             x=reports.SummaryMetric(NFE),
-            y=reports.SummaryMetric(final(name)),
+            y=reports.SummaryMetric(scene.final(name)),
             log_x=True,
         )
         for name in names
@@ -188,8 +183,8 @@ def _precision_recall(panel: Any, scene: Scene) -> list[Any]:
     return [
         reports.ScatterPlot(
             title=f"{other} against {name}",
-            x=reports.SummaryMetric(final(name)),
-            y=reports.SummaryMetric(final(other)),
+            x=reports.SummaryMetric(scene.final(name)),
+            y=reports.SummaryMetric(scene.final(other)),
         )
         for name, other in pairs
         if other is not None and other.partition("/")[0] == name.partition("/")[0]
@@ -203,7 +198,7 @@ def _bars(panel: Any, scene: Scene) -> list[Any]:
         quantities.setdefault(name.rpartition("/")[0], []).append(name)
     return [
         reports.BarPlot(
-            title=quantity, metrics=[*map(final, metrics)], orientation="v", **scene.together
+            title=quantity, metrics=[*map(scene.final, metrics)], orientation="v", **scene.together
         )
         for quantity, metrics in quantities.items()
     ]
@@ -212,7 +207,7 @@ def _bars(panel: Any, scene: Scene) -> list[Any]:
 def _table(panel: Any, scene: Scene) -> list[Any]:
     """The final figures: a bar for each group. The runs' table beside has them as columns."""
     return [
-        reports.BarPlot(title=name, metrics=[final(name)], orientation="v", **scene.together)
+        reports.BarPlot(title=name, metrics=[scene.final(name)], orientation="v", **scene.together)
         for name in scene.matching(panel.patterns)
     ]
 
@@ -234,11 +229,11 @@ def _sweep(panel: Any, scene: Scene) -> list[Any]:
     keys = panel.keys or scene.differing()
     columns = [
         *(reports.ParallelCoordinatesPlotColumn(reports.Config(key)) for key in keys),
-        reports.ParallelCoordinatesPlotColumn(reports.SummaryMetric(final(panel.objective))),
+        reports.ParallelCoordinatesPlotColumn(reports.SummaryMetric(scene.final(panel.objective))),
     ]
     return [
         reports.ParallelCoordinatesPlot(title=panel.title, columns=columns),
-        reports.ParameterImportancePlot(with_respect_to=final(panel.objective)),
+        reports.ParameterImportancePlot(with_respect_to=scene.final(panel.objective)),
     ]
 
 
@@ -299,7 +294,10 @@ def _columns(dashboard: DashboardOptions, runs: Sequence[Recorded]) -> list[str]
     tables = [panel for panel in dashboard.panels.values() if panel.kind == "runs"]
     keys = dict.fromkeys([*dashboard.group_by, *dashboard.spread_over])
     figures = [name for panel in tables for name in scene.matching(panel.patterns)]
-    return [*(f"config:{key}" for key in keys), *(f"summary:{final(name)}" for name in figures)]
+    return [
+        *(f"config:{key}" for key in keys),
+        *(f"summary:{scene.final(name)}" for name in figures),
+    ]
 
 
 def make_workspace(

@@ -261,6 +261,11 @@ class ImageDataModule(LightningDataModule):
         """Number of examples of ``split``."""
         return len(self.source(split))
 
+    @property
+    def validated(self) -> int:
+        """Number of test images that a validation is of."""
+        return min(self.val_size, self.size("test"))
+
     def in_memory(self, split: Split) -> bool:
         """Whether ``split`` is held in memory, so that :meth:`tensor` can return it."""
         return isinstance(self.source(split), InMemory)

@@ -243,7 +243,7 @@ class FrechetDistance(SampleMetric):
     most = None
     splits = ("train", "test")
     state = "moments"
-    higher_is_better = False
+    higher_is_better = METRICS["fd"].higher_is_better
 
     def update(self, x: Tensor, real: bool = False) -> None:
         """Take in samples or real images, or their features ``(b, dim)``."""
@@ -284,7 +284,7 @@ class KernelDistance(SampleMetric):
     name = "kid"
     needs = METRICS["kid"].needs
     least = METRICS["kid"].least
-    higher_is_better = False
+    higher_is_better = METRICS["kid"].higher_is_better
 
     def __init__(
         self, extractor: FeatureExtractor | None = None, subset_size: int = 1000, **kwargs: Any
@@ -312,7 +312,7 @@ class InceptionScore(SampleMetric):
     most = None
     splits = ()
     keeps_real = False
-    higher_is_better = True
+    higher_is_better = METRICS["is"].higher_is_better
 
     def compute(self) -> Tensor:
         """The score, from 1 up; ``std`` is its standard deviation."""
@@ -328,7 +328,7 @@ class Precision(SampleMetric):
     name = "precision"
     needs = METRICS["precision"].needs
     least = METRICS["precision"].least
-    higher_is_better = True
+    higher_is_better = METRICS["precision"].higher_is_better
 
     def compute(self) -> Tensor:
         """In [0, 1]."""
@@ -341,7 +341,7 @@ class Recall(SampleMetric):
     name = "recall"
     needs = METRICS["recall"].needs
     least = METRICS["recall"].least
-    higher_is_better = True
+    higher_is_better = METRICS["recall"].higher_is_better
 
     def compute(self) -> Tensor:
         """In [0, 1]."""
@@ -360,7 +360,7 @@ class Density(SampleMetric):
     name = "density"
     needs = METRICS["density"].needs
     least = METRICS["density"].least
-    higher_is_better = True
+    higher_is_better = METRICS["density"].higher_is_better
 
     def compute(self) -> Tensor:
         """1 for samples like real data; above it where they crowd."""
@@ -377,7 +377,7 @@ class Coverage(SampleMetric):
     name = "coverage"
     needs = METRICS["coverage"].needs
     least = METRICS["coverage"].least
-    higher_is_better = True
+    higher_is_better = METRICS["coverage"].higher_is_better
 
     def compute(self) -> Tensor:
         """In [0, 1]."""

@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -85,6 +86,16 @@ def make_printable() -> None:
             stream.reconfigure(errors="replace")
 
 
+def not_read() -> bool:
+    """Whether nobody reads what is printed any more, as behind ``| head``; it is then left out."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 Task = Callable[[DictConfig, Start], Any]
 """What an app does: a function of its config and of how it was started."""
 
@@ -138,7 +149,10 @@ def app(
                 with explained(configs) if configs.line.asks_for_help else nullcontext():
                     run()
                 end_here()
+                sys.stdout.flush()
             except Exception as error:
+                if isinstance(error, BrokenPipeError) and not_read():
+                    sys.exit(128 + signal.SIGPIPE)
                 if tracebacks_wanted():
                     raise
                 end_here(error)

@@ -142,12 +142,16 @@ class VariationalBound:
             "diffusion": found.diffusion,
             "decoder": found.decoder,
         }
-        nfe = (self.calls(denoiser.schedule) + 1) * denoiser.evaluations_per_call
+        nfe = self.cost(denoiser.schedule) * denoiser.evaluations_per_call
         return Terms(bits, found.per_level, nfe)
 
     def calls(self, schedule: NoiseSchedule) -> int:
         """Calls of the denoiser that the diffusion term takes."""
         raise NotImplementedError
+
+    def cost(self, schedule: NoiseSchedule) -> int:
+        """What an example takes, in forward passes."""
+        return self.calls(schedule) + 1
 
     @torch.no_grad()
     def bits_per_dim(

@@ -37,6 +37,13 @@ from betasigma.options.likelihoods import Trace, check_flow_trace
 from betasigma.options.noise_schedules import check_path
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
+from betasigma.schedules import NoiseSchedule
+
+CALLS = 150
+"""Of the denoiser, that the solver takes on trained models, about."""
+
+DIFFERENTIATED = 3
+"""Forward passes that one with its derivative counts as."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,12 @@ class FlowLikelihood:
     def settings(self) -> str:
         """What a value depends on, for the record."""
         return f"trace={self.trace} tolerance={self.tolerance:g}"
+
+    def cost(self, schedule: NoiseSchedule) -> int:
+        """What an example takes, in forward passes: a guess, since the solver is adaptive, and in
+        many dimensions the exact trace takes more.
+        """
+        return CALLS * DIFFERENTIATED
 
     def fitted_to(self, denoiser: DenoiserLike, batches: Iterable[Examples]) -> Self:
         """Itself: there is nothing to fit."""

@@ -527,7 +527,7 @@ class Sync(Options):
     patience: Positive = option(600.0, "seconds that the server may take for one run")
 
 
-class Jobs(Options):
+class Jobs(DrawingOptions):
     """The config of ``scripts/jobs.py``."""
 
     sweep: str = option("", "a sweep's directory")
@@ -539,6 +539,13 @@ class Jobs(Options):
     quiet_minutes: Positive = option(
         10.0, "without a sign of life, after which a running job is called stalled"
     )
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        for key in DrawingOptions.model_fields if not self.conclude else ():
+            if (value := getattr(self, key)) != self.DEFAULTS[key]:
+                raise ValueError(f"{key}={typed(value)} has no effect without conclude=true")
+        return self
 
 
 def _count(numbers: list[int] | str | None) -> int:

@@ -42,11 +42,13 @@ class KnownMetric:
         target: its class.
         needs: what it is computed on.
         least: fewest samples for which it is defined.
+        higher_is_better: ``None`` where neither is.
     """
 
     target: str
     needs: Needs
     least: int
+    higher_is_better: bool | None
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,14 @@ class KnownExtractor:
 _CLASSES = "betasigma.evaluation.metrics"
 
 METRICS = {
-    "fd": KnownMetric(f"{_CLASSES}.FrechetDistance", "features", 2),
-    "kid": KnownMetric(f"{_CLASSES}.KernelDistance", "features", 2),
-    "is": KnownMetric(f"{_CLASSES}.InceptionScore", "logits", 10),
-    "precision": KnownMetric(f"{_CLASSES}.Precision", "features", 4),
-    "recall": KnownMetric(f"{_CLASSES}.Recall", "features", 4),
-    "density": KnownMetric(f"{_CLASSES}.Density", "features", 6),
-    "coverage": KnownMetric(f"{_CLASSES}.Coverage", "features", 6),
-    "neighbours": KnownMetric(f"{_CLASSES}.NeighbourRatio", "images", 1),
+    "fd": KnownMetric(f"{_CLASSES}.FrechetDistance", "features", 2, False),
+    "kid": KnownMetric(f"{_CLASSES}.KernelDistance", "features", 2, False),
+    "is": KnownMetric(f"{_CLASSES}.InceptionScore", "logits", 10, True),
+    "precision": KnownMetric(f"{_CLASSES}.Precision", "features", 4, True),
+    "recall": KnownMetric(f"{_CLASSES}.Recall", "features", 4, True),
+    "density": KnownMetric(f"{_CLASSES}.Density", "features", 6, True),
+    "coverage": KnownMetric(f"{_CLASSES}.Coverage", "features", 6, True),
+    "neighbours": KnownMetric(f"{_CLASSES}.NeighbourRatio", "images", 1, None),
 }
 
 EXTRACTORS = {

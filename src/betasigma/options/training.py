@@ -25,6 +25,15 @@ names have between ``train``, ``val`` or ``eval`` and the number. The objective 
 minimises, in units of its own. The gradient's norm is the mean of what it was before clipping.
 """
 
+Best = Literal["min", "max"]
+"""Which value of a metric is its best."""
+
+LEAST = (
+    *(TRAIN_ERROR, VALIDATION_ERROR, TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE),
+    *(f"{error}/mean_log_snr_*" for error in (TRAIN_ERROR, VALIDATION_ERROR)),
+)
+"""Metrics of training whose least value counts too, beside the last."""
+
 OffLevels = Literal["snap", "interpolate", "refuse"]
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from textwrap import shorten
 
 from betasigma.display import Display, clock
+from betasigma.options.drawing import DrawingOptions
+from betasigma.report.plots import AS_IT_IS
 from betasigma.report.runs import COMPOSED, read_run
 from betasigma.report.tables import report_evaluations, report_runs
 from betasigma.runs.directory import CONFIG, short
@@ -74,10 +76,15 @@ def _cells(job: JobState) -> list[str]:
     ]
 
 
-def end_sweep(sweep: Path, display: Display) -> list[JobState]:
+def end_sweep(sweep: Path, display: Display, look: DrawingOptions = AS_IT_IS) -> list[JobState]:
     """Print what a sweep ends with: its jobs, and one table of what the finished ones measured.
 
     Training runs that differ only in the seed share a row; an evaluation is one row.
+
+    Args:
+        sweep: its directory.
+        display: where.
+        look: how its picture is written.
 
     Returns:
         The jobs.
@@ -89,9 +96,9 @@ def end_sweep(sweep: Path, display: Display) -> list[JobState]:
     config = COMPOSED if app == "evaluate" else CONFIG
     measured = [run for run in finished if (run / METRICS).is_file() and (run / config).is_file()]
     if app == "evaluate" and measured:
-        report_evaluations([read_run(run, config) for run in measured], sweep)
+        report_evaluations([read_run(run, config) for run in measured], sweep, look)
     elif app == "train" and len(measured) > 1:
-        report_runs([read_run(run) for run in measured], sweep)
+        report_runs([read_run(run) for run in measured], sweep, look=look)
     return jobs
 
 

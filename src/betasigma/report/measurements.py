@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, SPEED, VALIDATION_ERROR
+from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, SPEED
 from betasigma.report.runs import Run
-from betasigma.runs.record import Record
 
 DISTANCE = re.compile(r"((?:fid|fd_\w+?))(?:_(test|floor))?")
 """A Fréchet distance to the training split, to the test split, or of test images to the training
@@ -27,30 +26,26 @@ def of_training(run: Run) -> Values:
     """Last values of a training run: Fréchet distances with n and NFE of their samples, bits per
     dimension, denoising error, seconds of training without validation and sampling.
     """
-    rows = run.record.rows()
-    errors = [float(row["value"]) for row in rows if row["metric"] == VALIDATION_ERROR]
-    found = distances_and_bits(rows, "val")
-    if errors:
-        found[DENOISING_ERROR] = errors[-1]
+    found = results(run.last, "val")
     seconds = _training_seconds(run)
     return {**found, "training s": seconds} if seconds else found
 
 
 def last_step(run: Run) -> int:
     """Step of the last validation, or of whatever was recorded last."""
-    rows = run.record.rows()
-    validated = [int(row["step"]) for row in rows if row["metric"].startswith("val/")]
-    return max(validated or [int(row["step"]) for row in rows], default=0)
+    last = [(series.metric, series.steps[-1]) for series in run.series]
+    validated = [step for metric, step in last if metric.startswith("val/")]
+    return max(validated or [step for _, step in last], default=0)
 
 
 def of_evaluation(run: Run) -> Values:
     """What one evaluation has measured, with n and NFE of its samples, or of its likelihood where
     none were drawn.
     """
-    rows = run.record.rows()
+    rows = run.last
     bits = [row for row in rows if BITS.fullmatch(_name(row))]
     drawn = _of_samples(rows)
-    found = distances_and_bits(rows, "eval")
+    found = results(rows, "eval")
     found |= {
         _name(row): float(row["value"]) for row in drawn if not DISTANCE.fullmatch(_name(row))
     }
@@ -61,13 +56,13 @@ def of_evaluation(run: Run) -> Values:
 
 def sampler_of(run: Run) -> tuple[str, dict[str, str]]:
     """Name and settings of the sampler of an evaluation; nothing where no samples were drawn."""
-    for row in _of_samples(run.record.rows()):
+    for row in _of_samples(run.last):
         return row["sampler"], dict(word.split("=", 1) for word in row["settings"].split())
     return "", {}
 
 
-def distances_and_bits(rows: Sequence[Mapping[str, str]], prefix: str) -> Values:
-    """Last distances and likelihoods by column, with n and NFE of the samples.
+def results(rows: Sequence[Mapping[str, str]], prefix: str) -> Values:
+    """Last distances, likelihoods and denoising error by column, with n and NFE of the samples.
 
     Args:
         rows: of a record.
@@ -82,7 +77,7 @@ def distances_and_bits(rows: Sequence[Mapping[str, str]], prefix: str) -> Values
 
 
 def measured_by(rows: Sequence[Mapping[str, str]], prefix: str) -> dict[str, frozenset[str]]:
-    """n and NFE by which distances and likelihoods were last measured, by column: ``n=500``."""
+    """n and NFE by which results were last measured, by column: ``n=500``."""
     return {
         column: frozenset(f"{key}={value}" for key, value in _sizes(row).items())
         for column, row in _by_column(rows, prefix)
@@ -92,7 +87,7 @@ def measured_by(rows: Sequence[Mapping[str, str]], prefix: str) -> dict[str, fro
 def _by_column(
     rows: Sequence[Mapping[str, str]], prefix: str
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Rows of distances and likelihoods, with what their column is called."""
+    """Rows of distances, likelihoods and denoising errors, with what their column is called."""
     for row in rows:
         before, _, metric = row["metric"].partition("/")
         if before != prefix:
@@ -103,32 +98,44 @@ def _by_column(
         elif bits := BITS.fullmatch(metric):
             density, estimator, term, test = bits.groups()
             yield f"{density}{estimator} {'' if test else 'train '}{term}", row
+        elif metric == DENOISING_ERROR:
+            yield metric, row
 
 
-def examples_of_error_curve(run: Run) -> str:
-    """How many examples :func:`error_curve` was measured on, in words; ``""`` if not recorded."""
-    found = [r for r in run.record.rows() if r["metric"].startswith(f"eval{AT_LOG_SNR}")]
-    return f"n={found[-1]['n']}" if found and found[-1]["n"] else ""
+class MeasuredCurve(NamedTuple):
+    """A denoising error by log-SNR, and the number of examples that it is of; ``""`` if it was not
+    recorded.
+    """
+
+    errors: dict[float, float]
+    n: str
 
 
-def error_curve(run: Run) -> dict[float, float]:
+def error_curve(run: Run) -> MeasuredCurve:
     """Denoising error by log-SNR as it was last measured: by an evaluation, or else in training."""
-    recorded = run.record.rows()
+    recorded = run.last
     for prefix in ("eval", "val"):
         rows = [row for row in recorded if row["metric"].startswith(prefix + AT_LOG_SNR)]
         if rows:
-            return {
+            errors = {
                 float(r["metric"].removeprefix(prefix + AT_LOG_SNR)): float(r["value"])
                 for r in rows
             }
-    return {}
+            return MeasuredCurve(errors, rows[-1]["n"])
+    return MeasuredCurve({}, "")
+
+
+def told_examples(numbers: Iterable[str]) -> str:
+    """Numbers of examples in words: ``n=360``, ``n=20 or 360``; ``""`` where none is known."""
+    known = sorted({int(n) for n in numbers if n})
+    return f"n={' or '.join(map(str, known))}" if known else ""
 
 
 def last_values(runs: Sequence[Run]) -> list[list[str]]:
     """Lines metric, value of each run: the last of every metric. Values are of one line only if
     they were measured alike: with the same n, NFE and sampler, and whatever else is recorded.
     """
-    tables = [_last(run.record) for run in runs]
+    tables = [_last(run) for run in runs]
     found = list(dict.fromkeys(measured for table in tables for measured in table))
     names = dict(zip(found, _names(found), strict=True))
     return [
@@ -144,9 +151,9 @@ class Measured(NamedTuple):
     settings: frozenset[tuple[str, str]]
 
 
-def _last(record: Record) -> dict[Measured, str]:
+def _last(run: Run) -> dict[Measured, str]:
     values = {}
-    for row in record.rows():
+    for row in run.last:
         if row["metric"].startswith((f"train{AT_LOG_SNR}", "train/loss_by_noise", "sample/")):
             continue
         context = [f"{key}={row[key]}" for key in ("n", "nfe", "sampler") if row[key]]
@@ -183,9 +190,8 @@ def _name(row: Mapping[str, str]) -> str:
 
 def _training_seconds(run: Run) -> float:
     """From the logged speeds, each of which holds for the steps since the one before."""
-    steps, speeds = run.record.curve(SPEED)
-    batch: Any = run.config["batch_size"]
+    speeds, batch = run.curve(SPEED), run.config["batch_size"]
     return sum(
         (step - before) * batch / speed
-        for before, step, speed in zip([0, *steps], steps, speeds, strict=False)
+        for before, (step, speed) in zip([0.0, *speeds], speeds.items(), strict=False)
     )

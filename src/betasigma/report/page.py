@@ -47,9 +47,11 @@ def render(data: dict[str, Any], refresh: float | None = None) -> str:
 
 def to_json(data: dict[str, Any]) -> str:
     """Data of a page as JSON, with a digest of what it shows as ``version``."""
-    content = json.dumps({**data, "built": 0}, allow_nan=False)
+    shown = {key: value for key, value in data.items() if key != "built"}
+    content = json.dumps(shown, allow_nan=False, separators=(",", ":"))
     version = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return json.dumps({**data, "version": version}, allow_nan=False, separators=(",", ":"))
+    about = json.dumps({"built": data["built"], "version": version})
+    return f"{about[:-1]},{content[1:]}"
 
 
 def in_script(text: str) -> str:

@@ -1,7 +1,8 @@
 """What a page about runs is made of: plain containers, small enough for one file.
 
 A page holds the metrics that its panels name. Long curves are thinned to what the page has room
-for: of each stretch the least and the greatest value stay, and of all the last.
+for: the last value of each stretch stays. Stretches are so many steps that curves which were logged
+at the same steps keep the same ones, so that seeds have a mean and noise levels a map.
 """
 
 from __future__ import annotations
@@ -10,11 +11,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -25,9 +23,12 @@ from betasigma.options.dashboards import (
     PanelOptions,
     RunPageOptions,
 )
-from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED
+from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED, Best
+from betasigma.plot_style import FAMILIES
 from betasigma.report.rows import INCIDENTAL
-from betasigma.report.scan import Recorded, Series
+from betasigma.report.scan import Recorded
+from betasigma.report.series import Series
+from betasigma.report.work_time import WorkTime
 from betasigma.runs.directory import LOG, SUMMARY
 from betasigma.runs.files import read_json
 from betasigma.runs.job_states import is_dead
@@ -51,6 +52,9 @@ REST = "the rest"
 """Time that no kind of work is known of."""
 
 Content = dict[str, Any]
+
+Moments = tuple[tuple[int, ...], tuple[float, ...]]
+"""Steps and times of values."""
 
 
 class Pictures(Protocol):
@@ -95,18 +99,24 @@ def page_data(
     contexts: dict[str, int] = {"{}": 0}
     metrics: dict[str, int] = {}
     described = []
+    best: dict[str, Best] = {}
     for run, found in zip(trainings, kept, strict=True):
-        seconds = partial(_seconds, _pauses(run))
-        columns = [
-            {
-                "metric": metrics.setdefault(series.metric, len(metrics)),
-                "context": contexts.setdefault(
-                    json.dumps(series.context, sort_keys=True), len(contexts)
-                ),
-                **_columns(series, most, seconds),
-            }
-            for series in found
-        ]
+        places: dict[Moments, int] = {}
+        columns = []
+        for series in found:
+            if series.best is not None:
+                best[series.metric] = series.best
+            at = _thinned(series, most)
+            moments = tuple(series.steps[i] for i in at), tuple(series.times[i] for i in at)
+            context = json.dumps(series.context, sort_keys=True)
+            columns.append(
+                {
+                    "metric": metrics.setdefault(series.metric, len(metrics)),
+                    "context": contexts.setdefault(context, len(contexts)),
+                    "at": places.setdefault(moments, len(places)),
+                    **_columns(series, at),
+                }
+            )
         own = {key: value for key, value in run.leaves.items() if key not in shared}
         described.append(
             {
@@ -115,6 +125,7 @@ def page_data(
                 **_provenance(run, panel_of(dashboard, RunPageOptions).lines),
                 "config": {key: shown(value) for key, value in own.items()},
                 "spent": _spent(run),
+                "places": _places(places, WorkTime(run)),
                 "series": columns,
                 **pictures.of(run),
             }
@@ -130,6 +141,8 @@ def page_data(
         "defaults": {key: shown(value) for key, value in defaults.items()},
         "contexts": [json.loads(context) for context in contexts],
         "metrics": list(metrics),
+        "best": best,
+        "families": list(FAMILIES),
         "runs": described,
         "real": pictures.real(),
         "sweeps": list(_sweeps(runs, common)),
@@ -190,71 +203,53 @@ def _fitting(lengths: Iterable[int]) -> int:
     return POINTS
 
 
-def _columns(series: Series, most: int, seconds: Callable[[float], float]) -> Content:
-    """Steps, seconds and values; what was measured on samples also has spreads and seeds."""
-    at = _thinned(series.values, most)
-    columns: Content = {
-        "steps": [series.steps[i] for i in at],
-        "seconds": [round(seconds(series.times[i])) for i in at],
-        "values": [_rounded(series.values[i]) for i in at],
-    }
-    if any(series.stds):
+def _columns(series: Series, at: Sequence[int]) -> Content:
+    """Values at these places; what was measured on samples also has spreads and seeds. A thinned
+    curve says how many values it has, and which is the best of all.
+    """
+    values = series.values
+    columns: Content = {"values": [_rounded(values[i]) for i in at]}
+    if not all(map(math.isnan, series.stds)):
         columns["stds"] = [_rounded(series.stds[i]) for i in at]
     if any(series.seeds):
         columns["seeds"] = [series.seeds[i] for i in at]
-    bad = sum(not math.isfinite(value) for value in series.values)
-    return columns | ({"bad": bad} if bad else {})
+    if bad := len(values) - sum(map(math.isfinite, values)):
+        columns["bad"] = bad
+    if len(at) < len(values):
+        choose = max if series.best == "max" else min
+        best = choose(filter(math.isfinite, values), default=None)
+        columns["of"] = len(values)
+        columns["best"] = None if best is None else [best, series.steps[values.index(best)]]
+    return columns
 
 
-def _thinned(values: Sequence[float], most: int) -> Sequence[int]:
-    """Places of at most about ``most`` values: the first, the last, and of each stretch between
-    them the least and the greatest.
+def _thinned(series: Series, most: int) -> Sequence[int]:
+    """Places of at most ``most`` values: the last of each stretch of steps. What was measured with
+    several seeds stays whole.
     """
-    count = len(values)
-    if count <= most:
+    count = len(series.steps)
+    if count <= most or any(series.seeds):
         return range(count)
-    kept, stretches = {0, count - 1}, max(1, (most - 2) // 2)
-    for number in range(stretches):
-        stretch = range(number * count // stretches, (number + 1) * count // stretches)
-        kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
-    return sorted(kept)
+    width = 1
+    while series.steps[-1] > width * most:
+        width *= 2  # so that a stretch is two of a longer curve's
+    return [*{(step - 1) // width: place for place, step in enumerate(series.steps)}.values()]
 
 
-def _rounded(value: float | None) -> float | None:
+def _places(found: Iterable[Moments], work: WorkTime) -> list[Content]:
+    """Steps, and seconds of work until then, at which a run has values."""
+    return [
+        {"steps": steps, "seconds": [round(work.until(moment)) for moment in times]}
+        for steps, times in found
+    ]
+
+
+def _rounded(value: float) -> float | None:
     """A value as the page holds it; ``None`` where it is not finite."""
-    return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
+    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 # ---------------------------------------------------------------- time
-
-
-def _starts(run: Recorded) -> list[float]:
-    """When a run was started and continued."""
-    known = [*_nodes(run.environment.get("resumed_after")), run.environment]
-    return sorted(filter(None, (_timestamp(node.get("started")) for node in known)))
-
-
-def _pauses(run: Recorded) -> list[tuple[float, float]]:
-    """From when on how much is taken off the clock: the time before the first start, and that
-    between the last value of a start and the next start.
-    """
-    starts = _starts(run)
-    times = [moment for series in run.series for moment in series.times]
-    if not starts:
-        return [(min(times), min(times))] if times else []
-    pauses = [(starts[0], starts[0])]
-    for before, start in pairwise(starts):
-        last = max([before, *(moment for moment in times if before <= moment < start)])
-        pauses.append((start, pauses[-1][1] + start - last))
-    return pauses
-
-
-def _seconds(pauses: Sequence[tuple[float, float]], moment: float) -> float:
-    """Seconds of work until a moment."""
-    if len(pauses) == 1:
-        return max(0.0, moment - pauses[0][1])
-    off = [off for start, off in pauses if start <= moment] or [off for _, off in pauses[:1]]
-    return max(0.0, moment - off[-1]) if off else 0.0
 
 
 def _spent(run: Recorded) -> dict[str, float]:
@@ -268,11 +263,11 @@ def _spent(run: Recorded) -> dict[str, float]:
     counted = read_json(run.directory / SUMMARY).get("seconds")
     if isinstance(counted, dict) and all(isinstance(s, int | float) for s in counted.values()):
         return {kind: round(seconds, 1) for kind, seconds in counted.items()}
-    batch, pauses = run.config.get("batch_size"), _pauses(run)
+    batch, work = run.config.get("batch_size"), WorkTime(run)
     spent = dict.fromkeys(("training", "validation", "evaluation", REST), 0.0)
     last, done = 0.0, 0
     for moment, (kind, step, speed) in sorted(_logged(run).items()):
-        now = _seconds(pauses, moment)
+        now = work.until(moment)
         passed, last = max(0.0, now - last), max(now, last)
         took = passed
         if kind == "training" and isinstance(batch, int) and speed > 0:
@@ -297,13 +292,6 @@ def _logged(run: Recorded) -> dict[float, tuple[str, int, float]]:
         for moment, step, value in zip(series.times, series.steps, series.values, strict=True):
             found[moment] = (kind, step, value)
     return found
-
-
-def _timestamp(text: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError):
-        return None
 
 
 # ---------------------------------------------------------------- one run
@@ -334,7 +322,7 @@ def _state(run: Recorded, patience: float) -> Content:
         "slurm": None if status.get("slurm_job") is None else str(status["slurm_job"]),
         "not_finite": shown(status["not_finite"]) if "not_finite" in status else None,
         "stalled": _stalled(run, patience) if status.get("status") == RUNNING else None,
-        "starts": max(1, len(_starts(run))),
+        "starts": max(1, len(WorkTime(run).starts)),
     }
 
 
@@ -426,10 +414,6 @@ def _sweeps(runs: Sequence[Recorded], common: str) -> Iterator[Content]:
             "missing": missing,
             "failed": sorted(failed),
         }
-
-
-def _nodes(value: Any) -> list[dict[str, Any]]:
-    return [node for node in _list(value) if isinstance(node, dict)]
 
 
 def _integer(value: Any) -> int | None:

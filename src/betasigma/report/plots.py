@@ -28,9 +28,10 @@ from betasigma.plot_style import (
     panels,
     plain_log_axis,
 )
-from betasigma.report.measurements import error_curve
+from betasigma.report.measurements import error_curve, told_examples
 from betasigma.report.rows import Row, Setting, settings_of, standard_error
 from betasigma.report.runs import Run
+from betasigma.runs.record import current_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,11 +56,13 @@ class ErrorCurve(NamedTuple):
         label: what the setting is called.
         family: of its model.
         curves: of each run, the error by log-SNR.
+        n: how many examples it was measured on, in words; ``""`` where that is not known.
     """
 
     label: str
     family: str
     curves: Sequence[Mapping[float, float]]
+    n: str = ""
 
 
 def draw_curves(
@@ -69,18 +72,18 @@ def draw_curves(
     with panels(len(metrics)) as (figure, axes):
         colours = family_colours([setting.family for setting in settings])
         for panel, metric in zip(axes, metrics, strict=True):
-            positive = True
+            positive, examples = True, set()
             for setting, colour in zip(settings, colours, strict=True):
                 known: list[dict[float, float]] = []
                 for run in setting.runs:
-                    steps, values = run.record.curve(metric)
-                    if steps:
-                        known.append(dict(zip(map(float, steps), values, strict=True)))
+                    examples |= {s.context.get("n", "") for s in run.series if s.metric == metric}
+                    if curve := run.curve(current_name(metric)):
+                        known.append(curve)
                 if known:
                     _draw_mean(panel, known, colour, counted(setting.label, len(known)))
                     positive &= all(value > 0 for curve in known for value in curve.values())
             title, unit = meaning(metric)
-            panel.set(xlabel="optimizer step", ylabel=unit)
+            panel.set(xlabel="optimizer step", ylabel=_with_n(unit, told_examples(examples)))
             panel.set_title(title)
             if positive:
                 panel.set_yscale("log")
@@ -93,20 +96,20 @@ def error_curves(runs: Sequence[Run]) -> list[ErrorCurve]:
     """Denoising errors by log-SNR as they were last measured, by setting."""
     found = []
     for setting in settings_of(runs):
-        curves = [curve for run in setting.runs if (curve := error_curve(run))]
+        curves = [curve for run in setting.runs if (curve := error_curve(run)).errors]
         if curves:
-            found.append(ErrorCurve(setting.label, setting.family, curves))
+            errors, n = [curve.errors for curve in curves], told_examples(c.n for c in curves)
+            found.append(ErrorCurve(setting.label, setting.family, errors, n))
     return found
 
 
 def draw_error_curves(
-    found: Sequence[ErrorCurve], n: str, path: Path, look: DrawingOptions = AS_IT_IS
+    found: Sequence[ErrorCurve], path: Path, look: DrawingOptions = AS_IT_IS
 ) -> Path:
     """Draw the denoising error of each setting against log-SNR.
 
     Args:
         found: by setting, ‖ε − ε̂‖²/d by log-SNR (of data in [−1, 1]).
-        n: how many examples it was measured on, in words; ``""`` where that is not known.
         path: of the picture.
         look: how it is written.
 
@@ -114,12 +117,12 @@ def draw_error_curves(
         The picture's path.
     """
     with panels() as (figure, (axes,)):
-        draw_errors(axes, found, n)
+        draw_errors(axes, found)
         legend_below(figure, [axes])
         return save_figure(figure, path, look)
 
 
-def draw_errors(axes: Axes, found: Sequence[ErrorCurve], n: str) -> None:
+def draw_errors(axes: Axes, found: Sequence[ErrorCurve]) -> None:
     """The same in a panel that there is, without a legend."""
     from matplotlib.ticker import MaxNLocator
 
@@ -127,7 +130,8 @@ def draw_errors(axes: Axes, found: Sequence[ErrorCurve], n: str) -> None:
     for one, colour in zip(found, colours, strict=True):
         _draw_mean(axes, one.curves, colour, counted(one.label, len(one.curves)), marker=".")
     axes.set_title("denoising error by noise level")
-    axes.set(xlabel=LOG_SNR, ylabel=f"{ERROR}{n and f', {n}'}", yscale="log")
+    n = " / ".join(dict.fromkeys(one.n for one in found if one.n))
+    axes.set(xlabel=LOG_SNR, ylabel=_with_n(ERROR, n), yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     plain_log_axis(axes.yaxis)
 
@@ -192,13 +196,17 @@ def draw_results(
             if panel.get_legend_handles_labels()[0]:
                 panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / size[1]), ncols=3)
         if errors:
-            draw_errors(axes[-1], errors, "")
+            draw_errors(axes[-1], errors)
         return save_figure(figure, path, look)
 
 
 def counted(label: str, seeds: int) -> str:
     """A label with the number of runs that a mean is over."""
     return f"{label} ({seeds} seeds)" if seeds > 1 else label
+
+
+def _with_n(unit: str, n: str) -> str:
+    return f"{unit}, {n}" if n else unit
 
 
 def meaning(metric: str) -> tuple[str, str]:

@@ -71,7 +71,7 @@ def quality_of_runs(runs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
     ]
     return _gathered(
         [
-            (label, family, str(number), run.record.rows())
+            (label, family, str(number), list(run.measured))
             for number, (label, family, run) in enumerate(named)
         ]
     )
@@ -87,7 +87,7 @@ def quality_of_jobs(jobs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
         path = str(job.config.get("run"))
         run = runs[path]
         label = labels.get(id(run), run.label)
-        found.append((label, family_of(run.config), path, job.record.rows()))
+        found.append((label, family_of(run.config), path, list(job.measured)))
     return _gathered(found)
 
 

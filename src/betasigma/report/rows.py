@@ -122,7 +122,7 @@ def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
             values = {c: [one[c] for one in found if c in one] for c in columns}
             step = f", at step {measured['step']:g}" if len(parts) > 1 else ""
             described = {"run": setting.label + step, "seeds": str(len(found))}
-            how = measured_by(setting.runs[0].record.rows(), "val")
+            how = measured_by(setting.runs[0].last, "val")
             rows.append(Row(described, values, setting.family, how))
     return rows
 
@@ -172,7 +172,7 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
             for column, value in of_evaluation(job).items():
                 values.setdefault(column, []).append(value)
         family = family_of(evaluated_run(group[0]).config)
-        how = measured_by(group[0].record.rows(), "eval")
+        how = measured_by(group[0].last, "eval")
         rows.append(Row({**described, **seeds}, values, family, how))
     return rows
 

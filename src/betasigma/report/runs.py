@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from betasigma.errors import UserError
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
+from betasigma.report.series import RecordedRow, Series, read_series
 from betasigma.runs.directory import CONFIG, OVERRIDES
 from betasigma.runs.record import METRICS, Record, current_name
 from betasigma.runs.status import job_number
@@ -36,6 +37,33 @@ class Run:
     record: Record
     config: dict[str, Any]
     asked: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def series(self) -> list[Series]:
+        """All that it has measured."""
+        return read_series(self.record)
+
+    @property
+    def last(self) -> list[RecordedRow]:
+        """Of each series the last row, in the order in which they were recorded."""
+        rows = [series.row(-1) for series in self.series]
+        return sorted(rows, key=lambda row: float(row["time"]))
+
+    @property
+    def measured(self) -> Iterator[RecordedRow]:
+        """All rows that say what they were measured with."""
+        for series in self.series:
+            if series.context:
+                yield from map(series.row, range(len(series.steps)))
+
+    def curve(self, metric: str) -> dict[float, float]:
+        """Values of a metric by step, of each step the last one."""
+        found = (series for series in self.series if series.metric == metric)
+        return {
+            float(step): value
+            for series in found
+            for step, value in zip(series.steps, series.values, strict=True)
+        }
 
 
 def read_run(path: Path, config: str = CONFIG) -> Run:
@@ -94,7 +122,7 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
     Raises:
         UserError: where a metric that was asked for is in no run.
     """
-    known = {row["metric"] for run in runs for row in run.record.rows()}
+    known = {series.metric for run in runs for series in run.series}
     if asked is None:
         return [metric for metric in (TRAIN_ERROR, VALIDATION_ERROR) if metric in known]
     for metric in map(current_name, asked):
@@ -138,7 +166,7 @@ def check_comparable(runs: Sequence[Run]) -> None:
     Raises:
         UserError: for runs that have nothing in common.
     """
-    measured = [{row["metric"] for row in run.record.rows()} for run in runs]
+    measured = [{series.metric for series in run.series} for run in runs]
     for number, (run, own) in enumerate(zip(runs, measured, strict=True)):
         others = set[str]().union(*measured[:number], *measured[number + 1 :])
         if len(runs) > 1 and not own & others:

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
@@ -21,10 +21,11 @@ import yaml
 
 from betasigma.errors import UserError
 from betasigma.report.runs import COMPOSED
+from betasigma.report.series import Series, read_series
 from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, SAMPLES
 from betasigma.runs.files import read_json
 from betasigma.runs.header import CHECKPOINTS
-from betasigma.runs.record import COLUMNS, CONTEXT, METRICS, Record
+from betasigma.runs.record import METRICS, Record
 from betasigma.runs.status import STATUS
 
 DEEPEST = 8
@@ -39,24 +40,6 @@ MOST_KEYS = 5000
 _SKIPPED = frozenset({CHECKPOINTS, SAMPLES, "wandb", "tensorboard", "__pycache__"})
 _TRAINING = frozenset({"model", "steps", "batch_size"})
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-@dataclass
-class Series:
-    """Values of one metric that were measured alike, in the order in which they were logged.
-
-    Attributes:
-        metric: its name.
-        context: what they were measured with, by column of the record, without seed and spread.
-    """
-
-    metric: str
-    context: dict[str, str]
-    steps: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
-    stds: list[float | None] = field(default_factory=list)
-    seeds: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,7 +90,7 @@ class Recorded:
     @cached_property
     def series(self) -> list[Series]:
         """All that it has measured."""
-        return read_series(self.directory)
+        return read_series(Record.of(self.directory))
 
 
 def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
@@ -153,36 +136,6 @@ def check_common(runs: Sequence[Recorded]) -> None:
         )
 
 
-def read_series(directory: Path) -> list[Series]:
-    """Read the record of a run directory; values that were measured alike together."""
-    record = Record.of(directory)
-    if not record.path.is_file():
-        return []
-    state = record.path.stat()
-    return _series(record.path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=1000)  # what is checked is then shown, and a server reads what has grown
-def _series(path: Path, size: int, changed: int) -> list[Series]:
-    """Series of a record in this state."""
-    found: dict[tuple[str, ...], Series] = {}
-    place = {name: number for number, name in enumerate(COLUMNS)}
-    apart = [place[name] for name in CONTEXT if name not in ("std", "seed")]
-    metric, std, seed = place["metric"], place["std"], place["seed"]
-    for line in Record(path).lines():
-        key = (line[metric], *(line[at] for at in apart))
-        series = found.get(key)
-        if series is None:
-            context = {COLUMNS[at]: line[at] for at in apart if line[at]}
-            series = found[key] = Series(line[metric], context)
-        series.steps.append(int(line[0]))
-        series.times.append(float(line[1]))
-        series.values.append(float(line[3]))
-        series.stds.append(_number(line[std]))
-        series.seeds.append(line[seed])
-    return list(found.values())
-
-
 def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
     """Values of a config by dotted key, at most :data:`MOST_KEYS`."""
     return dict(islice(_leaves(node), MOST_KEYS))
@@ -225,19 +178,23 @@ def _read(directory: Path) -> Recorded | None:
 def read_config(path: Path) -> dict[str, Any] | None:
     """Read a config as plain containers; ``None`` where it is damaged or too large."""
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            return None
+        state = path.stat()
+    except OSError:
+        return None
+    return _parsed(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=10_000)  # as a record's
+def _parsed(path: Path, size: int, changed: int) -> dict[str, Any] | None:
+    """A config in this state, which whoever is given it leaves as it is."""
+    if size > LARGEST_CONFIG:
+        return None
+    try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_LOADER)):
+        anchors = "&" in text and "*" in text  # else there is no alias, and looking takes long
+        if anchors and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, _LOADER)):
             return None  # a few lines of them stand for gigabytes
         content = yaml.load(text, Loader=_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

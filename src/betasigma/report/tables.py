@@ -52,7 +52,7 @@ def report_runs(
     return rows
 
 
-def report_evaluations(jobs: Sequence[Run], out: Path) -> None:
+def report_evaluations(jobs: Sequence[Run], out: Path, look: DrawingOptions = AS_IT_IS) -> None:
     """Print what evaluations have measured, one row for those that differ in the seed alone, and
     leave it as ``sweep.csv`` and, where there are distances, as a picture in ``out``.
     """
@@ -61,7 +61,7 @@ def report_evaluations(jobs: Sequence[Run], out: Path) -> None:
     display.table(*short_table("evaluations", rows))
     write_csv(full_table(rows), out / "sweep.csv")
     display.line(f"sweep   {out}/sweep.csv")
-    drawn = draw_quality(quality_of_jobs(jobs), out / "sweep")
+    drawn = draw_quality(quality_of_jobs(jobs), out / "sweep", look)
     if drawn:
         display.line(f"plot    {drawn}")
 

@@ -12,7 +12,8 @@ as what it is called now.
 ``split``, ``extractor``: what they were compared with; ``std``: over the
 metric's own subsets (of a likelihood: standard error of the mean); ``guidance``: weight;
 ``n_reference``: number of images of the split that were taken;
-``settings``: every option of the sampler or estimator, ``key=value`` separated by blanks.
+``settings``: every option of the sampler or estimator, ``key=value`` separated by blanks;
+``best``: ``min`` or ``max``, which value of the metric is its best.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ import csv
 import math
 import re
 import time
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -33,10 +37,31 @@ METRICS = "metrics.csv"
 
 CONTEXT = (
     *("n", "nfe", "sampler", "seed", "split", "extractor"),
-    *("std", "guidance", "n_reference", "settings"),
+    *("std", "guidance", "n_reference", "settings", "best"),
 )
 COLUMNS = ("step", "time", "metric", "value", *CONTEXT)
 METRIC = COLUMNS.index("metric")
+
+
+@dataclass
+class Columns:
+    """Values of a metric in the order in which they were recorded, with their steps and times."""
+
+    steps: array[int] = field(default_factory=partial(array, "q"))
+    times: array[float] = field(default_factory=partial(array, "d"))
+    values: array[float] = field(default_factory=partial(array, "d"))
+
+    def extend(self, steps: Sequence[str], times: Sequence[str], values: Sequence[str]) -> None:
+        """Add values.
+
+        Raises:
+            ValueError: where one is no number, or a time NaN.
+        """
+        self.steps.extend(map(int, steps))
+        self.times.extend(map(float, times))
+        self.values.extend(map(float, values))
+        if math.isnan(sum(self.times)):
+            raise ValueError("a time is no number")
 
 
 def current_name(text: str) -> str:
@@ -118,13 +143,15 @@ class Record:
         return [dict(zip(COLUMNS, line, strict=True)) for line in self.lines()]
 
     def lines(self) -> Iterator[list[str]]:
-        """The same as lists in the order of ``COLUMNS``, which is faster where there are many."""
-        if not self.path.exists():
-            return
-        reader = csv.reader(self._text())
+        """The same as lists in the order of ``COLUMNS``."""
+        return self._lines(self._text())
+
+    @staticmethod
+    def _lines(text: str) -> Iterator[list[str]]:
+        reader = csv.reader(StringIO(text, newline=""))
         head = next(reader, [])
         if not {"step", "metric", "value"} <= set(head):  # it is damaged
-            reader, head = csv.reader(self._text()), list(COLUMNS)
+            reader, head = csv.reader(StringIO(text, newline="")), list(COLUMNS)
         places = [head.index(name) if name in head else None for name in COLUMNS]
         as_it_is = head == list(COLUMNS)
         for line in reader:
@@ -136,13 +163,44 @@ class Record:
                 line[METRIC] = current_name(line[METRIC])
                 yield line
 
-    def _columns(self) -> list[str]:
-        return next(csv.reader(self._text()), [])
+    def split(self) -> tuple[dict[str, Columns], Iterator[list[str]]]:
+        """The same in two parts, which is three times as fast where there are many: what has no
+        context, as columns by metric, and the other lines.
+        """
+        text = self._text()
+        head, *lines = text.split("\n")
+        no_context = "," * (head.count(",") - 4)
+        found: dict[str, tuple[list[str], list[str], list[str]]] = {}
+        others = [head]
+        for line in lines:
+            cells = line.split(",", 4)
+            if cells[-1] != no_context or len(cells) < 5 or '"' in line:
+                others.append(line)
+                continue
+            own = found.get(cells[2])
+            if own is None:
+                own = found[cells[2]] = ([], [], [])
+            own[0].append(cells[0])
+            own[1].append(cells[1])
+            own[2].append(cells[3])
+        columns: dict[str, Columns] = {}
+        try:
+            if not head.startswith("step,time,metric,value,"):
+                raise ValueError
+            for metric, own in found.items():
+                columns.setdefault(current_name(metric), Columns()).extend(*own)
+        except ValueError:  # it is damaged: line by line
+            return {}, self._lines(text)
+        return columns, self._lines("\n".join(others))
 
-    def _text(self) -> StringIO:
-        """The file, without what a damaged disk or machine puts into it."""
-        text = self.path.read_text(encoding="utf-8", errors="replace")
-        return StringIO(text.replace("\0", ""), newline="")
+    def _columns(self) -> list[str]:
+        return next(csv.reader(StringIO(self._text(), newline="")), [])
+
+    def _text(self) -> str:
+        """The file, without what a damaged disk or machine puts into it; ``""`` without one."""
+        if not self.path.exists():
+            return ""
+        return self.path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Steps and values of one metric."""
@@ -160,12 +218,6 @@ def format_settings(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in typed.items())
 
 
-def _is_measured(row: Mapping[str, str]) -> bool:
-    """Whether a row is of samples or examples that the run itself has measured."""
-    kind = row["metric"].partition("/")[0]
-    return kind == "sample" or (kind == "val" and row["n"] != "")
-
-
 def _has_numbers(line: Sequence[str]) -> bool:
     """Whether step, time and value are numbers."""
     step, now, _, value = line[:4]
@@ -174,3 +226,9 @@ def _has_numbers(line: Sequence[str]) -> bool:
         return not math.isnan(float(now))
     except ValueError:
         return False
+
+
+def _is_measured(row: Mapping[str, str]) -> bool:
+    """Whether a row is of samples or examples that the run itself has measured."""
+    kind = row["metric"].partition("/")[0]
+    return kind == "sample" or (kind == "val" and row["extractor"] != "")

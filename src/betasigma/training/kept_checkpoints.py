@@ -14,12 +14,11 @@ from betasigma.training.tracking import log_checkpoint
 
 
 def to_keep(folder: Path, which: str) -> Iterator[Path]:
-    """Checkpoints to be kept of a run that has ended: the last one where there is no best."""
-    best, last = folder / BEST, folder / LAST
-    if which == "all" and last.is_file():
-        yield last
-    if which != "none" and (best.is_file() or last.is_file()):
-        yield best if best.is_file() else last
+    """Checkpoints to be kept of a run that has ended, the best last: which is the last one where
+    there is no best.
+    """
+    found = [path for name in (LAST, BEST) if (path := folder / name).is_file()]
+    yield from {"all": found, "best": found[-1:]}.get(which, [])
 
 
 class KeptCheckpoints(Callback):
@@ -35,6 +34,7 @@ class KeptCheckpoints(Callback):
     def __init__(self, folder: Path, which: Kept) -> None:
         self._folder, self._which = folder, which
         self._seen: dict[Path, int] = {}
+        self._sent: dict[Path, int] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen = {path: path.stat().st_mtime_ns for path in self._files()}
@@ -61,6 +61,9 @@ class KeptCheckpoints(Callback):
             return
         for path in self._files():
             written = path.stat().st_mtime_ns
-            if self._seen.get(path) != written:
-                self._seen[path] = written
+            if self._seen.get(path) == written:
+                continue
+            self._seen[path] = written
+            if self._sent.get(path) != trainer.global_step:  # else the same weights once more
+                self._sent[path] = trainer.global_step
                 log_checkpoint(trainer.loggers, path, trainer.global_step, path.stem)

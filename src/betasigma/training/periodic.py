@@ -94,10 +94,10 @@ class SampleGrids(Periodic):
         """Draw, save and log the samples of this step."""
         if trainer.is_global_zero:
             samples, how = self._draw(module.average)
-            image = picture(samples)
+            image, caption = picture(samples), f"step {step}: {how}"
             path = self._path(step)
-            write_patiently(lambda: save(image, path), path, self._wait)
-            log_picture(trainer.loggers, "samples", image, step, f"step {step}: {how}")
+            write_patiently(lambda: save(image, path, caption), path, self._wait)
+            log_picture(trainer.loggers, "samples", image, step, caption)
             log_histogram(trainer.loggers, "pixels/samples", samples, step)
         trainer.strategy.barrier()
 

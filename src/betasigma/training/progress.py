@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 
+from betasigma.data.datamodule import ImageDataModule
 from betasigma.display import Display, Update, clock
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.options.training import SPEED
@@ -99,13 +100,17 @@ class Metrics(TimedCallback):
     Args:
         watch: measures the time of the steps.
         every: steps between two values.
+        data: says on how many images a validation is made.
         batch_size: examples per step.
         total: steps of the whole run.
     """
 
-    def __init__(self, watch: Stopwatch, every: int, batch_size: int, total: int) -> None:
+    def __init__(
+        self, watch: Stopwatch, every: int, data: ImageDataModule, batch_size: int, total: int
+    ) -> None:
         super().__init__(watch)
         self._every, self._batch_size, self._total = every, batch_size, total
+        self._data = data
         self._logged = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +127,8 @@ class Metrics(TimedCallback):
         if trainer.is_global_zero:
             found = trainer.callback_metrics.items()
             values = {name: float(value) for name, value in found if name.startswith("val/")}
-            log_values(trainer.loggers, values, trainer.global_step)
+            context = {"n": self._data.validated, "split": "test"}
+            log_values(trainer.loggers, values, trainer.global_step, context)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._logged < trainer.global_step:  # it was stopped between two values

@@ -11,7 +11,6 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from betasigma.errors import first_line
 from betasigma.runs.files import write_patiently
 from betasigma.runs.record import Record
 from betasigma.training.account import sweep_run_id, wandb_mode, wandb_place
-from betasigma.training.wandb_run import OBJECTIVE, Best, WandbRun, define_axes
+from betasigma.training.wandb_run import OBJECTIVE, WandbRun, define_axes
 
 
 class RecordLogger(Logger):
@@ -236,7 +235,6 @@ def log_together(
     loggers: list[Logger],
     groups: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]],
     step: int,
-    best: Mapping[str, Best] = MappingProxyType({}),
 ) -> None:
     """The same for several groups of values, each with its own context.
 
@@ -244,8 +242,8 @@ def log_together(
         loggers: of the run.
         groups: values, and what they were measured with.
         step: of the run.
-        best: which value of a metric is its best, where one is.
     """
+    best = {name: told["best"] for values, told in groups for name in values if told.get("best")}
     for logger in loggers:
         if isinstance(logger, RecordLogger):
             logger.write(step, groups)

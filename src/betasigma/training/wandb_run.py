@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +16,10 @@ from betasigma.display import warn
 from betasigma.options.training import (
     AT_LOG_SNR,
     DENOISING_ERROR,
+    LEAST,
     PREFIXES,
-    TRAIN_ERROR,
-    TRAIN_OBJECTIVE,
-    VALIDATION_ERROR,
-    VALIDATION_OBJECTIVE,
+    Best,
 )
-
-Best = Literal["min", "max"]
-"""Which value of a metric is its best."""
 
 STEP, IMAGES, SECONDS = "trainer/global_step", "trainer/images_seen", "trainer/seconds"
 """The axes: optimizer steps, which is Lightning's name, the examples in them, and the wall clock:
@@ -39,12 +34,6 @@ OBJECTIVE = "objective_metric"
 
 EVALUATIONS = "evaluations"
 """Table that an evaluation logs, a row a value."""
-
-LEAST = (
-    *(TRAIN_ERROR, VALIDATION_ERROR, TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE),
-    *(f"{error}/mean_log_snr_*" for error in (TRAIN_ERROR, VALIDATION_ERROR)),
-)
-"""Metrics of training whose least value counts too, beside the last."""
 
 
 def define_axes(experiment: Any) -> None:

@@ -51,8 +51,15 @@ function one(panel, view, members, { x, log, smoothing }) {
     yaxis: { title: { text: plain(first.metric) }, type: log ? "log" : "linear" },
     showlegend: true,
   }, words);
-  const card = h("figure", {}, h("figcaption", {}, h("b", {}, first.metric), h("span", { class: "quiet" }, ` ${conditionWords(first)}${only}`)), chart.element);
+  const card = h("figure", {}, h("figcaption", {}, h("b", {}, first.metric), h("span", { class: "quiet" }, ` ${conditionWords(first)}${only}${thinned(members)}`)), chart.element);
   return { chart, card, rows: () => members.flatMap((series) => points(view, series)) };
+}
+
+/** How much of its longest curve a chart shows, where that is not all. */
+export function thinned(members) {
+  const most = Math.max(0, ...members.map((series) => series.of ?? 0));
+  const shown = members.find((series) => series.of === most)?.values.length;
+  return most ? ` · ${shown.toLocaleString("en")} of ${most.toLocaleString("en")} values, evenly` : "";
 }
 
 function points(view, series) {

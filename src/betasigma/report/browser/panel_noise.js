@@ -2,7 +2,7 @@
 
 import { band, chartOf, plain } from "page/chart.js";
 import { choice, fill, h, short, slider, tick } from "page/dom.js";
-import { nothing } from "page/panel_curves.js";
+import { nothing, thinned } from "page/panel_curves.js";
 import { deviation, facets, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -30,7 +30,8 @@ export function noise(body, panel, view) {
     const words = `${kind} by log-SNR at step ${steps[place]}`;
     chart.draw(curvesAt(view, members, steps[place], reference), axes(log, reference), words);
     const relative = reference ? ` · divided by that of ${nameOf(view, reference)}` : "";
-    return { chart, card: figure(`step ${steps[place]}`, `${kind} · ${members[0].run.data.label}${relative}`, chart) };
+    const told = `${kind} · ${members[0].run.data.label}${relative}${thinned(members.flatMap((one) => one.series))}`;
+    return { chart, card: figure(`step ${steps[place]}`, told, chart) };
   });
   const heat = chartOf(`${panel.id} map`);
   heat.draw(heatMap(mapped, reference, log), {
@@ -78,7 +79,7 @@ function tablesOf(found) {
     const values = new Map(members.map((series) => [Number(LEVEL.exec(series.metric)[2]), new Map(series.steps.map((step, i) => [step, series.values[i]]))]));
     const steps = [...new Set(members.flatMap((series) => series.steps))].sort((a, b) => a - b);
     return {
-      run, kind: context.n ? `${prefix} (n = ${context.n})` : prefix, steps,
+      run, series: members, kind: context.n ? `${prefix} (n = ${context.n})` : prefix, steps,
       levels: [...values.keys()].sort((a, b) => a - b),
       at: (step, level) => values.get(level)?.get(step) ?? null,
       upTo: (step) => steps.findLast((own) => own <= step),

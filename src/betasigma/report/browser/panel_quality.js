@@ -4,7 +4,7 @@ import { chartOf, faint, plain } from "page/chart.js";
 import { fill, h, short, spread, tick } from "page/dom.js";
 import { nothing } from "page/panel_curves.js";
 import {
-  DASHES, conditionWords, condition, deviation, facets, floorOf, isNumber, lastBySeed, mean, moreIsBetter, samplerName, tellSamplersApart,
+  DASHES, conditionWords, condition, deviation, facets, floorOf, isNumber, lastBySeed, mean, samplerName, tellSamplersApart,
 } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -48,13 +48,13 @@ function qualityChart(panel, view, members, samplers, log) {
   const places = traces.flatMap((trace) => trace.x);
   const ends = [Math.min(...places), Math.max(...places)];
   const chart = chartOf(`${panel.id} ${sampledAlike(first)}`, 380);
-  const less = moreIsBetter(first.metric) ? "more is better" : "less is better";
+  const better = { max: "more is better", min: "less is better" }[view.content.best[first.metric]] ?? "";
   chart.draw([...(floor ? floorBand(floor, ends) : []), ...traces], {
     xaxis: { title: { text: "network evaluations of each sample (NFE)" }, ...(ends[0] < ends[1] ? { type: "log" } : { type: "linear", tickvals: ends.slice(1) }) },
     yaxis: { title: { text: plain(bare(first.metric)) }, type: log ? "log" : "linear" },
     showlegend: true,
   }, `${bare(first.metric)} against NFE`);
-  const card = h("figure", {}, h("figcaption", {}, h("b", {}, bare(first.metric)), h("span", { class: "quiet" }, ` ${less} · ${conditionWords(first)}`)), chart.element);
+  const card = h("figure", {}, h("figcaption", {}, h("b", {}, bare(first.metric)), h("span", { class: "quiet" }, ` ${[better, conditionWords(first)].filter(Boolean).join(" · ")}`)), chart.element);
   return { chart, card, rows: members.flatMap((series) => qualityRows(view, series, floor)) };
 }
 

@@ -1,7 +1,7 @@
 // The run table: how each run stands, in what it differs, and what it has achieved.
 
 import { breakable, duration, fill, h, short, spread, tick } from "page/dom.js";
-import { bestOf, deviation, floorOf, isNumber, lastBySeed, lastOf, mean, moreIsBetter } from "page/runs.js";
+import { bestOf, deviation, floorOf, isNumber, lastBySeed, lastOf, mean } from "page/runs.js";
 import * as state from "page/state.js";
 
 const MOST_KEYS = 6;
@@ -133,27 +133,31 @@ function last(run, metric) {
 function figures(panel, view) {
   const found = view.series(panel.metrics, (series) => !series.metric.endsWith("_floor"));
   const lastStep = (run, metric) => Math.max(...run.series.filter((one) => one.metric === metric).map((one) => one.steps.at(-1)));
-  const shown = found.filter((series) => series.context.n === undefined || series.steps.at(-1) === lastStep(series.run, series.metric));
+  const measured = (series) => series.context.extractor !== undefined;
+  const shown = found.filter((series) => !measured(series) || series.steps.at(-1) === lastStep(series.run, series.metric));
   const seen = new Map(shown.map((series) => [JSON.stringify([series.metric, series.context.n ?? ""]), series]));
   const drawn = (series) => series.context.nfe !== undefined && !/bits_per_dim/.test(series.metric);
-  const columns = [...seen.values()].flatMap(({ metric, context: { n } }) => {
-    const of = (run) => shown.filter((series) => series.run === run && series.metric === metric && series.context.n === n).at(-1);
-    const name = metric.replace(/^val\//, "").replaceAll("/", " ");
-    if (n === undefined) {
-      const best = moreIsBetter(metric) ? "greatest" : "least";
+  const columns = [...seen.values()].flatMap((series) => {
+    const { metric, context: { n } } = series;
+    const of = (run) => shown.filter((one) => one.run === run && one.metric === metric && one.context.n === n).at(-1);
+    const several = [...seen.values()].filter((one) => one.metric === metric).length > 1;
+    const bare = metric.replace(/^val\//, "").replaceAll("/", " ");
+    const name = n !== undefined && (several || measured(series)) ? `${bare}, n = ${n}` : bare;
+    if (!measured(series)) {
+      const best = series.more ? "greatest" : "least";
       return [
         { name: `best ${name}`, about: `${metric}: its ${best} value`, number: true, cell: (group) => over(group, (run) => of(run) && bestOf(of(run))?.value) },
         { name: `last ${name}`, about: `${metric}: its last value`, number: true, cell: (group) => over(group, (run) => of(run) && lastOf(of(run))?.value) },
       ];
     }
     const floor = (run) => of(run) && floorOf(of(run), run.series);
-    const measured = (run) => {
+    const newest = (run) => {
       const values = of(run) ? lastBySeed(of(run)).map(({ value }) => value) : [];
       return values.length ? mean(values) : null;
     };
     return [{
-      name: `${name}, n = ${n}`, about: `${metric} of ${n} samples or examples, and what real images score`, number: true,
-      cell: (group) => over(group, measured),
+      name, about: `${metric} of ${n} samples or examples, and what real images score`, number: true,
+      cell: (group) => over(group, newest),
       show: (cell, group) => (cell ? h("span", {}, text(cell), floorWords(group, floor)) : ""),
     }];
   });

@@ -2,7 +2,7 @@
 
 import { chartOf, faint, plain } from "page/chart.js";
 import { choice, fill, h, short } from "page/dom.js";
-import { bestOf, facets, isNumber, mean, moreIsBetter } from "page/runs.js";
+import { bestOf, condition, conditionWords, facets, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";
 
 export function sweep(body, panel, view) {
@@ -10,9 +10,10 @@ export function sweep(body, panel, view) {
   const { content } = view;
   const metrics = [...new Set(view.series([panel.objective]).map((series) => series.metric))];
   const metric = metrics[0];
-  const scored = view.runs.map((run) => ({ run, value: bestOf(run.series.find((series) => series.metric === metric) ?? { metric: "", values: [] })?.value })).filter(({ value }) => isNumber(value));
-  const data = facets(scored, ({ run }) => run.data.id);
-  const among = data.find((members) => members[0].run.data.id === state.get(own("data"))) ?? data[0] ?? [];
+  const measured = view.runs.map((run) => run.series.findLast((series) => series.metric === metric)).filter(Boolean);
+  const scored = measured.map((series) => ({ run: series.run, series, value: bestOf(series)?.value })).filter(({ value }) => isNumber(value));
+  const data = facets(scored, ({ series }) => condition(series)).sort((a, b) => b.length - a.length);
+  const among = data.find(([{ series }]) => condition(series) === state.get(own("data"))) ?? data[0] ?? [];
   const given = panel.keys.length ? panel.keys : [...content.asked, ...content.spec.spread_over.filter((key) => differs(content, among, key))];
   const keys = given.filter((key) => differs(content, among, key)).slice(0, 10);
   const rows = among.map(({ run, value }) => [run, ...keys.map((key) => content.value(run, key) ?? null), value]);
@@ -21,7 +22,7 @@ export function sweep(body, panel, view) {
     fill(body, h("p", { class: "quiet" }, `Two runs that have ${panel.objective} and differ in a key that was typed are the least that can be compared here.`));
     return { rows: csv, charts: [] };
   }
-  const better = moreIsBetter(metric) ? "more" : "less";
+  const better = content.moreIsBetter(metric) ? "more" : "less";
   const [one, other] = [0, 1].map((i) => (keys.includes(state.get(own(`key${i}`))) ? state.get(own(`key${i}`)) : keys[Math.min(i, keys.length - 1)]));
   const parallel = chartOf(`${panel.id} coordinates`, 380);
   parallel.draw(...coordinates(view, keys, metric, among), `${metric} of ${among.length} runs against ${keys.join(", ")}`);
@@ -29,14 +30,14 @@ export function sweep(body, panel, view) {
   heat.draw(...heatMap(content, one, other, metric, among), `${metric} by ${one} and ${other}`);
   const ranks = keys.map((key) => ({ key, ...association(among.map(({ run }) => content.value(run, key)), among.map(({ value }) => value)) }));
   const bars = chartOf(`${panel.id} ranks`, 120 + 34 * ranks.length);
-  bars.draw(...rankBars(ranks, metric), `rank correlation with ${metric}`);
+  bars.draw(...rankBars(ranks, content.moreIsBetter(metric) ? 1 : -1), `rank correlation with ${metric}`);
   fill(
     body,
     h("div", { class: "controls" },
-      data.length > 1 ? choice("data", data.map((members) => [members[0].run.data.id, members[0].run.data.label]), among[0].run.data.id, (value) => state.set({ [own("data")]: value })) : null,
+      data.length > 1 ? choice("data", data.map(([{ series }]) => [condition(series), conditionWords(series)]), condition(among[0].series), (value) => state.set({ [own("data")]: value })) : null,
       choice("heat map of", keys.map((key) => [key, key]), one, (value) => state.set({ [own("key0")]: value })),
       choice("and", keys.map((key) => [key, key]), other, (value) => state.set({ [own("key1")]: value }))),
-    h("figure", {}, h("figcaption", {}, h("b", {}, `best ${metric}`), h("span", { class: "quiet" }, ` ${better} is better · ${among[0].run.data.label} · a line is a run, in the colour of its value`)), parallel.element),
+    h("figure", {}, h("figcaption", {}, h("b", {}, `best ${metric}`), h("span", { class: "quiet" }, ` ${better} is better · ${conditionWords(among[0].series)} · a line is a run, in the colour of its value`)), parallel.element),
     h("div", { class: "charts" },
       h("figure", {}, h("figcaption", {}, h("b", {}, `best ${metric}`), h("span", { class: "quiet" }, " mean of the runs of a cell")), heat.element),
       h("figure", {}, h("figcaption", {}, h("b", {}, "rank correlation"), h("span", { class: "quiet" }, ` with ${metric}: ρ (Spearman) of numbers and of two values; η of the ranks for more values without order`)), bars.element)));
@@ -66,7 +67,7 @@ function coordinates(view, keys, metric, among) {
   const scales = columns.map(scale);
   const x = columns.map((_, i) => i);
   const order = among.map((_, i) => i).sort((a, b) => among[b].value - among[a].value);
-  const sign = moreIsBetter(metric) ? 1 : -1;
+  const sign = content.moreIsBetter(metric) ? 1 : -1;
   const goal = scales.at(-1);
   const traces = order.map((i) => {
     const good = sign > 0 ? goal.at(among[i].value) : 1 - goal.at(among[i].value);
@@ -106,7 +107,7 @@ function heatMap(content, one, other, metric, among) {
   const table = ys.map((y) => xs.map((x) => cell(x, y)));
   return [[{
     type: "heatmap", x: xs.map((x) => plain(short(x))), y: ys.map((y) => plain(short(y))), z: table.map((row) => row.map((found) => found?.mean ?? null)),
-    colorscale: "Cividis", reversescale: !moreIsBetter(metric), colorbar: { thickness: 12 },
+    colorscale: "Cividis", reversescale: !content.moreIsBetter(metric), colorbar: { thickness: 12 },
     text: table.map((row) => row.map((found) => (found ? `${short(found.mean)}${found.count > 1 ? ` (${found.count})` : ""}` : ""))), texttemplate: "%{text}",
     hovertemplate: `${plain(one)} %{x}, ${plain(other)} %{y}: %{z:.4~g}<extra></extra>`,
   }], { xaxis: { title: { text: plain(one) }, type: "category" }, yaxis: { title: { text: plain(other) }, type: "category" } }];
@@ -147,9 +148,8 @@ export function association(values, objective) {
   return { kind: "η", value: total > 0 ? Math.sqrt(between / total) : 0, high: null };
 }
 
-function rankBars(ranks, metric) {
+function rankBars(ranks, sign) {
   const sorted = [...ranks].sort((a, b) => Math.abs(a.value) - Math.abs(b.value));
-  const sign = moreIsBetter(metric) ? 1 : -1;
   const colour = ({ kind, value }) => (kind === "η" ? "#888888" : sign * value > 0 ? "#0072B2" : "#D55E00");
   return [[{
     type: "bar", orientation: "h", x: sorted.map(({ value }) => value), y: sorted.map(({ key, high }) => plain(high === null ? key : `${key} (${high})`)),

@@ -8,10 +8,6 @@ const PALETTE = {
 export const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 export const MARKS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down"];
 
-/** Whether more is better of a metric; of all others less is. */
-const MORE = /(^|\/)(precision|recall|density|coverage|is|images_per_second)(_|$|\/)/;
-export const moreIsBetter = (metric) => MORE.test(`${metric.split("/").slice(1).join("/")}_`);
-
 export const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
 /** The content of the page, with methods on its runs. */
@@ -38,6 +34,11 @@ export class Content {
     return { ...this.shared, ...run.config };
   }
 
+  /** Whether more is better of a metric; of those of which nobody says it, less is. */
+  moreIsBetter(metric) {
+    return this.best[metric] === "max";
+  }
+
   isIncidental(key) {
     return this.incidental.has(key) || this.incidental.has(key.split(".")[0]);
   }
@@ -47,7 +48,9 @@ function prepare(run, content) {
   for (const series of run.series) {
     series.metric = content.metrics[series.metric];
     series.context = content.contexts[series.context];
+    Object.assign(series, run.places[series.at]); // steps and seconds
     series.run = run;
+    series.more = content.moreIsBetter(series.metric);
   }
   const own = run.series.filter((series) => !series.metric.startsWith("eval"));
   run.steps = Math.max(0, ...own.map((series) => series.steps.at(-1) ?? 0));
@@ -143,9 +146,12 @@ function colourKey(content, run, keys) {
   return keys.map((key) => (key === "run" ? run.id : String(content.value(run, key) ?? "–"))).join(" ");
 }
 
+/** A colour for each value; a family has the one that it has in every plot. */
 function coloursOf(content, runs, keys, palette) {
-  const values = [...new Set(runs.map((run) => colourKey(content, run, keys)))].sort();
-  return new Map(values.map((value, i) => [value, palette[i % palette.length]]));
+  const known = keys.join() === "model.family" ? content.families : [];
+  const values = new Set(runs.map((run) => colourKey(content, run, keys)));
+  const others = [...values].filter((value) => !known.includes(value)).sort();
+  return new Map([...known, ...others].map((value, i) => [value, palette[i % palette.length]]));
 }
 
 function groupsOf(content, runs, grouped) {
@@ -197,8 +203,7 @@ function called(content, run, colour, keys) {
 /** What values must share to be on one axis: metric, n, images compared with, extractor, data. */
 export function condition(series) {
   const { n, n_reference, split, extractor } = series.context;
-  const sampled = series.context.nfe !== undefined || extractor !== undefined;
-  return JSON.stringify([series.metric, series.run.data.id, sampled ? [n, n_reference, split, extractor] : []]);
+  return JSON.stringify([series.metric, series.run.data.id, n, n_reference, split, extractor]);
 }
 
 /** The same in words. */
@@ -265,7 +270,8 @@ export function lastOf(series) {
 }
 
 export function bestOf(series) {
-  const better = moreIsBetter(series.metric) ? (a, b) => a > b : (a, b) => a < b;
+  if (series.best) return { value: series.best[0], step: series.best[1] }; // of a curve that was thinned
+  const better = series.more ? (a, b) => a > b : (a, b) => a < b;
   let best = -1;
   series.values.forEach((value, i) => {
     if (isNumber(value) && (best < 0 || better(value, series.values[best]))) best = i;

@@ -1,0 +1,98 @@
+"""Records read back as series: values of one metric that were measured alike."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import lru_cache, partial
+from operator import itemgetter
+from pathlib import Path
+from typing import cast, get_args
+
+from betasigma.options.training import LEAST, Best
+from betasigma.runs.record import COLUMNS, CONTEXT, Columns, Record
+
+RecordedRow = dict[str, str]
+"""A row of a record, by column."""
+
+
+@dataclass(kw_only=True)
+class Series(Columns):
+    """Values of one metric that were measured alike, in the order in which they were logged.
+
+    Attributes:
+        metric: its name.
+        context: what they were measured with, by column of the record, without seed and spread.
+        best: which of them is the best; ``None`` where none is, or nobody says.
+        stds: NaN where there is none; empty, as ``seeds``, where there is no context.
+    """
+
+    metric: str
+    context: dict[str, str]
+    best: Best | None
+    stds: array[float] = field(default_factory=partial(array, "d"))
+    seeds: list[str] = field(default_factory=list)
+
+    def row(self, place: int) -> RecordedRow:
+        """The row of the record that a value is from, in so far as it can differ within one."""
+        own = dict.fromkeys(COLUMNS, "") | self.context
+        if self.seeds:
+            std = self.stds[place]
+            own |= {"seed": self.seeds[place], "std": "" if math.isnan(std) else str(std)}
+        known = {"step": self.steps[place], "time": self.times[place], "value": self.values[place]}
+        return own | {"metric": self.metric} | {key: str(value) for key, value in known.items()}
+
+
+def read_series(record: Record) -> list[Series]:
+    """Read a record; values that were measured alike together. What is read stays in memory, 40
+    bytes a value, until the file changes.
+    """
+    if not record.path.is_file():
+        return []
+    state = record.path.stat()
+    return _series(record.path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=10_000)
+def _series(path: Path, size: int, changed: int) -> list[Series]:
+    """Series of a record in this state."""
+    columns, lines = Record(path).split()
+    plain = [
+        Series(metric=metric, context={}, best=_best(metric), **vars(own))
+        for metric, own in columns.items()
+    ]
+    found: dict[tuple[str, ...], Series] = {}
+    place = {name: number for number, name in enumerate(COLUMNS)}
+    apart = [place[name] for name in CONTEXT if name not in ("std", "seed", "best")]
+    key_of = itemgetter(place["metric"], *apart)
+    std, seed, best = place["std"], place["seed"], place["best"]
+    for line in lines:
+        key = key_of(line)
+        series = found.get(key)
+        if series is None:
+            context = {COLUMNS[at]: line[at] for at in apart if line[at]}
+            known = _best(key[0], line[best])
+            series = found[key] = Series(metric=key[0], context=context, best=known)
+        series.steps.append(int(line[0]))
+        series.times.append(float(line[1]))
+        series.values.append(float(line[3]))
+        series.stds.append(_number(line[std]))
+        series.seeds.append(line[seed])
+    return [*plain, *found.values()]
+
+
+def _best(metric: str, recorded: str = "") -> Best | None:
+    """Which value of a metric is its best: as it was recorded, or as training has it."""
+    if recorded in get_args(Best):
+        return cast(Best, recorded)
+    return "min" if any(fnmatchcase(metric, pattern) for pattern in LEAST) else None
+
+
+def _number(text: str) -> float:
+    """A number; NaN for none."""
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        return math.nan
