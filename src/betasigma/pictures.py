@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from betasigma.options.data import DECODERS
 from betasigma.options.drawing import DrawingOptions
@@ -39,6 +38,8 @@ def grid(images: Tensor, columns: int | None = None) -> Image.Image:
 
     Images of other than 1 or 3 channels are shown as their channels side by side, in grey.
     """
+    from torchvision.utils import make_grid  # a second, which a page of pictures does not need
+
     if images.shape[1] not in (1, 3):
         images = torch.cat(images.split(1, dim=1), dim=-1)
     factor = enlargement(*images.shape[-2:])

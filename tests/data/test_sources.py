@@ -157,7 +157,7 @@ class _FakeCifar:
 
 
 def test_cifar10_layout(tmp_path, monkeypatch):
-    monkeypatch.setitem(sources._TORCHVISION, "cifar10", _FakeCifar)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", _FakeCifar)
     sources.download("cifar10", tmp_path / "new")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["cifar-10-batches-py"]
     source = sources.load("cifar10", tmp_path / "new", "train")
@@ -179,7 +179,7 @@ def test_failed_download_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatc
         Path(root, "half").write_bytes(b"1")
         raise RuntimeError("no network\nTried everything")
 
-    monkeypatch.setitem(sources._TORCHVISION, "cifar10", fail)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fail)
     with pytest.raises(UserError, match=r"could not be downloaded .*\(no network\)"):
         sources.download("cifar10", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -47,7 +47,7 @@ def test_a_page_has_the_values_of_the_metrics_that_its_panels_name(tmp_path: Pat
     first = data["runs"][0]
     (error,) = values(data, first, "val/denoising_error")
     level = level_of("ddpm", 0.01, 1)
-    assert error["steps"] == [10, 20, 30]
+    assert error["steps"] == (10, 20, 30)
     assert error["values"] == [pytest.approx(level / step, rel=1e-4) for step in (10, 20, 30)]
     distances = values(data, first, f"eval/fd_{EXTRACTOR}")
     assert [data["contexts"][one["context"]]["nfe"] for one in distances] == ["10", "20"]
@@ -131,7 +131,7 @@ def test_hours_leave_out_the_time_between_two_starts(tmp_path: Path) -> None:
     known = {**starts[1], "resumed_after": [starts[0]]}
     (run / "environment.json").write_text(json.dumps(known))
     lines = (run / "metrics.csv").read_text().splitlines()
-    rows = [f"{step},{begun + at},val/denoising_error,1.0" + "," * 10 for step, at in MOMENTS]
+    rows = [f"{step},{begun + at},val/denoising_error,1.0" + "," * 11 for step, at in MOMENTS]
     (run / "metrics.csv").write_text("\n".join([lines[0], *rows]) + "\n")
     data = described(run)
     assert values(data, data["runs"][0], "val/denoising_error")[0]["seconds"] == [60, 600, 605, 900]
@@ -152,7 +152,7 @@ def test_time_is_told_apart_by_what_it_ends_with(tmp_path: Path) -> None:
     ]
     head = (run / "metrics.csv").read_text().splitlines()[0]
     start = 1_767_225_600  # 2026-01-01, when it was started
-    lines = [f"{s},{start + t},{m},{v},,,,,,{e},,,," for s, t, m, v, e in rows]
+    lines = [f"{s},{start + t},{m},{v},,,,,,{e},,,,," for s, t, m, v, e in rows]
     (run / "metrics.csv").write_text("\n".join([head, *lines]) + "\n")
     spent = described(run)["runs"][0]["spent"]
     assert spent == {"training": 4.0, "validation": 4.0, "evaluation": 20.0, "the rest": 5.0}

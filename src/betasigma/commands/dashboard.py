@@ -11,10 +11,10 @@ from hydra import compose
 from omegaconf import DictConfig
 from torch import Tensor
 
-from betasigma.commands.assemble import make_data
 from betasigma.commands.checks import check_run
 from betasigma.commands.config import complete, parsed
-from betasigma.commands.load import with_place
+from betasigma.data.custom import open_split
+from betasigma.data.sources import InMemory
 from betasigma.display import Display, plain_warnings, warn
 from betasigma.errors import UserError
 from betasigma.options.apps import Dashboard
@@ -68,14 +68,16 @@ def training_images(run: Recorded) -> Tensor | None:
     """Training images of a run, uint8 ``(N, C, H, W)``; ``None`` where they are not at hand, and of
     points. Nothing is downloaded.
     """
+    content = complete(run.config)
     try:
-        data = make_data(with_place(complete(run.config), {"download": False}))
-        data.setup()
-        images = data.tensor("train")
+        source = open_split(content["data"], "train", content["seed"])
     except (UserError, OSError, KeyError) as error:
         warn(f"no real images of {run.data[0]} on the page: {error}")
         return None
-    return images if images.dtype == torch.uint8 else None
+    if not isinstance(source, InMemory):
+        warn(f"no real images of {run.data[0]} on the page: they are not held in memory")
+        return None
+    return source.images if source.images.dtype == torch.uint8 else None
 
 
 def serve(asked: Dashboard, pages: Pages, display: Display) -> None:

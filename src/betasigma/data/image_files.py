@@ -33,7 +33,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode, functional
 
 from betasigma.cpus import usable_cpus
 from betasigma.data.file_tree import Files, printable
@@ -124,6 +123,8 @@ class Decoder:
 
     def decode(self, file: Path | BinaryIO) -> Decoded:
         """The same, with what was found in the file."""
+        from torchvision.transforms.v2 import InterpolationMode, functional
+
         with _pillow(), self.open(file) as image:
             frames = getattr(image, "n_frames", 1) if image.format in _FRAMED else 1
             colour = _is_deep_colour(image)

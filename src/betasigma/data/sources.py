@@ -12,6 +12,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -19,9 +20,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.utils import extract_archive
-from torchvision.transforms.v2 import functional
 
 from betasigma.data import catalog, image_files, toy
 from betasigma.data.arrays import ArrayFile
@@ -35,11 +33,7 @@ from betasigma.randomness import philox
 IN_MEMORY_BYTES = 2**28
 """Image folders up to this size, decoded, are held in memory by default."""
 
-_TORCHVISION: dict[str, Any] = {
-    "mnist": datasets.MNIST,
-    "fashion_mnist": datasets.FashionMNIST,
-    "cifar10": datasets.CIFAR10,
-}
+_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 _PARSERS_RAISE = (
     *(OSError, RuntimeError, ValueError, TypeError, AssertionError, LookupError, EOFError),
     pickle.UnpicklingError,
@@ -205,7 +199,9 @@ def download(name: str, root: str | Path) -> None:
     try:
         base.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=base, prefix=".download-") as temporary:
-            (_TORCHVISION | {"celeba": datasets.CelebA})[name](temporary, download=True)
+            _torchvision_class((_TORCHVISION | {"celeba": "CelebA"})[name])(
+                temporary, download=True
+            )
             _move_files(Path(temporary), base)
     except (OSError, RuntimeError, ImportError) as error:
         lacking = ", ".join(catalog.missing(name, base))
@@ -225,24 +221,32 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def _digits(split: Split) -> InMemory:
-    """scikit-learn's digits; of each class every fifth image is for testing: 1437 and 360."""
-    # imported here because most runs use other data and scikit-learn takes a second to import
-    from sklearn.datasets import load_digits
+    """scikit-learn's digits; of each class every fifth image is for testing: 1437 and 360.
 
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
-    by_class = np.argsort(digits.target, kind="stable")
+    They are read from its file, as ``load_digits`` does: the package takes a second to import.
+    """
+    (package,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    table = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    images, target = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
+    pixels = np.rint(images * (255 / 16)).astype(np.uint8)[:, None]
+    by_class = np.argsort(target, kind="stable")
     tested = np.zeros(len(by_class), dtype=bool)
     tested[by_class[1::5]] = True
     chosen = tested if split == "test" else ~tested
-    labels = digits.target[chosen].astype(np.int64)
+    labels = target[chosen].astype(np.int64)
     return InMemory(torch.from_numpy(pixels[chosen]), torch.from_numpy(labels), 10)
+
+
+def _torchvision_class(name: str) -> Any:
+    from torchvision import datasets  # a second, which few data need
+
+    return getattr(datasets, name)
 
 
 def _torchvision(name: str, root: Path, split: Split) -> InMemory:
     try:
         with _uncompressed(name, root) as place:
-            data = _TORCHVISION[name](place, train=split == "train")
+            data = _torchvision_class(_TORCHVISION[name])(place, train=split == "train")
     except _PARSERS_RAISE as error:
         raise _unreadable(name, root, error) from error
     pixels, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets, dtype=torch.int64)
@@ -274,6 +278,8 @@ def _uncompressed(name: str, root: Path) -> Iterator[Path]:
             if (root / file).exists():
                 place.symlink_to((root / file).resolve())
             else:
+                from torchvision.datasets.utils import extract_archive
+
                 extract_archive(f"{root / file}.gz", str(place.parent))
         yield Path(temporary)
 
@@ -291,6 +297,8 @@ def _mixture(name: str, split: Split, seed: int) -> InMemory:
 def _resized(source: InMemory, shape: tuple[int, ...]) -> InMemory:
     if source.shape == shape:
         return source
+    from torchvision.transforms.v2 import functional
+
     _, height, width = shape
     cover = image_files.covering((source.shape[1], source.shape[2]), (height, width))
     images = functional.resize(source.images, cover, antialias=True)

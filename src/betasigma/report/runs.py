@@ -46,8 +46,8 @@ class Run:
     @property
     def last(self) -> list[RecordedRow]:
         """Of each series the last row, in the order in which they were recorded."""
-        rows = [series.row(-1) for series in self.series]
-        return sorted(rows, key=lambda row: float(row["time"]))
+        ordered = sorted(self.series, key=lambda series: (series.times[-1], series.end))
+        return [series.row(-1) for series in ordered]
 
     @property
     def measured(self) -> Iterator[RecordedRow]:

@@ -27,6 +27,7 @@ class Series(Columns):
         context: what they were measured with, by column of the record, without seed and spread.
         best: which of them is the best; ``None`` where none is, or nobody says.
         stds: NaN where there is none; empty, as ``seeds``, where there is no context.
+        end: place of the last one among all values that have a context.
     """
 
     metric: str
@@ -34,6 +35,7 @@ class Series(Columns):
     best: Best | None
     stds: array[float] = field(default_factory=partial(array, "d"))
     seeds: list[str] = field(default_factory=list)
+    end: int = -1
 
     def row(self, place: int) -> RecordedRow:
         """The row of the record that a value is from, in so far as it can differ within one."""
@@ -68,7 +70,7 @@ def _series(path: Path, size: int, changed: int) -> list[Series]:
     apart = [place[name] for name in CONTEXT if name not in ("std", "seed", "best")]
     key_of = itemgetter(place["metric"], *apart)
     std, seed, best = place["std"], place["seed"], place["best"]
-    for line in lines:
+    for number, line in enumerate(lines):
         key = key_of(line)
         series = found.get(key)
         if series is None:
@@ -80,6 +82,7 @@ def _series(path: Path, size: int, changed: int) -> list[Series]:
         series.values.append(float(line[3]))
         series.stds.append(_number(line[std]))
         series.seeds.append(line[seed])
+        series.end = number
     return [*plain, *found.values()]
 
 

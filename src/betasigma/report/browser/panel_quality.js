@@ -62,7 +62,8 @@ function qualityLine(view, line, samplers) {
   const group = view.groupOf.get(line[0].run);
   const sampler = samplerName(line[0]);
   const points = facets(line, (series) => series.context.nfe).map((same) => {
-    const each = same.flatMap(lastBySeed);
+    const bySeed = same.flatMap((series) => lastBySeed(series).map((one) => [`${series.run.id} ${one.seed}`, one]));
+    const each = [...new Map(bySeed).values()]; // what was measured twice with one seed counts once
     const values = each.map(({ value }) => value);
     const own = each.map(({ std }) => std).filter(isNumber);
     return { x: Number(same[0].context.nfe), mean: mean(values), std: deviation(values) ?? (own.length ? mean(own) : null), count: values.length };

@@ -284,7 +284,8 @@ export function lastBySeed(series) {
   const step = series.steps.at(-1);
   const bySeed = new Map();
   series.values.forEach((value, i) => {
-    if (series.steps[i] === step && isNumber(value)) bySeed.set(series.seeds?.[i] ?? "", { value, std: series.stds?.[i] ?? null });
+    const seed = series.seeds?.[i] ?? "";
+    if (series.steps[i] === step && isNumber(value)) bySeed.set(seed, { seed, value, std: series.stds?.[i] ?? null });
   });
   return [...bySeed.values()];
 }
