@@ -41,7 +41,7 @@ def test_a_file_with_former_names_is_read_and_continued(record: Record) -> None:
     record.path.write_text(
         ",".join(COLUMNS)
         + "".join(
-            f"\n5,1.5,{metric},0.5{',' * 10}"
+            f"\n5,1.5,{metric},0.5{',' * (len(COLUMNS) - 4)}"
             for metric in ("train/loss", "train/loss_by_noise/01", "val/loss", "val/lossy")
         )
         + "\n"

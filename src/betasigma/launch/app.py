@@ -14,7 +14,13 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stdout,
+)
 from dataclasses import replace
 from functools import wraps
 from io import StringIO, TextIOWrapper
@@ -86,14 +92,17 @@ def make_printable() -> None:
             stream.reconfigure(errors="replace")
 
 
-def not_read() -> bool:
-    """Whether nobody reads what is printed any more, as behind ``| head``; it is then left out."""
+@contextmanager
+def printed() -> Iterator[None]:
+    """Print what is printed in this block. Where nobody reads it any more, as behind ``| head``,
+    the command ends.
+    """
     try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        sys.exit(128 + signal.SIGPIPE)
 
 
 Task = Callable[[DictConfig, Start], Any]
@@ -146,13 +155,14 @@ def app(
                 if configs.extended:
                     refuse_foreign_hydra(replace(configs, line=line).composed())
                 sys.argv[1:] = line.words()
-                with explained(configs) if configs.line.asks_for_help else nullcontext():
+                with ExitStack() as shown:
+                    if line.only_shows:
+                        shown.enter_context(printed())
+                    if configs.line.asks_for_help:
+                        shown.enter_context(explained(configs))
                     run()
                 end_here()
-                sys.stdout.flush()
             except Exception as error:
-                if isinstance(error, BrokenPipeError) and not_read():
-                    sys.exit(128 + signal.SIGPIPE)
                 if tracebacks_wanted():
                     raise
                 end_here(error)

@@ -543,7 +543,7 @@ class Jobs(DrawingOptions):
     @model_validator(mode="after")
     def _draws(self) -> Self:
         for key in DrawingOptions.model_fields if not self.conclude else ():
-            if (value := getattr(self, key)) != self.DEFAULTS[key]:
+            if (value := getattr(self, key)) != DrawingOptions.model_fields[key].default:
                 raise ValueError(f"{key}={typed(value)} has no effect without conclude=true")
         return self
 

@@ -6,7 +6,7 @@ import math
 from array import array
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache, partial
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import cast, get_args
@@ -33,7 +33,7 @@ class Series(Columns):
     metric: str
     context: dict[str, str]
     best: Best | None
-    stds: array[float] = field(default_factory=partial(array, "d"))
+    stds: array[float] = field(default_factory=lambda: array("d"))
     seeds: list[str] = field(default_factory=list)
     end: int = -1
 

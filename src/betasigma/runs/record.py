@@ -25,7 +25,6 @@ import time
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -47,9 +46,9 @@ METRIC = COLUMNS.index("metric")
 class Columns:
     """Values of a metric in the order in which they were recorded, with their steps and times."""
 
-    steps: array[int] = field(default_factory=partial(array, "q"))
-    times: array[float] = field(default_factory=partial(array, "d"))
-    values: array[float] = field(default_factory=partial(array, "d"))
+    steps: array[int] = field(default_factory=lambda: array("q"))
+    times: array[float] = field(default_factory=lambda: array("d"))
+    values: array[float] = field(default_factory=lambda: array("d"))
 
     def extend(self, steps: Sequence[str], times: Sequence[str], values: Sequence[str]) -> None:
         """Add values.
