@@ -46,7 +46,8 @@ def keep_description(run: Path, found: dict[str, Any]) -> None:
         before, now = earlier[split]["examples"], found[split]["examples"]
         warn(
             f"the {split} split has changed since this run was last started ({before:,} examples, "
-            f"now {now:,}): it does not end as one that was never stopped would"
+            f"now {now:,}): it does not end as one that was never stopped would, and may have been "
+            f"trained on images that are tested now"
         )
     history = [*earlier.pop("before", []), earlier] if changed else earlier.get("before", [])
     write_json(path, {**found, "before": history})

@@ -154,9 +154,11 @@ def _of_ones_own(word: UnknownKey) -> str | None:
     if not (word.node in REGISTRY and plugins.allowed() and known):
         return None
     owned = f" ({word.key} belongs to {word.belongs_to})" if word.belongs_to else ""
+    near = difflib.get_close_matches(word.key, known_keys(word.configs), n=1, cutoff=0.85)
+    hint = f"did you mean {near[0]}? " if near and not owned else ""
     return (
         f"{word.override} is unknown: it is no key of the {word.node} that was chosen{owned}; "
-        f"where a class of your own takes it, +{word.override.lstrip('+~')} adds it"
+        f"{hint}where a class of your own takes it, +{word.override.lstrip('+~')} adds it"
     )
 
 
