@@ -52,6 +52,13 @@ MOMENT_EXAMPLES = 4096
 """Training examples from which moments are taken: enough for a Gaussian, quick to decode."""
 
 
+DECODING = (
+    *("layout", "labels", "channels", "crop", "background", "bits", "window", "max_pixels"),
+    *("values", "columns", "axes"),
+)
+"""Arguments that say how the files of a user become images."""
+
+
 class ImageDataModule(LightningDataModule):
     """A data set as the model sees it.
 
@@ -141,32 +148,11 @@ class ImageDataModule(LightningDataModule):
         one_batch: bool = False,
         source: Mapping[str, Any] | None = None,
     ) -> None:
+        given = {**locals(), "root": _text(root), "source": source and dict(source)}
         super().__init__()
         self.data_name = name
-        decoding: dict[str, Any] = {
-            "layout": layout,
-            "labels": labels,
-            "channels": channels,
-            "crop": crop,
-            "background": background,
-            "bits": bits,
-            "window": window,
-            "max_pixels": max_pixels,
-            "values": values,
-            "columns": columns,
-            "axes": axes,
-        }
-        DataOptions.check(
-            workers=workers,
-            val_size=val_size,
-            image_size=image_size,
-            in_memory=in_memory,
-            on_corrupt=on_corrupt,
-            download=download,
-            mixture=mixture,
-            source=None if source is None else dict(source),
-            **decoding,
-        )
+        DataOptions.check_own(given)
+        decoding = {key: given[key] for key in DECODING}
         self._custom = None if source is None else open_examples(source, _text(root), seed, axes)
         self._given = {"image_size": image_size, "in_memory": in_memory, **decoding}
         self._node = {
