@@ -66,6 +66,14 @@ def test_a_decoder_is_not_fitted_to_the_images_that_it_scores() -> None:
     assert estimator.bits_per_dim(oracle, x0).decoder.mean() < 8
 
 
+def test_one_example_has_no_standard_error() -> None:
+    data, oracle = ideal(geometric(2, 1.0, 0.1), (0.0, 1.0))
+    for n in (1, 2):
+        meter = LikelihoodMeter(DiscreteBound(), data, "standard", n, "test")
+        found = meter.measure(oracle).measurements
+        assert [m.std is None for m in found] == [n == 1] * len(found)
+
+
 def test_batches_and_processes_change_nothing() -> None:
     data, oracle = ideal(geometric(6, 3.0, 0.05), (0.0, 1.0))
     values = []

@@ -131,7 +131,7 @@ class LikelihoodMeter:
                     seed=self.seed,
                     split=self.split,
                     extractor="points" if points else "pixels",
-                    std=bits.std().item() / n**0.5,
+                    std=bits.std().item() / n**0.5 if n > 1 else None,
                     higher_is_better=False if term == "total" else None,
                 )
             )
