@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import getpass
 import io
 import os
 import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +36,9 @@ def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
         patch.setenv("BETASIGMA_CACHE", str(home / "betasigma"))
         patch.setenv("TORCH_HOME", str(home / "torch"))
+        # what was compiled by earlier tests need not be compiled again
+        kernels = f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", os.environ.get("TORCHINDUCTOR_CACHE_DIR", kernels))
         patch.setenv("NETRC", str(home / "netrc"))
         for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "BETASIGMA_DATA"):
             patch.delenv(name, raising=False)

@@ -1,8 +1,9 @@
-"""A SLURM of one node, for tests: munge, controller and node daemon of Debian's packages, all of it
-in a directory of its own, as whoever runs the tests.
+"""A SLURM on this machine, for tests: munge, controller and node daemons of Debian's packages, all
+of it in a directory of its own, as whoever runs the tests.
 
 As a script it stays until Ctrl-C, to try things out:
-``python tests/slurm_node.py`` prints what to put into another terminal.
+``python tests/slurm_node.py`` prints what to put into another terminal. ``python
+tests/slurm_node.py 2`` starts two nodes, each with a daemon of its own.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={ports[0]}
-SlurmdPort={ports[1]}
 AuthType=auth/munge
 AuthInfo=socket={state}/munge/socket,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={state}/controller
-SlurmdSpoolDir={state}/node
+SlurmdSpoolDir={state}/%n
 SlurmctldPidFile={state}/slurmctld.pid
-SlurmdPidFile={state}/slurmd.pid
+SlurmdPidFile={state}/slurmd-%n.pid
 SlurmctldLogFile={state}/slurmctld.log
-SlurmdLogFile={state}/slurmd.log
+SlurmdLogFile={state}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -54,11 +54,16 @@ ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait=5
 InactiveLimit=0
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=8000 State=UNKNOWN
-PartitionName=DEFAULT Nodes={host} DefMemPerCPU=500
+{nodes}
+PartitionName=DEFAULT Nodes=ALL DefMemPerCPU=500
 PartitionName=local Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20
 PartitionName=urgent MaxTime=60 PriorityTier=2
 """
+
+NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=8000 "
+    "State=UNKNOWN"
+)
 
 
 def missing_program() -> str | None:
@@ -67,27 +72,37 @@ def missing_program() -> str | None:
 
 
 @contextmanager
-def one_node_slurm() -> Iterator[dict[str, str]]:
-    """Start a SLURM; inside the block it is reached with the environment that is yielded."""
+def slurm_here(nodes: int = 1) -> Iterator[dict[str, str]]:
+    """Start a SLURM; inside the block it is reached with the environment that is yielded.
+
+    Args:
+        nodes: one, or two by two names of this machine.
+    """
     # a short path: a socket's may not be longer than 107 characters
     state = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     environment = {"SLURM_CONF": str(state / "slurm.conf")}
     try:
-        _start(state, {**os.environ, **environment})
+        _start(state, {**os.environ, **environment}, nodes)
         yield environment
     finally:
         _stop(state, {**os.environ, **environment})
 
 
-def _start(state: Path, environment: dict[str, str]) -> None:
-    for name, mode in (("munge", 0o711), ("controller", 0o755), ("node", 0o755)):
+def _start(state: Path, environment: dict[str, str], nodes: int) -> None:
+    host, user = socket.gethostname().partition(".")[0], getpass.getuser()
+    names = (host, "localhost")[:nodes]
+    for name, mode in (("munge", 0o711), *((name, 0o755) for name in ("controller", *names))):
         (state / name).mkdir(mode=mode)
     state.chmod(0o755)
     key = state / "munge" / "key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o600)
-    host, user = socket.gethostname().partition(".")[0], getpass.getuser()
-    text = CONFIG.format(host=host, user=user, ports=_free_ports(), state=state)
+    ports = _free_ports(1 + nodes)
+    listed = [
+        NODE.format(name=name, host=host, port=port)
+        for name, port in zip(names, ports[1:], strict=True)
+    ]
+    text = CONFIG.format(host=host, user=user, ports=ports, state=state, nodes="\n".join(listed))
     (state / "slurm.conf").write_text(text, encoding="utf-8")
     munge = state / "munge"
     _run(
@@ -102,9 +117,10 @@ def _start(state: Path, environment: dict[str, str]) -> None:
         f"--seed-file={munge / 'seed'}",
     )
     _run(state, environment, "slurmctld", "-c")
-    _run(state, environment, "slurmd", "-c")
+    for name in names:
+        _run(state, environment, "slurmd", "-c", *(("-N", name) if nodes > 1 else ()))
     deadline = time.monotonic() + 30
-    while _said(environment, "sinfo", "-h", "-p", "local", "-o", "%T") != "idle":
+    while _said(environment, "sinfo", "-h", "-p", "local", "-o", "%D %T") != f"{nodes} idle":
         if time.monotonic() > deadline:
             raise RuntimeError((state / "slurmctld.log").read_text("utf-8", "replace")[-2000:])
         time.sleep(0.1)
@@ -114,8 +130,9 @@ def _stop(state: Path, environment: dict[str, str]) -> None:
     if _process(state / "slurmctld.pid"):
         _said(environment, "scancel", f"--user={os.getuid()}")
         _wait(lambda: not _said(environment, "squeue", "-h"), 10)
-    for name in ("slurmd", "slurmctld", "munged"):
-        process = _process(state / f"{name}.pid")
+    of_nodes = sorted(state.glob("slurmd-*.pid"))
+    for file in (*of_nodes, state / "slurmctld.pid", state / "munged.pid"):
+        process = _process(file)
         if process is None:
             continue
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -154,8 +171,8 @@ def _wait(seen: object, seconds: float) -> bool:
     return True
 
 
-def _free_ports() -> list[int]:
-    sockets = [socket.socket() for _ in range(2)]
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
     ports = [int(one.getsockname()[1]) for one in sockets]
@@ -168,6 +185,9 @@ if __name__ == "__main__":
     lacks = missing_program()
     if lacks is not None:
         sys.exit(f"{lacks} is not installed (apt-get install slurm-wlm munge)")
-    with one_node_slurm() as reached, suppress(KeyboardInterrupt):
+    with (
+        slurm_here(int(sys.argv[1]) if sys.argv[1:] else 1) as reached,
+        suppress(KeyboardInterrupt),
+    ):
         print(*(f"export {name}={value}" for name, value in reached.items()), flush=True)
         signal.pause()

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 from launching import ROOT, TINY, launch
-from slurm_node import missing_program, one_node_slurm
+from slurm_node import missing_program, slurm_here
 
+from betasigma.runs.checkpoint import read
 from betasigma.runs.job_states import JobState, read_jobs
 from betasigma.runs.record import Record
 from betasigma.runs.status import read_status
@@ -116,7 +118,7 @@ def slurm() -> Iterator[dict[str, str]]:
     """Environment in which a SLURM of one node is reached."""
     if lacks := missing_program():
         pytest.skip(f"SLURM is not installed here: no {lacks} (apt-get install slurm-wlm munge)")
-    with one_node_slurm() as environment, pytest.MonkeyPatch.context() as patch:
+    with slurm_here() as environment, pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("SLURM_")]:
             patch.delenv(name)
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -322,6 +324,49 @@ def test_two_tasks_of_a_job_train_together(slurm: dict[str, str], here: Path) ->
     outputs = [path.read_text() for path in sweep.glob("slurm/*/*_log.out")]
     assert len(outputs) == 2
     assert sum("run directory" in text for text in outputs) == 1
+
+
+@pytest.mark.slurm
+def test_two_nodes_train_together(
+    slurm: dict[str, str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with a daemon of its own, on this machine."""
+    with slurm_here(nodes=2) as environment:
+        monkeypatch.setenv("SLURM_CONF", environment["SLURM_CONF"])
+        both = ("hardware.nodes=2", "hardware.strategy=ddp", "hardware.accelerator=cpu")
+        done = launch("train", "-m", *TINY, *HERE, *both)
+        assert done.status == 0, done.err
+        (job,) = read_jobs(the_sweep(here))
+    assert (job.state, job.step) == ("finished", 6)
+    assert launch("train", *TINY, "hardware=cpu", "hydra.run.dir=one").status == 0
+    shared, alone = (
+        read(run / "checkpoints" / "last.ckpt")["state_dict"]
+        for run in (job.directory, Path("one"))
+    )
+    for name, weight in alone.items():
+        torch.testing.assert_close(shared[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slurm
+def test_two_tasks_of_srun_draw_together(slurm: dict[str, str], here: Path, ddpm_run: Path) -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "sample.py"), f"run={ddpm_run}", "save=folder"]
+    one = ("n=48", "batch_size=16", "hardware.precision=32")
+    done = subprocess.run(
+        [
+            *("srun", "--ntasks=2", "--cpus-per-task=1", "--kill-on-bad-exit"),
+            *(*script, *one, "out=two", "hydra.run.dir=drawn"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("images two") == 1
+    assert launch("sample", *script[2:], *one, "out=one").status == 0
+    found = {path.name: path.read_bytes() for path in Path("two").glob("*.png")}
+    assert len(found) == 48
+    assert found == {path.name: path.read_bytes() for path in Path("one").glob("*.png")}
 
 
 @pytest.mark.slurm

@@ -122,8 +122,15 @@ system, −1 for never; and how many tensors may have a mapping of their own.
 """
 
 
-def move_to_device(denoiser: nn.Module, hardware: Config) -> torch.device:
+def move_to_device(
+    denoiser: nn.Module, hardware: Config, device: torch.device | None = None
+) -> torch.device:
     """Move a denoiser to the device of the hardware config, for use outside the Trainer.
+
+    Args:
+        denoiser: the model.
+        hardware: the config's node.
+        device: this process's, where several processes share the work.
 
     Returns:
         The device.
@@ -134,7 +141,7 @@ def move_to_device(denoiser: nn.Module, hardware: Config) -> torch.device:
     gpu = uses_gpu(hardware)
     if hardware["accelerator"] == "gpu" and not gpu:
         raise UserError("hardware.accelerator=gpu finds no GPU here; use hardware=cpu or auto")
-    device = torch.device("cuda" if gpu else "cpu")
+    device = device or torch.device("cuda" if gpu else "cpu")
     prepare_model(denoiser.to(device), hardware)
     return device
 

@@ -234,9 +234,11 @@ def warn(text: str) -> None:
     log.warning(text)
 
 
-def plain_warnings() -> None:
-    """Print each Python warning as one line, without its source line."""
+def plain_warnings(quiet: bool = False) -> None:
+    """Print each Python warning as one line, without its source line; or none if ``quiet``."""
     warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+    if quiet:
+        warnings.simplefilter("ignore")
 
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"

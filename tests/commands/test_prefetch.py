@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from launching import ROOT, TINY, launch
+
+from betasigma.runs.directory import kernel_folder
 
 MEASURED = (
     "evaluation=default",
@@ -47,6 +50,38 @@ def test_a_run_without_a_network_needs_nothing_more(here: Path) -> None:
     assert "fd_efficientnet_lite0" in done.stdout
     assert "to be kept" not in done.stdout
     assert sorted(Path(os.environ["BETASIGMA_CACHE"], "references").glob("*.pt")) == kept
+
+
+@pytest.mark.slow
+def test_a_run_compiles_nothing_that_was_compiled_before(here: Path) -> None:
+    small = ("network.width=8", "network.depth=1", "batch_size=16", "evaluation=none")
+    few = ("steps=1", "data.val_size=16", "training.num_samples=16", "logger=none")
+    words = ("data=mixture", *small, *few, "hardware=cpu", "hardware.compile=true")
+    fetched = launch("prefetch", *words)
+    assert fetched.status == 0, fetched.err
+    assert "kernels   for the CPU, in" in fetched.out
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert launch("train", *words, "sampler=ddim", "sampler.steps=2").status == 0
+    counted = torch._dynamo.utils.counters["inductor"]
+    assert counted["fxgraph_cache_hit"] > 0
+    assert counted["fxgraph_cache_miss"] == 0
+
+
+def test_kernels_are_kept_in_the_project_s_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    assert kernel_folder() == Path("/elsewhere")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    monkeypatch.setenv("BETASIGMA_CACHE", "/scratch")
+    assert kernel_folder() == Path("/scratch/compiled")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_where_gpus_are_is_not_where_runs_are_prepared(here: Path) -> None:
+    """As on a login node."""
+    fetched = launch("prefetch", *TINY, "hardware=gpu")
+    assert fetched.status == 0, fetched.err
+    assert "kernels   none: there is no GPU here" in fetched.out
 
 
 def test_what_cannot_be_fetched_is_said(here: Path) -> None:

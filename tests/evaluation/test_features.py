@@ -1,9 +1,12 @@
 import hashlib
 import os
 import pickle
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
+from launching import TINY, launch
 from torch.nn.functional import interpolate
 
 from betasigma.errors import UserError
@@ -126,6 +129,52 @@ def test_download_is_checked_and_appears_whole(inception_file, monkeypatch, tmp_
         with pytest.raises(UserError, match=r"evaluation\.download=true could not fetch"):
             download_inception()
     assert [file.name for file in checkpoint_dir().iterdir()] == [remote.name]
+
+
+@pytest.mark.slow
+def test_prefetch_fetches_inception_over_the_network_once(inception_file, monkeypatch, tmp_path):
+    """From a server on this machine, which has weights that nobody trained."""
+    content = inception_file.read_bytes()
+    name = f"weights-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    asked = []
+
+    class Weights(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            if self.path == "/missing-1.pth":
+                self.send_error(404)
+                return
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            whole = not self.path.startswith("/cut/")
+            self.wfile.write(content if whole else content[: len(content) // 2])
+
+        def log_message(self, *args):
+            """Say nothing."""
+
+    words = [word for word in TINY if word != "evaluation=none"]
+    few = ("evaluation.n=4", "evaluation.n_reference=8", "evaluation.metrics=[fd]")
+    where = "torch_fidelity.feature_extractor_inceptionv3.URL_INCEPTION_V3"
+    monkeypatch.chdir(tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Weights) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        for path in ("missing-1.pth", f"cut/{name}", "weights-00000000.pth"):
+            monkeypatch.setattr(where, f"{address}/{path}")
+            refused = launch("prefetch", *words, *few)
+            assert refused.status == 1
+            assert refused.err.startswith("error: evaluation.download=true could not fetch http")
+            assert refused.err.count("\n") == 1
+            assert not list(checkpoint_dir().iterdir())
+        monkeypatch.setattr(where, f"{address}/{name}")
+        for _ in range(2):
+            fetched = launch("prefetch", *words, *few)
+            assert fetched.status == 0, fetched.err
+            assert "features  inception" in fetched.out
+        server.shutdown()
+    assert asked[3:] == [f"/{name}"]
+    assert (checkpoint_dir() / name).read_bytes() == content
 
 
 def test_efficientnet_recognises_photographs(efficientnet):

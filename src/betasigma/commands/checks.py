@@ -113,6 +113,8 @@ class AppChecks(NamedTuple):
     """Look at what the run directory holds already."""
     writes: bool = True
     """Whether it writes into its directory, and holds it against other commands."""
+    needs_machine: bool = True
+    """Whether this machine must have the hardware and the account that the config asks for."""
 
 
 def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
@@ -738,7 +740,7 @@ CHECKS = {
     "evaluate": AppChecks(check_evaluate, decide_evaluate),
     "import": AppChecks(check_import),
     "export": AppChecks(check_export),
-    "prefetch": AppChecks(check_prefetch, decide_train),
+    "prefetch": AppChecks(check_prefetch, decide_train, needs_machine=False),
     "jobs": AppChecks(check_jobs, writes=False),
 }
 

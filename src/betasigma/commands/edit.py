@@ -26,6 +26,7 @@ from betasigma.options.apps import EditApp
 from betasigma.pictures import picture, save
 from betasigma.runs.files import replace_file, write_json
 from betasigma.runs.start import Start
+from betasigma.samplers import count_not_finite
 
 FIRST = 4
 """Images that are edited where nobody says which."""
@@ -70,7 +71,8 @@ def edit(config: DictConfig, start: Start) -> None:
                 progress=progress,
             )
         )
-    say_not_finite(found.x.flatten(0, 1))
+    results = found.x.flatten(0, 1)
+    say_not_finite(count_not_finite(results), len(results))
     by = f"by {sampler.name}, " if doing.draws else "along the probability flow, "
     display.line(f"{name} {by}{found.nfe} network evaluations each")
     if found.note:
@@ -80,7 +82,7 @@ def edit(config: DictConfig, start: Start) -> None:
             f"root mean square between {between}: {error:.3g} of the value range, "
             f"{255 * error:.3g} of 255"
         )
-    edited = to_uint8(found.x.flatten(0, 1), denoiser)
+    edited = to_uint8(results, denoiser)
     save(picture(edited, len(found.columns)), out / "edited.png")
     display.line(f"picture {out}/edited.png, a row: {', '.join(found.columns)}")
     arrays = {"images": edited.unflatten(0, found.x.shape[:2])}

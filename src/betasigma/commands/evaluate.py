@@ -25,7 +25,9 @@ from betasigma.report.rows import family_of
 from betasigma.runs.activity import ActivityLog
 from betasigma.runs.header import checkpoint_path
 from betasigma.runs.start import Start
+from betasigma.runs.status import process_rank
 from betasigma.samplers import Sampler
+from betasigma.training.processes import shared_work
 from betasigma.training.tracking import RecordLogger, close_loggers
 
 
@@ -39,13 +41,13 @@ def evaluate(config: DictConfig, start: Start) -> None:
     """
     content = validate(config, Evaluate)
     out = start.directory
-    plain_warnings()
-    display = Display(note=ActivityLog(out).note)
+    first = process_rank() == 0
+    plain_warnings(quiet=not first)
+    display = Display(quiet=not first, note=ActivityLog(out).note)
     if content.get("images") is not None:
-        evaluate_images(content, out, display)
+        evaluate_images(content, start, display)
         return
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
-    move_to_device(loaded.denoiser, content["hardware"])
     data = make_data(with_place(loaded.config, content["data"]))
     data.prepare_data()
     data.setup()
@@ -56,12 +58,14 @@ def evaluate(config: DictConfig, start: Start) -> None:
         prefix = f"eval_of_{'+'.join(loaded.classes[label] for label in labels)}"
     describe_data(display, data)
     sampler = choose_sampler(content.get("sampler"), loaded, display)
-    loggers = open_loggers(content, loaded, out)
-    records = [logger.record for logger in loggers if isinstance(logger, RecordLogger)]
-    try:
-        _measure(content, loaded, data, sampler, loggers, display, prefix, out)
-    finally:
-        close_loggers(loggers)
+    with shared_work(content["hardware"], start) as device:
+        move_to_device(loaded.denoiser, content["hardware"], device)
+        loggers = open_loggers(content, loaded, out) if first else []
+        records = [logger.record for logger in loggers if isinstance(logger, RecordLogger)]
+        try:
+            _measure(content, loaded, data, sampler, loggers, display, prefix, out)
+        finally:
+            close_loggers(loggers)
     display.line(f"metrics {', '.join(str(record.path) for record in records)}")
 
 
@@ -75,7 +79,7 @@ def _measure(
     prefix: str,
     out: Path,
 ) -> None:
-    """Draw samples, measure and log them, and show the table."""
+    """Draw samples, measure and log them, and show the table. All ranks call it together."""
     labels, run = content["labels"], Path(content["run"])
     meter = Meter(
         {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from pytorch_lightning.loggers import Logger
@@ -13,19 +12,30 @@ from torch import Tensor, nn
 from betasigma.commands.assemble import Config, make_data
 from betasigma.commands.config import saved_header
 from betasigma.commands.load import with_place
-from betasigma.commands.measure import COLUMNS, log_measurements, make_evaluator, results
+from betasigma.commands.measure import (
+    COLUMNS,
+    log_measurements,
+    make_evaluator,
+    rank_and_world_size,
+    results,
+)
 from betasigma.data.image_sets import ReferenceImages, open_images
 from betasigma.data.sources import Source
 from betasigma.devices import move_to_device
 from betasigma.display import Display, warn
 from betasigma.errors import UserError
+from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.reference import DataSource
+from betasigma.evaluation.sharding import shard
 from betasigma.options.evaluation import REFERENCE
 from betasigma.runs.record import Record
+from betasigma.runs.start import Start
+from betasigma.runs.status import process_rank
+from betasigma.training.processes import shared_work
 from betasigma.training.tracking import RecordLogger
 
 
-def evaluate_images(content: Config, out: Path, display: Display) -> None:
+def evaluate_images(content: Config, start: Start, display: Display) -> None:
     """Measure ``images`` against a data set or against ``reference``. Values go to ``metrics.csv``.
 
     Raises:
@@ -52,29 +62,23 @@ def evaluate_images(content: Config, out: Path, display: Display) -> None:
             f"images={content['images']} are {_shown(images.shape)}, and {against} has images of "
             f"{_shown(shape)}: they must have one shape{hint}"
         )
-    evaluator = make_evaluator(
-        content["evaluation"],
-        len(images),
-        compared,
-        shape,
-        move_to_device(nn.Identity(), content["hardware"]),
-        display,
-        ("train",) if reference is not None else ("train", "test"),
-    )
-    if evaluator.left_out:
-        warn(
-            f"{', '.join(evaluator.left_out)} left out: needs a test split, and {against} has none"
+    with shared_work(content["hardware"], start) as own:
+        device = move_to_device(nn.Identity(), content["hardware"], own)
+        evaluator = make_evaluator(
+            content["evaluation"],
+            len(images),
+            compared,
+            shape,
+            device,
+            display,
+            ("train",) if reference is not None else ("train", "test"),
         )
-    with display.work(f"features of {len(images)} images", len(images)) as update:
-        found = evaluator.evaluate_images(
-            _batches(images, content["evaluation"]["batch_size"], update),
-            sampler=content["images"],
-        )
-    if reference is None and evaluator.measures_frechet:
-        found.append(evaluator.floor(len(images)))
+        found = _measure_images(content, evaluator, images, against, display)
+    if process_rank() != 0:
+        return
     if reference is not None:
         found = [m if m.split is None else replace(m, split=REFERENCE) for m in found]
-    record = Record.of(out)
+    record = Record.of(start.directory)
     loggers: list[Logger] = [RecordLogger(record)]
     log_measurements(loggers, found, 0, "eval", {})
     display.table(
@@ -83,6 +87,28 @@ def evaluate_images(content: Config, out: Path, display: Display) -> None:
         [row.cells for row in results(found)],
     )
     display.line(f"metrics {record.path}")
+
+
+def _measure_images(
+    content: Config, evaluator: Evaluator, images: Source, against: str, display: Display
+) -> list[Measurement]:
+    """Measure images, of which each process reads its share."""
+    rank, world_size = rank_and_world_size()
+    if evaluator.left_out and rank == 0:
+        warn(
+            f"{', '.join(evaluator.left_out)} left out: needs a test split, and {against} has none"
+        )
+    own = shard(len(images), rank, world_size)
+    with display.work(f"features of {len(images)} images", len(own)) as update:
+        found = evaluator.evaluate_images(
+            _batches(images, own, content["evaluation"]["batch_size"], update),
+            sampler=content["images"],
+            rank=rank,
+            world_size=world_size,
+        )
+    if content.get("reference") is None and evaluator.measures_frechet:
+        found.append(evaluator.floor(len(images), rank, world_size))
+    return found
 
 
 def data_config(content: Config) -> Config:
@@ -95,12 +121,12 @@ def data_config(content: Config) -> Config:
 
 
 def _batches(
-    images: Source, batch_size: int, update: Callable[[int, str], None]
+    images: Source, own: range, batch_size: int, update: Callable[[int, str], None]
 ) -> Iterator[Tensor]:
-    for first in range(0, len(images), batch_size):
-        numbers = np.arange(first, min(first + batch_size, len(images)))
+    for first in own[::batch_size]:
+        numbers = np.arange(first, min(first + batch_size, own.stop))
         yield images.take(numbers)["image"]
-        update(int(numbers[-1]) + 1, "")
+        update(int(numbers[-1]) + 1 - own.start, "")
 
 
 def _shown(shape: tuple[int, ...]) -> str:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning.loggers import Logger
-from torch import Tensor
 
 from betasigma.commands.assemble import Config
 from betasigma.data.datamodule import ImageDataModule
@@ -19,11 +18,12 @@ from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.evaluation.reference import DataSource
+from betasigma.evaluation.sharding import broadcast
 from betasigma.options.data import Split
 from betasigma.options.evaluation import REFERENCE, most_samples, references
 from betasigma.options.training import NFE, Best
 from betasigma.runs.record import format_settings
-from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
+from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.compiling import compile_for_sampling
 from betasigma.training.tracking import log_together
 
@@ -101,6 +101,9 @@ class Meter:
         rank, world_size = rank_and_world_size()
         if n == 0 or not self._settings["metrics"]:
             return []
+        if rank == 0:
+            self._open(denoiser)  # what is downloaded is there for the others
+        broadcast(None, world_size)
         evaluator = self._open(denoiser)
         size, share = self._settings["batch_size"], -(-n // world_size)
         compile_for_sampling(denoiser, self._hardware, self.sampler, share, size, self._display)
@@ -196,11 +199,10 @@ def log_measurements(
     log_together(loggers, [*groups, (more, {})], step)
 
 
-def say_not_finite(x: Tensor) -> None:
-    """Warn of samples that are not finite."""
-    bad = count_not_finite(x)
+def say_not_finite(bad: int, n: int) -> None:
+    """Warn that so many of n samples are not finite, if any are."""
     if bad:
-        warn(f"{bad} of {len(x)} samples are not finite")
+        warn(f"{bad} of {n} samples are not finite")
 
 
 def rank_and_world_size() -> tuple[int, int]:

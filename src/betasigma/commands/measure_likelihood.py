@@ -80,9 +80,14 @@ def measure_error_curve(
     label: str,
     family: str,
 ) -> None:
-    """Log the denoising error of n test examples at every whole log-SNR, and draw it."""
+    """Log the denoising error of n test examples at every whole log-SNR, and draw it. All ranks
+    call it together.
+    """
     with display.share(f"denoising error of {n} examples") as progress:
-        curve = error_curve(denoiser, data, n, progress=progress)
+        ranks = rank_and_world_size()
+        curve = error_curve(denoiser, data, n, progress=progress, ranks=ranks)
+    if not loggers:
+        return
     values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
     context = {"n": min(n, data.size("test")), "nfe": len(curve), "split": "test"}
     log_values(loggers, values, step, context)

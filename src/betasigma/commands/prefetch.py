@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from omegaconf import DictConfig
 
-from betasigma.commands.assemble import make_data
+from betasigma.commands.assemble import Config, make_data
 from betasigma.commands.checks import check_run
+from betasigma.commands.compile_ahead import compile_ahead
 from betasigma.commands.measure import make_evaluator
+from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
 from betasigma.display import Display, plain_warnings
@@ -16,8 +18,9 @@ from betasigma.runs.directory import short
 
 
 def prefetch(config: DictConfig) -> None:
-    """Fetch the data set and the weights of the metrics' features, and compute the statistics that
-    samples are compared with, of the images that a run with this config takes.
+    """Fetch the data set and the weights of the metrics' features, compute the statistics that
+    samples are compared with, of the images that a run with this config takes, and compile its
+    network.
 
     Raises:
         UserError: for bad input, or where something cannot be fetched.
@@ -29,6 +32,12 @@ def prefetch(config: DictConfig) -> None:
     data.setup()
     sizes = ", ".join(f"{data.size(split)} {split}" for split in ("train", "test"))
     display.line(f"data      {data.data_name}: {sizes} examples")
+    _measure_references(content, data, display)
+    compile_ahead(content, data, display)
+
+
+def _measure_references(content: Config, data: ImageDataModule, display: Display) -> None:
+    """Compute the statistics of images that samples are compared with."""
     node = content["evaluation"]
     if not measures(node):
         display.line("metrics   none are asked for")

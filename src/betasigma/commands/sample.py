@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,22 +14,25 @@ from torch import Tensor
 
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import validate
-from betasigma.commands.load import load_run, weights_key
-from betasigma.commands.measure import say_not_finite
+from betasigma.commands.load import Loaded, load_run, weights_key
+from betasigma.commands.measure import rank_and_world_size, say_not_finite
 from betasigma.commands.sample_folder import SampleFolder
 from betasigma.commands.trajectory import save_trajectory
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
+from betasigma.evaluation.sharding import broadcast, gather, shard
 from betasigma.options.apps import Sample
 from betasigma.pictures import picture, save
 from betasigma.runs.directory import DRAWN
 from betasigma.runs.files import replace_file, write_json
 from betasigma.runs.record import format_settings
 from betasigma.runs.start import Start
-from betasigma.samplers import Sampler, Samples, count_not_finite
+from betasigma.runs.status import process_rank
+from betasigma.samplers import Sampler, count_not_finite
 from betasigma.training.compiling import compile_for_sampling
+from betasigma.training.processes import shared_work
 
 
 def sample(config: DictConfig, start: Start) -> None:
@@ -38,17 +42,22 @@ def sample(config: DictConfig, start: Start) -> None:
         UserError: for bad input.
     """
     content = validate(config, Sample)
-    asked, out = Sample.parse(content), start.directory
-    plain_warnings()
-    display = Display()
-    precision = precision_of(content["hardware"])
-    loaded = load_run(content["run"], precision, content["data"])
-    denoiser = loaded.denoiser
-    move_to_device(denoiser, content["hardware"])
+    first = process_rank() == 0
+    plain_warnings(quiet=not first)
+    display = Display(quiet=not first)
+    loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
+    with shared_work(content["hardware"], start) as device:
+        move_to_device(loaded.denoiser, content["hardware"], device)
+        _sample(content, loaded, start.directory, display)
+
+
+def _sample(content: dict[str, Any], loaded: Loaded, out: Path, display: Display) -> None:
+    asked, denoiser = Sample.parse(content), loaded.denoiser
     sampler = choose_sampler(content.get("sampler"), loaded, display)
-    total = len(asked.chosen_seeds) * len(asked.chosen_indices)
+    rank, world_size = rank_and_world_size()
+    share = len(shard(asked.total, 0, world_size))
     weights = weights_key(loaded) if asked.save == "folder" else ""  # before they are compiled
-    compile_for_sampling(denoiser, content["hardware"], sampler, total, asked.batch_size, display)
+    compile_for_sampling(denoiser, content["hardware"], sampler, share, asked.batch_size, display)
     draw = Draw(guided(denoiser, content["guidance"]), sampler, content["labels"], asked.batch_size)
     told = {
         "run": content["run"],
@@ -60,14 +69,18 @@ def sample(config: DictConfig, start: Start) -> None:
         "guidance": asked.guidance,
     }
     if asked.save == "folder":
-        into = SampleFolder(
+        precision = str(precision_of(content["hardware"]) or torch.float32)
+        begin = partial(
+            SampleFolder,
             Path(asked.out) if asked.out is not None else out / "samples",
-            {**told, "weights": weights, "precision": str(precision or torch.float32)},
+            {**told, "weights": weights, "precision": precision},
             loaded.classes if asked.subfolders else None,
         )
-        counted = _fill(into, draw, asked, display)
+        counted = _fill(begin, draw, asked, display)
     else:
         counted = _gather(draw, asked, out, display)
+    if rank != 0:
+        return
     write_json(out / DRAWN, {**told, "seed": asked.chosen_seeds[0], **counted})
     if asked.trajectory is not None:
         path = save_trajectory(
@@ -80,6 +93,20 @@ def sample(config: DictConfig, start: Start) -> None:
             out,
         )
         display.line(f"trajectory {path}")
+
+
+Place = tuple[int, int]
+"""Seed and index of a sample."""
+
+
+class DrawnBatch(NamedTuple):
+    """Samples that were drawn at once."""
+
+    places: list[Place]
+    images: Tensor
+    """As bytes; points as they are."""
+    nfe: int
+    not_finite: int
 
 
 class Draw:
@@ -108,65 +135,93 @@ class Draw:
             return None
         return torch.tensor([self._wanted[i % len(self._wanted)] for i in indices])
 
-    def __call__(
-        self, indices: Sequence[int], seed: int, progress: Callable[[float], None]
-    ) -> Samples:
-        """Samples of these indices."""
-        return self.sampler.sample(
-            self.denoiser,
-            indices=indices,
-            seed=seed,
-            y=self.labels(indices),
-            batch_size=self.batch_size,
-            progress=progress,
-        )
+    def __call__(self, places: Sequence[Place], display: Display) -> Iterator[DrawnBatch]:
+        """This process's share of the samples of these places, batch by batch, each of one seed."""
+        own = shard(len(places), *rank_and_world_size())
+        first, size = own.start, self.batch_size
+        with display.share(f"{self.sampler.name}: {len(places)} samples") as progress:
+            while first < own.stop:
+                seed = places[first][0]
+                at_once = places[first : min(first + size, own.stop)]
+                part = [place for place in at_once if place[0] == seed]
+                indices = [i for _, i in part]
+
+                def advance(share: float, weight: float = len(part) / len(own)) -> None:
+                    progress(share * weight)
+
+                drawn = self.sampler.sample(
+                    self.denoiser,
+                    indices=indices,
+                    seed=seed,
+                    y=self.labels(indices),
+                    batch_size=size,
+                    progress=advance,
+                )
+                first, size = first + len(part), drawn.batch_size
+                images = to_uint8(drawn.x, self.denoiser)
+                yield DrawnBatch(part, images, drawn.nfe, count_not_finite(drawn.x))
+
+
+def _places(asked: Sample) -> list[Place]:
+    """All samples that are asked for, seed by seed."""
+    return [(seed, i) for seed in asked.chosen_seeds for i in asked.chosen_indices]
 
 
 def _gather(draw: Draw, asked: Sample, out: Path, display: Display) -> dict[str, Any]:
-    """Draw all samples, write picture and arrays, and return what there is to tell."""
-    seeds, indices = asked.chosen_seeds, asked.chosen_indices
-    total = len(seeds) * len(indices)
-    with display.share(f"{draw.sampler.name}: {total} samples") as progress:
-        drawn = [draw(indices, seed, lambda share: progress(share / len(seeds))) for seed in seeds]
-    x, nfe = torch.cat([part.x for part in drawn]), max(part.nfe for part in drawn)
-    say_not_finite(x)
-    images = to_uint8(x, draw.denoiser)
-    display.line(f"{total} samples by {draw.sampler.name}, {nfe} network evaluations each")
+    """Draw all samples; the first process writes picture and arrays. Return what there is to
+    tell.
+    """
+    places = _places(asked)
+    found = list(draw(places, display))
+    gathered = gather(found, *rank_and_world_size())
+    if gathered is None:
+        return {}
+    every = [part for of_rank in gathered for part in of_rank]
+    images = torch.cat([part.images for part in every])
+    nfe, bad = max(part.nfe for part in every), sum(part.not_finite for part in every)
+    say_not_finite(bad, len(places))
+    display.line(f"{len(places)} samples by {draw.sampler.name}, {nfe} network evaluations each")
     if asked.save in ("png", "both"):
         save(picture(images), out / "samples.png")
         display.line(f"picture {out}/samples.png")
     if asked.save in ("npz", "both"):
         arrays = {"arr_0": (images.permute(0, 2, 3, 1) if images.ndim == 4 else images).numpy()}
-        labels = draw.labels(indices)
+        labels = draw.labels([i for _, i in places])
         if labels is not None:
-            arrays["arr_1"] = labels.repeat(len(seeds)).numpy()
-        with replace_file(out / "samples.npz") as partial, partial.open("wb") as file:
+            arrays["arr_1"] = labels.numpy()
+        with replace_file(out / "samples.npz") as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         display.line(f"numbers {out}/samples.npz")
-    return {"n": total, "nfe": nfe, "not_finite": count_not_finite(x)}
+    return {"n": len(places), "nfe": nfe, "not_finite": bad}
 
 
-def _fill(into: SampleFolder, draw: Draw, asked: Sample, display: Display) -> dict[str, Any]:
-    """Draw what the folder lacks, batch by batch, and return what there is to tell."""
-    wanted = [(seed, i) for seed in asked.chosen_seeds for i in asked.chosen_indices]
+def _fill(
+    begin: Callable[[], SampleFolder], draw: Draw, asked: Sample, display: Display
+) -> dict[str, Any]:
+    """Draw what the folder lacks, each process its share into files of its own, and return what
+    there is to tell.
+    """
+    rank, world_size = rank_and_world_size()
+    wanted = _places(asked)
     labels = draw.labels([i for _, i in wanted])
     classes = [None] * len(wanted) if labels is None else labels.tolist()
-    paths = {place: into.path(*place, label) for place, label in zip(wanted, classes, strict=True)}
-    lacking = [place for place in wanted if not paths[place].is_file()]
+    of_place = dict(zip(wanted, classes, strict=True))
+    lacking: list[Place] = []
+    if rank == 0:
+        into = begin()
+        lacking = [place for place in wanted if not into.path(*place, of_place[place]).is_file()]
+    lacking = broadcast(lacking, world_size)
+    if rank != 0:
+        into = begin()
     nfe, bad = 0, 0
-    with display.share(f"{draw.sampler.name}: {len(lacking)} samples") as progress:
-        for seed in asked.chosen_seeds:
-            indices = [i for of, i in lacking if of == seed]
-            for first in range(0, len(indices), draw.batch_size):
-                part = indices[first : first + draw.batch_size]
-
-                def advance(share: float, weight: float = len(part) / len(lacking)) -> None:
-                    progress(share * weight)
-
-                drawn = draw(part, seed, advance)
-                into.write([paths[seed, i] for i in part], to_uint8(drawn.x, draw.denoiser))
-                nfe, bad = max(nfe, drawn.nfe), bad + count_not_finite(drawn.x)
-                say_not_finite(drawn.x)
+    for part in draw(lacking, display):
+        into.write([into.path(*place, of_place[place]) for place in part.places], part.images)
+        nfe, bad = max(nfe, part.nfe), bad + part.not_finite
+    counts = gather((nfe, bad), rank, world_size)
+    if counts is None:
+        return {}
+    nfe, bad = max(nfe for nfe, _ in counts), sum(bad for _, bad in counts)
+    say_not_finite(bad, len(lacking))
     there = len(wanted) - len(lacking)
     display.line(
         f"{len(lacking)} samples by {draw.sampler.name}, {nfe} network evaluations each"

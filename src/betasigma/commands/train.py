@@ -76,7 +76,7 @@ from betasigma.runs.files import read_json, write_json, write_patiently
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start, program
-from betasigma.samplers import Sampler, labels_in_turn
+from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
 from betasigma.schedules import NoiseSchedule
 from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
@@ -258,7 +258,7 @@ def run_callbacks(
                 y=labels_in_turn(denoiser.num_classes, n),
                 progress=progress,
             )
-        say_not_finite(drawn.x)
+        say_not_finite(count_not_finite(drawn.x), n)
         return data.to_uint8(drawn.x), f"{how}, NFE {drawn.nfe}, seed {content['seed']}"
 
     header = {

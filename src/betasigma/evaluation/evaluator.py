@@ -212,20 +212,25 @@ class Evaluator:
         sampler: str = "images",
         nfe: int | None = None,
         seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> list[Measurement]:
         """Measure images that exist already.
 
         Args:
             images: uint8 ``(n, C, H, W)`` (points: float ``(n, d)``), or batches of them.
             sampler, nfe, seed: how they were made, for the record.
+            rank, world_size: of ``torch.distributed``. All ranks call this together; each is given
+                its share of the images, and all return the same list.
 
         Raises:
             UserError: if there are too few for a metric.
         """
         batches = images.split(self.batch_size) if isinstance(images, Tensor) else images
-        n, _ = self._take_in((batch, nfe) for batch in batches if len(batch))
-        self._check_n(n, warn=True)
-        return self._measure(n, nfe, sampler, seed, rank=0, world_size=1)
+        own, _ = self._take_in((batch, nfe) for batch in batches if len(batch))
+        n = broadcast(sum(gather(own, rank, world_size) or []), world_size)
+        self._check_n(n, warn=rank == 0)
+        return self._measure(n, nfe, sampler, seed, rank, world_size)
 
     def floor(self, n: int, rank: int = 0, world_size: int = 1) -> Measurement:
         """Measure the Fréchet distance between n test images and the training images.

@@ -166,17 +166,21 @@ def error_curve(
     split: Split = LikelihoodOptions.DEFAULTS["split"],
     batch_size: int = LikelihoodOptions.DEFAULTS["batch_size"],
     progress: Progress | None = None,
+    ranks: tuple[int, int] = (0, 1),
 ) -> dict[float, float]:
     """Mean ‖ε − ε̂‖²/d at every whole log-SNR (of data in [−1, 1]) that the schedule covers.
 
     Args:
         n: number of examples of ``split``; or all that there are.
+        ranks: rank and world size. All ranks call this together; each takes its share of the
+            examples, and all return the same.
     """
     chosen = subset(data.size(split), n)
+    own = shard(len(chosen), *ranks)
     grid = covered_grid(denoiser.schedule, denoiser.value_range)
     sums = dict.fromkeys(grid, 0.0)
     with in_float32(denoiser), denoiser.between_levels("interpolate"):
-        for batch in data.examples(split, chosen, batch_size):
+        for batch in data.examples(split, chosen[own.start : own.stop], batch_size):
             x0 = data.from_uint8(batch["image"].to(denoiser.device))
             y = batch["label"].to(denoiser.device) if denoiser.num_classes else None
             rng = Stream("error curve", indices=batch["index"], device=denoiser.device)
@@ -184,8 +188,10 @@ def error_curve(
                 error = denoising_error(denoiser, x0, y, log_snr, rng)
                 sums[log_snr] += error.double().sum().item()
                 if progress is not None:
-                    progress(len(x0) / len(chosen) / len(grid))
-    return {log_snr: total / len(chosen) for log_snr, total in sums.items()}
+                    progress(len(x0) / len(own) / len(grid))
+    parts = broadcast(gather(sums, *ranks), ranks[1])
+    assert parts is not None, "rank 0 has all parts"
+    return {log_snr: sum(part[log_snr] for part in parts) / len(chosen) for log_snr in grid}
 
 
 @contextmanager

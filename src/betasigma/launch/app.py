@@ -57,7 +57,7 @@ from betasigma.launch.image_network import fitting_network
 from betasigma.launch.snapshot import refuse_changed
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behind, this_sweep
-from betasigma.runs.directory import new_directory, short
+from betasigma.runs.directory import keep_kernels, new_directory, short
 from betasigma.runs.lock import locked
 from betasigma.runs.start import Start
 from betasigma.runs.status import process_rank, recorded, summary
@@ -140,6 +140,7 @@ def app(
             os.environ[TRACEBACK] = "1"  # errors come here instead of being printed by Hydra
             logging.raiseExceptions = False  # log.txt on a full disk; the run says it itself
             make_printable()
+            keep_kernels()
             configs = Configs(tree, config_name, CommandLine({}, []))
             try:
                 short = SHORT.get(config_name, {})
@@ -230,6 +231,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
     @wraps(task)
     def run(config: DictConfig) -> Any:
         look_for_idle_cpus()  # the worker of a cluster or of joblib begins here
+        keep_kernels()
         start = this_start()
         name = HydraConfig.get().callbacks["preflight"].app
         if not CHECKS[name].writes:

@@ -26,7 +26,7 @@ from betasigma.launch.app import as_typed, fail, is_refusal, tracebacks_wanted
 from betasigma.launch.configs import typed_configs
 from betasigma.launch.consent import check_consent
 from betasigma.launch.job_names import subdirectory
-from betasigma.launch.machine import check_machine
+from betasigma.launch.machine import check_machine, fit_processes
 from betasigma.launch.planning import Plan, Planner, set_key, written_keys
 from betasigma.launch.snapshot import LIVE, keep_code
 from betasigma.launch.studies import Studies
@@ -34,7 +34,7 @@ from betasigma.launch.submitting import announce
 from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.runs.lock import refuse_locked
-from betasigma.runs.status import process_rank, started_by_torchrun
+from betasigma.runs.status import process_rank, started_by
 from betasigma.runs.sweep_record import write_sweep
 
 
@@ -64,10 +64,11 @@ class Preflight(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
             # the common config is composed, so the choices of one value can be plain again
-            if started_by_torchrun():
+            starter = started_by()
+            if starter is not None:
                 raise UserError(
-                    "torchrun starts the processes of one run, and -m is a sweep of several: leave "
-                    "out -m, or torchrun"
+                    f"{starter.name} starts the processes of one run, and -m is a sweep of "
+                    f"several: leave out -m, or {starter.name}"
                 )
             task = [as_typed(word) for word in config.hydra.overrides.task]
             sweep = Planner(config, task, self._name).plan()
@@ -100,7 +101,8 @@ class Preflight(Callback):
                 composed = sweep.compose(job.words)
                 check_consent(composed)
                 studies.check(job.words)
-                check_machine(composed)
+                if self._app.needs_machine:
+                    check_machine(composed)
                 self._app.check(composed, job.words)
                 decision = self._app.decide(composed)
                 note = "" if checked else _note(self._app, composed, decision)
@@ -185,7 +187,10 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     overrides = list(config.hydra.overrides.task)
     check_consent(config)
     Studies(config).check(overrides)
-    check_machine(config)
+    starter = started_by()
+    if app.needs_machine:
+        check_machine(config)
+        fit_processes(config, starter)
     directory = app.check(config, overrides)
     refuse_unsearched(config, overrides)
     decision = app.decide(config)
@@ -193,10 +198,10 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     for key, value in decision.values.items():
         OmegaConf.update(config, key, value)
     given = any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra)
-    if started_by_torchrun() and directory is None and not given:
+    if starter is not None and directory is None and not given:
         raise UserError(
-            "torchrun starts several processes, which must write to one directory: give "
-            "hydra.run.dir=outputs/NAME"
+            f"{starter.name} starts several processes, which must write to one directory: give "
+            f"hydra.run.dir=outputs/NAME"
         )
     # as text, because resolving it again would give another name
     set_key(config, "hydra.run.dir", str(directory or config.hydra.run.dir))

@@ -100,7 +100,13 @@ def jobs(config: DictConfig, start: Start) -> None:
     run(config)
 
 
-@app("train", always=("hydra/output=tool", "hydra.job.name=prefetch"))
+@app(
+    "train",
+    always=(
+        *("hydra/output=tool", "hydra.job.name=prefetch"),
+        "hydra.callbacks.preflight.app=prefetch",
+    ),
+)
 def prefetch(config: DictConfig, start: Start) -> None:
     """Fetch what runs need, where there is a network: betasigma prefetch experiment=ncsn_cifar10"""
     from betasigma.commands.prefetch import prefetch as run

@@ -21,9 +21,6 @@ from betasigma.runs.slurm_queue import partitions
 SETUP = (
     # srun stopped inheriting the number of CPUs per task in SLURM 22.05
     '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
-    # what one job has compiled the others find; OmegaConf would read ${…:…} as its own
-    '[ -z "$BETASIGMA_CACHE" ] || [ -n "$TORCHINDUCTOR_CACHE_DIR" ] || '
-    "export TORCHINDUCTOR_CACHE_DIR=$BETASIGMA_CACHE/compiled",
 )
 """Shell lines before every job's own ``cluster.setup``."""
 

@@ -181,8 +181,8 @@ class WithAModel(GuidedOptions):
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
 
     def unused(self, composition: Composition) -> dict[str, str]:
-        alone = dict.fromkeys(("devices", "nodes", "strategy"), "here: one process draws")
-        return super().unused(composition) | {f"hardware.{key}": why for key, why in alone.items()}
+        why = "here: processes share samples out, and no step"
+        return super().unused(composition) | {"hardware.strategy": why}
 
 
 class OfARun(WithAModel):
@@ -366,7 +366,8 @@ class EditApp(OfARun):
         return self.edit.needs_images or self.images is not None
 
     def unused(self, composition: Composition) -> dict[str, str]:
-        found = super().unused(composition)
+        alone = dict.fromkeys(("hardware.devices", "hardware.nodes"), "here: one process edits")
+        found = super().unused(composition) | alone
         if not self.edit.draws:
             found["n"] = found["seed"] = ": this edit draws nothing, and has one result"
             if self.hardware.precision not in ("32", 32):

@@ -14,7 +14,11 @@ class HardwareOptions(Options):
     node = "hardware"
 
     accelerator: Literal["auto", "cpu", "gpu"] = option("auto", "what computes")
-    devices: Count | Literal["auto"] = option("auto", "devices of a node, one process each")
+    devices: Count | Literal["auto"] = option(
+        "auto",
+        "devices of a node, one process each; auto: every GPU in training, one where samples are "
+        "drawn",
+    )
     nodes: Count = option(1, "machines")
     strategy: Literal["auto", "ddp", "fsdp"] = option(
         "auto",

@@ -91,6 +91,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("BETASIGMA_CACHE") or "~/.cache/betasigma").expanduser()
 
 
+KERNELS = "TORCHINDUCTOR_CACHE_DIR"
+"""PyTorch's environment variable of the folder of compiled kernels."""
+
+
+def kernel_folder() -> Path:
+    """Where compiled kernels are kept, for the next process that computes the same: where the
+    user says so, else in the cache.
+    """
+    return Path(os.environ.get(KERNELS) or cache_folder() / "compiled")
+
+
+def keep_kernels() -> None:
+    """Have PyTorch keep compiled kernels there. It may choose a folder when it is imported."""
+    os.environ[KERNELS] = str(kernel_folder())
+
+
 def new_directory(name: str) -> str:
     """Directory for a new run. Two runs that start at the same time get different ones."""
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S")

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from betasigma.errors import first_line
 from betasigma.runs.files import read_json, write_text
@@ -25,6 +25,9 @@ STATUS, ERROR = "status.json", "error.txt"
 
 BLOCK = 4096
 """Bytes that a disk gives to a file at a time."""
+
+TASKS = "SLURM_STEP_NUM_TASKS"
+"""SLURM's environment variable for the number of processes that one ``srun`` has started."""
 
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 
@@ -92,9 +95,22 @@ def process_rank() -> int:
     return 0
 
 
-def started_by_torchrun() -> bool:
-    """Whether this process is one of several that ``torchrun`` has started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+class StartedBy(NamedTuple):
+    """What has started this process as one of several."""
+
+    name: str
+    processes: int
+    """How many, on all machines."""
+
+
+def started_by() -> StartedBy | None:
+    """``torchrun`` or ``srun``, where it has started this process as one of several."""
+    named = {"torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), "srun": ("SLURM_STEP_ID", TASKS)}
+    for name, (mark, count) in named.items():
+        processes = os.environ.get(count, "")
+        if mark in os.environ and processes.isdecimal() and int(processes) > 1:
+            return StartedBy(name, int(processes))
+    return None
 
 
 def summary(error: BaseException) -> str:
