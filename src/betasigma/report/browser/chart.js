@@ -57,7 +57,9 @@ class Chart {
     const { traces, layout } = this.pending;
     this.pending = null;
     this.drawn = { traces, layout };
-    Plotly.react(this.element, traces, dressed(traces, layout, this.height), {
+    const height = this.height + legendHeight(traces, layout, this.element.clientWidth);
+    this.element.style.height = `${height}px`;
+    Plotly.react(this.element, traces, dressed(traces, layout, height), {
       displaylogo: false,
       responsive: true,
       displayModeBar: false,
@@ -68,7 +70,7 @@ class Chart {
   async svg() {
     const { traces, layout } = this.pending ?? this.drawn;
     const width = 720;
-    const height = this.height + 40;
+    const height = this.height + 40 + legendHeight(traces, layout, width);
     const light = { paper: "#ffffff", ink: "#111111", line: "#dddddd" };
     const figure = { data: traces, layout: { ...dressed(traces, layout, height, light), width, height, title: { text: plain(this.words), font: { size: 13 } }, margin: { l: 64, r: 20, t: 40, b: 56 } } };
     const url = await Plotly.toImage(figure, { format: "svg", width, height });
@@ -82,6 +84,14 @@ class Chart {
     Plotly.purge(this.element);
     this.element.remove();
   }
+}
+
+/** Pixels that the rows of a legend take below the first one. */
+function legendHeight(traces, layout, width) {
+  const names = layout.showlegend ? traces.filter((trace) => trace.showlegend !== false).map((trace) => trace.name ?? "") : [];
+  if (!names.length) return 0;
+  const columns = Math.max(1, Math.floor((width - 70) / (6.3 * Math.max(...names.map((name) => name.length)) + 52)));
+  return 19 * (Math.ceil(names.length / columns) - 1);
 }
 
 function dressed(traces, layout, height, colours = pageColours()) {
@@ -99,7 +109,7 @@ function dressed(traces, layout, height, colours = pageColours()) {
     margin: { l: 56, r: 12, t: 10, b: 44 },
     hovermode: "closest",
     hoverlabel: { namelength: -1 },
-    legend: { orientation: "h", y: -0.22, yanchor: "top", font: { size: 11 } },
+    legend: { orientation: "h", y: -54 / (height - 150), yanchor: "top", traceorder: "normal", font: { size: 11 } },
     ...layout,
     ...both,
   };

@@ -46,8 +46,9 @@ function one(panel, view, members, { x, log, smoothing }) {
   const floor = floorOf(first, view.runs.flatMap((run) => run.series));
   const words = `${first.metric} against ${AXES[x]}`;
   const only = panel.comparable ? "" : ` · ${view.colourKey(first.run)} only`;
+  const places = new Set(traces.flatMap((trace) => trace.x));
   chart.draw([...traces, ...floorLine(floor, traces)], {
-    xaxis: { title: { text: AXES[x] } },
+    xaxis: { title: { text: AXES[x] }, ...(places.size === 1 ? { tickvals: [...places] } : {}) },
     yaxis: { title: { text: plain(first.metric) }, type: log ? "log" : "linear" },
     showlegend: true,
   }, words);

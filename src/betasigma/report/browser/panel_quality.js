@@ -127,8 +127,8 @@ export function precision_recall(body, panel, view) {
         x: points.map((point) => point.x), y: points.map((point) => point.y), name, mode: "lines+markers+text",
         text: points.map((point) => String(point.nfe)), textposition: "top center", textfont: { size: 10 },
         line: { color: faint(group.colour, 0.5), width: 1, dash: DASHES[samplers.indexOf(sampler) % DASHES.length] }, marker: { color: group.colour, size: 9, symbol: group.mark },
-        error_x: { type: "data", array: points.map((point) => point.dx ?? 0), visible: points.some((point) => point.dx), color: group.colour, thickness: 1 },
-        error_y: { type: "data", array: points.map((point) => point.dy ?? 0), visible: points.some((point) => point.dy), color: group.colour, thickness: 1 },
+        error_x: { type: "data", array: points.map((point) => point.dx ?? 0), visible: points.some((point) => point.dx), color: faint(group.colour, 0.45), thickness: 1, width: 3 },
+        error_y: { type: "data", array: points.map((point) => point.dy ?? 0), visible: points.some((point) => point.dy), color: faint(group.colour, 0.45), thickness: 1, width: 3 },
         hovertemplate: `${name}, NFE %{text}<br>recall %{x:.3~g}, precision %{y:.3~g}<extra></extra>`,
       };
     });
@@ -171,13 +171,15 @@ export function bits(body, panel, view) {
     }));
     const totals = {
       x: table.map(({ group }) => plain(group.name)), y: table.map(({ of }) => of("total")?.mean ?? null), mode: "text+markers", name: "total",
-      text: table.map(({ of }) => (of("total") ? spread(of("total").mean, of("total").std) : "")),
+      text: table.map(({ of }) => (of("total") ? spread(of("total").mean, of("total").std).replace(" ± ", "<br>± ") : "")),
       textposition: "top center", marker: { symbol: "line-ew-open", size: 24, color: "#888888" },
       error_y: { type: "data", array: table.map(({ of }) => of("total")?.std ?? 0), color: "#888888" }, hovertemplate: "%{x}<br>total: %{y:.4~g}<extra></extra>",
     };
     const chart = chartOf(`${panel.id} ${alike(members[0])}`, 380);
     charts.push(chart);
-    chart.draw([...traces, totals], { barmode: "relative", yaxis: { title: { text: "bits/dim (less is better)" } }, xaxis: { type: "category" }, showlegend: true }, `${estimator} of ${split} examples`);
+    const ends = table.flatMap(({ of }) => [...terms, "total"].map((term) => of(term)?.mean ?? 0));
+    const range = Math.min(...ends) < 0 ? {} : { range: [0, 1.3 * Math.max(...ends)] }; // with room for the numbers
+    chart.draw([...traces, totals], { barmode: "relative", yaxis: { title: { text: "bits/dim (less is better)" }, ...range }, xaxis: { type: "category" }, showlegend: true }, `${estimator} of ${split} examples`);
     return h("figure", {}, h("figcaption", {}, h("b", {}, estimator.replace(/^.*\//, "")), h("span", { class: "quiet" }, ` ${series.run.data.label} · ${split} examples, n = ${series.context.n} · ${series.context.settings ?? ""}`)), chart.element);
   });
   fill(body, cards.length ? h("div", { class: "charts" }, cards) : nothing(panel));

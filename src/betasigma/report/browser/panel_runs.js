@@ -76,7 +76,8 @@ const text = (cell) => (cell === null || cell === undefined ? "" : typeof cell =
 function columnsOf(panel, view) {
   const { content } = view;
   const every = state.get("keys") === "all" ? content.keys : content.asked.slice(0, MOST_KEYS);
-  const keys = (every.length ? every : content.keys.slice(0, MOST_KEYS)).filter((key) => !content.spec.group_by.includes(key));
+  const told = (key) => content.spec.group_by.some((own) => own === key || view.runs.every((run) => content.value(run, own) === content.value(run, key)));
+  const keys = (every.length ? every : content.keys.slice(0, MOST_KEYS)).filter((key) => !told(key));
   return [
     {
       name: "run", about: "its name: what tells it from the others",

@@ -4,7 +4,7 @@ import { choice, fill, h, tilesSvg } from "page/dom.js";
 import * as state from "page/state.js";
 
 export function samples(body, panel, view) {
-  const runs = view.runs.filter((run) => run.grids.length);
+  const runs = view.groups.flatMap((group) => group.runs).filter((run) => run.grids.length);
   if (!runs.length) {
     fill(body, h("p", { class: "quiet" }, "None of the shown runs has drawn samples."));
     return { rows: () => [["run", "step", "samples"]], charts: [], svg: () => tilesSvg(panel.title, [], 96) };
