@@ -34,7 +34,8 @@ from betasigma.options.apps import Sync
 from betasigma.options.base import dump, parse_leniently
 from betasigma.options.loggers import WandbOptions
 from betasigma.pictures import CAPTION
-from betasigma.report.scan import Recorded, read_config, run_directories
+from betasigma.report.run_configs import read_config
+from betasigma.report.scan import Recorded, run_directories
 from betasigma.report.work_time import WorkTime
 from betasigma.runs.directory import (
     CONFIG,

@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from betasigma.errors import UserError
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
+from betasigma.report.run_configs import read_config, read_words
 from betasigma.report.series import RecordedRow, Series, read_series
 from betasigma.runs.directory import CONFIG, OVERRIDES
 from betasigma.runs.record import METRICS, Record, current_name
@@ -87,11 +85,8 @@ def read_run(path: Path, config: str = CONFIG) -> Run:
             f"runs=[{path}] is not a run directory: it has no {METRICS} and {config} (nor has "
             f"a folder in it, as in a sweep's directory)"
         )
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path / config))
-    except (ValueError, YAMLError):
-        content = None
-    if not isinstance(content, dict) or not content:
+    content = read_config(path / config)
+    if not content:
         raise UserError(f"runs=[{path}] is half written: its {config} cannot be read")
     return Run(path.resolve().name, record, content, _overrides(path))
 
@@ -137,12 +132,8 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
 def evaluated_run(job: Run) -> Run:
     """The run that an evaluation is of; without a config where that is no run directory."""
     path = Path(str(job.config.get("run")))
-    try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
-    except (OSError, ValueError, YAMLError):
-        content = {}
-    asked = _overrides(path) if content else {}
-    return Run(path.name, Record.of(path), content if isinstance(content, dict) else {}, asked)
+    content = read_config(path / CONFIG) or {}
+    return Run(path.name, Record.of(path), content, _overrides(path) if content else {})
 
 
 def read_evaluations(paths: Sequence[str]) -> list[Run]:
@@ -189,7 +180,5 @@ def _jobs(sweep: Path, config: str) -> list[Path]:
 
 
 def _overrides(run: Path) -> dict[str, str]:
-    file = run / OVERRIDES
-    words: Any = OmegaConf.load(file) if file.is_file() else []
-    pairs = (str(word).partition("=") for word in words)
+    pairs = (word.partition("=") for word in read_words(run / OVERRIDES))
     return {key.lstrip("+"): value.strip("'") for key, _, value in pairs}

@@ -12,14 +12,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from betasigma.errors import UserError
+from betasigma.report.run_configs import read_config
 from betasigma.report.runs import COMPOSED
 from betasigma.report.series import Series, read_series
 from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, SAMPLES
@@ -31,15 +30,11 @@ from betasigma.runs.status import STATUS
 DEEPEST = 8
 """Directories are searched to this depth."""
 
-LARGEST_CONFIG = 2**20
-"""Bytes of a config that is read; those of the framework have a few thousand."""
-
 MOST_KEYS = 5000
 """Keys of a config that are taken."""
 
 _SKIPPED = frozenset({CHECKPOINTS, SAMPLES, "wandb", "tensorboard", "__pycache__"})
 _TRAINING = frozenset({"model", "steps", "batch_size"})
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -173,28 +168,3 @@ def _read(directory: Path) -> Recorded | None:
         warnings.warn(f"{path} cannot be read: the run is left out", stacklevel=3)
         return None
     return Recorded(directory, config, status)
-
-
-def read_config(path: Path) -> dict[str, Any] | None:
-    """Read a config as plain containers; ``None`` where it is damaged or too large."""
-    try:
-        state = path.stat()
-    except OSError:
-        return None
-    return _parsed(path, state.st_size, state.st_mtime_ns)
-
-
-@lru_cache(maxsize=10_000)  # as a record's
-def _parsed(path: Path, size: int, changed: int) -> dict[str, Any] | None:
-    """A config in this state, which whoever is given it leaves as it is."""
-    if size > LARGEST_CONFIG:
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        anchors = "&" in text and "*" in text  # else there is no alias, and looking takes long
-        if anchors and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, _LOADER)):
-            return None  # a few lines of them stand for gigabytes
-        content = yaml.load(text, Loader=_LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
