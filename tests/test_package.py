@@ -70,7 +70,9 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def imported(*roots: Path) -> set[str]:
-    """Top-level packages that Python files import, the standard library's and ours left out."""
+    """Top-level packages that Python files import, or read files of (``find_spec("sklearn")``), the
+    standard library's and ours left out.
+    """
     files = [f for root in roots for f in ([root] if root.is_file() else root.rglob("*.py"))]
     local = {f.stem for f in files} | {f.parent.name for f in files} | {"betasigma"}
     names: set[str] = set()
@@ -80,6 +82,9 @@ def imported(*roots: Path) -> set[str]:
                 names |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
                 names.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "find_spec":
+                named = [a.value for a in node.args if isinstance(a, ast.Constant)]
+                names |= {str(name).partition(".")[0] for name in named}
     return names - local - set(sys.stdlib_module_names)
 
 
