@@ -20,6 +20,7 @@ from itertools import cycle
 from unittest.mock import patch
 
 from betasigma.cpus import usable_cpus
+from harness.machine import NO_BF16, dtypes
 from harness.report import Report, options
 from harness.timing import Apart, Step, Timings, seconds_of
 
@@ -48,7 +49,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 
 VARIABLES = sorted({name for setting in SETTINGS.values() for name in setting})
 
-WORK = (
+KINDS = (
     "training, fp32",
     "training, bf16",
     "sampling, fp32",
@@ -57,6 +58,12 @@ WORK = (
 )
 """Kinds of work: a step of the digits' U-Net at the default batch, network evaluations of a
 sampling of 256, and features of 8 images."""
+
+
+def work() -> tuple[str, ...]:
+    """Those of ``KINDS`` that this processor has instructions for."""
+    return tuple(kind for kind in KINDS if "bf16" not in kind or "bf16" in dtypes())
+
 
 BURN = "while True: pass"
 
@@ -75,11 +82,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ExitStack() as stack:
         candidates = {name: stack.enter_context(started(name)) for name in chosen.settings}
         for candidate in candidates.values():  # one after the other, so that none waits in memory
-            for _ in WORK:
+            for _ in work():
                 candidate()
         for number in chosen.neighbours:
             with neighbours(number):
                 show(report, number, in_turns(candidates, rounds))
+    if "bf16" not in dtypes():
+        report.note(NO_BF16)
     report.note(
         "A share of 1 is the fastest setting of that column. Each figure is a ratio of medians; "
         "the settings took turns, piece of work by piece of work."
@@ -107,8 +116,8 @@ def turns_of() -> Step:
 
     torch.manual_seed(0)
     steps: dict[str, Step] = {}
-    for name, precision in (("fp32", 32), ("bf16", "bf16")):
-        words = [f"hardware.precision={precision}", "hardware.compile=false"]
+    for name in dtypes():
+        words = [f"hardware.precision={name.removeprefix('fp')}", "hardware.compile=false"]
         config = ours.composed([*words, "sampler=ddim", "sampler.steps=3"])
         made = ours.parts(config)
         x = torch.randn(config["batch_size"], *made.data.sample_shape)
@@ -118,7 +127,7 @@ def turns_of() -> Step:
     extractor = build(choose("auto", None, False, made.data.sample_shape), made.data.sample_shape)
     images = torch.randint(256, (8, *made.data.sample_shape), dtype=torch.uint8)
     steps["evaluation"] = partial(extractor.extract, images)
-    order = cycle(WORK)
+    order = cycle(work())
     return lambda: steps[next(order)]()
 
 
@@ -134,7 +143,7 @@ def repeated(step: Step, times: int) -> Step:
 
 def in_turns(candidates: Mapping[str, Apart], rounds: int) -> dict[str, Timings]:
     """Seconds of every candidate, by the kind of work."""
-    found = {work: Timings({name: [] for name in candidates}) for work in WORK}
+    found = {kind: Timings({name: [] for name in candidates}) for kind in work()}
     for number in range(rounds + 1):  # the first does not count
         for timings in found.values():
             for name, candidate in candidates.items():
@@ -162,7 +171,7 @@ def show(report: Report, number: int, found: Mapping[str, Timings]) -> None:
     settings = next(iter(found.values())).seconds
     report.table(
         f"Beside {number} busy processes: speed as a share of the fastest setting's",
-        ["setting", *WORK, "least"],
+        ["setting", *found, "least"],
         [
             [name, *shares, min(shares)]
             for name in settings

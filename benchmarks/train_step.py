@@ -20,6 +20,7 @@ import torch
 
 from harness import machine, ours, peers
 from harness.images import png_folder
+from harness.machine import dtypes
 from harness.report import Report, options, with_spread
 from harness.timing import Apart, Step, Timings
 
@@ -93,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in chosen.cases or (list(CASES) if report.full else ["grey"]):
             measure(report, CASES[name], limits, rounds, Path(folder) / name)
             report.save()
+    if "bf16" not in dtypes():
+        report.note(machine.NO_BF16)
     report.note(
         "Peers and the bare loop train on a ready batch, without data loading, progress bars or "
         "trackers; ours includes all of them. Ours keeps its configured dropout, theirs have none."
@@ -112,7 +115,8 @@ def measure(
         for name in case.peers
     }
     sizes: dict[str, int] = {}
-    for setting, (title, overrides) in SETTINGS.items():
+    for setting, (title, overrides) in settings().items():
+        print(f"\n{case.title}: {title}", flush=True)
         config = configured(case, overrides, data, batch)
         made = ours.parts(config)
         bare = ours.bare_step(config, made, x)
@@ -164,6 +168,11 @@ def measure(
         if setting == "default" and case is CASES["cifar"]:
             report.target(f"{case.title}: share of the limit (moonshot)", share / limit, 0.65)
     memory(report, case, data, batch, folder)
+
+
+def settings() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Those of ``SETTINGS`` that this processor has instructions for."""
+    return {name: found for name, found in SETTINGS.items() if name in ("default", *dtypes())}
 
 
 def configured(case: Case, overrides: tuple[str, ...], data: Path, batch: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch.nn import functional as F
 
+from betasigma.devices import computes_bf16
 from betasigma.runs.directory import version
 from harness.timing import interleaved
 
@@ -58,11 +59,12 @@ def describe() -> dict[str, Any]:
 
 def limits(rounds: int) -> dict[str, float]:
     """GFLOP/s of a matrix product (2048³) and of a 3x3 convolution (16x128x32x32 → 128), in
-    float32 and bfloat16, the convolution in both memory formats.
+    float32 and, where the processor computes in it, bfloat16; the convolution in both memory
+    formats.
     """
     candidates: dict[str, Callable[[], object]] = {}
     work: dict[str, float] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+    for name, dtype in dtypes().items():
         a, b = (torch.randn(2048, 2048, dtype=dtype) for _ in range(2))
         candidates[f"matmul {name}"] = _product(a, b)
         work[f"matmul {name}"] = 2 * 2048**3
@@ -74,6 +76,15 @@ def limits(rounds: int) -> dict[str, float]:
     with torch.inference_mode():
         timings = interleaved(candidates, rounds, warmup=2)
     return {name: work[name] / timings.median(name) / 1e9 for name in candidates}
+
+
+def dtypes() -> dict[str, torch.dtype]:
+    """What is worth computing in on this processor, by name."""
+    found = {"fp32": torch.float32}
+    return found | ({"bf16": torch.bfloat16} if computes_bf16("cpu") else {})
+
+
+NO_BF16 = "This processor has no instructions for bf16: nothing was measured in it."
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], object]:

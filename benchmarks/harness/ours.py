@@ -27,7 +27,7 @@ from betasigma.samplers import Sampler
 from betasigma.training.tracking import close_loggers, make_loggers
 from betasigma.training.trainer import make_trainer
 from harness.report import ROOT
-from harness.timing import Step, Timings, now, seconds_of
+from harness.timing import Step, Telling, Timings, now, seconds_of
 
 
 def composed(overrides: Sequence[str]) -> Config:
@@ -94,6 +94,7 @@ class TakeTurns(Callback):
         self._others, self._warmup, self._name = others, warmup, name
         self._clock: float | None = None
         self._all = Timings({key: [] for key in (name, *others)})
+        self._tell = Telling()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         ended = now()
@@ -101,6 +102,7 @@ class TakeTurns(Callback):
             self._all.seconds[self._name].append(ended - self._clock)
             for name, step in self._others.items():
                 self._all.seconds[name].append(seconds_of(step))
+                self._tell(self._all)
         self._clock = now()
 
     @property

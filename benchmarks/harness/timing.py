@@ -146,6 +146,27 @@ def seconds_of(step: Step) -> float:
     return now() - start
 
 
+TOLD_EVERY = 10.0
+"""Shortest time, in seconds, between two lines on how far a session is."""
+
+
+class Telling:
+    """Says now and then how far a session of turns is, so that a slow one is not silent."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, timings: Timings) -> None:
+        """Print the medians so far, where nothing was printed for ``TOLD_EVERY`` seconds."""
+        done = [name for name, seconds in timings.seconds.items() if seconds]
+        if not done or time.monotonic() - self._last < TOLD_EVERY:
+            return
+        self._last = time.monotonic()
+        rounds = max(len(timings.seconds[name]) for name in done)
+        shown = ", ".join(f"{name} {timings.median(name):.3g} s" for name in done)
+        print(f"  {rounds} rounds: {shown}", flush=True)
+
+
 def interleaved(candidates: Mapping[str, Step], rounds: int, warmup: int = 1) -> Timings:
     """Time the candidates in turns.
 
@@ -154,12 +175,13 @@ def interleaved(candidates: Mapping[str, Step], rounds: int, warmup: int = 1) ->
         rounds: rounds that count.
         warmup: rounds before them that do not.
     """
-    timings = Timings({name: [] for name in candidates})
+    timings, tell = Timings({name: [] for name in candidates}), Telling()
     for number in range(warmup + rounds):
         for name, step in candidates.items():
             seconds = seconds_of(step)
             if number >= warmup:
                 timings.seconds[name].append(seconds)
+            tell(timings)
     return timings
 
 

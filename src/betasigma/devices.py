@@ -21,11 +21,17 @@ def precision_of(hardware: Config) -> torch.dtype | None:
     """dtype of the network's arithmetic; ``auto`` is bf16 if the processor supports it."""
     wanted = str(hardware["precision"])
     if wanted == "auto":
-        wanted = "bf16" if _computes_bf16(hardware["accelerator"]) else "32"
+        wanted = "bf16" if computes_bf16(hardware["accelerator"]) else "32"
     return torch.bfloat16 if wanted == "bf16" else None
 
 
-def _computes_bf16(accelerator: str) -> bool:
+def computes_bf16(accelerator: str) -> bool:
+    """Whether what computes has instructions for bf16; without, it is emulated, which takes many
+    times as long as float32.
+
+    Args:
+        accelerator: of the hardware config.
+    """
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_capability() >= (8, 0)
     flags = Path("/proc/cpuinfo")

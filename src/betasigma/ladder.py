@@ -30,8 +30,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import brentq, minimize_scalar
-from scipy.stats import norm
+from scipy.special import ndtr
 from torch import Tensor
 
 from betasigma.options.noise_schedules import SigmaOptions, check_dimensions
@@ -42,7 +41,7 @@ def overlap(ratio: float, dim: int) -> float:
     level above.
     """
     shift = math.sqrt(2 * dim) * (ratio - 1)
-    return float(norm.cdf(shift + 3 * ratio) - norm.cdf(shift - 3 * ratio))
+    return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
 
 
 def level_ratio(dim: int, constant: float) -> float:
@@ -52,6 +51,8 @@ def level_ratio(dim: int, constant: float) -> float:
         UserError: where ``constant`` is not between 0 and C(1) ≈ 0.997, or in fewer than 5
             dimensions, where √(2D) ≤ 3 and all levels overlap, however far apart.
     """
+    from scipy.optimize import brentq  # takes long, and few runs leave their ladder to be found
+
     check_dimensions(dim)
     SigmaOptions.check(overlap=constant)
     high = 2.0
@@ -68,6 +69,8 @@ def variance_ratio(step: float, ratio: float, inner_steps: int) -> float:
 
 def langevin_step(ratio: float, inner_steps: int) -> float:
     """Relative step ε/σ_min² whose variance ratio is nearest 1 (Technique 4)."""
+    from scipy.optimize import minimize_scalar  # as above
+
     found = minimize_scalar(
         lambda log_step: abs(variance_ratio(math.exp(log_step), ratio, inner_steps) - 1),
         bounds=(math.log(1e-6), math.log(0.999)),

@@ -102,9 +102,12 @@ def test_a_step_changes_one_thing(number: int) -> None:
     assert differences(point(number - 1), point(number)) == CHANGES[number]
 
 
-@pytest.mark.parametrize(("number", "model"), [(0, "ncsn"), (6, "ddpm")])
-def test_the_ends_are_the_two_models(number: int, model: str) -> None:
-    assert differences(point(number), content(f"model={model}", *BUDGET)) == set()
+ENDS = [(0, ["model=ncsn"]), (6, ["model=ddpm", "sampler=ancestral"])]
+
+
+@pytest.mark.parametrize(("number", "model"), ENDS)
+def test_the_ends_are_the_two_models(number: int, model: list[str]) -> None:
+    assert differences(point(number), content(*model, *BUDGET)) == set()
 
 
 def test_the_steps_are_told_where_a_user_looks() -> None:
@@ -216,10 +219,10 @@ def weights(here: Path, *overrides: str) -> tuple[dict[str, Tensor], bytes]:
     return saved["state_dict"], picture.read_bytes()
 
 
-@pytest.mark.parametrize(("number", "model"), [(0, "ncsn"), (6, "ddpm")])
-def test_the_ends_are_the_two_models_bit_for_bit(here: Path, number: int, model: str) -> None:
+@pytest.mark.parametrize(("number", "model"), ENDS)
+def test_the_ends_are_the_two_models_bit_for_bit(here: Path, number: int, model: list[str]) -> None:
     found, samples = weights(here, f"bridge={number}", "sampler.steps=2")
-    expected, their_samples = weights(here, f"model={model}", "sampler.steps=2")
+    expected, their_samples = weights(here, *model, "sampler.steps=2")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     assert samples == their_samples

@@ -7,7 +7,7 @@ import pytest
 
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import INCEPTION_FILES, Choice, checkpoint_dir, choose
-from betasigma.options.evaluation import check_metrics, check_n
+from betasigma.options.evaluation import check_metrics, check_n, references
 
 
 def test_without_weights_it_is_efficientnet_and_one_line_says_so():
@@ -78,3 +78,18 @@ def test_it_imports_nothing_heavy():
         check=True,
     )
     assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("asked", "n", "taken"),
+    [
+        ("auto", 50, 1500),
+        ("auto", 500, 2500),
+        ("auto", 2000, 5000),
+        ("auto", 10_000, None),
+        (None, 50, None),
+        (70, 10_000, 70),
+    ],
+)
+def test_images_to_compare_with_are_as_many_as_the_samples_are_worth(asked, n, taken):
+    assert references(asked, n) == taken

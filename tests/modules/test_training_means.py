@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from betasigma.modules.training_means import FiniteMean, MeanError
+from betasigma.modules.training_means import AT_ONCE, FiniteMean, MeanError
 from betasigma.objectives.error_curve import GRID, from_schedule_log_snr
 from betasigma.schedules import NoiseSchedule, geometric, linear
 
@@ -97,3 +97,35 @@ def test_where_no_point_of_the_grid_is_covered_there_is_no_error() -> None:
     metric = MeanError(schedule, UNSIGNED, ())
     metric.update(torch.ones(4), torch.ones(4, dtype=torch.float64))
     assert metric.compute() == {}
+
+
+def test_what_a_step_puts_aside_is_added_up_as_if_at_once() -> None:
+    at_once, by_steps = (MeanError(linear(), SIGNED, GRID) for _ in range(2))
+    error, t = drawn(linear(), SIGNED, 16 * (AT_ONCE + 3))
+    for part in range(0, len(error), 16):
+        at_once.update(error[part : part + 16], t[part : part + 16])
+        by_steps.see(error[part : part + 16], t[part : part + 16])
+    assert len(by_steps.waiting) == 3
+    found = by_steps.settled()
+    assert found.compute() == pytest.approx(at_once.compute(), rel=1e-5)
+    assert found.sums[1].sum() == len(error)
+    assert len(by_steps.waiting) == 3  # a look changes nothing
+    by_steps.reset()
+    assert by_steps.settled().sums.sum() == 0
+
+
+def test_what_waits_in_a_checkpoint_is_added_up_in_the_same_order() -> None:
+    """However often and whenever a run is stopped, its means are the same to the last bit."""
+    pieces = torch.rand(AT_ONCE + 20, 7, generator=torch.Generator().manual_seed(0)).unbind()
+    whole, stopped = FiniteMean(), FiniteMean()
+    for piece in pieces:
+        whole.see(piece)
+    for piece in pieces[:30]:
+        stopped.see(piece)
+    resumed = FiniteMean()
+    resumed.sums = stopped.sums.clone()
+    resumed.unpack(stopped.packed())
+    for piece in pieces[30:]:
+        resumed.see(piece)
+    assert torch.equal(resumed.sums, whole.sums)
+    assert torch.equal(resumed.settled().sums, whole.settled().sums)

@@ -12,7 +12,13 @@ from pytorch_lightning import Trainer
 from betasigma.errors import UserError
 from betasigma.options import lightning as options
 from betasigma.options.lightning import TrainerOptions, check_callbacks
-from betasigma.training.trainer import affordable_validation
+from betasigma.training.trainer import (
+    FEATURES,
+    affordable_validation,
+    measured_samples,
+    shown_between,
+    shown_samples,
+)
 
 CALLBACKS = "pytorch_lightning.callbacks"
 
@@ -82,3 +88,29 @@ def test_a_validation_costs_a_tenth_of_the_steps_before_it(
         "training": {"validate_every": validate_every},
     }
     assert affordable_validation(content, 1000) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "nfe", "between", "last", "measured"),
+    [
+        (2000, 50, 64, 64, 500),
+        (2000, 1000, 19, 64, 768_000 // (1000 + FEATURES)),  # 192,000 evaluations between two grids
+        (100, 50, 64, 64, 51),
+        (60, 50, 64, 64, 0),  # 30 would be too few to be worth it
+        (1, 1000, 4, 4, 0),
+    ],
+)
+def test_samples_cost_a_tenth_of_the_training_and_their_evaluation_no_more_than_all_of_it(
+    steps: int, nfe: int, between: int, last: int, measured: int
+) -> None:
+    content = {
+        "steps": steps,
+        "batch_size": 128,
+        "training": {"num_samples": None, "sample_every": 500},
+        "evaluation": {"n": None},
+    }
+    assert shown_samples(content, nfe) == last
+    assert shown_between(content, nfe) == between
+    assert measured_samples(content, nfe) == measured
+    asked = {**content, "training": {"num_samples": 9, "sample_every": 500}}
+    assert shown_between(asked, nfe) == shown_samples(asked, nfe) == 9

@@ -13,7 +13,8 @@ import torch
 from betasigma.commands.assemble import Config, make_module, make_sampler
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.config import trains
-from betasigma.commands.train import evaluations, make_model, quiet_libraries
+from betasigma.commands.measure import evaluations
+from betasigma.commands.train import make_model, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, guided
 from betasigma.devices import prepare_model, uses_gpu

@@ -24,8 +24,10 @@ from betasigma.options.evaluation import REFERENCE, most_samples, references
 from betasigma.options.training import NFE, Best
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, labels_in_turn
+from betasigma.schedules import NoiseSchedule
 from betasigma.training.compiling import compile_for_sampling
 from betasigma.training.tracking import log_together
+from betasigma.training.trainer import measured_samples
 
 COLUMNS = ["metric", "value", "n", "NFE"]
 """Columns of a table of measurements."""
@@ -133,11 +135,32 @@ class Meter:
     def _open(self, denoiser: DenoiserLike) -> Evaluator:
         if self._evaluator is None:
             shape, device = self._data.sample_shape, denoiser.device
-            n = most_samples(self._settings["n"])
+            n = most_measured(self._settings)
             self._evaluator = make_evaluator(
                 self._settings, n, self._data, shape, device, self._display
             )
         return self._evaluator
+
+
+def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
+    """Steps of a sample, most of which evaluate the network once."""
+    return len(sampler.reached(sampler.times(schedule)))
+
+
+def with_measured(content: Config, nfe: int) -> Config:
+    """The config of a training run with the number of samples that are measured at its end.
+
+    Args:
+        content: the config.
+        nfe: network evaluations of a sample.
+    """
+    measured = {**content["evaluation"], "n": measured_samples(content, nfe)}
+    return {**content, "evaluation": measured}
+
+
+def most_measured(settings: Mapping[str, Any]) -> int:
+    """Samples of the largest evaluation of a run, whose ``evaluation`` node this is."""
+    return max(most_samples(settings["n"]), settings["n_during"] if settings["every"] else 0)
 
 
 def make_evaluator(

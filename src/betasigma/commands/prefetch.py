@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from omegaconf import DictConfig
 
-from betasigma.commands.assemble import Config, make_data
+from betasigma.commands.assemble import Config, make_data, make_sampler, make_schedule
+from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.commands.compile_ahead import compile_ahead
-from betasigma.commands.measure import make_evaluator
+from betasigma.commands.measure import evaluations, make_evaluator, most_measured, with_measured
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
 from betasigma.display import Display, plain_warnings
-from betasigma.options.evaluation import measures, most_samples
+from betasigma.options.evaluation import measures
 from betasigma.runs.directory import short
 
 
@@ -38,18 +39,19 @@ def prefetch(config: DictConfig) -> None:
 
 def _measure_references(content: Config, data: ImageDataModule, display: Display) -> None:
     """Compute the statistics of images that samples are compared with."""
-    node = content["evaluation"]
+    content = resolve_auto(content, data, display).config
+    sampler, schedule = make_sampler(content["sampler"]), make_schedule(content["schedule"])
+    node = with_measured(content, evaluations(sampler, schedule))["evaluation"]
     if not measures(node):
         display.line("metrics   none are asked for")
         return
     device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
-    n = most_samples(node["n"])
-    evaluator = make_evaluator(node, n, data, data.sample_shape, device, display)
+    evaluator = make_evaluator(node, most_measured(node), data, data.sample_shape, device, display)
     display.line(f"features  {evaluator.extractor.name}")
     wanted: set[tuple[Split, int | None]] = {
         ("train", evaluator.n_reference),
         ("test", evaluator.n_reference),
-        *(("test", size) for size in (n, node["n_during"] if node["every"] else 0) if size),
+        *(("test", n) for n in (node["n"], node["n_during"] if node["every"] else 0) if n),
     }
     for split, limit in sorted(wanted, key=str):
         evaluator.statistics.get(split, limit)

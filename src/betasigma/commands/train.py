@@ -34,7 +34,15 @@ from betasigma.commands.config import trains
 from betasigma.commands.describe_data import describe_data, keep_description
 from betasigma.commands.finished import FinishedRun
 from betasigma.commands.initial_weights import load_initial
-from betasigma.commands.measure import COLUMNS, Meter, Result, results, say_not_finite
+from betasigma.commands.measure import (
+    COLUMNS,
+    Meter,
+    Result,
+    evaluations,
+    results,
+    say_not_finite,
+    with_measured,
+)
 from betasigma.commands.measure_likelihood import make_estimator, measure_likelihood
 from betasigma.commands.resume import has_ended
 from betasigma.commands.run_facts import cost_of, gpu_name, shown_config
@@ -46,8 +54,8 @@ from betasigma.display import Display, clock, plain_warnings
 from betasigma.errors import Stopped, UserError, first_line
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
-from betasigma.options.base import parse_component
-from betasigma.options.evaluation import SAMPLES, measures
+from betasigma.options.base import AUTO, parse_component
+from betasigma.options.evaluation import SAMPLES, measures, references
 from betasigma.options.training import (
     SPEED,
     TRAIN_ERROR,
@@ -103,6 +111,7 @@ from betasigma.training.trainer import (
     make_callbacks,
     make_trainer,
     measured_samples,
+    shown_between,
     shown_samples,
     validation_interval,
 )
@@ -148,7 +157,8 @@ def _train(content: Config, start: Start) -> FinishedRun:
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
     loggers = _open_run(content, start, resumed, cost)
-    meter = Meter(content, data, sampler, loggers, display)
+    nfe = evaluations(sampler, denoiser.schedule)
+    meter = Meter(with_measured(content, nfe), data, sampler, loggers, display)
     callbacks = [
         *make_callbacks(content["callbacks"]),
         *run_callbacks(content, run, data, sampler, display, meter),
@@ -160,7 +170,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     if fewer_threads:
         display.line(fewer_threads)
     _choose_validation(content, data, display)
-    _say_what_is_sampled(content, evaluations(sampler, denoiser.schedule), display)
+    _say_what_is_sampled(content, nfe, data, display)
     found = describe_data(display, data)
     if _rank() == 0:
         keep_description(run, found)
@@ -248,8 +258,9 @@ def run_callbacks(
     if settings["guidance"] != 1:
         how += f", guidance {settings['guidance']:g}"
 
-    def samples(denoiser: DenoiserLike) -> tuple[Tensor, str]:
-        n = shown_samples(content, evaluations(sampler, denoiser.schedule))
+    nfe = evaluations(sampler, make_schedule(content["schedule"]))
+
+    def samples(denoiser: DenoiserLike, n: int) -> tuple[Tensor, str]:
         with display.share("sampling") as progress:
             drawn = sampler.sample(
                 guided(denoiser, settings["guidance"]),
@@ -295,7 +306,14 @@ def run_callbacks(
         KeptCheckpoints(run / CHECKPOINTS, content["logger"].get("artifacts", "none")),
         interrupts,
         *_compiling(content, display),
-        SampleGrids(run, samples, settings["sample_every"], watch, settings["wait_for_space"]),
+        SampleGrids(
+            run,
+            samples,
+            (shown_between(content, nfe), shown_samples(content, nfe)),
+            settings["sample_every"],
+            watch,
+            settings["wait_for_space"],
+        ),
         PeriodicEvaluation(
             lambda denoiser, step: meter.log(
                 meter.measure(denoiser, content["evaluation"]["n_during"]), step
@@ -317,10 +335,10 @@ def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str,
         n, n_during = measured_samples(content, each), measured["n_during"]
     else:
         n, n_during = 0, 0
-    grid = each * shown_samples(content, each)
+    between, last = each * shown_between(content, each), each * shown_samples(content, each)
     return {
         VALIDATION: Work(PER_IMAGE * data.validated, validation_interval(content), with_last=True),
-        SAMPLING: Work(grid, settings["sample_every"], grid),
+        SAMPLING: Work(between, settings["sample_every"], last),
         EVALUATION: Work(each * n_during, measured["every"], each * n),
         LIKELIHOOD: Work(after=_of_likelihood(content, data, schedule)),
     }
@@ -346,25 +364,41 @@ def _choose_validation(content: Config, data: ImageDataModule, display: Display)
         )
 
 
-def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
-    """Steps of a sample, most of which evaluate the network once."""
-    return len(sampler.reached(sampler.times(schedule)))
-
-
-def _say_what_is_sampled(content: Config, nfe: int, display: Display) -> None:
-    """Say that fewer samples are drawn or measured where a run is short."""
+def _say_what_is_sampled(
+    content: Config, nfe: int, data: ImageDataModule, display: Display
+) -> None:
+    """Say that fewer samples are drawn or measured where a run is short, and with how many images
+    they are compared where that was left open.
+    """
+    node = content["evaluation"]
     shown, measured = shown_samples(content, nfe), measured_samples(content, nfe)
-    asked = content["training"]["num_samples"], content["evaluation"]["n"]
+    asked = content["training"]["num_samples"], node["n"]
     if asked[0] is None and shown < GRID_SAMPLES:
         display.line(
             f"{shown} samples in a grid: more, by {nfe} network evaluations each, would take "
             f"longer than so short a training (training.num_samples, sampler.steps)"
         )
-    if asked[1] is None and measured < SAMPLES and content["evaluation"]["metrics"]:
+    between, every = shown_between(content, nfe), content["training"]["sample_every"]
+    if between < shown and every < content["steps"]:
+        display.line(
+            f"{between} of {shown} samples in the grids before the last one, which take about a "
+            f"tenth of the training (training.num_samples)"
+        )
+    if not node["metrics"]:
+        return
+    if asked[1] is None and measured < SAMPLES:
         what = f"{measured} samples are" if measured else "nothing is"
         display.line(
             f"{what} measured at the end: more would take longer than so short a training "
             f"(evaluation.n={SAMPLES} asks for {SAMPLES})"
+        )
+    taken = references(node["n_reference"], measured) if measured else None
+    sizes = {split: data.size(split) for split in ("train", "test")}
+    if node["n_reference"] == AUTO and taken and taken < max(sizes.values()):
+        whole = " and ".join(f"{min(taken, n)} of {n} {split}" for split, n in sizes.items())
+        display.line(
+            f"{measured} samples will be compared with {whole} images, whose features are computed "
+            f"once and kept (evaluation.n_reference=null compares with all)"
         )
 
 

@@ -5,15 +5,25 @@ What an app does is imported inside its call, so that ``--help`` and ``--cfg job
 
 from __future__ import annotations
 
+import sys
+
 from omegaconf import DictConfig
 
 from betasigma.launch.app import app
 from betasigma.runs.start import Start
+from betasigma.runs.status import process_rank
+
+
+def say_what_loads() -> None:
+    """Say what the next seconds are for, where PyTorch is still to be loaded."""
+    if "torch" not in sys.modules and process_rank() == 0:
+        print("loading PyTorch and Lightning", flush=True)
 
 
 @app("train")
 def train(config: DictConfig, start: Start) -> float | None:
     """Train a diffusion model: betasigma train model=ncsn sigma.levels=10"""
+    say_what_loads()
     from betasigma.commands.train import train as run
 
     finished = run(config, start)
@@ -23,6 +33,7 @@ def train(config: DictConfig, start: Start) -> float | None:
 @app("sample")
 def sample(config: DictConfig, start: Start) -> None:
     """Draw samples from a trained model: betasigma sample run=outputs/… n=64 sampler=ddim"""
+    say_what_loads()
     from betasigma.commands.sample import sample as run
 
     run(config, start)
@@ -31,6 +42,7 @@ def sample(config: DictConfig, start: Start) -> None:
 @app("edit")
 def edit(config: DictConfig, start: Start) -> None:
     """Edit images by a trained model: betasigma edit run=outputs/… edit=inpaint"""
+    say_what_loads()
     from betasigma.commands.edit import edit as run
 
     run(config, start)
@@ -39,6 +51,7 @@ def edit(config: DictConfig, start: Start) -> None:
 @app("evaluate")
 def evaluate(config: DictConfig, start: Start) -> None:
     """Measure a trained model: betasigma evaluate run=outputs/… sampler=ddim"""
+    say_what_loads()
     from betasigma.commands.evaluate import evaluate as run
 
     run(config, start)

@@ -39,6 +39,9 @@ OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 WINDOW = "window"
 """Key of a checkpoint with what was counted since the last value of the log."""
 
+WAITING = "waiting"
+"""What was seen and not yet added up, in it."""
+
 
 class MeasuredModule(LightningModule):
     """What is validated, sampled and evaluated.
@@ -157,9 +160,9 @@ class DiffusionModule(MeasuredModule):
         seed_global("dropout", self._seed, step, int(index[0]), device=self.device)
         rng = Stream("train", self._seed, step, indices=index, device=self.device)
         terms = self.objective.loss(self.denoiser, batch["x"], self.labels(batch), rng)
-        self.mean_objective.update(terms.per_sample)
+        self.mean_objective.see(terms.per_sample)
         if terms.error is not None:
-            self.mean_error.update(terms.error, terms.t)
+            self.mean_error.see(terms.error, terms.t)
         self.finite_steps.see(terms.loss, terms.per_sample, terms.t, int(index[0]))
         return terms.loss
 
@@ -173,7 +176,7 @@ class DiffusionModule(MeasuredModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
         of_all = whole(norm)
-        self.mean_norm.update(of_all.detach())
+        self.mean_norm.see(of_all)
         several = self.trainer.world_size > 1
         self.finite_steps.decide(optimizer, of_all, self.trainer.global_step + 1, several)
         if gradient_clip_algorithm == "value":
@@ -202,9 +205,8 @@ class DiffusionModule(MeasuredModule):
         """Add what is counted between two values of the log; all ranks call it together."""
         window: dict[str, Any] = self.finite_steps.state_dict()
         for name, metric in self._means.items():
-            ranks = self.all_gather(metric.sums)
-            assert isinstance(ranks, Tensor)
-            window[name] = ranks.reshape(-1, *metric.sums.shape).cpu()
+            window[name] = self._of_all_ranks(metric.sums)
+            window[f"{name}/{WAITING}"] = [self._of_all_ranks(part) for part in metric.packed()]
         checkpoint[WINDOW] = window
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -220,6 +222,18 @@ class DiffusionModule(MeasuredModule):
         for name, metric in self._means.items():
             if name in saved:
                 metric.sums = self._own_share(saved[name]).to(metric.sums.device)
+            waiting = saved.get(f"{name}/{WAITING}")
+            if waiting and len(waiting[0]) == self.trainer.world_size:
+                metric.unpack([part[self.global_rank] for part in waiting])
+            elif waiting and self.global_rank == 0:
+                metric.unpack([part.flatten() for part in waiting])
+
+    def _of_all_ranks(self, own: Tensor) -> Tensor:
+        """What each rank has, ``(ranks, …)`` on the CPU; all ranks call it together."""
+        several = self.trainer.world_size > 1
+        ranks = self.all_gather(own.to(self.device) if several else own)
+        assert isinstance(ranks, Tensor)
+        return ranks.reshape(-1, *own.shape).cpu()
 
     def _own_share(self, sums: Tensor) -> Tensor:
         """This rank's part of the sums of all; the first has all, if their number has changed."""
@@ -242,6 +256,8 @@ class DiffusionModule(MeasuredModule):
 
         To be called by all ranks together.
         """
+        for metric in self._means.values():
+            metric.add_up()
         metrics = self.training_metrics()
         self.mean_objective.reset()
         self.mean_norm.reset()
@@ -253,17 +269,19 @@ class DiffusionModule(MeasuredModule):
         """Mean of what is minimised since the last call of :meth:`pop_training_metrics`, of this
         rank's examples alone. It waits for the device.
         """
-        total, examples = self.mean_objective.sums
+        total, examples = self.mean_objective.settled().sums
         return float(total / examples)
 
     def training_metrics(self) -> dict[str, float]:
         """The same, without beginning anew; all ranks call it together."""
-        if not self.mean_objective.update_called:
+        objective, norm = self.mean_objective.settled(), self.mean_norm.settled()
+        if not objective.update_called:
             return {}
-        metrics: dict[str, float] = {TRAIN_OBJECTIVE: self.mean_objective.compute()}
-        if self.mean_norm.update_called:
-            metrics[GRADIENT_NORM] = self.mean_norm.compute()
-        errors = self.mean_error.compute() if self.mean_error.update_called else {}
+        metrics: dict[str, float] = {TRAIN_OBJECTIVE: objective.compute()}
+        if norm.update_called:
+            metrics[GRADIENT_NORM] = norm.compute()
+        error = self.mean_error.settled()
+        errors = error.compute() if error.update_called else {}
         if errors:
             mean = sum(errors[log_snr] for log_snr in self.measured_at) / len(self.measured_at)
             metrics[f"train/{self.error_name}"] = mean

@@ -128,15 +128,17 @@ def measures(evaluation: Mapping[str, Any]) -> bool:
     return bool(evaluation["metrics"] and (evaluation["n"] != 0 or evaluation["every"]))
 
 
-REFERENCES, ALL_FROM = 5000, 10_000
-"""Images of each split that few samples are compared with, and how many samples are not few."""
+FEWEST_REFERENCES, REFERENCES, FOR_EACH, ALL_FROM = 1500, 5000, 5, 10_000
+"""Images of each split that few samples are compared with: at least, at most, and for each of them;
+and how many samples are not few. Features of the images cost more than those of the samples.
+"""
 
 
 def references(n_reference: int | str | None, n: int) -> int | None:
     """Images of each split that ``n`` samples are compared with; ``None`` for all."""
     if n_reference != AUTO:
         return int(n_reference) if n_reference is not None else None
-    return None if n >= ALL_FROM else REFERENCES
+    return None if n >= ALL_FROM else max(FEWEST_REFERENCES, min(REFERENCES, FOR_EACH * n))
 
 
 class EvaluationOptions(Options):
@@ -170,7 +172,8 @@ class EvaluationOptions(Options):
     n_reference: Annotated[int, Field(ge=2)] | Auto | None = option(
         AUTO,
         f"images of each split to compare with, a fixed random choice; null: all; auto: "
-        f"{REFERENCES}, or all where {ALL_FROM} samples or more are measured",
+        f"{FOR_EACH} for each sample, {FEWEST_REFERENCES} to {REFERENCES}, or all where {ALL_FROM} "
+        f"samples or more are measured",
     )
     batch_size: Count = option(DRAWN_AT_ONCE, "drawn at once; halved where a GPU's memory ends")
     cache: str = option("~/.cache/betasigma", "folder of the data set's statistics")

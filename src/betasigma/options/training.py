@@ -115,11 +115,13 @@ class TrainingOptions(GuidedOptions):
     )
     log_every: Count = option(50, "steps between two values of the loss")
     validate_every: Count = option(1000, "steps between two validations")
-    sample_every: Count = option(1000, "steps between two sample grids")
+    sample_every: Count = option(500, "steps between two sample grids")
     checkpoint_every: Count = option(500, "steps between two checkpoints")
     wait_for_space: NonNegative = option(600.0, "seconds to wait where the disk is full")
     num_samples: Annotated[int, Field(ge=1, le=10_000)] | None = option(
-        None, "samples in a grid; null: 64, or what so short a training allows (at least 4)"
+        None,
+        "samples in a grid; null: 64, or what so short a training allows, and before the last one "
+        "what a tenth of the training does (at least 4)",
     )
 
 

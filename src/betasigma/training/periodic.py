@@ -63,7 +63,8 @@ class SampleGrids(Periodic):
 
     Args:
         run: the run directory; pictures go to ``samples/step_<step>.png``.
-        draw: ``draw(denoiser)`` returns uint8 images or points, and how they were drawn.
+        draw: ``draw(denoiser, n)`` returns uint8 images or points, and how they were drawn.
+        sizes: n between two steps, and after the last one.
         every, watch: see :class:`Periodic`.
         wait: seconds to wait for space on the disk.
     """
@@ -73,27 +74,31 @@ class SampleGrids(Periodic):
     def __init__(
         self,
         run: Path,
-        draw: Callable[[DenoiserLike], tuple[Tensor, str]],
+        draw: Callable[[DenoiserLike, int], tuple[Tensor, str]],
+        sizes: tuple[int, int],
         every: int,
         watch: Stopwatch,
         wait: float,
     ) -> None:
         super().__init__(every, watch)
         self._run, self._draw, self._wait = run, draw, wait
+        self._between, self._last_size = sizes
 
     def done(self, step: int) -> bool:
         return self._path(step).exists()
 
     def act(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
-        self.show(trainer, module, step)
+        self.show(trainer, module, step, self._between)
 
     def _path(self, step: int) -> Path:
         return self._run / SAMPLES / f"step_{step:07d}.png"
 
-    def show(self, trainer: Trainer, module: MeasuredModule, step: int) -> None:
-        """Draw, save and log the samples of this step."""
+    def show(
+        self, trainer: Trainer, module: MeasuredModule, step: int, n: int | None = None
+    ) -> None:
+        """Draw, save and log the samples of this step, by default as many as after the last."""
         if trainer.is_global_zero:
-            samples, how = self._draw(module.average)
+            samples, how = self._draw(module.average, self._last_size if n is None else n)
             image, caption = picture(samples), f"step {step}: {how}"
             path = self._path(step)
             write_patiently(lambda: save(image, path, caption), path, self._wait)

@@ -62,8 +62,8 @@ FEWEST = 16
 
 
 def shown_samples(content: Config, nfe: int) -> int:
-    """How many samples a grid has: those that are asked for, else ``GRID_SAMPLES`` or as many as
-    cost no more than the training of the whole run; at least ``FEWEST_SHOWN``.
+    """How many samples the last grid has: those that are asked for, else ``GRID_SAMPLES`` or as
+    many as cost no more than the training of the whole run; at least ``FEWEST_SHOWN``.
 
     Args:
         content: the whole config.
@@ -75,14 +75,27 @@ def shown_samples(content: Config, nfe: int) -> int:
     return max(FEWEST_SHOWN, min(GRID_SAMPLES, _evaluations(content) // nfe))
 
 
+def shown_between(content: Config, nfe: int) -> int:
+    """How many of them a grid before the last one has: as many as cost no more than a tenth of the
+    training since the grid before it, unless a number is asked for. Arguments as above.
+    """
+    last = shown_samples(content, nfe)
+    if content["training"]["num_samples"] is not None:
+        return last
+    trained = EVALUATIONS * content["batch_size"] * content["training"]["sample_every"]
+    return max(FEWEST_SHOWN, min(last, trained // (10 * nfe)))
+
+
 def measured_samples(content: Config, nfe: int) -> int:
     """How many samples are measured at the end: those that are asked for, else ``SAMPLES`` or as
     many as cost no more than the training of the whole run; none below ``FEWEST_SAMPLES``.
+
+    A sample costs its ``nfe`` evaluations of the network and :data:`FEATURES` more.
     """
     asked: int | None = content["evaluation"]["n"]
     if asked is not None or not content["steps"]:
         return most_samples(asked)
-    found = min(SAMPLES, _evaluations(content) // nfe)
+    found = min(SAMPLES, _evaluations(content) // (nfe + FEATURES))
     return found if found >= FEWEST_SAMPLES else 0
 
 
@@ -90,6 +103,12 @@ def _evaluations(content: Config) -> int:
     """Evaluations of the network, of one example each, that cost as much as the training."""
     return int(EVALUATIONS * content["batch_size"] * content["steps"])
 
+
+FEATURES = 700
+"""Network evaluations that the features of a measured sample take as long as, those of the images
+it is compared with included: on a CPU, by EfficientNet-Lite0 and the network of the digits, the
+smallest.
+"""
 
 GRID_SAMPLES, FEWEST_SHOWN = 64, 4
 """Samples in a grid, and in the cheapest one."""
