@@ -268,7 +268,7 @@ class Denoiser(nn.Module):
         dtype = x_t.dtype if parameter is None else parameter.dtype
         x = (x_t if bool((c_in == 1).all()) else x_t * expand(c_in, x_t)).to(dtype)
         if x.ndim == 4 and self._channels_last:
-            x = x.contiguous(memory_format=torch.channels_last)
+            x = x.to(memory_format=torch.channels_last)
         noise = c_noise.to(dtype).to(x.device, non_blocking=True).expand(x.shape[0])
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
             output = self.network(x, noise, y)
@@ -290,8 +290,12 @@ class Denoiser(nn.Module):
 
     @property
     def _channels_last(self) -> bool:
-        weight = next((p for p in self.network.parameters() if p.ndim == 4), None)
-        return weight is not None and weight.is_contiguous(memory_format=torch.channels_last)
+        for weight in self.network.parameters():
+            if weight.ndim == 4:
+                last = weight.is_contiguous(memory_format=torch.channels_last)
+                if last != weight.is_contiguous():  # one of a single channel is both
+                    return last
+        return False
 
     def _time_shown(self, t: Tensor) -> Tensor:
         """The time that the network is told for ``t``: itself on the levels, by policy between

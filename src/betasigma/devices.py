@@ -46,7 +46,8 @@ def prepare_model(
 ) -> str | None:
     """Set memory format, number of threads and, on a CPU, the memory allocator.
 
-    ``channels_last=auto`` is true on GPUs only: on CPUs it makes group normalisation slower.
+    ``channels_last=auto`` is true on GPUs, and on CPUs for a network that says so
+    (:func:`faster_channels_last`).
 
     Args:
         denoiser: the model.
@@ -61,12 +62,26 @@ def prepare_model(
     if not gpu:
         keep_freed_memory()
     wanted = hardware["channels_last"]
-    last = gpu if wanted == "auto" else wanted
+    last = gpu or faster_channels_last(denoiser) if wanted == "auto" else wanted
     memory = torch.channels_last if last else torch.contiguous_format
     for parameter in denoiser.parameters():
         if parameter.ndim == 4:
-            parameter.data = parameter.data.contiguous(memory_format=memory)
+            # unlike contiguous(), it also arranges a weight of one channel, which has both formats
+            parameter.data = parameter.data.to(memory_format=memory)
     return None if gpu else fewer
+
+
+def faster_channels_last(denoiser: nn.Module) -> bool:
+    """Whether a network computes faster with channels last on this CPU.
+
+    Convolutions of float32 take channels last as they are on x86 processors with AVX2 or AVX-512,
+    where the default format is copied before and after each: a step of the digits' U-Net takes
+    0.94 of the time, an evaluation 0.90. In bfloat16 group normalisation makes up for it.
+    """
+    network = getattr(denoiser, "network", None)
+    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    in_float32 = getattr(denoiser, "precision", None) is None
+    return known and in_float32 and getattr(network, "channels_last_on_cpu", False)
 
 
 def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
