@@ -102,6 +102,18 @@ class MeasuredModule(LightningModule):
         self.log(name, value, on_epoch=True, logger=False, batch_size=size, sync_dist=True)
 
 
+def arrange_like_parameters(optimizer: Optimizer) -> None:
+    """Give what an optimizer keeps of each parameter the parameter's memory format.
+
+    A fused kernel takes both as they lie in memory. A checkpoint has the format of the machine that
+    wrote it, where the network may have had its channels last.
+    """
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class DiffusionModule(MeasuredModule):
     """Wires an objective and a denoiser to the Trainer.
 
@@ -151,6 +163,7 @@ class DiffusionModule(MeasuredModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.denoiser.parameters())
+        optimizer.register_load_state_dict_post_hook(arrange_like_parameters)
         schedule = self._lr_schedule(optimizer, self._warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
