@@ -16,6 +16,7 @@ import pytest
 from launching import ROOT, TINY, Outcome, launch
 
 from betasigma.commands import train as command
+from betasigma.launch import planning
 from betasigma.launch.snapshot import digest_of_code, keep_code
 from betasigma.runs.job_states import JobState, read_jobs
 from betasigma.runs.lock import LOCK
@@ -296,6 +297,12 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [job.directory.name for job in unknown] == ["queued", "no start", "again"]
     assert all("SLURM does not answer: it may wait or have ended" in job.error for job in unknown)
     assert "3 unknown" in launch("jobs", "sweep").out
+
+
+def test_a_job_of_which_slurm_says_nothing_goes_on_elsewhere_only() -> None:
+    unknown = JobState(Path("run"), "unknown", [], slurm="7_0")
+    assert planning._is_under_way(unknown, to_cluster=True)
+    assert not planning._is_under_way(unknown, to_cluster=False)
 
 
 def test_jobs_that_wait_for_a_living_command_are_queued(here: Path) -> None:
