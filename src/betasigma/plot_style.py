@@ -132,7 +132,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
         handles, labels = panel.get_legend_handles_labels()
         named |= dict(zip(labels, handles, strict=True))
     if named:
-        room = 16 * figure.get_figwidth() / (max(map(len, named)) + 8)
+        room = 14 * figure.get_figwidth() / (max(map(len, named)) + 8)
         columns = max(1, min(len(named), int(room)))
         figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=columns)
 

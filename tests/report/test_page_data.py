@@ -13,13 +13,14 @@ import torch
 import yaml
 from made import EXTRACTOR, level_of, make_run, write_status
 
+from betasigma.errors import UserError
 from betasigma.options.dashboards import DashboardOptions, SamplesOptions
 from betasigma.pictures import grid
 from betasigma.report import page_data as page_data_module
 from betasigma.report.page import in_script, render, to_json
-from betasigma.report.page_data import _fitting, _thinned, page_data, passes, shown
+from betasigma.report.page_data import _fitting, _thinned, page_data
 from betasigma.report.page_pictures import Album
-from betasigma.report.scan import find_recorded
+from betasigma.report.scan import check_filters, find_recorded, passes, shown
 from betasigma.report.series import read_series
 from betasigma.runs.record import Record
 from betasigma.runs.sweep_record import RecordedJob, SweepRecord, write_sweep
@@ -70,6 +71,11 @@ def test_filters_choose_runs_by_their_config(tmp_path: Path) -> None:
     (run,) = find_recorded([tmp_path / "b"])
     assert passes(run, {"optimizer.lr": 0.001, "seed": [3, 0]})
     assert not passes(run, {"optimizer.lr": 0.002})
+    check_filters([run], {"data.name": "digits"})
+    with pytest.raises(
+        UserError, match=r"no run has data\.name=mn; they have data\.name of digits"
+    ):
+        check_filters([run], {"data.name": "mn"})
 
 
 def test_data_of_one_name_and_other_images_are_told_apart(tmp_path: Path) -> None:

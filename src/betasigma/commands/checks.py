@@ -68,7 +68,7 @@ from betasigma.report.runs import (
     read_runs,
     runs_in,
 )
-from betasigma.report.scan import check_common, find_recorded, run_directories
+from betasigma.report.scan import check_common, check_filters, find_recorded, run_directories
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 from betasigma.runs.status import STATUS
 from betasigma.runs.sweep_record import SWEEP, read_sweep
@@ -615,6 +615,7 @@ def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
     with warnings.catch_warnings(action="ignore"):  # said when the runs are read again
         recorded = find_recorded(asked.runs)
     check_common(recorded)
+    check_filters(recorded, asked.dashboard.filters)
     asked.dashboard.check_metrics({name for run in recorded for name in run.metrics})
     if asked.to == "wandb":
         check_online("to=wandb")

@@ -26,7 +26,7 @@ from betasigma.options.dashboards import (
 from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED, Best
 from betasigma.plot_style import FAMILIES
 from betasigma.report.rows import INCIDENTAL
-from betasigma.report.scan import Recorded
+from betasigma.report.scan import LONGEST, Recorded, passes, shown
 from betasigma.report.series import Series
 from betasigma.report.work_time import WorkTime
 from betasigma.runs.directory import LOG, SUMMARY
@@ -44,9 +44,6 @@ DIGITS = 5
 
 TAIL = 16_384
 """Bytes of the end of a log that are read."""
-
-LONGEST = 300
-"""Characters of a value of a config, or of a line of a log, that are shown."""
 
 REST = "the rest"
 """Time that no kind of work is known of."""
@@ -152,26 +149,6 @@ def page_data(
 def panel_of(dashboard: DashboardOptions, kind: type[Kind]) -> Kind:
     """The first panel of a kind; its defaults where there is none."""
     return next((p for p in dashboard.panels.values() if isinstance(p, kind)), kind())
-
-
-def passes(run: Recorded, filters: Mapping[str, Any]) -> bool:
-    """Whether the config of a run has one of the values of each key."""
-    for key, wanted in filters.items():
-        text = str(shown(run.leaves.get(key)))
-        values = wanted if isinstance(wanted, list) else [wanted]
-        if not any(fnmatchcase(text, str(shown(value))) for value in values):
-            return False
-    return True
-
-
-def shown(value: Any) -> Any:
-    """A value of a config as a page holds it: numbers as they are, anything else as text."""
-    if isinstance(value, bool) or value is None:
-        return json.dumps(value)
-    if isinstance(value, int | float):
-        return value if math.isfinite(value) else str(value)
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 class _Wanted:

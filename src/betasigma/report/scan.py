@@ -7,17 +7,20 @@ read here may be damaged or of a stranger, so sizes are bounded and nothing is r
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from betasigma.errors import UserError
+from betasigma.options.base import typed
 from betasigma.report.run_configs import read_config
 from betasigma.report.runs import COMPOSED
 from betasigma.report.series import Series, read_series
@@ -29,6 +32,9 @@ from betasigma.runs.status import STATUS
 
 DEEPEST = 8
 """Directories are searched to this depth."""
+
+LONGEST = 300
+"""Characters of a value of a config, or of a line of a log, that are shown."""
 
 MOST_KEYS = 5000
 """Keys of a config that are taken."""
@@ -129,6 +135,43 @@ def check_common(runs: Sequence[Recorded]) -> None:
             f"runs: {first.directory} and {second.directory} have nothing in common: no metric of "
             f"one is in another"
         )
+
+
+def check_filters(runs: Sequence[Recorded], filters: Mapping[str, Any]) -> None:
+    """Refuse filters that leave no training run.
+
+    Raises:
+        UserError: naming the filters, and the values that the runs have.
+    """
+    trained = [run for run in runs if run.is_training]
+    if any(passes(run, filters) for run in trained):
+        return
+    known = [
+        f"{key} of {', '.join(dict.fromkeys(str(shown(run.leaves.get(key))) for run in trained))}"
+        for key in filters
+    ]
+    told = " and ".join(f"{key}={typed(value)}" for key, value in filters.items())
+    raise UserError(f"dashboard.filters: no run has {told}; they have {'; '.join(known)}")
+
+
+def passes(run: Recorded, filters: Mapping[str, Any]) -> bool:
+    """Whether the config of a run has one of the values of each key."""
+    for key, wanted in filters.items():
+        text = str(shown(run.leaves.get(key)))
+        values = wanted if isinstance(wanted, list) else [wanted]
+        if not any(fnmatchcase(text, str(shown(value))) for value in values):
+            return False
+    return True
+
+
+def shown(value: Any) -> Any:
+    """A value of a config as a page holds it: numbers as they are, anything else as text."""
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return value if math.isfinite(value) else str(value)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
 def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
