@@ -23,6 +23,7 @@ from made import EXTRACTOR, grow, level_of, make_run, write_status
 from scipy.stats import spearmanr
 
 from betasigma.options.dashboards import DashboardOptions, SamplesOptions
+from betasigma.plot_style import FAMILIES as FAMILY_COLOURS
 from betasigma.report.page import render
 from betasigma.report.page_data import page_data
 from betasigma.report.page_pictures import Album
@@ -499,7 +500,11 @@ def test_text_and_curves_stand_out_from_the_ground(shown: Page, theme: str) -> N
         "style(document.querySelector('.about')).color, style(document.querySelector('a')).color]"
     )
     ground, *inks = [luminance([int(n) for n in re.findall(r"\d+", word)]) for word in words]
-    curves = [trace["colour"] for trace in shown.charts("error")[0] if trace["name"]]
+    named = lines(shown.charts("error")[0])
+    if theme == "light":  # as in every plot
+        families = {name.split()[0]: trace["colour"] for name, trace in named.items()}
+        assert families == {family: FAMILY_COLOURS[family] for family in FAMILIES}
+    curves = [trace["colour"] for trace in named.values()]
     drawn = [luminance([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in curves]
     assert all(contrast(ink, ground) >= 4.5 for ink in inks)
     assert all(contrast(ink, ground) >= 3 for ink in drawn)
