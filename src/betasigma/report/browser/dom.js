@@ -63,9 +63,9 @@ export function short(value) {
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? value.toExponential(2) : String(Number(value.toPrecision(4)));
 }
 
-/** A mean with its spread, where there is one. */
+/** A mean with its spread, where there is one beyond rounding. */
 export function spread(mean, std) {
-  return std ? `${short(mean)} ± ${Number(std.toPrecision(2))}` : short(mean);
+  return std > 1e-9 * Math.abs(mean) ? `${short(mean)} ± ${Number(std.toPrecision(2))}` : short(mean);
 }
 
 export function duration(seconds) {
