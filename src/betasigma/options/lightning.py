@@ -8,9 +8,10 @@ refused with the reason.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
 from betasigma.options.base import ComponentOptions, Options, option, parse_component, typed
 
@@ -72,6 +73,16 @@ class TrainerOptions(Options):
     benchmark: bool | None = option(None, "let cuDNN try its algorithms first")
     inference_mode: bool = option(True, "validate without any record for gradients")
     sync_batchnorm: bool = option(False, "share the statistics of batch normalisation")
+
+    @field_validator("max_time")
+    @classmethod
+    def _check_time(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"\d{1,4}:\d\d:\d\d:\d\d", value):
+            raise ValueError(
+                f"trainer.max_time={value} must be days, hours, minutes and seconds as "
+                f"DD:HH:MM:SS: '00:12:00:00' for twelve hours"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod
