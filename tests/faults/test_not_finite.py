@@ -156,7 +156,7 @@ def test_samples_that_are_not_finite_are_counted_and_not_measured(
         outcome = launch("train", *TINY, *words, "evaluation.metrics=[fd,neighbours]")
     assert outcome.status == 0, outcome.err
     assert "1 of 4 samples are not finite" in outcome.err
-    measured = {row["metric"]: row for row in Record.of(outcome.run).rows() if row["n"]}
+    measured = {row["metric"]: row for row in Record.of(outcome.run).rows() if row["extractor"]}
     assert measured.keys() == {"val/not_finite_samples", "val/fd_identity_floor"}
     assert measured["val/not_finite_samples"]["value"] == "1"
     drawn = launch("sample", f"run={outcome.run}", "n=4", "sampler=ddim", "sampler.steps=2")
