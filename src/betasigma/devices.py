@@ -86,8 +86,8 @@ def faster_channels_last(denoiser: nn.Module) -> bool:
 
 def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
     """Set the number of PyTorch's threads: that of the config, else the environment's own, else
-    that of the run which is continued, else this process's share of the CPUs that are idle. With
-    ``deterministic`` it is the share of all CPUs, whatever others do.
+    that of the run which is continued, else as many as CPUs are idle. With ``deterministic``, and
+    in one of several processes, it is the share of all CPUs, whatever others do.
 
     PyTorch's default counts the CPUs of a machine whatever the quota of a container is.
 
@@ -109,10 +109,10 @@ def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
     share = cpus_of_a_process(devices)
     if begun_with is not None:
         wanted, why = begun_with, "the run began with it"
-    elif hardware["deterministic"]:
+    elif hardware["deterministic"] or devices > 1:  # processes of a run would see one another
         wanted, why = share, ""
     else:
-        wanted, why = max(1, idle_cpus() // devices), "other processes use the rest"
+        wanted, why = idle_cpus(), "other processes use the rest"
     threads = min(share, wanted)
     torch.set_num_threads(threads)
     if threads == share:
