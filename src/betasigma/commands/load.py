@@ -91,7 +91,9 @@ def weights_key(loaded: Loaded) -> str:
     tensors = {**dict(loaded.denoiser.named_buffers()), **loaded.denoiser.state_dict()}
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        # a copy: what contiguous() leaves as it is may have a stride that has no bytes to view
+        plain = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(plain.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
