@@ -39,6 +39,7 @@ def in_another_process():
     return step
 
 
+@pytest.mark.slow
 def test_a_candidate_apart_times_itself_and_touches_nothing_here():
     with Apart(in_another_process) as apart:
         timings = interleaved({"apart": apart}, rounds=1, warmup=1)

@@ -243,6 +243,7 @@ def test_of_the_loss_only_the_reduction_matters(here: Path) -> None:
 # ---------------------------------------------------------------- the end of a sweep
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_one_table_and_one_plot(here: Path) -> None:
     outcome = launch(
         "train",

@@ -103,4 +103,4 @@ def test_of_a_mixture_it_is_the_mixture(here: Path) -> None:
     done("compare", f"runs=[{run}]", "metrics=[val/denoising_error]")
     (table,) = here.glob("outputs/*_compare_*/table.csv")
     with table.open(newline="") as file:
-        assert any(row[0] == "val/denoising_error" for row in csv.reader(file))
+        assert any(row[0] == "val/denoising_error n=20" for row in csv.reader(file))

@@ -270,10 +270,10 @@ def test_compare_prints_a_table_and_draws_the_curves(
         header, *rows = csv.reader(file)
     assert header == ["metric", ddpm_run.name, ncsn_run.name]
     table = {row[0]: row[1:] for row in rows}
-    last = [
-        Record(run / "metrics.csv").curve("val/objective")[1][-1] for run in (ddpm_run, ncsn_run)
-    ]
-    assert table["val/objective"] == [f"{value:.4g}" for value in last]
+    rows_of_runs = [Record(run / "metrics.csv").rows() for run in (ddpm_run, ncsn_run)]
+    last = [[row for row in rows if row["metric"] == "val/objective"][-1] for rows in rows_of_runs]
+    (n,) = {row["n"] for row in last}
+    assert table[f"val/objective n={n}"] == [f"{float(row['value']):.4g}" for row in last]
     with Image.open(out / "curves.png") as image:
         assert image.width > 2 * 500  # two metrics side by side
         assert len(image.convert("RGB").getcolors(1 << 24)) > 10

@@ -348,6 +348,7 @@ def sweep(*overrides: str) -> tuple[Outcome, list[Path]]:
     return outcome, sorted(path.parent for path in Path.cwd().glob("outputs/*/*/config.yaml"))
 
 
+@pytest.mark.slow
 def test_each_job_of_a_sweep_has_its_family_s_defaults(here: Path) -> None:
     outcome, runs = sweep("model=ddpm,ncsn", "seed=1,2", "steps=2", "sampler.steps=2")
     assert outcome.status == 0, outcome.err

@@ -45,6 +45,7 @@ def colours(path: Path) -> int:
         return len(image.convert("RGB").getcolors(1 << 24) or ())
 
 
+@pytest.mark.slow
 def test_everything_is_drawn_without_a_run(here: Path) -> None:
     out, numbers, told = drawn("sigmas=[0.05,0.4]")
     for name in ("filmstrip", "vector_field", "score_error", "mode_weights"):

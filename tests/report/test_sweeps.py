@@ -57,6 +57,7 @@ def test_one_run_is_no_comparison(here: Path) -> None:
     assert not list(here.glob("outputs/*_sweep_*/summary.csv"))
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own(here: Path) -> None:
     """Rows are its points in their order; a word that chooses the model as well is refused."""
     group = here / "configs" / "depth"
