@@ -47,7 +47,8 @@ def prepare_model(
     """Set memory format, number of threads and, on a CPU, the memory allocator.
 
     ``channels_last=auto`` is true on GPUs, and on CPUs for a network that says so
-    (:func:`faster_channels_last`).
+    (:func:`faster_channels_last`); not where parameters are shared out, which PyTorch does in the
+    default format alone.
 
     Args:
         denoiser: the model.
@@ -63,6 +64,8 @@ def prepare_model(
         keep_freed_memory()
     wanted = hardware["channels_last"]
     last = gpu or faster_channels_last(denoiser) if wanted == "auto" else wanted
+    if hardware["strategy"] == "fsdp":
+        last = False
     memory = torch.channels_last if last else torch.contiguous_format
     for parameter in denoiser.parameters():
         if parameter.ndim == 4:

@@ -58,7 +58,7 @@ def published(here: Path, inception_file: Path, monkeypatch: pytest.MonkeyPatch)
     for file in catalog.describe("cifar10").files:
         (here / "data" / file).parent.mkdir(parents=True, exist_ok=True)
         (here / "data" / file).write_bytes(b"")
-    monkeypatch.setitem(sources._TORCHVISION, "cifar10", FewPictures)
+    monkeypatch.setattr(sources, "_torchvision_class", lambda name: FewPictures)
     monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
     weights = checkpoint_dir()
     weights.mkdir(parents=True)

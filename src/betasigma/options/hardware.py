@@ -45,6 +45,9 @@ class HardwareOptions(Options):
         if not composition.trains:
             why = "with model=oracle, which has no network"
             return dict.fromkeys(("compile", "precision", "channels_last"), why)
+        if self.strategy == "fsdp":
+            why = "with hardware.strategy=fsdp, which shares out parameters in the default format"
+            return {"channels_last": why}
         if composition.data.points:
             return {"channels_last": f"on data={composition.data.name}: points have no channels"}
         return {}
