@@ -130,7 +130,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     for result in results:
         size, load = _words(result["options"]), result["machine"]["load"][0]
         lines += [f"## {result['name']}", ""]
-        if result["machine"]["gpus"] != results[0]["machine"]["gpus"]:
+        if any(result["machine"][k] != results[0]["machine"][k] for k in ("gpus", "processor")):
             lines += [_machine(result["machine"]), ""]
         lines += [f"{size}, {result['seconds']:.0f} s, load {load} at its end.", ""]
         for table in result["tables"]:
