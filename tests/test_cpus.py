@@ -143,7 +143,7 @@ def test_of_an_unknown_system_all_are_idle(tmp_path, monkeypatch):
     assert idle_cpus() == 2
 
 
-HARDWARE = {"threads": None, "devices": 1, "accelerator": "cpu", "deterministic": False}
+HARDWARE = {"threads": None, "devices": 1, "nodes": 1, "accelerator": "cpu", "deterministic": False}
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,8 @@ def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
     share = cpus_of_a_process(devices)
     if begun_with is not None:
         wanted, why = begun_with, "the run began with it"
-    elif hardware["deterministic"] or devices > 1:  # processes of a run would see one another
+    elif uses_gpu(hardware) or hardware["deterministic"] or devices * hardware["nodes"] > 1:
+        # on a GPU it is not the threads that compute; processes of a run would see one another
         wanted, why = share, ""
     else:
         wanted, why = idle_cpus(), "other processes use the rest"

@@ -378,3 +378,16 @@ def needing(name: str) -> AbstractContextManager[Any]:
     if package is None or find_spec(package) is not None:
         return nullcontext()
     return pytest.raises(UserError, match=f"logger={name} needs the")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], 100),
+        (["schedule=cosine", "beta.steps=40"], 40),
+        (["schedule=geometric"], 10),
+        (["beta.steps=40", "sampler.steps=60"], 60),
+    ],
+)
+def test_ddpm_samples_on_100_of_its_levels_or_all(words: list[str], expected: int) -> None:
+    assert config(*words)["sampler"]["steps"] == expected

@@ -47,6 +47,8 @@ DAMAGED = {
     "half a row": "7,1.5,val/a",
     "rows run together": "7,1.5,val/a,1.08,1.5,val/a,2.0,,,,,,,,,,,",
     "no number": "7,1.5,val/a,one,,,,,,,,,,,",
+    "a step of 65 bits": "18446744073709551616,1.5,val/a,1.0,,,,,,,,,,,",
+    "no number of examples": "7,1.5,val/a,1.0,many,,,,,,,,,,",
     "no time": "7,nan,val/a,1.0,,,,,,,,,,,",
     "a comma in a name": '7,1.5,"val/a, b",1.0,,,,,,,,,,,',
     "a comma in a setting": '7,1.5,val/a,1.0,5,,,,,,,,,"x=[1,2]",',

@@ -94,9 +94,9 @@ def test_a_validation_costs_a_tenth_of_the_steps_before_it(
     ("steps", "nfe", "between", "last", "measured"),
     [
         (2000, 50, 64, 64, 500),
-        (2000, 1000, 19, 64, 768_000 // (1000 + FEATURES)),  # 192,000 evaluations between two grids
-        (100, 50, 64, 64, 51),
-        (60, 50, 64, 64, 0),  # 30 would be too few to be worth it
+        (2000, 1000, 19, 64, 500),  # 192,000 evaluations between two grids
+        (100, 50, 64, 64, 38_400 // (50 + FEATURES)),
+        (20, 50, 64, 64, 0),  # 34 would be too few to be worth it
         (1, 1000, 4, 4, 0),
     ],
 )

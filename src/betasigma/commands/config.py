@@ -19,6 +19,14 @@ from betasigma.options.networks import NetworkOptions
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
 from betasigma.runs.record import current_name
 
+
+def at_most(most: int, *others: Any) -> int:
+    """The least of some numbers; what is none is left out."""
+    return min([most, *(other for other in others if isinstance(other, int))])
+
+
+OmegaConf.register_new_resolver("at_most", at_most, replace=True)
+
 STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
 
 

@@ -68,8 +68,8 @@ def training_images(run: Recorded) -> Tensor | None:
     """Training images of a run, uint8 ``(N, C, H, W)``; ``None`` where they are not at hand, and of
     points. Nothing is downloaded.
     """
-    content = complete(run.config)
     try:
+        content = complete(run.config)
         source = open_split(content["data"], "train", content["seed"])
     except (UserError, OSError, KeyError) as error:
         warn(f"no real images of {run.data[0]} on the page: {error}")

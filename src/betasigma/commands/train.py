@@ -108,6 +108,7 @@ from betasigma.training.trainer import (
     GRID_SAMPLES,
     PER_IMAGE,
     affordable_validation,
+    cost_of_measured,
     make_callbacks,
     make_trainer,
     measured_samples,
@@ -335,11 +336,12 @@ def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str,
         n, n_during = measured_samples(content, each), measured["n_during"]
     else:
         n, n_during = 0, 0
+    measure = cost_of_measured(each)
     between, last = each * shown_between(content, each), each * shown_samples(content, each)
     return {
         VALIDATION: Work(PER_IMAGE * data.validated, validation_interval(content), with_last=True),
         SAMPLING: Work(between, settings["sample_every"], last),
-        EVALUATION: Work(each * n_during, measured["every"], each * n),
+        EVALUATION: Work(measure * n_during, measured["every"], measure * n),
         LIKELIHOOD: Work(after=_of_likelihood(content, data, schedule)),
     }
 

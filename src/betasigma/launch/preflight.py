@@ -189,8 +189,8 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     Studies(config).check(overrides)
     starter = started_by()
     if app.needs_machine:
-        check_machine(config)
         fit_processes(config, starter)
+        check_machine(config)
     directory = app.check(config, overrides)
     refuse_unsearched(config, overrides)
     decision = app.decide(config)

@@ -240,6 +240,7 @@ class DiffusionModule(MeasuredModule):
                 metric.unpack([part[self.global_rank] for part in waiting])
             elif waiting and self.global_rank == 0:
                 metric.unpack([part.flatten() for part in waiting])
+                metric.add_up()  # all ranks must have as much waiting
 
     def _of_all_ranks(self, own: Tensor) -> Tensor:
         """What each rank has, ``(ranks, …)`` on the CPU; all ranks call it together."""

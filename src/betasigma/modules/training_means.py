@@ -47,7 +47,7 @@ class TrainingMean(Metric):
         examples as the others.
         """
         self.waiting.append(tuple(value.detach() for value in values))
-        if len(self.waiting) == AT_ONCE:
+        if len(self.waiting) >= AT_ONCE:
             self.add_up()
 
     def add_up(self) -> None:

@@ -27,7 +27,7 @@ class HardwareOptions(Options):
     )
     precision: Literal["auto", "bf16", "32"] | int = option("auto", "of the network's arithmetic")
     channels_last: bool | Literal["auto"] = option(
-        "auto", "memory format of the network; auto: on GPUs, and a U-Net's in float32 on CPUs"
+        "auto", "memory format of the network; auto: on GPUs, and a U-Net's in float32 on x86 CPUs"
     )
     compile: bool | Literal["auto", "cuda_graphs"] = option(
         "auto",

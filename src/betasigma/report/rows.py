@@ -117,29 +117,31 @@ def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for setting in settings_of(runs):
         parts = _measured_alike(setting.runs)
-        for measured, found in parts:
+        for measured, found, first in parts:
             columns = dict.fromkeys(column for values in found for column in values)
             values = {c: [one[c] for one in found if c in one] for c in columns}
             step = f", at step {measured['step']:g}" if len(parts) > 1 else ""
             described = {"run": setting.label + step, "seeds": str(len(found))}
-            how = measured_by(setting.runs[0].last, "val")
+            how = measured_by(first.last, "val")
             rows.append(Row(described, values, setting.family, how))
     return rows
 
 
-def _measured_alike(runs: Sequence[Run]) -> list[tuple[Values, list[Values]]]:
-    """What runs have found, with those together that have measured alike: how, and the values."""
-    parts: list[tuple[Values, list[Values]]] = []
+def _measured_alike(runs: Sequence[Run]) -> list[tuple[Values, list[Values], Run]]:
+    """What runs have found, with those together that have measured alike: how, the values, and the
+    first of them.
+    """
+    parts: list[tuple[Values, list[Values], Run]] = []
     for run in runs:
         found = of_training(run)
         own = {key: found[key] for key in ("n", "NFE") if key in found} | {"step": last_step(run)}
-        for measured, values in parts:
+        for measured, values, _ in parts:
             if all(measured.get(key, value) == value for key, value in own.items()):
                 measured |= own
                 values.append(found)
                 break
         else:
-            parts.append((own, [found]))
+            parts.append((own, [found], run))
     return parts
 
 

@@ -44,7 +44,7 @@ class Run:
     @property
     def last(self) -> list[RecordedRow]:
         """Of each series the last row, in the order in which they were recorded."""
-        ordered = sorted(self.series, key=lambda series: (series.times[-1], series.end))
+        ordered = sorted(self.series, key=lambda series: series.end)
         return [series.row(-1) for series in ordered]
 
     @property

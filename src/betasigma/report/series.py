@@ -6,12 +6,12 @@ import math
 from array import array
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import cast, get_args
 
-from betasigma.options.training import LEAST, Best
+from betasigma.options.evaluation import METRICS
+from betasigma.options.training import LEAST, SPEED, Best
 from betasigma.runs.record import COLUMNS, CONTEXT, Columns, Record
 
 RecordedRow = dict[str, str]
@@ -53,14 +53,20 @@ def read_series(record: Record) -> list[Series]:
     """
     if not record.path.is_file():
         return []
-    state = record.path.stat()
-    return _series(record.path, state.st_size, state.st_mtime_ns)
+    stat = record.path.stat()
+    state = stat.st_size, stat.st_mtime_ns
+    kept = _kept.get(record.path)
+    if kept is None or kept[0] != state:
+        kept = _kept[record.path] = (state, _series(record))
+    return kept[1]
 
 
-@lru_cache(maxsize=10_000)
-def _series(path: Path, size: int, changed: int) -> list[Series]:
-    """Series of a record in this state."""
-    columns, lines = Record(path).split()
+_kept: dict[Path, tuple[tuple[int, int], list[Series]]] = {}
+"""Size and time of change of each record that was read, and its series."""
+
+
+def _series(record: Record) -> list[Series]:
+    columns, lines = record.split()
     plain = [
         Series(metric=metric, context={}, best=_best(metric), **vars(own))
         for metric, own in columns.items()
@@ -75,8 +81,9 @@ def _series(path: Path, size: int, changed: int) -> list[Series]:
         series = found.get(key)
         if series is None:
             context = {COLUMNS[at]: line[at] for at in apart if line[at]}
-            known = _best(key[0], line[best])
-            series = found[key] = Series(metric=key[0], context=context, best=known)
+            series = found[key] = Series(metric=key[0], context=context, best=None)
+        if series.best is None or line[best]:  # an earlier version did not record it
+            series.best = _best(key[0], line[best])
         series.steps.append(int(line[0]))
         series.times.append(float(line[1]))
         series.values.append(float(line[3]))
@@ -87,10 +94,18 @@ def _series(path: Path, size: int, changed: int) -> list[Series]:
 
 
 def _best(metric: str, recorded: str = "") -> Best | None:
-    """Which value of a metric is its best: as it was recorded, or as training has it."""
+    """Which value of a metric is its best: as it was recorded, or as its name says."""
     if recorded in get_args(Best):
         return cast(Best, recorded)
-    return "min" if any(fnmatchcase(metric, pattern) for pattern in LEAST) else None
+    if metric == SPEED:
+        return "max"
+    if any(fnmatchcase(metric, pattern) for pattern in LEAST):
+        return "min"
+    kind, _, rest = metric.partition("/")[2].partition("_")
+    known = METRICS.get("fd" if kind == "fid" else kind)
+    if known is None or known.higher_is_better is None or rest.endswith("floor"):
+        return None
+    return "max" if known.higher_is_better else "min"
 
 
 def _number(text: str) -> float:

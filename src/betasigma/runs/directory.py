@@ -95,16 +95,24 @@ KERNELS = "TORCHINDUCTOR_CACHE_DIR"
 """PyTorch's environment variable of the folder of compiled kernels."""
 
 
+OWN_KERNELS = "BETASIGMA_KERNELS"
+"""The same as a command of ours has set it, which a job on another machine does not take over."""
+
+
 def kernel_folder() -> Path:
     """Where compiled kernels are kept, for the next process that computes the same: where the
     user says so, else in the cache.
     """
-    return Path(os.environ.get(KERNELS) or cache_folder() / "compiled")
+    given = os.environ.get(KERNELS)
+    users_own = given and given != os.environ.get(OWN_KERNELS)
+    return Path(given) if given and users_own else cache_folder() / "compiled"
 
 
 def keep_kernels() -> None:
     """Have PyTorch keep compiled kernels there. It may choose a folder when it is imported."""
-    os.environ[KERNELS] = str(kernel_folder())
+    folder = str(kernel_folder())
+    if folder != os.environ.get(KERNELS):
+        os.environ[KERNELS] = os.environ[OWN_KERNELS] = folder
 
 
 def new_directory(name: str) -> str:

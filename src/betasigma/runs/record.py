@@ -26,6 +26,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ CONTEXT = (
 )
 COLUMNS = ("step", "time", "metric", "value", *CONTEXT)
 METRIC = COLUMNS.index("metric")
+SIZES = COLUMNS.index("n"), COLUMNS.index("nfe")
 
 
 @dataclass
@@ -188,7 +190,7 @@ class Record:
                 raise ValueError
             for metric, own in found.items():
                 columns.setdefault(current_name(metric), Columns()).extend(*own)
-        except ValueError:  # it is damaged: line by line
+        except (ValueError, OverflowError):  # it is damaged: line by line
             return {}, self._lines(text)
         return columns, self._lines("\n".join(others))
 
@@ -218,11 +220,12 @@ def format_settings(settings: Mapping[str, Any]) -> str:
 
 
 def _has_numbers(line: Sequence[str]) -> bool:
-    """Whether step, time and value are numbers."""
+    """Whether step, time, value, n and NFE are numbers, and the step one of 64 bits."""
     step, now, _, value = line[:4]
     try:
-        int(step), float(value)
-        return not math.isnan(float(now))
+        float(value)
+        sizes = [float(line[place]) for place in SIZES if line[place]]
+        return abs(int(step)) < 2**63 and not math.isnan(float(now)) and all(map(isfinite, sizes))
     except ValueError:
         return False
 

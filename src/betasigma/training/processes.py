@@ -115,9 +115,8 @@ def shared_work(hardware: dict[str, Any], start: Start) -> Iterator[torch.device
         strategy=DDPStrategy(process_group_backend="gloo", timeout=LONGEST_WAIT),
         plugins=[_environment()],
     )
+    use_threads({**hardware, "devices": devices})  # which the others are told
     with _command_of_this_run(start):
-        use_threads({**hardware, "devices": devices})
-        os.environ[THREADS] = str(torch.get_num_threads())
         if process_rank() != 0 and started_by() is None:
             _end_with_parent()
         fabric.launch()
