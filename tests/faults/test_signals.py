@@ -18,6 +18,7 @@ from betasigma.modules import DiffusionModule
 from betasigma.runs.checkpoint import read
 from betasigma.runs.record import Record
 from betasigma.runs.status import INTERRUPTED, read_status
+from betasigma.training.checkpoints import Checkpoints
 
 
 def step(run: Path) -> int:
@@ -167,3 +168,24 @@ def test_a_signal_to_a_process_of_its_own(tmp_path: Path, number: signal.Signals
     )
     assert whole.returncode == 0
     assert found == rows(tmp_path / "whole")
+
+
+def test_a_signal_between_a_batch_and_its_step_moves_no_validation(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning has counted the batch, by which it validates; its step comes after the resume."""
+    original = Checkpoints.on_train_batch_start
+
+    def interrupted(self: Checkpoints, trainer: Any, *rest: Any) -> None:
+        if trainer.global_step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, trainer, *rest)
+
+    words = ("hydra.run.dir=run", "steps=8", "training.validate_every=4")
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "on_train_batch_start", interrupted)
+        assert launch("train", *TINY, *words).status == 128 + signal.SIGTERM
+    run = here / "run"
+    assert step(run) == 3
+    assert launch("train", *TINY, *words).status == 0
+    assert Record.of(run).curve("val/objective")[0] == [4, 8]

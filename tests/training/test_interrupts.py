@@ -31,7 +31,11 @@ def group() -> Iterator[None]:
 def test_a_signal_during_the_exchange_stops_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes spend most of a step's end in the exchange: the slower one is waited for there."""
     interrupts = Interrupts(Display(quiet=True), 100, lambda trainer: None, None, 60.0)
-    trainer: Any = SimpleNamespace(world_size=2, global_step=0, should_stop=False)
+    progress = SimpleNamespace(total=SimpleNamespace(ready=0))
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
+    trainer: Any = SimpleNamespace(
+        world_size=2, global_step=0, accumulate_grad_batches=1, should_stop=False, fit_loop=loop
+    )
     module: Any = None
     interrupts.on_train_start(trainer, module)
     exchange = torch.distributed.all_reduce

@@ -150,6 +150,9 @@ class Interrupts(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        # by which Lightning validates; a signal may have come between a batch's count and its step
+        counted = trainer.fit_loop.epoch_loop.batch_progress.total
+        counted.ready = trainer.global_step * trainer.accumulate_grad_batches
         self._started = time.monotonic()
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, *STOPS):  # the Trainer restores the previous handlers
