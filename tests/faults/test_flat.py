@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from launching import TINY, launch
+from scipy.stats import theilslopes
 
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.training.progress import Metrics
@@ -47,11 +48,13 @@ class Usage:
         self.descriptors.append(len(list(DESCRIPTORS.iterdir())))
 
     def check(self, what: str, count: int, long: int) -> None:
-        """The slopes over the second half, when everything has been allocated once."""
+        """The slopes over the second half, when everything has been allocated once: medians over
+        pairs of looks (Theil & Sen), which something allocated once more hardly moves.
+        """
         half = len(self.bytes) // 2
         places = np.linspace(0, count, len(self.bytes))[half:]
         slopes = [
-            np.polyfit(places, values[half:], 1)[0] for values in (self.bytes, self.descriptors)
+            theilslopes(values[half:], places).slope for values in (self.bytes, self.descriptors)
         ]
         print(f"{what}: {slopes[0]:.1f} bytes and {slopes[1]:.2g} descriptors each, of {count}")
         assert slopes[0] * long < GROWTH
