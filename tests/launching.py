@@ -11,9 +11,10 @@ import importlib.util
 import io
 import json
 import re
+import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,6 +108,29 @@ def launch(app: str, *words: str) -> Outcome:
             traceback.print_exception(error)
             status = 1
     return Outcome(status, out.getvalue(), err.getvalue())
+
+
+def typed(
+    *words: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 300
+) -> Outcome:
+    """Run ``python train.py <words>`` in a process of its own, in ``cwd``.
+
+    Args:
+        words: of the command line.
+        cwd: where it is typed; here by default.
+        env: the whole environment; this process's by default.
+        timeout: seconds until it is given up.
+    """
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
 
 
 if __name__ == "__main__":

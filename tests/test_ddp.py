@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from launching import typed
 
 from betasigma.runs.checkpoint import read
 from betasigma.runs.record import Record
@@ -56,17 +57,9 @@ def train(folder: Path, *words: str) -> Done:
     """``python train.py <words>`` in a folder of its own."""
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BETASIGMA_CACHE": str(folder / "cache")}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words, *TINY],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Done(folder, done.stdout)
+    done = typed(*words, *TINY, cwd=folder, env=environment)
+    assert done.status == 0, done.out + done.err
+    return Done(folder, done.out)
 
 
 def jobs(folder: Path) -> list[Path]:

@@ -13,11 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
-from launching import ROOT, TINY, launch
+from launching import ROOT, TINY, Outcome, launch, typed
 from slurm_node import missing_program, slurm_here
 
 from betasigma.runs.checkpoint import read
@@ -27,25 +26,10 @@ from betasigma.runs.status import read_status
 from betasigma.runs.sweep_record import read_sweep
 
 
-class Done(NamedTuple):
-    status: int
-    out: str
-    err: str
-
-
-def train(folder: Path, *words: str, environment: dict[str, str] | None = None) -> Done:
+def train(folder: Path, *words: str, environment: dict[str, str] | None = None) -> Outcome:
     """``python train.py <words>`` in ``folder``."""
     known = {k: v for k, v in os.environ.items() if not k.startswith("HYDRA_")}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *words],
-        cwd=folder,
-        env=known | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return typed(*words, cwd=folder, env=known | (environment or {}), timeout=240)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """How many CPUs this process may use, and how many of them others leave idle.
 
 PyTorch shares an operation among threads that wait for one another. Where other processes take
-CPUs, all wait for the slowest thread: beside one busy process, two threads on two CPUs do 0.2 to
-0.95 of what one does alone, however they wait (``benchmarks/neighbours.py``). So a command looks at
-the machine once, when it starts, and takes as many threads as CPUs are idle then. The number stays,
+CPUs, all wait for the slowest thread: beside one busy process, two threads on two CPUs do a sixth
+of what one does, or at best as much (``benchmarks/neighbours.py``). So a command looks at the
+machine once, when it starts, and takes as many threads as CPUs are idle then. The number stays,
 since the last bits of sums depend on it.
 """
 

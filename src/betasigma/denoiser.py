@@ -59,6 +59,32 @@ def refuse_not_finite(output: Tensor, t: float) -> None:
         )
 
 
+@contextmanager
+def refusing_steep_flow(tolerance: str, remedy: str) -> Iterator[None]:
+    """Refuse a flow in whose integration torchdiffeq's steps become 0 or infinite in this block.
+
+    Args:
+        tolerance: to which it is followed, for the message.
+        remedy: what may help beside more training, for the message.
+
+    Raises:
+        UserError: where that happens. What else is raised, by a network of one's own say, passes.
+    """
+    try:
+        yield
+    except (AssertionError, OverflowError) as error:
+        if isinstance(error, AssertionError) and not str(error).startswith(SOLVER_GIVES_UP):
+            raise
+        raise UserError(
+            f"the flow of this model is too steep to be followed to {tolerance}: train it further, "
+            f"or give {remedy}"
+        ) from None
+
+
+SOLVER_GIVES_UP = ("underflow in dt", "non-finite values in state")
+"""How torchdiffeq's assertions begin."""
+
+
 def perturb(schedule: NoiseSchedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """x_t = α_t·x_0 + σ_t·ε (2.2, 2.17 of docs/equations.md); ``t`` float64, ``()`` or ``(B,)``."""
     alpha, sigma, _ = schedule.at(t)

@@ -106,9 +106,7 @@ def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
         return None
     if THREADS in os.environ:
         return None
-    devices = hardware["devices"]
-    if devices == "auto":
-        devices = max(1, torch.cuda.device_count()) if uses_gpu(hardware) else 1
+    devices = devices_of_training(hardware)
     share = cpus_of_a_process(devices)
     if begun_with is not None:
         wanted, why = begun_with, "the run began with it"
@@ -169,6 +167,13 @@ def move_to_device(
     device = device or torch.device("cuda" if gpu else "cpu")
     prepare_model(denoiser.to(device), hardware)
     return device
+
+
+def devices_of_training(hardware: Config) -> int:
+    """Devices of this machine that a training takes: as many as it is told, else every GPU."""
+    if hardware["devices"] != "auto":
+        return int(hardware["devices"])
+    return max(1, torch.cuda.device_count()) if uses_gpu(hardware) else 1
 
 
 def uses_gpu(hardware: Config) -> bool:

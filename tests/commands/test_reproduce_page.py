@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from launching import ROOT, launch
+from pipelines import save_pipeline
 
 from betasigma.data import catalog, sources
 from betasigma.evaluation.choice import checkpoint_dir
@@ -45,16 +45,8 @@ def published(here: Path, inception_file: Path, monkeypatch: pytest.MonkeyPatch)
     random weights, the data, and random weights of Inception where a download would put them.
     """
     torch.manual_seed(0)
-    model = UNet2DModel(
-        sample_size=32,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
     folder = here / "ddpm-ema-cifar10-32"
-    DDPMPipeline(model, DDPMScheduler(num_train_timesteps=100)).save_pretrained(folder)
+    save_pipeline(folder, image_size=32, levels=100)
     for file in catalog.describe("cifar10").files:
         (here / "data" / file).parent.mkdir(parents=True, exist_ok=True)
         (here / "data" / file).write_bytes(b"")

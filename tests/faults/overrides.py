@@ -185,7 +185,7 @@ def checked(case: Case) -> Composed:
         CHECKS["train"].check(config, overrides)
         refuse_unsearched(config, overrides)
         CHECKS["train"].decide(config)
-        CHECKS["train"].foretell(config)
+        CHECKS["train"].preview(config)
         return Composed(config)
     except Exception as error:
         if not is_refusal(error):

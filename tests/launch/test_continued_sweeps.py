@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import ROOT, TINY, Outcome, launch
+from launching import ROOT, TINY, Outcome, launch, typed
 
 from betasigma.commands import train as command
 from betasigma.launch import planning
@@ -125,16 +125,9 @@ def test_a_sweep_goes_on_in_the_processes_of_joblib(here: Path, half_a_sweep: Ou
     first = written(here / "sweep" / "seed=1")
     place = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     for words in (place, ["steps=3"]):
-        done = subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), "-m", "resume=sweep", *words],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "Joblib.Parallel(n_jobs=2" in done.stdout + done.stderr
+        done = typed("-m", "resume=sweep", *words, cwd=here, timeout=200)
+        assert done.status == 0, done.out + done.err
+        assert "Joblib.Parallel(n_jobs=2" in done.out + done.err
         record = read_sweep(here / "sweep")
         assert record is not None
         assert record.place == place

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import ROOT, TINY, launch
+from launching import ROOT, TINY, launch, typed
 from omegaconf import OmegaConf
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
@@ -136,15 +136,8 @@ def test_what_a_search_cannot_try_is_refused_before_it_starts(
 def test_jobs_of_joblib_s_processes_have_their_names(here: Path) -> None:
     pytest.importorskip("joblib")
     own = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2", "steps=1")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), *TINY, *own, "-m"],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    done = typed(*TINY, *own, "-m", cwd=here)
+    assert done.status == 0, done.err
     assert sorted(jobs(here)) == ["seed=1", "seed=2"]
     numbers = [json.loads((run / "status.json").read_text())["job"] for run in jobs(here).values()]
     assert sorted(numbers) == [0, 1]
@@ -216,16 +209,9 @@ def test_commands_that_are_printed_can_be_pasted(here: Path, chdir: str) -> None
     folder = here / "it's here"
     folder.mkdir()
     own = ("ema.decay=0.5,0.6", "seed=1,2", f"hydra.job.chdir={chdir}", "steps=1")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *own],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    sample, *_, resume = printed_commands(done.stdout)[:3]
+    done = typed("-m", *TINY, *own, cwd=folder)
+    assert done.status == 0, done.err
+    sample, *_, resume = printed_commands(done.out)[:3]
     continued = pasted(resume, folder)
     assert continued.returncode == 0, continued.stderr
     assert "continuing ddpm" in continued.stdout

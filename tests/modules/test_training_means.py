@@ -106,12 +106,12 @@ def test_what_a_step_puts_aside_is_added_up_as_if_at_once() -> None:
         at_once.update(error[part : part + 16], t[part : part + 16])
         by_steps.see(error[part : part + 16], t[part : part + 16])
     assert len(by_steps.waiting) == 3
-    found = by_steps.settled()
+    found = by_steps.added_up()
     assert found.compute() == pytest.approx(at_once.compute(), rel=1e-5)
     assert found.sums[1].sum() == len(error)
     assert len(by_steps.waiting) == 3  # a look changes nothing
     by_steps.reset()
-    assert by_steps.settled().sums.sum() == 0
+    assert by_steps.added_up().sums.sum() == 0
 
 
 def test_what_waits_in_a_checkpoint_is_added_up_in_the_same_order() -> None:
@@ -128,4 +128,4 @@ def test_what_waits_in_a_checkpoint_is_added_up_in_the_same_order() -> None:
     for piece in pieces[30:]:
         resumed.see(piece)
     assert torch.equal(resumed.sums, whole.sums)
-    assert torch.equal(resumed.settled().sums, whole.settled().sums)
+    assert torch.equal(resumed.added_up().sums, whole.added_up().sums)

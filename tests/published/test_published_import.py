@@ -14,6 +14,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from equality import CLOSE, images, output, random_weights, randomised
 from launching import launch
+from pipelines import save_pipeline
 from record import CASES, RECORDED, probes
 from safetensors.torch import save_file
 
@@ -145,15 +146,7 @@ def test_its_origin_is_kept(digits_run: str, digits_pipeline: Path) -> None:
 
 
 def test_data_of_a_name_are_those_of_its_config(tmp_path: Path) -> None:
-    model = UNet2DModel(
-        sample_size=64,
-        block_out_channels=(8, 8),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    DDPMPipeline(model, DDPMScheduler()).save_pretrained(tmp_path)
+    save_pipeline(tmp_path, image_size=64)
     asked = {"from": str(tmp_path), "data": {"name": "celeba"}}
     data = read_published(Import.parse(asked)).config["data"]
     assert (data["crop"], data["image_size"], data["root"]) == ("center_140", 64, "data")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launching import typed
 from torch import nn
 
 from betasigma.networks.refinenet import RefineNet
@@ -43,15 +42,9 @@ ONE, TWO = ("hardware.devices=1",), ("hardware.strategy=fsdp", "hardware.devices
 
 def train(run: Path, *words: str) -> dict:
     """The last checkpoint of ``python train.py`` in this run directory."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), f"hydra.run.dir={run}", *WORDS, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "BETASIGMA_CACHE": str(run.parent / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    environment = {"OMP_NUM_THREADS": "1", "BETASIGMA_CACHE": str(run.parent / "cache")}
+    done = typed(f"hydra.run.dir={run}", *WORDS, *words, env={**os.environ, **environment})
+    assert done.status == 0, done.out + done.err
     return read(run / "checkpoints" / "last.ckpt")
 
 

@@ -107,7 +107,7 @@ class AppChecks(NamedTuple):
     """
     decide: Callable[[DictConfig], Decision] = lambda config: NOTHING
     """Choose what the config leaves open."""
-    foretell: Callable[[DictConfig], str] = lambda config: ""
+    preview: Callable[[DictConfig], str] = lambda config: ""
     """Say what the command will do, in one line; empty where it says nothing."""
     enter: Callable[[DictConfig, Path], None] = lambda config, directory: None
     """Look at what the run directory holds already."""
@@ -573,7 +573,7 @@ def decide_train(config: DictConfig) -> Decision:
     return _extractor(config, find_facts({**data, "seed": config.seed}))
 
 
-def foretell_training(config: DictConfig) -> str:
+def preview_training(config: DictConfig) -> str:
     """What a training run will do, in one line."""
     content = plain(config)
     model, data, measured = content["model"]["name"], content["data"]["name"], content["evaluation"]
@@ -731,7 +731,7 @@ def _check_new(directory: Path, key: str) -> None:
 
 
 CHECKS = {
-    "train": AppChecks(check_train, decide_train, foretell_training, continue_in),
+    "train": AppChecks(check_train, decide_train, preview_training, continue_in),
     "sample": AppChecks(check_sample),
     "edit": AppChecks(check_edit),
     "compare": AppChecks(check_compare),

@@ -17,14 +17,14 @@ from betasigma.commands.measure import evaluations
 from betasigma.commands.train import make_model, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser, guided
-from betasigma.devices import prepare_model, uses_gpu
+from betasigma.devices import devices_of_training, prepare_model, uses_gpu
 from betasigma.display import Display
 from betasigma.networks.compiled import compile_in_place, is_compiled
 from betasigma.randomness import Stream
 from betasigma.runs.directory import kernel_folder, short
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.compiling import can_be_compiled, is_left_open
-from betasigma.training.trainer import make_trainer, measured_samples, shown_samples
+from betasigma.training.trainer import make_trainer, measured_samples, shown_between, shown_samples
 
 
 def compile_ahead(content: Config, data: ImageDataModule, display: Display) -> None:
@@ -65,8 +65,7 @@ def _take_steps(content: Config, data: ImageDataModule, display: Display) -> boo
     the order of a run. Return whether the network has been compiled.
     """
     hardware = content["hardware"]
-    devices = 1 if hardware["devices"] == "auto" else hardware["devices"]
-    processes = devices * hardware["nodes"]
+    processes = devices_of_training(hardware) * hardware["nodes"]
     alone = {**hardware, "devices": 1, "nodes": 1, "strategy": "auto"}
     content, _, _ = resolve_auto({**content, "hardware": alone}, data, display)
     data.batch_size = content["batch_size"] // processes
@@ -88,7 +87,7 @@ def _take_steps(content: Config, data: ImageDataModule, display: Display) -> boo
     sampler = make_sampler(content["sampler"])
     nfe = evaluations(sampler, average.schedule)
     measured = min(measured_samples(content, nfe), content["evaluation"]["batch_size"])
-    for n in (shown_samples(content, nfe), measured):
+    for n in {shown_between(content, nfe), shown_samples(content, nfe), measured}:
         if n:
             _take_step(average, sampler, content, n)
     return is_compiled(denoiser.network)

@@ -19,18 +19,20 @@ from betasigma.options.networks import NetworkOptions
 from betasigma.runs.header import check_plain, checkpoint_path, read_header
 from betasigma.runs.record import current_name
 
-
-def at_most(most: int, *others: Any) -> int:
-    """The least of some numbers; what is none is left out."""
-    return min([most, *(other for other in others if isinstance(other, int))])
-
-
-OmegaConf.register_new_resolver("at_most", at_most, replace=True)
-
 STANDARD_PRECONDITIONING = "betasigma.preconditioning.Preconditioning"
 
 
 Asked = TypeVar("Asked", bound=Options)
+
+
+def at_most(most: int, *limits: Any) -> int:
+    """What ``${at_most:most,…}`` is in a config: ``most``, or the least of the limits that are
+    known, if that is less.
+    """
+    return min([most, *(limit for limit in limits if isinstance(limit, int))])
+
+
+OmegaConf.register_new_resolver("at_most", at_most, replace=True)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from betasigma.display import Display, warn
 from betasigma.errors import UserError
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.reference import DataSource
-from betasigma.evaluation.sharding import shard
+from betasigma.evaluation.sharding import made_by_first_rank_first, shard
 from betasigma.options.evaluation import REFERENCE
 from betasigma.runs.record import Record
 from betasigma.runs.start import Start
@@ -64,14 +64,17 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
         )
     with shared_work(content["hardware"], start) as own:
         device = move_to_device(nn.Identity(), content["hardware"], own)
-        evaluator = make_evaluator(
-            content["evaluation"],
-            len(images),
-            compared,
-            shape,
-            device,
-            display,
-            ("train",) if reference is not None else ("train", "test"),
+        evaluator = made_by_first_rank_first(
+            lambda: make_evaluator(
+                content["evaluation"],
+                len(images),
+                compared,
+                shape,
+                device,
+                display,
+                ("train",) if reference is not None else ("train", "test"),
+            ),
+            *rank_and_world_size(),
         )
         found = _measure_images(content, evaluator, images, against, display)
     if process_rank() != 0:

@@ -18,9 +18,9 @@ from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.evaluation.reference import DataSource
-from betasigma.evaluation.sharding import broadcast
+from betasigma.evaluation.sharding import made_by_first_rank_first
 from betasigma.options.data import Split
-from betasigma.options.evaluation import REFERENCE, most_samples, references
+from betasigma.options.evaluation import REFERENCE, most_measured, references
 from betasigma.options.training import NFE, Best
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, labels_in_turn
@@ -103,10 +103,7 @@ class Meter:
         rank, world_size = rank_and_world_size()
         if n == 0 or not self._settings["metrics"]:
             return []
-        if rank == 0:
-            self._open(denoiser)  # what is downloaded is there for the others
-        broadcast(None, world_size)
-        evaluator = self._open(denoiser)
+        evaluator = made_by_first_rank_first(lambda: self._open(denoiser), rank, world_size)
         size, share = self._settings["batch_size"], -(-n // world_size)
         compile_for_sampling(denoiser, self._hardware, self.sampler, share, size, self._display)
         with self._display.share(f"evaluating {n} samples") as progress:
@@ -156,11 +153,6 @@ def with_measured(content: Config, nfe: int) -> Config:
     """
     measured = {**content["evaluation"], "n": measured_samples(content, nfe)}
     return {**content, "evaluation": measured}
-
-
-def most_measured(settings: Mapping[str, Any]) -> int:
-    """Samples of the largest evaluation of a run, whose ``evaluation`` node this is."""
-    return max(most_samples(settings["n"]), settings["n_during"] if settings["every"] else 0)
 
 
 def make_evaluator(

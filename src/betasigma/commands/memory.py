@@ -17,7 +17,7 @@ from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.apps import Evaluate, ModelConfig, Sample, Train
-from betasigma.options.evaluation import most_samples
+from betasigma.options.evaluation import most_measured
 from betasigma.options.hardware import HardwareOptions
 from betasigma.options.networks import NetworkOptions
 from betasigma.options.optimizers import AdamOptions
@@ -51,9 +51,7 @@ def check_training(options: Train, facts: DataFacts) -> None:
         _check_steps(options, facts)
     node = options.evaluation
     if node.metrics:
-        n = most_samples(node.n)
-        drawn = max(n, node.n_during if node.every else 0)
-        key = "evaluation.batch_size"
+        drawn, key = most_measured(dict(node)), "evaluation.batch_size"
         _check_batch(key, node.batch_size, drawn, options.hardware, options.network, facts)
 
 

@@ -9,12 +9,12 @@ from betasigma.commands.assemble import Config, make_data, make_sampler, make_sc
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.commands.compile_ahead import compile_ahead
-from betasigma.commands.measure import evaluations, make_evaluator, most_measured, with_measured
+from betasigma.commands.measure import evaluations, make_evaluator, with_measured
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
 from betasigma.display import Display, plain_warnings
-from betasigma.options.evaluation import measures
+from betasigma.options.evaluation import measures, most_measured
 from betasigma.runs.directory import short
 
 

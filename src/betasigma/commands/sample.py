@@ -22,7 +22,7 @@ from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
-from betasigma.evaluation.sharding import broadcast, gather, shard
+from betasigma.evaluation.sharding import broadcast, gather, made_by_first_rank_first, shard
 from betasigma.options.apps import Sample
 from betasigma.pictures import picture, save
 from betasigma.runs.directory import DRAWN
@@ -206,13 +206,10 @@ def _fill(
     labels = draw.labels([i for _, i in wanted])
     classes = [None] * len(wanted) if labels is None else labels.tolist()
     of_place = dict(zip(wanted, classes, strict=True))
-    lacking: list[Place] = []
-    if rank == 0:
-        into = begin()
-        lacking = [place for place in wanted if not into.path(*place, of_place[place]).is_file()]
+    into = made_by_first_rank_first(begin, rank, world_size)
+    looked_at = wanted if rank == 0 else []
+    lacking = [place for place in looked_at if not into.path(*place, of_place[place]).is_file()]
     lacking = broadcast(lacking, world_size)
-    if rank != 0:
-        into = begin()
     nfe, bad = 0, 0
     for part in draw(lacking, display):
         into.write([into.path(*place, of_place[place]) for place in part.places], part.images)

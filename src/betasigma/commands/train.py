@@ -151,9 +151,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     initial = None
     if content["init"]["run"] is not None and resumed is None:
         initial = load_initial(denoiser, content)
-    begun_with = read_header(resumed).get("threads") if resumed else None
-    known = begun_with if isinstance(begun_with, int) and begun_with > 0 else None
-    fewer_threads = prepare_model(denoiser, content["hardware"], known)
+    fewer_threads = prepare_model(denoiser, content["hardware"], _threads_of(resumed))
     cost = cost_of(denoiser) if _rank() == 0 and shows_config(content["logger"]) else {}
     module = make_module(content, denoiser)
     sampler = make_sampler(content["sampler"])
@@ -204,6 +202,12 @@ def _train(content: Config, start: Start) -> FinishedRun:
     finally:
         close_loggers(loggers)
     return FinishedRun(run)
+
+
+def _threads_of(resumed: Path | None) -> int | None:
+    """With how many threads a run that is continued was begun; ``None`` where that is unknown."""
+    threads = read_header(resumed).get("threads") if resumed else None
+    return threads if isinstance(threads, int) and threads > 0 else None
 
 
 ONCE: Config = {"resume": None, "overwrite": False}
@@ -342,11 +346,11 @@ def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str,
         VALIDATION: Work(PER_IMAGE * data.validated, validation_interval(content), with_last=True),
         SAMPLING: Work(between, settings["sample_every"], last),
         EVALUATION: Work(measure * n_during, measured["every"], measure * n),
-        LIKELIHOOD: Work(after=_of_likelihood(content, data, schedule)),
+        LIKELIHOOD: Work(after=_likelihood_cost(content, data, schedule)),
     }
 
 
-def _of_likelihood(content: Config, data: ImageDataModule, schedule: NoiseSchedule) -> float:
+def _likelihood_cost(content: Config, data: ImageDataModule, schedule: NoiseSchedule) -> float:
     """Network evaluations that the likelihood at the end takes; 0 where it does not say."""
     node = content.get("likelihood")
     cost = getattr(make_estimator(node, content["seed"]), "cost", None) if node else None

@@ -55,7 +55,7 @@ def find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile | None
     """
     if node["name"] not in catalog.OF_THE_USER:
         return None
-    asked = {key: node.get(key) for key in OF_FILES}
+    asked = {key: node.get(key) for key in FILE_KEYS}
     known, key = _known.get(), json.dumps(asked, default=str)
     if known is None:
         return _find_files(asked)
@@ -64,7 +64,7 @@ def find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile | None
     return known[key]
 
 
-OF_FILES = ("name", "root", "axes", "values", "columns", "download", "layout", "labels")
+FILE_KEYS = ("name", "root", "axes", "values", "columns", "download", "layout", "labels")
 """Keys of a ``data`` node on which it depends what files are found."""
 
 _known: ContextVar[dict[str, Any] | None] = ContextVar("known", default=None)

@@ -7,6 +7,7 @@ noise is drawn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
@@ -55,3 +56,13 @@ def broadcast(value: T, world_size: int) -> T:
     box: list[Any] = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def made_by_first_rank_first(make: Callable[[], T], rank: int, world_size: int) -> T:
+    """Return what ``make`` does on each rank, on rank 0 before the others: what it downloads or
+    writes is there for them.
+    """
+    if rank == 0:
+        made = make()
+    broadcast(None, world_size)
+    return made if rank == 0 else make()

@@ -305,7 +305,7 @@ def _make(directory: str) -> None:
 
 def _note(app: AppChecks, config: DictConfig, decision: Decision) -> str:
     """What a command will do, and what was decided for it."""
-    return "\n".join(filter(None, [app.foretell(config), decision.note]))
+    return "\n".join(filter(None, [app.preview(config), decision.note]))
 
 
 def _print_note(note: str, jobs: int = 1) -> None:

@@ -29,9 +29,8 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from betasigma.denoiser import DenoiserLike, refuse_not_finite
+from betasigma.denoiser import DenoiserLike, refuse_not_finite, refusing_steep_flow
 from betasigma.derivatives import jacobian_trace
-from betasigma.errors import UserError
 from betasigma.likelihood.terms import Examples, Terms
 from betasigma.options.likelihoods import Trace, check_flow_trace
 from betasigma.options.noise_schedules import check_path
@@ -120,7 +119,8 @@ class FlowLikelihood:
         first = schedule.alpha(schedule.t_min).item()
         start = (first * x, torch.zeros(len(x), dtype=x.dtype, device=x.device))
         # a step must end at t = 1: there is no curve beyond it to step onto and interpolate from
-        try:
+        key = "likelihood.tolerance"
+        with refusing_steep_flow(f"{key}={self.tolerance:g}", f"a larger {key}"):
             path, divergence = odeint(
                 flow,
                 start,
@@ -130,12 +130,6 @@ class FlowLikelihood:
                 method="dopri5",
                 options={"dtype": torch.float64, "step_t": ends[1:].to(x)},
             )
-        except (AssertionError, OverflowError):  # torchdiffeq's, of a step that is 0 or not finite
-            raise UserError(
-                f"the flow of this model is too steep to be followed to "
-                f"likelihood.tolerance={self.tolerance:g}: train it further, or give a larger "
-                f"likelihood.tolerance"
-            ) from None
         chosen_prior = prior or GaussianPrior.standard(schedule)
         # the density is of x, which the flow begins at α·x of: it gains log α per dimension
         end = chosen_prior.log_prob(path[-1].cpu()) + dim * math.log(first)

@@ -283,18 +283,18 @@ class DiffusionModule(MeasuredModule):
         """Mean of what is minimised since the last call of :meth:`pop_training_metrics`, of this
         rank's examples alone. It waits for the device.
         """
-        total, examples = self.mean_objective.settled().sums
+        total, examples = self.mean_objective.added_up().sums
         return float(total / examples)
 
     def training_metrics(self) -> dict[str, float]:
         """The same, without beginning anew; all ranks call it together."""
-        objective, norm = self.mean_objective.settled(), self.mean_norm.settled()
+        objective, norm = self.mean_objective.added_up(), self.mean_norm.added_up()
         if not objective.update_called:
             return {}
         metrics: dict[str, float] = {TRAIN_OBJECTIVE: objective.compute()}
         if norm.update_called:
             metrics[GRADIENT_NORM] = norm.compute()
-        error = self.mean_error.settled()
+        error = self.mean_error.added_up()
         errors = error.compute() if error.update_called else {}
         if errors:
             mean = sum(errors[log_snr] for log_snr in self.measured_at) / len(self.measured_at)

@@ -56,7 +56,7 @@ class TrainingMean(Metric):
             columns, self.waiting = self._columns(), []
             self.update(*columns)
 
-    def settled(self) -> Self:
+    def added_up(self) -> Self:
         """Itself with all that it has seen added up: a copy, where something waits."""
         if not self.waiting:
             return self

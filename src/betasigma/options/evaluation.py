@@ -123,12 +123,17 @@ def most_samples(n: int | None) -> int:
     return SAMPLES if n is None else n
 
 
+def most_measured(evaluation: Mapping[str, Any]) -> int:
+    """Samples of the largest evaluation of a run with these settings."""
+    return max(most_samples(evaluation["n"]), evaluation["n_during"] if evaluation["every"] else 0)
+
+
 def measures(evaluation: Mapping[str, Any]) -> bool:
     """Whether these settings have samples measured, at the end or during training."""
     return bool(evaluation["metrics"] and (evaluation["n"] != 0 or evaluation["every"]))
 
 
-FEWEST_REFERENCES, REFERENCES, FOR_EACH, ALL_FROM = 1500, 5000, 5, 10_000
+FEWEST_REFERENCES, REFERENCES, PER_SAMPLE, ALL_FROM = 1500, 5000, 5, 10_000
 """Images of each split that few samples are compared with: at least, at most, and for each of them;
 and how many samples are not few. Features of the images cost more than those of the samples.
 """
@@ -138,7 +143,7 @@ def references(n_reference: int | str | None, n: int) -> int | None:
     """Images of each split that ``n`` samples are compared with; ``None`` for all."""
     if n_reference != AUTO:
         return int(n_reference) if n_reference is not None else None
-    return None if n >= ALL_FROM else max(FEWEST_REFERENCES, min(REFERENCES, FOR_EACH * n))
+    return None if n >= ALL_FROM else max(FEWEST_REFERENCES, min(REFERENCES, PER_SAMPLE * n))
 
 
 class EvaluationOptions(Options):
@@ -172,8 +177,8 @@ class EvaluationOptions(Options):
     n_reference: Annotated[int, Field(ge=2)] | Auto | None = option(
         AUTO,
         f"images of each split to compare with, a fixed random choice; null: all; auto: "
-        f"{FOR_EACH} for each sample, {FEWEST_REFERENCES} to {REFERENCES}, or all where {ALL_FROM} "
-        f"samples or more are measured",
+        f"{PER_SAMPLE} for each sample, {FEWEST_REFERENCES} to {REFERENCES}, or all where "
+        f"{ALL_FROM} samples or more are measured",
     )
     batch_size: Count = option(DRAWN_AT_ONCE, "drawn at once; halved where a GPU's memory ends")
     cache: str = option("~/.cache/betasigma", "folder of the data set's statistics")

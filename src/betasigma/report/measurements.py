@@ -125,7 +125,7 @@ def error_curve(run: Run) -> MeasuredCurve:
     return MeasuredCurve({}, "")
 
 
-def told_examples(numbers: Iterable[str]) -> str:
+def examples_in_words(numbers: Iterable[str]) -> str:
     """Numbers of examples in words: ``n=360``, ``n=20 or 360``; ``""`` where none is known."""
     known = sorted({int(float(n)) for n in numbers if n})
     return f"n={' or '.join(map(str, known))}" if known else ""

@@ -28,7 +28,7 @@ from betasigma.plot_style import (
     panels,
     plain_log_axis,
 )
-from betasigma.report.measurements import error_curve, told_examples
+from betasigma.report.measurements import error_curve, examples_in_words
 from betasigma.report.rows import Row, Setting, settings_of, standard_error
 from betasigma.report.runs import Run
 from betasigma.runs.record import current_name
@@ -83,7 +83,7 @@ def draw_curves(
                     _draw_mean(panel, known, colour, counted(setting.label, len(known)))
                     positive &= all(value > 0 for curve in known for value in curve.values())
             title, unit = meaning(metric)
-            panel.set(xlabel="optimizer step", ylabel=_with_n(unit, told_examples(examples)))
+            panel.set(xlabel="optimizer step", ylabel=_with_n(unit, examples_in_words(examples)))
             panel.set_title(title)
             if positive:
                 panel.set_yscale("log")
@@ -98,7 +98,7 @@ def error_curves(runs: Sequence[Run]) -> list[ErrorCurve]:
     for setting in settings_of(runs):
         curves = [curve for run in setting.runs if (curve := error_curve(run)).errors]
         if curves:
-            errors, n = [curve.errors for curve in curves], told_examples(c.n for c in curves)
+            errors, n = [curve.errors for curve in curves], examples_in_words(c.n for c in curves)
             found.append(ErrorCurve(setting.label, setting.family, errors, n))
     return found
 

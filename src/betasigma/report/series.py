@@ -81,9 +81,9 @@ def _series(record: Record) -> list[Series]:
         series = found.get(key)
         if series is None:
             context = {COLUMNS[at]: line[at] for at in apart if line[at]}
-            series = found[key] = Series(metric=key[0], context=context, best=None)
-        if series.best is None or line[best]:  # an earlier version did not record it
-            series.best = _best(key[0], line[best])
+            series = found[key] = Series(metric=key[0], context=context, best=_best(key[0]))
+        if line[best] in BESTS:  # which an earlier version did not record
+            series.best = cast(Best, line[best])
         series.steps.append(int(line[0]))
         series.times.append(float(line[1]))
         series.values.append(float(line[3]))
@@ -93,10 +93,11 @@ def _series(record: Record) -> list[Series]:
     return [*plain, *found.values()]
 
 
-def _best(metric: str, recorded: str = "") -> Best | None:
-    """Which value of a metric is its best: as it was recorded, or as its name says."""
-    if recorded in get_args(Best):
-        return cast(Best, recorded)
+BESTS = get_args(Best)
+
+
+def _best(metric: str) -> Best | None:
+    """Which value of a metric is its best, as its name says."""
     if metric == SPEED:
         return "max"
     if any(fnmatchcase(metric, pattern) for pattern in LEAST):

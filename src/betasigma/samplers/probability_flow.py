@@ -30,8 +30,7 @@ from typing import Unpack
 import torch
 from torch import Tensor
 
-from betasigma.denoiser import Prediction, refuse_not_finite
-from betasigma.errors import UserError
+from betasigma.denoiser import Prediction, refuse_not_finite, refusing_steep_flow
 from betasigma.options.samplers import (
     AdaptiveODEOptions,
     Dtype,
@@ -218,7 +217,8 @@ def follow_flow(
 
     # a step must end at s: there may be no curve beyond it to step onto and interpolate from
     options = {"dtype": torch.float64, "step_t": span[1:].to(x.device)}
-    try:
+    tolerance = f"a relative tolerance of {rtol:g} and an absolute one of {atol:g}"
+    with refusing_steep_flow(tolerance, "larger ones"):
         path = odeint(
             slope,
             x / alpha[0],
@@ -228,9 +228,4 @@ def follow_flow(
             method="dopri5",
             options=options,
         )
-    except AssertionError:  # torchdiffeq's, of a step of 0
-        raise UserError(
-            f"the flow of this model is too steep to be followed to a relative tolerance of "
-            f"{rtol:g} and an absolute one of {atol:g}: train it further, or give larger ones"
-        ) from None
     return alpha[1] * path[-1]

@@ -122,7 +122,7 @@ def shared_work(hardware: dict[str, Any], start: Start) -> Iterator[torch.device
         fabric.launch()
         others = _taken_from(fabric.strategy.launcher)
         try:
-            with _told_when_one_fails(others, start.directory):
+            with _raising_when_one_fails(others, start.directory):
                 yield fabric.device
                 fabric.strategy.barrier()
         except BaseException:
@@ -205,7 +205,7 @@ def _end_processes(others: Processes, terminate: bool = False) -> None:
 
 
 @contextmanager
-def _told_when_one_fails(others: Processes, run: Path) -> Iterator[None]:
+def _raising_when_one_fails(others: Processes, run: Path) -> Iterator[None]:
     """Inside the block this process raises when another fails: one that it has started at once,
     any other when they exchange something.
 
