@@ -132,7 +132,7 @@ def test_a_sweep_goes_on_in_the_processes_of_joblib(here: Path, half_a_sweep: Ou
         assert record is not None
         assert record.place == place
         if words is place:
-            assert "1 job to do; left alone: 2 finished" in done.stdout
+            assert "1 job to do; left alone: 2 finished" in done.out
             assert written(here / "sweep" / "seed=1") == first
     assert [(job.state, job.step) for job in read_jobs(here / "sweep")] == [("finished", 3)] * 3
 
