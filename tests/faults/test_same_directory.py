@@ -29,7 +29,7 @@ def in_directory(directory: Path, *words: str) -> tuple[int, str, str]:
 def rows(run: Path) -> list[tuple[str, str]]:
     """Of training: other tests evaluate the run that they share with these."""
     found = [(row["step"], row["metric"]) for row in Record.of(run).rows()]
-    return [row for row in found if not row[1].startswith("eval/")]
+    return [row for row in found if not row[1].startswith(("eval/", "sample/"))]
 
 
 def step(run: Path) -> int:
