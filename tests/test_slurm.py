@@ -64,6 +64,10 @@ def train(folder: Path, *words: str, environment: dict[str, str] | None = None) 
             "cluster.minutes=soon must be a valid integer",
         ),
         (
+            ["-m", "cluster=slurm", "cluster.minutes=2"],
+            "cluster.minutes=2 is no longer than the 120 s before its end",
+        ),
+        (
             ["-m", "cluster=slurm", "model=ncsn", "sigma.levels=10,0"],
             "sigma.levels=0 must be at least 1",
         ),
@@ -162,6 +166,10 @@ def test_what_the_cluster_lacks_is_said_at_once(slurm: dict[str, str], here: Pat
         (
             ["cluster.partition=urgent", "cluster.minutes=61"],
             "cluster.minutes=61 is above the 60 minutes that partition urgent lets a job run",
+        ),
+        (
+            ["hydra.sweep.dir=100%"],
+            f"cluster=slurm would write its logs below {here.resolve()}/100%, and SLURM takes no %",
         ),
     ):
         refused = launch("train", "-m", *TINY, "cluster=slurm", *words)

@@ -222,6 +222,11 @@ def a_job(sweep: Path, name: str, **status: object) -> RecordedJob:
     return RecordedJob(name, [f"name={name}"], 100, str(slurm) if slurm else None)
 
 
+def stamp(seconds: float) -> str:
+    """The time so many seconds ago, as a status has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - seconds))
+
+
 def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What SLURM says is given here; in tests/test_slurm.py it says it itself."""
     sweep, own = here / "sweep", {"host": socket.gethostname(), "process": os.getpid()}
@@ -230,6 +235,8 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "7_1": QueuedJob("RUNNING", "node3", "None"),
         "7_2": QueuedJob("PENDING", "", "BeginTime"),
         "7_5": QueuedJob("RUNNING", "node4", "None"),
+        "7_8": QueuedJob("RUNNING", "node5", "None", time.time()),
+        "7_9": QueuedJob("COMPLETING", "node5", "None", time.time() - 600),
     }
     monkeypatch.setattr("betasigma.runs.job_states.queued_jobs", lambda: queue)
     monkeypatch.setattr(
@@ -244,6 +251,10 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         a_job(sweep, "stalled", status="running", host="node4", slurm_job="7_5"),
         a_job(sweep, "finished", status="finished", slurm_job="7_6"),
         a_job(sweep, "again", status="failed", slurm_job="6_1")._replace(slurm="7_0"),
+        a_job(sweep, "restarted", status="interrupted", slurm_job="7_8", ended=stamp(120)),
+        a_job(sweep, "ending", status="failed", slurm_job="7_9", ended=stamp(1)),
+        a_job(sweep, "alone", status="finished", started=stamp(10))._replace(slurm="7_10"),
+        a_job(sweep, "lost", status="finished", started=stamp(900))._replace(slurm="7_11"),
         a_job(sweep, "here", status="running", **own),
         a_job(sweep, "dead", status="running", host=own["host"], process=2**22 + 1),
         a_job(sweep, "not begun"),
@@ -253,13 +264,16 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     os.utime(sweep / "stalled" / "status.json", (an_hour_ago, an_hour_ago))
     activity = {"work": "training", "done": 40, "total": 100, "per_second": 2.0, "time": 0.0}
     (sweep / "running" / "activity.json").write_text(json.dumps({"training": activity}))
+    for submitted in ("7_4", "7_10", "7_11"):
+        (sweep / "slurm" / submitted).mkdir(parents=True)
+        os.utime(sweep / "slurm" / submitted, (time.time() - 300,) * 2)
     logs = sweep / "slurm" / "7_4"
-    logs.mkdir(parents=True)
     (logs / "7_4_0_log.err").write_text("Traceback\nModuleNotFoundError: No module named 'torch'\n")
 
     found = read_jobs(sweep)
     expected = {"killed": "failed", "no start": "failed", "again": "queued", "here": "running"}
-    expected["dead"] = "stopped"
+    expected |= {"dead": "stopped", "restarted": "running", "ending": "failed"}
+    expected |= {"alone": "finished", "lost": "failed"}
     assert of_seeds(found) == {
         job.directory: expected.get(job.directory, job.directory) for job in jobs
     }
@@ -273,12 +287,13 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert known["running"].seconds_left == 30
     assert "SLURM says OUT_OF_MEMORY" in known["killed"].error
     assert "No module named 'torch'" in known["no start"].error
+    assert known["preempted"].error == "SIGTERM; BeginTime"
     assert known["stalled"].error == "no sign of life for 60 minutes"
     assert "it was killed" in known["dead"].error
 
     shown = launch("jobs", "sweep")
     assert shown.status == 0, shown.err
-    for word in ("40/100", "0:00:30", "node3", "7_2", "preempted", "2 running", "2 queued"):
+    for word in ("40/100", "0:00:30", "node3", "7_2", "preempted", "3 running", "2 queued"):
         assert word in shown.out
     assert launch("jobs", "sweep", "conclude=true", "dpi=300").status == 1
     refused = launch("jobs", "sweep", "dpi=300")
@@ -287,9 +302,9 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("betasigma.runs.job_states.queued_jobs", lambda: None)
     unknown = [job for job in read_jobs(sweep) if job.state == "unknown"]
-    assert [job.directory.name for job in unknown] == ["queued", "no start", "again"]
+    assert [job.directory.name for job in unknown] == ["queued", "no start", "again", "lost"]
     assert all("SLURM does not answer: it may wait or have ended" in job.error for job in unknown)
-    assert "3 unknown" in launch("jobs", "sweep").out
+    assert "4 unknown" in launch("jobs", "sweep").out
 
 
 def test_a_job_of_which_slurm_says_nothing_goes_on_elsewhere_only() -> None:

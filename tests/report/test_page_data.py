@@ -298,9 +298,10 @@ def test_a_page_asks_no_network(tmp_path: Path) -> None:
 
 def test_the_version_of_data_is_of_what_it_shows(tmp_path: Path) -> None:
     data = described(make_run(tmp_path / "run"))
-    version = json.loads(to_json(data))["version"]
-    assert json.loads(to_json({**data, "built": 1}))["version"] == version
-    assert json.loads(to_json({**data, "title": "other"}))["version"] != version
+    text, version = to_json(data)
+    assert json.loads(text)["version"] == version
+    assert to_json({**data, "built": 1}).version == version
+    assert to_json({**data, "title": "other"}).version != version
     assert in_script('"<"') == '"\\u003c"'
 
 

@@ -255,7 +255,7 @@ def _request(
     wanted = slurm.common_request(requests)
     if wanted is None:
         return []
-    slurm.check_cluster(wanted)
+    slurm.check_cluster(wanted, Path(config.hydra.sweep.dir))
     with open_dict(config):
         config.cluster = slurm.launcher(wanted)
     return [o for o in slurm.overrides(wanted) if o.partition("=")[0] not in given]

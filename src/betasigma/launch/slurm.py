@@ -7,8 +7,10 @@ one per device, and Lightning finds them.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -75,9 +77,17 @@ def launcher(wanted: dict[str, Any]) -> dict[str, Any]:
     return {**wanted, "gpus": wanted["gpus"] or None, "setup": [*SETUP, *wanted["setup"]]}
 
 
-def check_cluster(wanted: dict[str, Any]) -> None:
+UNWRITABLE = re.compile(r"""[%'"\\\n]""")
+"""Characters that SLURM does not take as they are in the path of a log."""
+
+
+def check_cluster(wanted: dict[str, Any], directory: Path) -> None:
     """Check that jobs can be submitted from here, to a partition that there is and that lets them
     run for as long as they ask.
+
+    Args:
+        wanted: resources of a job.
+        directory: of the sweep.
 
     Raises:
         UserError: if not.
@@ -88,6 +98,12 @@ def check_cluster(wanted: dict[str, Any]) -> None:
                 f"cluster=slurm needs SLURM's commands, and {command} is not on the PATH: run it "
                 f"on a login node of the cluster"
             )
+    odd = UNWRITABLE.search(str(directory.resolve()))
+    if odd is not None:
+        raise UserError(
+            f"cluster=slurm would write its logs below {directory.resolve()}, and SLURM takes no "
+            f"{odd[0]} in their path: give another hydra.sweep.dir, or stand in another directory"
+        )
     known, name = partitions(), wanted["partition"]
     if known is None:
         raise UserError("cluster=slurm finds no SLURM that answers: sinfo says nothing here")
@@ -118,6 +134,13 @@ def request(job: DictConfig) -> dict[str, Any] | None:
         return None
     wanted: Any = OmegaConf.to_container(job.cluster, resolve=True)
     SlurmOptions.parse(wanted)
+    warned = OmegaConf.select(job, "hydra.launcher.signal_delay_s", default=0)
+    if 60 * wanted["minutes"] <= warned:
+        raise UserError(
+            f"cluster.minutes={wanted['minutes']} is no longer than the {warned} s before its end "
+            f"in which a job is told to stop (hydra.launcher.signal_delay_s): it would end as it "
+            f"begins; give at least {warned // 60 + 1}"
+        )
     hardware = job.hardware
     gpus, tasks, devices = wanted["gpus"], wanted["tasks"], hardware.devices
     if devices == "auto":

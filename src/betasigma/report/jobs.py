@@ -22,7 +22,7 @@ from betasigma.runs.job_states import (
     read_jobs,
 )
 from betasigma.runs.record import METRICS
-from betasigma.runs.status import FINISHED, RUNNING
+from betasigma.runs.status import ERROR, FINISHED, RUNNING
 from betasigma.runs.sweep_record import SweepRecord, read_sweep
 
 FEW_ROWS = 40
@@ -114,7 +114,9 @@ def say_failures(jobs: Sequence[JobState]) -> str | None:
     bad = [job for job in jobs if job.state in ENDED_BADLY]
     if not bad:
         return None
-    text = f"{len(bad)} of {len(jobs)} jobs failed (tracebacks in their error.txt):"
+    told = any((job.directory / ERROR).is_file() for job in bad)
+    text = f"{len(bad)} of {len(jobs)} jobs failed"
+    text += f" (tracebacks in their {ERROR}):" if told else ":"
     text = "\n  ".join([text, *(f"{short(job.directory)}: {job.error}" for job in bad)])
     going_on = sum(job.state in UNDER_WAY for job in jobs)
     if going_on:

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plotly.offline import get_plotlyjs
 
@@ -35,7 +35,7 @@ def render(data: dict[str, Any], refresh: float | None = None) -> str:
         "style": (BROWSER / "style.css").read_text(encoding="utf-8"),
         "plotly": get_plotlyjs(),
         "modules": json.dumps({"imports": modules}),
-        "data": in_script(to_json({**data, "refresh": refresh})),
+        "data": in_script(to_json({**data, "refresh": refresh}).text),
     }
     page = (BROWSER / "page.html").read_text(encoding="utf-8")
     pieces = []
@@ -45,13 +45,25 @@ def render(data: dict[str, Any], refresh: float | None = None) -> str:
     return "".join([*pieces, page])
 
 
-def to_json(data: dict[str, Any]) -> str:
-    """Data of a page as JSON, with a digest of what it shows as ``version``."""
+class PageJson(NamedTuple):
+    """Data of a page as JSON.
+
+    Attributes:
+        text: the JSON, which has the version too.
+        version: a digest of what the page shows.
+    """
+
+    text: str
+    version: str
+
+
+def to_json(data: dict[str, Any]) -> PageJson:
+    """Write the data of a page as JSON."""
     shown = {key: value for key, value in data.items() if key != "built"}
     content = json.dumps(shown, allow_nan=False, separators=(",", ":"))
     version = hashlib.sha256(content.encode()).hexdigest()[:16]
     about = json.dumps({"built": data["built"], "version": version})
-    return f"{about[:-1]},{content[1:]}"
+    return PageJson(f"{about[:-1]},{content[1:]}", version)
 
 
 def in_script(text: str) -> str:

@@ -240,7 +240,13 @@ def _given(config: Mapping[str, Any]) -> dict[str, str]:
     """Values of a config by key, with dots. A key without a value is one that is not given: a run
     that was continued has those of its defaults too.
     """
-    return {key: str(value) for key, value in leaves(config).items() if value not in (None, {})}
+    given = {key: value for key, value in leaves(config).items() if value not in (None, {})}
+    return {key: str(_plain(value)) for key, value in given.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A whole number as one: a run that was continued has 600.0 where others have 600."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _differing(described: Sequence[Mapping[str, str]]) -> list[str]:

@@ -6,13 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 from betasigma.errors import UserError
-from betasigma.report.page import render, to_json
+from betasigma.report.page import PageJson, render, to_json
 
 HOST = "127.0.0.1"
 """Other machines come through a tunnel, if at all."""
@@ -41,19 +42,34 @@ class Pages:
         self._lock = threading.Lock()
         self._seen: object = None
         self._data: dict[str, Any] = {}
+        self._json: PageJson | None = None
         self._when = 0.0
 
     def data(self) -> dict[str, Any]:
         """What the page shows now."""
         with self._lock:
-            seen = self._changed()
-            if not self._data or seen != self._seen or time.monotonic() - self._when > OLDEST:
-                self._data, self._seen, self._when = self._read(), seen, time.monotonic()
-            return self._data
+            return self._newest()
+
+    def as_json(self) -> PageJson:
+        """The same as a page that follows the runs is sent it."""
+        with self._lock:
+            data = self._newest()
+            if self._json is None:
+                self._json = to_json({**data, "refresh": REFRESH})
+            return self._json
+
+    def _newest(self) -> dict[str, Any]:
+        seen = self._changed()
+        if not self._data or seen != self._seen or time.monotonic() - self._when > OLDEST:
+            self._data, self._seen, self._when = self._read(), seen, time.monotonic()
+            self._json = None
+        return self._data
 
 
 def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
-    """A server of the page at ``/`` and of its data at ``/data.json``.
+    """A server of the page at ``/`` and of its data at ``/data.json``. Who asks for these with the
+    version of what it has is told only whether there is anything new. Where the runs cannot be
+    read any more the answer is the sentence that says so.
 
     Raises:
         UserError: where the port is taken.
@@ -62,18 +78,32 @@ def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            path = self.path.partition("?")[0]
             if host not in NAMES:
                 self.send_error(HTTPStatus.FORBIDDEN)
-            elif self.path.partition("?")[0] == "/":
-                self._send("text/html; charset=utf-8", render(pages.data(), REFRESH))
-            elif self.path == "/data.json":
-                self._send("application/json", to_json({**pages.data(), "refresh": REFRESH}))
-            else:
+            elif path not in ("/", "/data.json"):
                 self.send_error(HTTPStatus.NOT_FOUND)
+            else:
+                with suppress(ConnectionError):  # a browser that is closed takes no answer
+                    self._answer(path)
 
-        def _send(self, kind: str, text: str) -> None:
+        def _answer(self, path: str) -> None:
+            try:
+                if path == "/":
+                    self._send("text/html; charset=utf-8", render(pages.data(), REFRESH))
+                    return
+                now = pages.as_json()
+            except UserError as error:
+                self._send("text/plain; charset=utf-8", str(error), HTTPStatus.SERVICE_UNAVAILABLE)
+                return
+            if self.headers.get("If-None-Match") == f'"{now.version}"':
+                self._send("application/json", "", HTTPStatus.NOT_MODIFIED)
+            else:
+                self._send("application/json", now.text)
+
+        def _send(self, kind: str, text: str, status: HTTPStatus = HTTPStatus.OK) -> None:
             body = text.encode()
-            self.send_response(HTTPStatus.OK)
+            self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")

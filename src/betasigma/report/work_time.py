@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from itertools import pairwise
-from typing import Any
 
 from betasigma.report.scan import Recorded
+from betasigma.runs.status import written_at
 
 
 class WorkTime:
@@ -22,7 +21,7 @@ class WorkTime:
     def __init__(self, run: Recorded) -> None:
         earlier = run.environment.get("resumed_after")
         nodes = [*(earlier if isinstance(earlier, list) else []), run.environment]
-        known = (_timestamp(node.get("started")) for node in nodes if isinstance(node, dict))
+        known = (written_at(node, "started") for node in nodes if isinstance(node, dict))
         self.starts = sorted(filter(None, known))
         self._pauses = _pauses(run, self.starts)
 
@@ -47,10 +46,3 @@ def _pauses(run: Recorded, starts: list[float]) -> list[tuple[float, float]]:
         last = max(here, default=before)
         pauses.append((start, pauses[-1][1] + start - last))
     return pauses
-
-
-def _timestamp(text: Any) -> float | None:
-    try:
-        return datetime.fromisoformat(text).timestamp()
-    except (TypeError, ValueError):
-        return None

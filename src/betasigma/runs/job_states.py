@@ -28,6 +28,7 @@ from betasigma.runs.status import (
     STATUS,
     job_number,
     read_status,
+    written_at,
 )
 from betasigma.runs.sweep_record import RecordedJob, read_sweep
 
@@ -139,8 +140,9 @@ def _state(
     started: str | None,
     quiet_minutes: float,
 ) -> JobState:
-    if slurm and str(status.get("slurm_job")) != slurm:
-        status = {}  # of an earlier start: it was submitted once more, and has not begun yet
+    waiting = (queue or {}).get(slurm)
+    if slurm and _is_of_an_earlier_start(run, status, slurm, waiting):
+        status = {}  # it was submitted or started once more, and has not said so yet
     word = status.get("status")
     works = read_activities(run)
     trained = works.get(TRAINING)
@@ -159,10 +161,10 @@ def _state(
     if word == FINISHED:
         step = read_json(run / SUMMARY).get("step", found.step)
         return found._replace(step=step)
-    waiting = (queue or {}).get(slurm)
     if waiting is not None and waiting.waits:
         again = PREEMPTED if status else QUEUED
-        return found._replace(state=again, error=found.error or waiting.reason)
+        why = "; ".join(filter(None, [found.error, waiting.reason.replace("None", "")]))
+        return found._replace(state=again, error=why)
     if word in (FAILED, INTERRUPTED):
         return found._replace(state=FAILED if word == FAILED else STOPPED)
     if word is None:
@@ -178,7 +180,7 @@ def _state(
     if not slurm and is_dead(status):
         died = f"process {status.get('process')} has ended without saying why; it was killed"
         return found._replace(state=STOPPED, error=died)
-    quiet = time.time() - _last_sign(run)
+    quiet = time.time() - max(_last_sign(run), waiting.began if waiting is not None else 0.0)
     if quiet > 60 * quiet_minutes:
         silent = f"no sign of life for {quiet / 60:.0f} minutes"
         return found._replace(state=STALLED, error=silent)
@@ -190,6 +192,21 @@ def _with_work(found: JobState, now: Activity | None) -> JobState:
         return found
     shown = "" if now.work == TRAINING else f"{now.work} {100 * now.done // max(1, now.total)} %"
     return found._replace(work=shown, seconds_left=now.seconds_left)
+
+
+def _is_of_an_earlier_start(
+    run: Path, status: Mapping[str, Any], slurm: str, queued: QueuedJob | None
+) -> bool:
+    """Whether a status is of a start before the last one that SLURM knows. A run that was continued
+    without SLURM since then has a later one.
+    """
+    job = status.get("slurm_job")
+    if job is not None and str(job) != slurm:
+        return True
+    if job is None:
+        folder = run.parent / LOGS / slurm
+        return not folder.is_dir() or written_at(status, "started") < int(folder.stat().st_mtime)
+    return _ended(status) and queued is not None and queued.began > written_at(status, "ended")
 
 
 def _ended(status: Mapping[str, Any]) -> bool:
@@ -223,13 +240,14 @@ def _unsaid(run: Path, slurm: str, ends: Mapping[str, str]) -> str:
     folder = run.parent / LOGS / slurm
     how = ends.get(slurm)
     text = f"ended without saying why{f', SLURM says {how}' if how else ''}"
-    for log in sorted(folder.glob("*_log.err")):
+    logs = sorted(folder.glob("*_log.err"))
+    for log in logs:
         lines = log.read_text("utf-8", "replace").splitlines()[-200:]
         errors = [line.strip() for line in lines if OF_AN_ERROR.match(line)]
         if errors:
             text += f": {errors[-1]}"
             break
-    return f"{text}; its log is in {short(folder)}"
+    return f"{text}; {'its log is' if logs else 'it left no log'} in {short(folder)}"
 
 
 def _overrides(run: Path) -> list[str]:

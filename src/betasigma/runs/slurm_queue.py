@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
+from datetime import datetime
 from typing import NamedTuple
 
 PATIENCE = 30.0
@@ -22,11 +23,13 @@ class QueuedJob(NamedTuple):
         state: SLURM's word for it.
         node: where it runs.
         reason: why it waits.
+        began: when it was started, in seconds since 1970; 0 where it was not.
     """
 
     state: str
     node: str
     reason: str
+    began: float = 0.0
 
     @property
     def waits(self) -> bool:
@@ -50,14 +53,17 @@ def queued_jobs() -> dict[str, QueuedJob] | None:
     """The user's jobs that have not ended, by SLURM's id (``12``, of an array ``12_3``); ``None``
     where SLURM does not answer.
     """
-    said = _ask("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%N|%r")
+    said = _ask(
+        "squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%T|%N|%S|%r"
+    )
     if said is None:
         return None
     found = {}
     for line in said.splitlines():
-        if line.count("|") >= 3:
-            job, state, node, reason = line.split("|", 3)
-            found[job.strip()] = QueuedJob(state, node, reason.strip("() "))
+        if line.count("|") >= 4:
+            job, state, node, began, reason = line.split("|", 4)
+            when = 0.0 if state in WAITING else _seconds(began)
+            found[job.strip()] = QueuedJob(state, node, reason.strip("() "), when)
     return found
 
 
@@ -98,6 +104,14 @@ def _minutes(limit: str) -> int | None:
         return None
     days, hours, minutes = (int(part or 0) for part in found.groups()[:3])
     return (24 * days + hours) * 60 + minutes
+
+
+def _seconds(when: str) -> float:
+    """Seconds since 1970 of SLURM's local time; 0 where it says none."""
+    try:
+        return datetime.fromisoformat(when).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _ask(*command: str) -> str | None:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,14 @@ def recorded(run: Path, job: int | None = None) -> Iterator[None]:
 def read_status(run: Path) -> dict[str, Any]:
     """The content of ``status.json``; ``{}`` if there is none."""
     return read_json(run / STATUS)
+
+
+def written_at(status: Mapping[str, Any], key: str) -> float:
+    """When a run ``started`` or ``ended``, in seconds since 1970; 0 where that is not said."""
+    try:
+        return datetime.fromisoformat(status.get(key, "")).timestamp()
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def job_number(run: Path) -> tuple[int, str]:

@@ -196,15 +196,14 @@ function tellAge(problem = "") {
 
 async function refresh() {
   try {
-    const answer = await fetch("data.json", { cache: "no-cache", headers: { "If-None-Match": `"${content.version}"` } });
+    const answer = await fetch("data.json", { cache: "no-store", headers: { "If-None-Match": `"${content.version}"` } });
     if (answer.status === 200) {
-      const data = await answer.json();
-      if (data.version !== content.version) {
-        content = new Content(data);
-        draw();
-      }
+      content = new Content(await answer.json());
+      draw();
+    } else if (answer.status === 304) {
+      content.built = Date.now() / 1000; // it is as it was read
     }
-    tellAge();
+    tellAge(answer.ok || answer.status === 304 ? "" : `${await answer.text()}: the page shows what it last had.`);
   } catch {
     tellAge("The server does not answer: the page shows what it last had.");
   }
