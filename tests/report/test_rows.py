@@ -135,7 +135,7 @@ def test_points_of_a_study_with_another_key_keep_their_place(tmp_path: Path) -> 
             make_run(tmp_path / f"{point},{decay}", 1.0, 0, ema={"decay": decay}, **bridge(point))
     rows = rows_of_settings(read_runs([str(tmp_path)]))
     assert [row.label for row in rows] == [
-        f"{point} change {point}, ema.decay={decay}" for point in (0, 1) for decay in (0.0, 0.9)
+        f"{point} change {point}, ema.decay={decay}" for point in (0, 1) for decay in (0, 0.9)
     ]
 
 
