@@ -49,6 +49,17 @@ def test_bytes_are_scaled_from_a_stated_range() -> None:
     assert scaled.numpy().tolist() == (255 * bits[:, None]).tolist()
 
 
+def test_arrays_that_pytorch_does_not_take_as_they_are() -> None:
+    turned = as_examples(IMAGES[:, :, ::-1], "turned").images
+    assert turned.numpy().tolist() == IMAGES[:, None, :, ::-1].tolist()
+    swapped = as_examples((IMAGES.astype(">i2"), LABELS.astype(">u2")), "swapped", (0, 255))
+    assert swapped.images.numpy().tolist() == IMAGES[:, None].tolist()
+    assert swapped.labels is not None
+    assert swapped.labels.tolist() == LABELS.tolist()
+    points = torch.ones(4, 2, requires_grad=True)
+    assert len(as_examples(points, "points").images.numpy()) == 4
+
+
 def test_a_class_that_only_test_examples_have_counts() -> None:
     images = torch.from_numpy(IMAGES)[:, None]
     train = InMemory(images, torch.tensor([0, 1, 0, 1, 0]), 2)
@@ -70,6 +81,11 @@ def test_a_class_that_only_test_examples_have_counts() -> None:
         (Items([(IMAGES[0], 1), (IMAGES[1], None)]), None, "1 of 2 examples without a label"),
         (Items([{"picture": IMAGES[0]}]), None, "items without an image"),
         ("no_such.npy", None, "cannot be read as .npy or .npz"),
+        (np.array(["a.png", "b.png"]), None, "returned a ndarray of <U5; images and points are"),
+        (torch.zeros(4, 8, 8) * 1j, (0, 1), r"returned a tensor of torch\.complex64; images"),
+        (Items(["a.png"]), None, "has a str of <U5 in the place of image 0; an image is a PIL"),
+        ((IMAGES, ["a", "b", "c", "d", "e"]), None, "labels that are not integers from 0"),
+        ((IMAGES, LABELS * 10**9), None, "returned the label 2000000000; labels are integers from"),
     ],
 )
 def test_what_is_no_data_set_is_refused(found: Any, value_range: Any, sentence: str) -> None:

@@ -98,18 +98,22 @@ def test_labels_that_are_names_or_numbers(tmp_path: Path) -> None:
     for column, classes in {
         ("b", "a", "b"): ("a", "b"),
         (0, 3, 1): ("0", "1", "2", "3"),
+        (True, False, True): ("0", "1"),
     }.items():
         table = datasets.Dataset.from_dict(
             {"img": [picture(i) for i in range(3)], "label": list(column)}
         )
         table.to_parquet(tmp_path / "a.parquet")
-        assert open_table(str(tmp_path / "a.parquet"), None, download=False).classes == classes
+        found = open_table(str(tmp_path / "a.parquet"), None, download=False)
+        assert found.classes == classes
+        assert {type(label) for label in found.split("train").labels or ()} == {int}
 
 
-def test_labels_that_would_make_a_billion_classes(tmp_path: Path) -> None:
-    rows_of = {"img": [picture(i) for i in range(2)], "label": [0, 10**9]}
+@pytest.mark.parametrize("label", [10**9, None, -1])
+def test_labels_that_are_none(tmp_path: Path, label: int | None) -> None:
+    rows_of = {"img": [picture(i) for i in range(2)], "label": [0, label]}
     datasets.Dataset.from_dict(rows_of).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(UserError, match="labels like 1000000000; labels are integers from 0 to"):
+    with pytest.raises(UserError, match=rf"labels like {label}; .*data\.columns=\[img\] leaves th"):
         assert open_table(str(tmp_path / "a.parquet"), None, download=False).classes
 
 

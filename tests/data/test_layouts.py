@@ -110,6 +110,18 @@ def test_what_can_be_read_in_two_ways_is_refused(
         list_folder(fill(*folders))
 
 
+@pytest.mark.parametrize(
+    "folders", [("trainA", "trainB", "testA", "testB"), ("DIV2K_train_HR", "DIV2K_valid_HR")]
+)
+def test_names_that_are_almost_those_of_splits_are_no_classes(
+    fill: Fill, folders: tuple[str, ...]
+) -> None:
+    root = fill(*(part for folder in sorted(folders) for part in (folder, 3)))
+    with pytest.raises(UserError, match=f"has {', '.join(sorted(folders))}, which are named like"):
+        list_folder(root)
+    assert list_folder(root, "classes").classes == tuple(sorted(folders))
+
+
 def test_splits_within_classes(fill: Fill) -> None:
     root = fill("cat/train", 3, "cat/Test", 2, "dog/train", 4, "dog/Test", 1)
     found = list_folder(root)

@@ -9,7 +9,7 @@ from zipfile import ZipFile
 import numpy as np
 import pytest
 from launching import Outcome, launch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from betasigma.data.image_sets import open_images
 from betasigma.errors import UserError
@@ -134,6 +134,27 @@ def test_a_set_is_read_in_the_order_of_names(tmp_path: Path, images) -> None:
     (tmp_path / "a" / "note.txt").write_text("")
     with pytest.warns(UserWarning, match=r"left out 1 \.txt \(note\.txt\)"):
         open_images(tmp_path / "a", "images", (3, 4, 4))
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+def test_a_set_is_as_upright_as_its_images(tmp_path: Path, images, ending: str) -> None:
+    turned = Image.fromarray(images(1, 0, 3, 8).numpy()[0].transpose(1, 2, 0)[:4])
+    tags = turned.getexif()
+    tags[ExifTags.Base.Orientation] = 6
+    turned.save(tmp_path / f"a.{ending}", exif=tags, lossless=True)
+    found = open_images(tmp_path, "images")
+    assert found.shape == (3, 8, 4)
+    expected = np.rot90(np.asarray(turned), -1).transpose(2, 0, 1)
+    assert found.take(np.array([0]))["image"][0].tolist() == expected.tolist()
+
+
+def test_what_reading_a_set_loses_is_said(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8), (9, 8, 7, 0)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="^1 of 1 images have transparent parts, which show white"):
+        open_images(tmp_path, "images")
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a.png")
+    with pytest.warns(UserWarning, match="become 15 of 255: spread them over their range first"):
+        open_images(tmp_path, "images")
 
 
 def test_an_archive_and_an_array_are_the_same_set(tmp_path: Path, images) -> None:

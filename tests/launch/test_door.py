@@ -13,6 +13,7 @@ from launching import TINY, Outcome, launch
 import betasigma
 from betasigma.errors import UserError
 from betasigma.options import plugins
+from betasigma.options.base import dump, parse_component
 from betasigma.runs.header import read_header
 
 INIT = """
@@ -21,6 +22,8 @@ Path(__file__).with_name("imported").touch()
 __version__ = "3.1"
 """
 NETS = """
+from functools import cache
+
 from torch import nn
 
 
@@ -42,8 +45,18 @@ class Broken(Plain):
         raise ZeroDivisionError("a bug of the author's")
 
 
+class Narrow(Plain):
+    def forward(self, x, c_noise):
+        return self.layers(x)
+
+
+@cache
 def tensor():
     return 3
+
+
+def flow(probes: int = 4):
+    return probes
 """
 FILES = {
     "__init__.py": INIT,
@@ -286,6 +299,7 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
         (("network._target_=spy.nest.Plain",), "there is no module spy.nest"),
         (("schedule._target_=spy.nets.Plain",), "schedule takes a class of betasigma.schedules"),
         (("+callbacks.x._target_=os.system",), "choose a class of pytorch_lightning.callbacks, or"),
+        (("+network.width=5",), "adds a key that is there already: write network.width=5"),
         (("network=plane",), "did you mean network=plain?"),
         (("plugins=[spi]",), "plugins=[spi] cannot be imported: there is no package spi"),
         (("plugins=[spy,'a b']",), "plugins=[a b] is not the name of a package"),
@@ -294,6 +308,13 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
 def test_one_sentence(spy: Path, words: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(launch("train", "plugins=[spy]", *RUN, *words))
     assert not Path("outputs").exists()
+
+
+def test_what_is_measured_has_its_defaults_beside_a_class_of_ones_own(spy: Path) -> None:
+    plugins.allow(["spy"])
+    own = {"_target_": "spy.nets.flow", "probes": 2}
+    expected = {"prior": "moments", "n": 64, "split": "test", "batch_size": 64}
+    assert dump(parse_component("likelihood", own)) == {**own, **expected}
 
 
 def test_a_package_whose_options_fail_is_not_let_in(spy: Path) -> None:
@@ -316,9 +337,16 @@ def test_no_config_hides_another_of_the_same_name(spy: Path, second: bool) -> No
     assert not Path("outputs").exists()
 
 
-def test_a_function_that_returns_something_else_is_one_sentence(spy: Path) -> None:
-    told = refused(launch("train", "plugins=[spy]", *TINY[4:], "network._target_=spy.nets.tensor"))
-    assert "network._target_=spy.nets.tensor gives int, and network takes a torch Module" in told
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("network._target_=spy.nets.tensor",), "gives int, and network takes a torch Module"),
+        (("network._target_=spy.nets.Narrow",), "has forward(x, c_noise), and a network is called"),
+        (("+likelihood._target_=spy.nets.flow",), "gives int, which has no name and no settings"),
+    ],
+)
+def test_what_is_made_is_of_its_kind(spy: Path, words: tuple[str, ...], sentence: str) -> None:
+    assert sentence in refused(launch("train", "plugins=[spy]", *TINY[4:], *words))
 
 
 @pytest.mark.parametrize(

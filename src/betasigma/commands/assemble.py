@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from betasigma.commands.config import learns_variance, trains
 from betasigma.data import toy
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
+from betasigma.errors import UserError
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.modules.learning_rate import LearningRate, after_warmup
 from betasigma.objectives import Objective
@@ -94,9 +96,24 @@ def make_schedule(node: Config) -> NoiseSchedule:
 def _make_network(
     node: Config, sample_shape: tuple[int, ...], doubled: bool, more: Mapping[str, Any]
 ) -> nn.Module:
+    """Make a network.
+
+    Raises:
+        UserError: if it is none, or is called in another way.
+    """
     options = parse_component("network", node)
     offered = {**more, **options.shape_arguments(sample_shape, doubled)}
-    return require(make(node, "network", offered=offered), nn.Module, "network", node["_target_"])
+    made = make(node, "network", offered=offered)
+    network = require(made, nn.Module, "network", node["_target_"])
+    signature = inspect.signature(network.forward)
+    try:
+        signature.bind("x", "c_noise", "y")
+    except TypeError:
+        raise UserError(
+            f"network._target_={node['_target_']} has forward{signature}, and a network is called "
+            f"as forward(x, c_noise, y): images or points, a number each, labels or None"
+        ) from None
+    return network
 
 
 def make_sampler(node: Config) -> Sampler:

@@ -215,7 +215,7 @@ def _format(source: WeightFile, name: str | None) -> ModelFormat:
 
 def _options(model: PublishedModel, asked: Import, source: WeightFile) -> Train:
     """The config of a run, with this package's defaults for what is only about training."""
-    channels, height, _ = model.sample_shape
+    channels, height, width = model.sample_shape
     name = asked.data.name or model.data or "image_folder"
     data = {
         "_target_": "betasigma.data.datamodule.ImageDataModule",
@@ -224,8 +224,8 @@ def _options(model: PublishedModel, asked: Import, source: WeightFile) -> Train:
     }
     if asked.data.root is not None:
         data["root"] = asked.data.root
-    if catalog.describe(name).size != height:
-        data["image_size"] = height
+    if catalog.describe(name).size != height or width != height:
+        data["image_size"] = height if width == height else [height, width]
     if name == "image_folder":
         data["channels"] = channels
     shape = catalog.sample_shape(name, data.get("image_size"), data.get("channels"))

@@ -12,6 +12,7 @@ from betasigma.commands.measure import Result, label, log_measurements, rank_and
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
 from betasigma.display import Display
+from betasigma.errors import UserError
 from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
 from betasigma.options.likelihoods import MEASURED
 from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR
@@ -19,6 +20,9 @@ from betasigma.oracles import ExactDenoiser
 from betasigma.report.plots import ErrorCurve, draw_error_curves, draw_levels
 from betasigma.runs.record import format_settings
 from betasigma.training.tracking import log_values
+
+ESTIMATOR = ("name", "settings", "fitted_to", "terms")
+"""What a likelihood has, of whatever class it is."""
 
 
 def measure_likelihood(
@@ -64,9 +68,19 @@ def measure_likelihood(
 
 
 def make_estimator(node: Config, seed: int) -> Any:
-    """Make the bound or flow that a ``likelihood`` node names."""
+    """Make the bound or flow that a ``likelihood`` node names.
+
+    Raises:
+        UserError: if it is none.
+    """
     own = {key: value for key, value in node.items() if key not in MEASURED}
-    return make(own, "likelihood", offered={"seed": seed})
+    made = make(own, "likelihood", offered={"seed": seed})
+    if lacking := [name for name in ESTIMATOR if not hasattr(made, name)]:
+        raise UserError(
+            f"likelihood._target_={node['_target_']} gives {type(made).__name__}, which has no "
+            f"{' and no '.join(lacking)}: a likelihood has {', '.join(ESTIMATOR)}"
+        )
+    return made
 
 
 def measure_error_curve(

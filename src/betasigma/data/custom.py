@@ -39,6 +39,7 @@ from betasigma.data.arrays import (
     channels_last,
     read_images,
 )
+from betasigma.data.labels import MOST_CLASSES
 from betasigma.data.listing import HELD_OUT
 from betasigma.data.sources import InMemory, Source, load
 from betasigma.errors import UserError
@@ -99,7 +100,7 @@ def array_splits(found: ArrayFile) -> OpenedSplits:
         as_examples((images, labels), name, found.values, found.axes, key)
         for images, labels in found.parts.values()
     ]
-    train, test = read if len(read) == 2 else held_out(read[0])
+    train, test = read if len(read) == 2 else held_out(read[0], f"{key}={name}")
     return OpenedSplits(train, test, _points_range([train, test], found.values))
 
 
@@ -184,11 +185,15 @@ def as_examples(
         )
     if not len(images):
         raise UserError(f"{key}: {name} returned a data set without examples")
-    tensor = _bytes_or_points(_as_tensor(images), f"{key}: {name}", value_range, axes)
+    try:
+        numbers = _as_tensor(images)
+    except TypeError as error:
+        raise UserError(f"{key}: {name} returned {error}; images and points are numbers") from None
+    tensor = _bytes_or_points(numbers, f"{key}: {name}", value_range, axes)
     if labels is None:
         return InMemory(tensor)
     try:
-        numbers = torch.as_tensor(labels)
+        numbers = _as_tensor(labels)
     except (TypeError, ValueError):
         raise UserError(f"{key}: {name} returned labels that are not integers from 0") from None
     if len(numbers) != len(tensor) or numbers.ndim != 1:
@@ -198,17 +203,26 @@ def as_examples(
         )
     if numbers.is_floating_point() or int(numbers.min()) < 0:
         raise UserError(f"{key}: {name} returned labels that are not integers from 0")
+    if int(numbers.max()) >= MOST_CLASSES:
+        raise UserError(
+            f"{key}: {name} returned the label {int(numbers.max())}; labels are integers from 0 to "
+            f"{MOST_CLASSES - 1}"
+        )
     return InMemory(tensor, numbers.long(), int(numbers.max()) + 1)
 
 
-def held_out(whole: InMemory) -> tuple[InMemory, InMemory]:
+def held_out(whole: InMemory, key: str = KEY) -> tuple[InMemory, InMemory]:
     """Split into train and test by the content of the examples.
+
+    Args:
+        whole: all of them.
+        key: of the config that names the data, for messages.
 
     Raises:
         UserError: if there are fewer than two.
     """
     if len(whole) < 2:
-        raise UserError(f"{KEY} has one example only; a training and a test split need two")
+        raise UserError(f"{key} has one example only; a training and a test split need two")
     rows = np.ascontiguousarray(whole.images.numpy()).reshape(len(whole), -1)
     ranks = [
         int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows
@@ -235,7 +249,13 @@ def _collected(data: Any, name: str, axes: Axes | None) -> Any:
                 f"{KEY}: {name} has items without an image; one must be under one of "
                 f"{', '.join(IMAGE_KEYS)}"
             )
-        images.append(_as_tensor(image))
+        try:
+            images.append(_as_tensor(image))
+        except TypeError as error:
+            raise UserError(
+                f"{KEY}: {name} has {error} in the place of image {number}; an image is a PIL "
+                f"picture, an array or a tensor"
+            ) from None
         labels.append(label)
         if images[-1].shape != images[0].shape:
             raise UserError(
@@ -256,13 +276,25 @@ def _parts(item: Any) -> tuple[Any, Any]:
     return (item[0], item[1]) if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
 
 
-def _as_tensor(image: Any) -> Tensor:
-    if isinstance(image, Tensor):
-        return image
-    array = np.asarray(image)
+def _as_tensor(values: Any) -> Tensor:
+    """Numbers as a tensor.
+
+    Raises:
+        TypeError: for what are no real numbers, saying what they are.
+    """
+    if isinstance(values, Tensor):
+        if values.is_complex():
+            raise TypeError(f"a tensor of {values.dtype}")
+        return values.detach()
+    array = np.asarray(values)
+    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+        raise TypeError(f"a {type(values).__name__} of {array.dtype}")
+    kind = array.dtype.newbyteorder("=")
     if array.dtype.kind == "u" and array.itemsize > 1:  # of which PyTorch computes no minimum
-        array = array.astype(np.int64)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+        kind = np.dtype(np.int64)
+    # PyTorch takes neither another order of bytes nor an axis that runs backwards
+    as_it_is = kind == array.dtype and array.flags.writeable and min(array.strides, default=0) >= 0
+    return torch.from_numpy(array if as_it_is else array.astype(kind, order="C"))
 
 
 def _bytes_or_points(

@@ -63,15 +63,16 @@ class HubTable:
         if names is not None:
             return tuple(map(printable, names))
         values = {value for part in self.parts.values() for value in part.unique(self.label)}
-        numbers = all(isinstance(value, int) for value in values)
-        if numbers and 0 <= min(values) <= max(values) < MOST_CLASSES:
-            return numbered(max(values) + 1)
         if all(isinstance(value, str) for value in values):
             return tuple(sorted(map(printable, values)))
+        # a bool is an integer, 0 or 1
+        others = {v for v in values if not (isinstance(v, int) and 0 <= v < MOST_CLASSES)}
+        if not others:
+            return numbered(int(max(values)) + 1)
         raise UserError(
             f"data.root={self.root} has a column {self.label} of labels like "
-            f"{max(values) if numbers else next(iter(values))!r}; labels are integers from 0 to "
-            f"{MOST_CLASSES - 1}, or names"
+            f"{next(iter(others))!r}; labels are integers from 0 to {MOST_CLASSES - 1}, or names: "
+            f"data.columns=[{self.image}] leaves them out"
         )
 
     def split(self, split: Split) -> ListedSplit:
@@ -166,9 +167,10 @@ class HubTable:
                 if found is None or not 0 <= found < len(self.classes):
                     raise UserError(
                         f"data.root={self.root} has the label {value} in row {i} of {part}; "
-                        f"labels are 0 to {len(self.classes) - 1}"
+                        f"labels are 0 to {len(self.classes) - 1}: data.columns=[{self.image}] "
+                        f"leaves them out"
                     )
-                yield f"{part}/{i}", found
+                yield f"{part}/{i}", int(found)
 
 
 def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubTable:

@@ -31,7 +31,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from betasigma.cpus import usable_cpus
@@ -54,6 +54,8 @@ _PROBED = 64
 _HARDLY = 1 / 8
 """Share of the range of 16 bits below which a warning is due: at least 3 of 8 bits are lost."""
 
+_TURNED = (5, 6, 7, 8)
+"""EXIF's orientations that swap height and width."""
 _FRAMED = ("GIF", "TIFF", "WEBP", "PNG", "AVIF", "DCX")
 _CELEBA_PARTITION = {"train": "0", "test": "2"}
 
@@ -203,6 +205,17 @@ class Decoder:
         ground = Image.new("RGBA", layer.size, (*colour, 255))
         ground.alpha_composite(layer)
         return ground.convert("RGB").convert(mode), True
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image as it is decoded, without decoding it: EXIF may turn it."""
+    width, height = image.size
+    # the size of a TIFF is that of the turned image already, and a PNG without EXIF before its
+    # pixels would be decoded to look behind them
+    if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
+        return width, height
+    turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
+    return (height, width) if turned else (width, height)
 
 
 def covering(size: tuple[int, int], wanted: tuple[int, int]) -> list[int]:
@@ -373,7 +386,7 @@ class ImageFiles:
         self.shape: tuple[int, ...] = decoder.shape
         self.num_classes = images.num_classes
         if scan:
-            self._probe()
+            self.warn_of_losses()
 
     def __len__(self) -> int:
         return len(self._images.names)
@@ -440,14 +453,18 @@ class ImageFiles:
             f"{place.where(self._images.names[number])} on: remove them, or check the disk"
         )
 
-    def _probe(self) -> None:
-        """Look at some images for what a user should know of all."""
+    def warn_of_losses(self, keys: bool = True) -> None:
+        """Look at some images for what a user should know of all.
+
+        Args:
+            keys: name those of the data that change it.
+        """
         count = len(self)
         numbers = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).round().astype(int))
         names = [self._images.names[number] for number in numbers]
         with ThreadPoolExecutor(usable_cpus()) as pool:
             found = pool.map(lambda name: _attempt(self._decoder, self._images.place, name), names)
-        _remark([d for d in found if isinstance(d, Decoded)], self._decoder, count)
+        _remark([d for d in found if isinstance(d, Decoded)], self._decoder, count, keys)
 
 
 def _with_headers(images: Listed, decoder: Decoder, on_corrupt: OnCorrupt) -> Listed:
@@ -472,14 +489,14 @@ def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt)
     warnings.warn(f"skipped {count} that cannot be decoded: {named}", stacklevel=3)
 
 
-def _remark(found: Sequence[Decoded], decoder: Decoder, total: int) -> None:
-    """Warn of what decoding has changed or lost."""
+def _remark(found: Sequence[Decoded], decoder: Decoder, total: int, keys: bool = True) -> None:
+    """Warn of what decoding has changed or lost; ``keys`` names what would change that."""
     of = f"of {len(found):,} images" + ("" if len(found) == total else f" looked at ({total:,})")
     transparent = sum(d.transparent for d in found)
     if transparent:
         warnings.warn(
             f"{transparent:,} {of} have transparent parts, which show "
-            f"data.background={decoder.background}",
+            f"{'data.background=' * keys}{decoder.background}",
             stacklevel=3,
         )
     several = sum(d.frames > 1 for d in found)
@@ -490,11 +507,11 @@ def _remark(found: Sequence[Decoded], decoder: Decoder, total: int) -> None:
         return
     most, bits = max(int(d.deepest or 0) for d in deep), decoder.bits or 16
     if most < _HARDLY * 2**bits:
-        remedy = (
-            "Pillow reads no more of colours: spread them over their range first"
-            if any(d.colour for d in deep)
-            else f"data.bits={max(most.bit_length(), 9)} spreads them"
-        )
+        remedy = f"data.bits={max(most.bit_length(), 9)} spreads them"
+        if any(d.colour for d in deep):
+            remedy = "Pillow reads no more of colours: spread them over their range first"
+        elif not keys:
+            remedy = "spread them over their range first"
         warnings.warn(
             f"{len(deep):,} {of} have {bits} bits and values up to {most:,} of {2**bits - 1:,}, "
             f"which become {most >> (bits - 8)} of 255: {remedy}",

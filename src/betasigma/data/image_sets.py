@@ -21,7 +21,7 @@ from torch import Tensor
 from betasigma.cpus import usable_cpus
 from betasigma.data.arrays import channels_last, read_images
 from betasigma.data.file_tree import Files, LeftOut
-from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable
+from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable, upright_size
 from betasigma.data.listing import endings
 from betasigma.data.order import subset
 from betasigma.data.sources import InMemory, Source
@@ -65,7 +65,9 @@ def open_images(
         shape = _common_shape(files, names, key, channels)
     depth, height, width = shape
     listed = Listed(files, tuple(names), None, 0)
-    return ImageFiles(listed, Decoder((height, width), depth), "error", scan=False)
+    opened = ImageFiles(listed, Decoder((height, width), depth), "error", scan=False)
+    opened.warn_of_losses(keys=False)
+    return opened
 
 
 def _files(root: Path, key: str) -> Files:
@@ -104,7 +106,7 @@ def _common_shape(
     def header(name: str) -> tuple[tuple[int, int], bool] | Undecodable:
         try:
             with files.open(name, decoder.most_bytes) as file, decoder.open(file) as image:
-                return image.size, image.mode in ("1", "L", "I;16")
+                return upright_size(image), image.mode in ("1", "L", "I;16")
         except Exception as error:  # what a broken file raises depends on its format
             return Undecodable(str(error))
 

@@ -116,6 +116,12 @@ def split_of(folder: str) -> str | None:
     return None if found is None else found.lastgroup
 
 
+def _splits_in(folder: str) -> set[str]:
+    """Splits that words of a name mean: those of ``trainA`` or ``DIV2K_train_HR``."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+", folder)
+    return {split for split in map(split_of, words) if split}
+
+
 def list_folder(root: Path, layout: Layout | None = None, labels: str | None = None) -> Listing:
     """Find the images of a folder or a zip archive, in the order of their names.
 
@@ -260,7 +266,7 @@ class _Tree:
         if told is not None and told.splits:
             return "flat"
         if not self._splits:
-            return plain if told else self._choose_within(plain)
+            return plain if told else self._choose_within(self._without_near_splits(plain))
         if "train" not in self._splits.values():
             raise UserError(
                 f"data.root={self.root} has {_few(list(self._splits))} and no folder of training "
@@ -270,6 +276,22 @@ class _Tree:
         if len(self._splits) < len(self.folders):
             raise self._two_ways(plain, "splits")
         return "splits"
+
+    def _without_near_splits(self, plain: Layout) -> Layout:
+        """``plain``, unless folders are named like splits: ``trainA`` and ``testA``, say.
+
+        Raises:
+            UserError: if they are.
+        """
+        like = {folder: _splits_in(folder) for folder in self.folders}
+        named = set().union(*like.values())
+        if "train" not in named or len(named) < 2:
+            return plain
+        raise UserError(
+            f"data.root={self.root} has {_few([f for f, splits in like.items() if splits])}, which "
+            f"are named like splits but not train, val or test: rename one of each, or add "
+            f"data.layout={plain}, which {self.read(plain)}"
+        )
 
     def _choose_within(self, plain: Layout) -> Layout:
         """Look for splits within folders of classes."""

@@ -26,7 +26,7 @@ from betasigma.networks.layers import Conditioning, Fourier, Positional
 from betasigma.networks.unet import Attention, Downsample, ResidualBlock, UNet, Upsample
 from betasigma.options.samplers import AncestralOptions, SamplerOptions
 from betasigma.published.diffusers_unet import PREDICTIONS, VARIANCES
-from betasigma.schedules import NoiseSchedule, VarianceExploding, VariancePreserving
+from betasigma.schedules import NoiseSchedule, VarianceExploding, VariancePreserving, cosine
 
 DIFFUSERS = "0.30.0"
 """Oldest version that reads the folder."""
@@ -120,8 +120,10 @@ def _vp_scheduler(denoiser: Denoiser, sampler: SamplerOptions) -> Json:
 
 
 def _betas(schedule: VariancePreserving) -> Json:
-    """β_1 … β_T, by their ends where they are linear."""
+    """β_1 … β_T, by name where they are linear or the cosine's."""
     alpha_bar = schedule.alpha_bar.numpy()
+    if np.allclose(alpha_bar, cosine(len(alpha_bar)).alpha_bar.numpy(), rtol=1e-9, atol=0):
+        return {"beta_schedule": "squaredcos_cap_v2"}
     betas = 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
     even = np.linspace(betas[0], betas[-1], len(betas))
     if np.allclose(betas, even, rtol=1e-9, atol=0):

@@ -40,7 +40,10 @@ def explain(error: BaseException, configs: Configs) -> str:
     """
     text = "\n".join(str(link) for link in _chain(error))
     typed = configs.line.overrides
-    if found := re.search(r"Could not (?:override|append to config\.[^']*)\s?'([^']+)'", text):
+    if found := re.search(r"Could not append to config\.[^']*'([^']+)'", text):
+        word = _with_value(found[1], typed)
+        return f"{word} adds a key that is there already: write {word.lstrip('+')}"
+    if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(_with_value(found[1], typed), configs)
     if found := re.search(r"Could not find '([^']+)/([^']*)'", text):
         return unknown_choice(found[1], found[2], configs)

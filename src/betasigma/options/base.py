@@ -16,7 +16,7 @@ import difflib
 import json
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -251,16 +251,17 @@ def parse_leniently(schema: type[Options], content: Mapping[str, Any]) -> tuple[
 def dump(options: Options) -> dict[str, Any]:
     """Return options as plain containers, under the names of the config.
 
-    For a class without an options model, only given keys are returned.
+    For a class without an options model, only given keys are returned, and those that the framework
+    itself reads.
     """
+    from betasigma.options.plugins import not_arguments
+
     fields = type(options).model_fields
-    named = options.model_fields_set & fields.keys() if _is_outside(options) else fields
+    named: Collection[str] = fields
+    if isinstance(options, ComponentOptions) and options.outside:
+        named = (options.model_fields_set | {*not_arguments(options.group)}) & fields.keys()
     values = {fields[name].alias or name: _dumped(getattr(options, name)) for name in named}
     return {**values, **(options.model_extra or {})}
-
-
-def _is_outside(options: Options) -> bool:
-    return isinstance(options, ComponentOptions) and options.outside
 
 
 def _dumped(value: Any) -> Any:

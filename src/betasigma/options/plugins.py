@@ -255,7 +255,7 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     made = _attribute(target, key)
     _check_kind(made, group, key, target)
     base = _base_of(group)
-    arguments = {k: v for k, v in content.items() if k not in ("_target_", *_not_arguments(group))}
+    arguments = {k: v for k, v in content.items() if k not in ("_target_", *not_arguments(group))}
     check_arguments(made, arguments, key, partial=True)
     traits = _traits(made, base)
     model = type(
@@ -314,7 +314,7 @@ def is_shared_key(group: str, target: str, name: str) -> bool:
     model = options_model(target, group)
     if model is not None:
         return name in model.model_fields
-    return name in _not_arguments(group) or takes(locate(target, group), name)
+    return name in not_arguments(group) or takes(locate(target, group), name)
 
 
 def _check_kind(made: Callable[..., Any], group: str, key: str, target: str) -> None:
@@ -409,7 +409,8 @@ _PLAIN = (bool, int, float, str, type(None))
 _INNER = {"group", "node", "targets", "knobs", "outside"}
 
 
-def _not_arguments(group: str) -> tuple[str, ...]:
+def not_arguments(group: str) -> tuple[str, ...]:
+    """Keys of a group's node that are read by the framework, and not given to the class."""
     from betasigma.options.likelihoods import MEASURED
     from betasigma.options.models import ModelOptions
 
@@ -504,11 +505,11 @@ def _attribute(target: str, key: str) -> Callable[..., Any]:
     found = getattr(module, name, None)
     owner = str(getattr(found, "__module__", ""))
     same = owner.partition(".")[0] == target.partition(".")[0]
-    if not same or not (inspect.isclass(found) or inspect.isfunction(found)):
+    if not same or not _makes_things(found):
         known = [
             other
             for other, value in vars(module).items()
-            if (inspect.isclass(value) or inspect.isfunction(value)) and value is not found
+            if _makes_things(value) and value is not found
         ]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {module_name}.{near[0]}?" if near else ""
@@ -516,6 +517,11 @@ def _attribute(target: str, key: str) -> Callable[..., Any]:
             f"{key}._target_={target} is not a class or function of {module_name}{hint}"
         )
     return typing.cast(Callable[..., Any], found)
+
+
+def _makes_things(value: Any) -> bool:
+    """Whether it is a class or a function, which ``functools.cache``, say, may have wrapped."""
+    return inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value))
 
 
 def _is_never_a_plugin(name: str) -> bool:

@@ -76,8 +76,24 @@ SCHEDULER: Settings = {
     "prediction_type": "epsilon",
     "thresholding": False,
     "rescale_betas_zero_snr": False,
+    "use_flow_sigmas": False,
+    "_class_name": "DDPMScheduler",
 }
 """The same of a scheduler, DDPM's where there is none."""
+
+DETERMINISTIC = ("DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler")
+"""Schedulers in whose place DDIM samples."""
+
+SCHEDULERS = (
+    *DETERMINISTIC,
+    *("DDPMScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+)
+"""Schedulers of models with DDPM's noise levels. Consistency models, flows and EDM have the same
+U-Net, and others.
+"""
 
 SCHEDULES = {
     "linear": "linear",
@@ -138,7 +154,7 @@ class DiffusersUNet(ModelFormat):
                 raise _unlike(source, "config", key, config.get(key), known[0])
         tensors = Tensors(checked_tensors(source.content, source), source.named)
         structure = _DiffusersWeights(config, tensors)
-        network = structure.network(config, shape[1])
+        network = structure.network(config, min(shape[1:]))
         weights = structure.weights()
         tensors.finish()
         notes = []
@@ -260,18 +276,27 @@ class _DiffusersWeights:
 
 def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     size = config.get("sample_size")
-    if not isinstance(size, int) or size < 1:
-        raise UserError(f"config.json has sample_size={size}, and square images are needed")
-    return int(config["in_channels"]), size, size
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise UserError(f"config.json has sample_size={size}, and the size of images is needed")
+    return int(config["in_channels"]), sides[0], sides[1]
 
 
 def _diffusion(
     source: WeightFile, scheduler: Settings, config: Settings, network: dict[str, Any]
 ) -> dict[str, Any]:
     steps, kind = scheduler["num_train_timesteps"], scheduler["beta_schedule"]
-    for key in ("trained_betas", "rescale_betas_zero_snr", "thresholding"):
+    if scheduler["_class_name"] not in SCHEDULERS:
+        raise UserError(
+            f"{source.named} is of diffusers' {scheduler['_class_name']}, whose noise levels are "
+            f"not DDPM's: those of {', '.join(SCHEDULERS)} are read"
+        )
+    for key in ("trained_betas", "rescale_betas_zero_snr", "thresholding", "use_flow_sigmas"):
         if scheduler[key]:
             raise _unlike(source, "scheduler_config", key, scheduler[key], SCHEDULER[key])
+    if scheduler["clip_sample"] and scheduler.get("clip_sample_range", 1) != 1:
+        given = scheduler["clip_sample_range"]
+        raise _unlike(source, "scheduler_config", "clip_sample_range", given, 1)
     for key, known in (
         ("beta_schedule", SCHEDULES),
         ("prediction_type", PREDICTIONS),
@@ -290,7 +315,7 @@ def _diffusion(
         bool(scheduler["clip_sample"]),
         PREDICTIONS[scheduler["prediction_type"]],
     )
-    if scheduler.get("_class_name") in ("DDIMScheduler", "PNDMScheduler"):
+    if scheduler["_class_name"] in DETERMINISTIC:
         sampler = {"_target_": "betasigma.samplers.DDIM", "clip": nodes["sampler"]["clip"]}
         nodes["sampler"] = sampler
     return nodes
