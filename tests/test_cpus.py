@@ -20,7 +20,7 @@ from betasigma.cpus import (
     look_for_idle_cpus,
     usable_cpus,
 )
-from betasigma.devices import THREADS, use_threads
+from betasigma.devices import THREADS, move_to_device, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +163,15 @@ def test_threads_are_as_many_as_cpus_are_idle(tmp_path, monkeypatch, words, begu
     why = use_threads({**HARDWARE, **words}, begun_with)
     assert torch.get_num_threads() == expected
     assert (why is not None) == (words == {} and begun_with is None)
+
+
+def test_what_is_moved_for_sampling_tells_of_its_threads(tmp_path, monkeypatch):
+    monkeypatch.delenv(THREADS, raising=False)
+    look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
+    told: list[str] = []
+    hardware = {**HARDWARE, "channels_last": False, "strategy": "auto"}
+    move_to_device(torch.nn.Identity(), hardware, tell=told.append)
+    assert told == ["1 of 2 CPUs, since other processes use the rest; hardware.threads=2 takes all"]
 
 
 def test_threads_of_the_environment_stay(tmp_path, monkeypatch):

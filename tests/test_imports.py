@@ -155,6 +155,11 @@ def test_what_the_command_line_reads_is_light(module: str) -> None:
     assert not needs(module) & {"torch", "numpy", "hydra", *FRAMEWORKS}
 
 
+def test_the_jobs_of_a_sweep_are_shown_without_pytorch() -> None:
+    drawing = {"torch", "torchvision", "numpy", "matplotlib", "PIL"}
+    assert not needs("commands.show_jobs") & {*drawing, *FRAMEWORKS - {"hydra"}}
+
+
 def test_the_diagram_shows_imports_that_there_are() -> None:
     page = (SRC.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
     arrows = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,10 @@ system, −1 for never; and how many tensors may have a mapping of their own.
 
 
 def move_to_device(
-    denoiser: nn.Module, hardware: Config, device: torch.device | None = None
+    denoiser: nn.Module,
+    hardware: Config,
+    device: torch.device | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> torch.device:
     """Move a denoiser to the device of the hardware config, for use outside the Trainer.
 
@@ -154,6 +158,7 @@ def move_to_device(
         denoiser: the model.
         hardware: the config's node.
         device: this process's, where several processes share the work.
+        tell: is called with why there are fewer threads than CPUs, if there are.
 
     Returns:
         The device.
@@ -165,7 +170,9 @@ def move_to_device(
     if hardware["accelerator"] == "gpu" and not gpu:
         raise UserError("hardware.accelerator=gpu finds no GPU here; use hardware=cpu or auto")
     device = device or torch.device("cuda" if gpu else "cpu")
-    prepare_model(denoiser.to(device), hardware)
+    fewer = prepare_model(denoiser.to(device), hardware)
+    if fewer:
+        tell(fewer)
     return device
 
 

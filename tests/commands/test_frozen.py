@@ -9,6 +9,7 @@ metrics is of the same run without the accident.
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 import torch
 from launching import ROOT, launch
+from omegaconf import OmegaConf
 
 import betasigma
+from betasigma.commands.config import complete, saved_header
+from betasigma.commands.resume import continue_in
 from betasigma.errors import UserError
 from betasigma.runs.checkpoint import HEADER, save
 from betasigma.runs.record import Record
@@ -43,6 +47,26 @@ def test_it_continues_to_the_same_weights(here: Path, family: str) -> None:
     denoiser, _ = betasigma.load(outcome.run)
     weights = torch.cat([p.flatten()[:16] for p in denoiser.parameters()]).numpy()
     np.testing.assert_allclose(weights, EXPECTED[f"{family}_resumed"], rtol=0, atol=TOLERANCE)
+    saved = complete(saved_header(FROZEN / f"{family}.ckpt")["config"])
+    assert OmegaConf.load(outcome.run / "config.yaml")["sampler"] == saved["sampler"]
+
+
+@pytest.mark.parametrize(
+    ("words", "kept"),
+    [(["steps=9"], True), (["steps=12", "name=more"], True), (["sampler=ddim"], False)],
+)
+def test_a_command_that_is_repeated_measures_by_what_the_run_did(
+    tmp_path: Path, words: list[str], kept: bool
+) -> None:
+    """Whatever the defaults have become since."""
+    run = Path(shutil.copytree(FROZEN / "run", tmp_path / "run"))
+    (run / "environment.json").write_text(json.dumps({"overrides": ["steps=9"]}))
+    saved = complete(saved_header(run)["config"])
+    other = {"_target_": "betasigma.samplers.Heun", "steps": 7}
+    config = OmegaConf.create({**saved, "steps": 12, "sampler": other})
+    continue_in(config, words, run)
+    assert config.steps == 12
+    assert config.sampler == (saved["sampler"] if kept else other)
 
 
 def test_a_run_directory_is_continued_under_the_names_of_today(here: Path) -> None:

@@ -76,6 +76,10 @@ def test_what_is_said_to_fit_is_not_refused(small_machine: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (
+            "sample n=6000000 hardware=ddp hardware.accelerator=cpu",
+            r"n, seeds and indices ask for 6,000,000 samples among several processes, .* save=fold",
+        ),
         ("sample n=10000000", r"n, seeds and indices ask for 10,000,000 samples, .* save=folder"),
         ("sample n=10000000 save=folder batch_size=10000000", r"batch_size=10000000 needs at leas"),
         ("sample n=1000000000000", r"n=1000000000000 must be at most 10000000"),

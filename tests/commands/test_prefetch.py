@@ -84,6 +84,15 @@ def test_where_gpus_are_is_not_where_runs_are_prepared(here: Path) -> None:
     assert "kernels   none: there is no GPU here" in fetched.out
 
 
+def test_a_run_that_is_too_short_to_measure_is_told_from_one_that_asks_for_nothing(
+    here: Path,
+) -> None:
+    words = [word for word in TINY if word not in ("evaluation=none", "sampler.steps=2")]
+    fetched = launch("prefetch", *words, "sampler.steps=50", "steps=1", "hardware.compile=false")
+    assert fetched.status == 0, fetched.err
+    assert "metrics   none: so short a training ends with none (evaluation.n=500" in fetched.out
+
+
 def test_what_cannot_be_fetched_is_said(here: Path) -> None:
     refused = launch("prefetch", *TINY, "data=image_folder", "data.root=nowhere")
     assert refused.status == 1

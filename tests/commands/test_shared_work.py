@@ -188,6 +188,25 @@ def test_what_does_not_fit_the_processes_is_said(
     assert not (here / "outputs").exists()
 
 
+def test_processes_that_cannot_meet_say_so(
+    here: Path, ddpm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "tests"}
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": taken.getsockname()[1]}
+        for name, value in place.items():
+            monkeypatch.setenv(name, str(value))
+        failed = launch("sample", f"run={ddpm_run}", "n=4", "hydra.run.dir=drawn")
+    assert failed.status == 1
+    assert failed.err.startswith(
+        f"error: the processes of this command cannot meet at 127.0.0.1:{place['MASTER_PORT']} ("
+    )
+    assert failed.err.count("\n") == 1
+    assert "EADDRINUSE" in failed.err
+
+
 def test_other_machines_need_something_that_starts_processes_there(
     here: Path, ddpm_run: Path
 ) -> None:

@@ -20,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import betasigma
 from betasigma.commands.assemble import make_denoiser
+from betasigma.commands.train import _say_what_is_sampled
+from betasigma.display import Display
 from betasigma.evaluation.choice import INCEPTION_FILES, checkpoint_dir
 from betasigma.modules import DDPM, NCSN
 from betasigma.modules.averaging import ramped_decay
@@ -433,3 +435,24 @@ def test_labels_and_guidance_train_and_sample(labelled_run: Path) -> None:
     assert header["training"]["guidance"] == 2
     assert checkpoint(labelled_run)["global_step"] == 6
     assert (labelled_run / "samples" / "step_0000006.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("every", "said"),
+    [
+        (10, "4 of 64 samples in the grids before the last one, the fewest there can be, which "),
+        (1000, "19 of 64 samples in the grids before the last one, which take about a tenth of"),
+    ],
+)
+def test_samples_that_take_more_than_a_tenth_of_the_training_are_not_called_a_tenth(
+    capsys: pytest.CaptureFixture[str], every: int, said: str
+) -> None:
+    content = {
+        "batch_size": 64,
+        "steps": 10_000,
+        "training": {"num_samples": None, "sample_every": every},
+        "evaluation": {"n": None, "metrics": []},
+    }
+    data: Any = None  # which is asked for nothing where nothing is measured
+    _say_what_is_sampled(content, 1000, data, Display())
+    assert " ".join(capsys.readouterr().out.split()).startswith(said)

@@ -93,14 +93,29 @@ def test_predictions_and_variances(tmp_path: Path, prediction: str, variance: st
     check(denoiser, folder, Ancestral(variance, clip=False))
 
 
-def check(denoiser: Denoiser, folder: Path, sampler: Ancestral) -> None:
+def test_a_sampler_of_few_steps_keeps_them(tmp_path: Path) -> None:
+    """Variance, clipping and number of steps are the sampler's that the run was made with."""
+    denoiser = model(unet(), linear(steps=STEPS), Preconditioning(levels=STEPS))
+    few = {"variance": "posterior", "steps": 10}
+    folder = written(denoiser, tmp_path, **few)
+    scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    assert scheduler["variance_type"] == "fixed_small"
+    steps = {}
+    for more in ({}, {"steps": None}, {"grid": "karras"}, {"steps": 2 * STEPS}):
+        node = {"_target_": "betasigma.samplers.Ancestral", **few, **more}
+        steps[str(more)] = pipeline_folder(denoiser, parse_component("sampler", node)).steps
+    assert list(steps.values()) == [10, STEPS, STEPS, STEPS]
+    check(denoiser, folder, Ancestral("posterior", steps=10), 10)
+
+
+def check(denoiser: Denoiser, folder: Path, sampler: Ancestral, steps: int = STEPS) -> None:
     pipeline = DDPMPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
-    draws = torch.stack([torch.randn(2, 1, 8, 8, generator=generator) for _ in range(STEPS)])
+    draws = torch.stack([torch.randn(2, 1, 8, 8, generator=generator) for _ in range(steps)])
     *_, ours = sampler.states(denoiser, draws[0], Written(draws[1:]))
     seeded = torch.Generator().manual_seed(0)
-    drawn = pipeline(2, seeded, num_inference_steps=STEPS, output_type="pt").images
+    drawn = pipeline(2, seeded, num_inference_steps=steps, output_type="pt").images
     inside = (ours / 2 + 0.5).clamp(0, 1)
     assert inside.std() > 0.02
     assert (drawn - inside).abs().max() < CLOSE

@@ -201,6 +201,24 @@ def test_an_evaluation_of_a_checkpoint_belongs_to_its_run(tmp_path: Path) -> Non
     assert values(data, data["runs"][0], "eval/fd_x")[0]["values"] == [3.0]
 
 
+def test_an_evaluation_of_the_best_checkpoint_stands_for_none_of_the_last(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    told = {"n": 10, "nfe": 5, "sampler": "heun", "seed": 0}
+    Record.of(run).append(30, {"eval/fd_x": 3.0}, told)
+    for number, name in enumerate(["best.ckpt", "last.ckpt"]):
+        job = tmp_path / name / ".hydra"
+        job.mkdir(parents=True)
+        (job / "config.yaml").write_text(yaml.safe_dump({"run": f"{run}/checkpoints/{name}"}))
+        write_status(job.parent, "finished")
+        Record.of(job.parent).append(30, {"eval/fd_x": float(number)}, told)
+    data = described(tmp_path)
+    found = [
+        (data["contexts"][series["context"]].get("checkpoint"), series["values"])
+        for series in values(data, data["runs"][0], "eval/fd_x")
+    ]
+    assert sorted(found, key=str) == [("best.ckpt", [0.0]), (None, [1.0]), (None, [3.0])]
+
+
 def test_values_that_are_not_finite_are_counted(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     Record.of(run).append(40, {"train/objective": math.nan})

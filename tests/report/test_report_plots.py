@@ -16,9 +16,9 @@ from betasigma.options.drawing import DrawingOptions
 from betasigma.plot_style import FAMILIES, SAMPLERS, family_colours, sampler_style
 from betasigma.report import plots, quality
 from betasigma.report.plots import draw_curves, draw_error_curves, draw_results, error_curves
-from betasigma.report.quality import draw_quality, quality_of_runs
+from betasigma.report.quality import draw_quality, quality_of_jobs, quality_of_runs
 from betasigma.report.rows import rows_of_settings, settings_of
-from betasigma.report.runs import read_runs
+from betasigma.report.runs import COMPOSED, read_run, read_runs
 from betasigma.report.tables import drawable
 from betasigma.runs.record import Record
 
@@ -127,6 +127,25 @@ def test_error_curves_are_in_the_colours_of_their_families(
     (axes,) = drawn[0].axes
     assert [line.get_color() for line in axes.lines] == [DDPM, NCSN]
     assert axes.get_ylabel().endswith("n=7")
+
+
+def test_checkpoints_of_a_run_have_lines_of_their_own(study: list[str], tmp_path: Path) -> None:
+    (folder,) = study
+    jobs = []
+    for number, place in enumerate(("", "/checkpoints/last.ckpt", "/checkpoints/best.ckpt")):
+        for family in ("ddpm", "ncsn"):
+            job = tmp_path / "sweep" / f"{family}{number}"
+            (job / ".hydra").mkdir(parents=True)
+            OmegaConf.save(OmegaConf.create({"run": f"{folder}/{family}0{place}"}), job / COMPOSED)
+            told = {"n": 50, "nfe": 10, "sampler": "ddim", "settings": "steps=10", "seed": 0}
+            Record(job / "metrics.csv").append(30, {"eval/fd_some": float(number)}, told)
+            jobs.append(read_run(job, COMPOSED))
+    (found,) = quality_of_jobs(jobs).values()
+    values = {(line.model, line.family): by_nfe[10] for line, by_nfe in found.lines.items()}
+    assert values == {
+        **{(f"model={family}", family): [1.0] for family in ("ddpm", "ncsn")},
+        **{(f"model={family} best.ckpt", family): [2.0] for family in ("ddpm", "ncsn")},
+    }
 
 
 def test_distances_of_other_n_are_on_another_axis(

@@ -109,7 +109,7 @@ class AppChecks(NamedTuple):
     """Choose what the config leaves open."""
     preview: Callable[[DictConfig], str] = lambda config: ""
     """Say what the command will do, in one line; empty where it says nothing."""
-    enter: Callable[[DictConfig, Path], None] = lambda config, directory: None
+    enter: Callable[[DictConfig, list[str], Path], None] = lambda config, overrides, directory: None
     """Look at what the run directory holds already."""
     writes: bool = True
     """Whether it writes into its directory, and holds it against other commands."""

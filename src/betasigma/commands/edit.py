@@ -47,7 +47,7 @@ def edit(config: DictConfig, start: Start) -> None:
     precision = precision_of(content["hardware"]) if doing.draws else None
     loaded = load_run(content["run"], precision, content["data"])
     denoiser = loaded.denoiser
-    move_to_device(denoiser, content["hardware"])
+    move_to_device(denoiser, content["hardware"], tell=display.line)
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     seeded = not doing.needs_images and content.get("images") is None
     images = None if seeded else given_images(content, loaded)

@@ -23,7 +23,7 @@ from betasigma.display import Display, plain_warnings
 from betasigma.options.apps import Evaluate
 from betasigma.report.rows import family_of
 from betasigma.runs.activity import ActivityLog
-from betasigma.runs.header import checkpoint_path
+from betasigma.runs.header import checkpoint_path, other_than_last
 from betasigma.runs.start import Start
 from betasigma.runs.status import process_rank
 from betasigma.samplers import Sampler
@@ -59,7 +59,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
     describe_data(display, data)
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     with shared_work(content["hardware"], start) as device:
-        move_to_device(loaded.denoiser, content["hardware"], device)
+        move_to_device(loaded.denoiser, content["hardware"], device, display.line)
         loggers = open_loggers(content, loaded, out) if first else []
         records = [logger.record for logger in loggers if isinstance(logger, RecordLogger)]
         try:
@@ -99,7 +99,7 @@ def _measure(
     node = content.get("likelihood")
     rows = measure_likelihood(node, content["seed"], *where, prefix=prefix, out=out)
     family = family_of(loaded.config)
-    show_table(loggers, found, sampler, family, loaded.step)
+    show_table(loggers, found, sampler, family, loaded.step, other_than_last(content["run"]))
     if content["error_curve"] and labels is None:
         measure_error_curve(
             content["error_curve"],

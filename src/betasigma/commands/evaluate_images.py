@@ -63,7 +63,7 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
             f"{_shown(shape)}: they must have one shape{hint}"
         )
     with shared_work(content["hardware"], start) as own:
-        device = move_to_device(nn.Identity(), content["hardware"], own)
+        device = move_to_device(nn.Identity(), content["hardware"], own, display.line)
         evaluator = made_by_first_rank_first(
             lambda: make_evaluator(
                 content["evaluation"],

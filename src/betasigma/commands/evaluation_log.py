@@ -14,13 +14,17 @@ from betasigma.commands.measure import label
 from betasigma.evaluation.evaluator import Measurement
 from betasigma.runs.directory import ENVIRONMENT, SWEEP, WANDB_ID, wandb_id
 from betasigma.runs.files import read_json, write_text
+from betasigma.runs.header import LAST, other_than_last, run_of
 from betasigma.runs.record import Record
 from betasigma.samplers import Sampler
 from betasigma.training.tracking import RecordLogger, make_loggers, use_checkpoint
 from betasigma.training.wandb_run import EVALUATIONS, WandbRun
 
 FLOOR = "_floor"
-COLUMNS = ("series", "metric", "value", "NFE", "sampler", "n", "seed", "extractor", "std", "floor")
+COLUMNS = (
+    *("series", "metric", "value", "NFE", "sampler", "n", "seed", "extractor", "std", "floor"),
+    "checkpoint",
+)
 """Of the table: a row a value; ``series`` is a line of its chart."""
 
 
@@ -33,7 +37,7 @@ def open_loggers(content: Config, loaded: Loaded, out: Path) -> list[Logger]:
         loaded: the model.
         out: directory of the evaluation.
     """
-    trained, run = loaded.config, Path(content["run"])
+    trained, run = loaded.config, run_of(content["run"])
     of_run = trained.get("logger") or {}
     default = of_run if of_run.get("kind") == "wandb" else {"kind": "none"}
     settings = content.get("logger") or {**default, "name": None}
@@ -45,21 +49,30 @@ def open_loggers(content: Config, loaded: Loaded, out: Path) -> list[Logger]:
         **{key: content[key] for key in ("n", "seed", "guidance", "hardware", "evaluation")},
         "sampler": content.get("sampler") or trained["sampler"],
         SWEEP: read_json(run / ENVIRONMENT).get(SWEEP),
-        "trained_run": {"id": identity, "directory": str(run.absolute()), "step": loaded.step},
+        "trained_run": {
+            **{"id": identity, "directory": str(run.absolute()), "step": loaded.step},
+            "checkpoint": other_than_last(content["run"]) or LAST,
+        },
     }
     loggers = make_loggers(settings, out, shown, job_type="evaluate")
+    whole = Path(content["run"]).is_dir()
     for logger in loggers:
         if isinstance(logger, WandbRun):
             write_text(out / WANDB_ID, f"{logger.version}\n")
-            if identity is not None and settings.get("artifacts", "none") != "none":
+            if whole and identity is not None and settings.get("artifacts", "none") != "none":
                 use_checkpoint(logger, identity)
-    if run.is_dir():
+    if whole:
         loggers.append(RecordLogger(Record.of(run)))
     return loggers
 
 
 def show_table(
-    loggers: list[Logger], found: Sequence[Measurement], sampler: Sampler, family: str, step: int
+    loggers: list[Logger],
+    found: Sequence[Measurement],
+    sampler: Sampler,
+    family: str,
+    step: int,
+    checkpoint: str = "",
 ) -> None:
     """Log measurements as a table, and their distance against evaluations of the network as lines.
 
@@ -69,15 +82,16 @@ def show_table(
         sampler: that drew the samples.
         family: of the model.
         step: that it was trained for.
+        checkpoint: which one of the run, where it is not the last.
     """
     nfe = next((m.nfe for m in found if m.nfe is not None), None)
     floors = {m.name.removesuffix(FLOOR): m.value for m in found if m.name.endswith(FLOOR)}
     rows: list[list[Any]] = []
     for m in found:
-        series = f"{label(m)}, {family}, {sampler.name}"
+        series = ", ".join(filter(None, [label(m), family, sampler.name, checkpoint]))
         if m.name.endswith(FLOOR):
             series = label(m)
-        more = (m.n, m.seed, m.extractor, m.std, floors.get(m.name))
+        more = (m.n, m.seed, m.extractor, m.std, floors.get(m.name), checkpoint or LAST)
         rows.append([series, label(m), m.value, nfe, m.sampler, *more])
     for logger in loggers:
         if isinstance(logger, WandbRun) and rows:

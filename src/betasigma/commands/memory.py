@@ -60,7 +60,7 @@ def check_sampling(asked: Sample, saved: ModelConfig, facts: DataFacts) -> None:
     size, n = asked.batch_size, asked.total
     _check_batch("batch_size", size, n, asked.hardware, saved.network, facts)
     if asked.save != "folder":
-        _check_drawn(n, facts)
+        _check_drawn(asked, facts)
 
 
 def check_evaluation(asked: Evaluate, saved: ModelConfig, facts: DataFacts) -> None:
@@ -176,13 +176,19 @@ def _check_batch(
         )
 
 
-def _check_drawn(n: int, facts: DataFacts) -> None:
-    """Refuse more samples than there is room to keep."""
-    a_sample = FLOAT * facts.dimensions
+def _check_drawn(asked: Sample, facts: DataFacts) -> None:
+    """Refuse more samples than there is room to keep: as they are drawn and joined; of several
+    processes also as they are sent and received; for a picture also enlarged and in its grid.
+    """
+    hardware, n = asked.hardware, asked.total
+    shared = hardware.nodes > 1 or hardware.devices not in ("auto", 1)
+    pictured = asked.save != "npz" and not facts.points
+    a_sample = (2 + 2 * shared + 2 * pictured) * (FLOAT if facts.points else 1) * facts.dimensions
     there = _of_machine()
     if n * a_sample > max(SMALL, there.size):
+        among = " among several processes" if shared else ""
         raise UserError(
-            f"n, seeds and indices ask for {n:,} samples, which need at least "
+            f"n, seeds and indices ask for {n:,} samples{among}, which need at least "
             f"{_shown(n * a_sample)}, and {there.where} has {_shown(there.size)}: "
             f"{there.size // a_sample:,} would fit, and save=folder writes them as they are drawn"
         )

@@ -14,7 +14,7 @@ from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
 from betasigma.display import Display, plain_warnings
-from betasigma.options.evaluation import measures, most_measured
+from betasigma.options.evaluation import SAMPLES, measures, most_measured
 from betasigma.runs.directory import short
 
 
@@ -41,9 +41,13 @@ def _measure_references(content: Config, data: ImageDataModule, display: Display
     """Compute the statistics of images that samples are compared with."""
     content = resolve_auto(content, data, display).config
     sampler, schedule = make_sampler(content["sampler"]), make_schedule(content["schedule"])
+    asked = content["evaluation"]
     node = with_measured(content, evaluations(sampler, schedule))["evaluation"]
     if not measures(node):
-        display.line("metrics   none are asked for")
+        why = "none are asked for"
+        if measures(asked):
+            why = f"none: so short a training ends with none (evaluation.n={SAMPLES} asks for them)"
+        display.line(f"metrics   {why}")
         return
     device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
     evaluator = make_evaluator(node, most_measured(node), data, data.sample_shape, device, display)

@@ -17,7 +17,8 @@ from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
 from betasigma.options.training import StopOptions
-from betasigma.runs.directory import SUMMARY, newest_runs
+from betasigma.runs.directory import ENVIRONMENT, SUMMARY, newest_runs
+from betasigma.runs.files import read_json
 from betasigma.runs.header import CHECKPOINTS, checkpoint_path, last_checkpoint, read_header
 from betasigma.runs.status import process_rank
 from betasigma.runs.sweep_record import read_sweep
@@ -68,7 +69,7 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     refuse_oracle(saved)
     continued: DictConfig = OmegaConf.create(saved)
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+        key = _key_of(override)
         if key in ("resume", "overwrite"):
             continue
         if _changeable(key):
@@ -84,15 +85,22 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     return checkpoint.parents[1] if _in_run(checkpoint) else None
 
 
-def continue_in(config: DictConfig, directory: Path) -> None:
+MEASURED_BY = ("sampler", "evaluation", "likelihood")
+"""Of these, what a run measures itself by: its values compare only while they stay."""
+
+
+def continue_in(config: DictConfig, overrides: list[str], directory: Path) -> None:
     """Continue the run that ``directory`` holds, if it has a checkpoint: a run is never begun over,
     except with ``overwrite=true``.
 
     So a job that a cluster starts again, or a command that is repeated, goes on where it was.
-    Keys that may change take the values of ``config``, which is replaced otherwise.
+    Keys that may change take the values of ``config``, which is replaced otherwise. What the run
+    measures itself by stays too, whatever this version's defaults are, unless something else is
+    typed than at its start.
 
     Args:
         config: composed and checked.
+        overrides: as typed.
         directory: where the run will write.
 
     Raises:
@@ -114,11 +122,26 @@ def continue_in(config: DictConfig, directory: Path) -> None:
             f"over in this one with overwrite=true"
         )
     continued: DictConfig = OmegaConf.create(saved)
+    changed = _changed_words(overrides, directory)
     for key in CHANGEABLE:
+        if key in MEASURED_BY and not any(_may_set(word, key) for word in changed):
+            continue
         value = OmegaConf.select(config, key)
         OmegaConf.update(continued, key, value, merge=False, force_add=True)
     _check_length(saved, continued.steps)
     _replace(config, continued, checkpoint)
+
+
+def _changed_words(overrides: list[str], directory: Path) -> set[str]:
+    """The overrides in which a command differs from the one that a run was started by."""
+    earlier = read_json(directory / ENVIRONMENT).get("overrides")
+    return set(overrides) ^ set(map(str, earlier if isinstance(earlier, list) else ()))
+
+
+def _may_set(word: str, node: str) -> bool:
+    """Whether an override gives ``node`` a value: its own, or of a group that has no node."""
+    key = _key_of(word)
+    return key.partition(".")[0] == node or not (_changeable(key) or key in ("resume", "overwrite"))
 
 
 def begins_over(overwrite: bool) -> bool:
@@ -255,6 +278,10 @@ def _fixed(content: dict[str, Any]) -> dict[str, Any]:
 def _in_run(checkpoint: Path) -> bool:
     """Whether a checkpoint lies in a run directory."""
     return checkpoint.parent.name == CHECKPOINTS
+
+
+def _key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def _changeable(key: str) -> bool:

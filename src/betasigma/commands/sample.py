@@ -47,7 +47,7 @@ def sample(config: DictConfig, start: Start) -> None:
     display = Display(quiet=not first)
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     with shared_work(content["hardware"], start) as device:
-        move_to_device(loaded.denoiser, content["hardware"], device)
+        move_to_device(loaded.denoiser, content["hardware"], device, display.line)
         _sample(content, loaded, start.directory, display)
 
 

@@ -114,6 +114,7 @@ from betasigma.training.trainer import (
     measured_samples,
     shown_between,
     shown_samples,
+    tenth_of_training,
     validation_interval,
 )
 from betasigma.version import VERSION
@@ -364,9 +365,10 @@ def _choose_validation(content: Config, data: ImageDataModule, display: Display)
     most = min(data.val_size, data.size("test"))
     data.val_size = affordable_validation(content, most)
     if data.val_size < most:
+        spent = data.val_size * PER_IMAGE, tenth_of_training(content, validation_interval(content))
         display.line(
-            f"validating on {data.val_size} of {data.size('test')} test images, which takes about "
-            f"a tenth of so short a training (data.val_size)"
+            f"validating on {data.val_size} of {data.size('test')} test images, {_share(*spent)} "
+            f"of so short a training (data.val_size)"
         )
 
 
@@ -387,8 +389,9 @@ def _say_what_is_sampled(
     between, every = shown_between(content, nfe), content["training"]["sample_every"]
     if between < shown and every < content["steps"]:
         display.line(
-            f"{between} of {shown} samples in the grids before the last one, which take about a "
-            f"tenth of the training (training.num_samples)"
+            f"{between} of {shown} samples in the grids before the last one, "
+            f"{_share(between * nfe, tenth_of_training(content, every))} of the training "
+            f"(training.num_samples)"
         )
     if not node["metrics"]:
         return
@@ -406,6 +409,13 @@ def _say_what_is_sampled(
             f"{measured} samples will be compared with {whole} images, whose features are computed "
             f"once and kept (evaluation.n_reference=null compares with all)"
         )
+
+
+def _share(spent: int, tenth: int) -> str:
+    """What part of a training is spent on something that is to take a tenth of it."""
+    if spent > tenth:
+        return "the fewest there can be, which take more than a tenth"
+    return "which take about a tenth"
 
 
 def _compiling(content: Config, display: Display) -> list[Callback]:

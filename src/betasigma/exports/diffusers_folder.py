@@ -51,7 +51,7 @@ class PipelineFolder(NamedTuple):
     weights: Weights
     """Of the U-Net."""
     steps: int
-    """``num_inference_steps`` that visit every level."""
+    """``num_inference_steps`` of the run's sampler, or that visit every level."""
     notes: list[str]
     """What the user should know."""
 
@@ -94,7 +94,17 @@ def pipeline_folder(denoiser: Denoiser, sampler: SamplerOptions) -> PipelineFold
         },
         "unet/config.json": {"_class_name": "UNet2DModel", **version, **config},
     }
-    return PipelineFolder(files, weights, denoiser.schedule.levels, notes)
+    steps = denoiser.schedule.levels if exploding else _steps(denoiser.schedule, sampler)
+    return PipelineFolder(files, weights, steps, notes)
+
+
+def _steps(schedule: NoiseSchedule, sampler: SamplerOptions) -> int:
+    """How many steps ``DDPMScheduler`` takes: as many as the run's sampler, where both visit the
+    same levels, as they do where those are evenly spaced; else one a level.
+    """
+    steps = sampler.steps if isinstance(sampler, AncestralOptions) else None
+    even = isinstance(steps, int) and 1 < steps <= schedule.levels and sampler.ratio_max is None
+    return steps if even and sampler.grid == "levels" else schedule.levels
 
 
 def _vp_scheduler(denoiser: Denoiser, sampler: SamplerOptions) -> Json:

@@ -246,7 +246,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
                     refuse_changed(start.directory)
                 if start.job is not None:  # its sweeper may have chosen values that nobody checked
                     CHECKS[name].check(config, start.overrides)
-                    CHECKS[name].enter(config, start.directory)
+                    CHECKS[name].enter(config, start.overrides, start.directory)
                 return _done(task, config, start)
         except Exception as error:
             if start.job is not None:

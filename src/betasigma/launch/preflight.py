@@ -109,7 +109,8 @@ class Preflight(Callback):
                 request = slurm.request(composed)
                 checked.append(CheckedJob(decision, note, request, composed.get("steps")))
                 if job.changed:  # refused here, and not in the job, whose run would count as failed
-                    self._app.enter(composed, Path(config.hydra.sweep.dir) / job.directory)
+                    directory = Path(config.hydra.sweep.dir) / job.directory
+                    self._app.enter(composed, job.words, directory)
         return checked
 
     def _start(
@@ -189,9 +190,14 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     Studies(config).check(overrides)
     starter = started_by()
     if app.needs_machine:
-        fit_processes(config, starter)
+        fitted = fit_processes(config, starter, overrides)
         check_machine(config)
+        if config.get("resume") is not None:  # whose run may have had another number
+            overrides += fitted
     directory = app.check(config, overrides)
+    if app.needs_machine and config.get("resume") is not None:  # the hardware is the run's now
+        fit_processes(config, starter, overrides)
+        check_machine(config)
     refuse_unsearched(config, overrides)
     decision = app.decide(config)
     _print_note(_note(app, config, decision))
@@ -208,7 +214,7 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     entered = Path(config.hydra.run.dir)
     if process_rank() == 0 and app.writes:
         refuse_locked(entered)
-    app.enter(config, entered)
+    app.enter(config, overrides, entered)
     _make(config.hydra.run.dir)
 
 

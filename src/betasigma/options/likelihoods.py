@@ -25,6 +25,8 @@ FITTED = 256
 MEASURED = ("prior", "n", "split", "batch_size")
 """Keys of the node that say what is measured; the others are the estimator's own."""
 
+LEAST_BITS = ("*bits_per_dim/*/total", "*bits_per_dim/*/total_test")
+"""Metrics of a likelihood whose least value is the best; of its terms neither is."""
 
 PRIOR = "N(0, prior_std^2), or the Gaussian with the moments of the noisiest data"
 

@@ -9,9 +9,7 @@ from textwrap import shorten
 
 from betasigma.display import Display, clock
 from betasigma.options.drawing import DrawingOptions
-from betasigma.report.plots import AS_IT_IS
 from betasigma.report.runs import COMPOSED, read_run
-from betasigma.report.tables import report_evaluations, report_runs
 from betasigma.runs.directory import CONFIG, short
 from betasigma.runs.job_states import (
     ENDED_BADLY,
@@ -76,7 +74,7 @@ def _cells(job: JobState) -> list[str]:
     ]
 
 
-def end_sweep(sweep: Path, display: Display, look: DrawingOptions = AS_IT_IS) -> list[JobState]:
+def end_sweep(sweep: Path, display: Display, look: DrawingOptions | None = None) -> list[JobState]:
     """Print what a sweep ends with: its jobs, and one table of what the finished ones measured.
 
     Training runs that differ only in the seed share a row; an evaluation is one row.
@@ -89,6 +87,9 @@ def end_sweep(sweep: Path, display: Display, look: DrawingOptions = AS_IT_IS) ->
     Returns:
         The jobs.
     """
+    from betasigma.report.tables import report_evaluations, report_runs  # seconds, with PyTorch
+
+    look = look or DrawingOptions()
     jobs = read_jobs(sweep)
     show_jobs(sweep, jobs, display, FEW_ROWS)
     finished = [job.directory for job in jobs if job.state == FINISHED]

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,6 +32,7 @@ from betasigma.report.series import Series
 from betasigma.report.work_time import WorkTime
 from betasigma.runs.directory import LOG, SUMMARY
 from betasigma.runs.files import read_json
+from betasigma.runs.header import other_than_last
 from betasigma.runs.job_states import is_dead
 from betasigma.runs.record import METRICS
 from betasigma.runs.status import ERROR, FINISHED, RUNNING, STATUS
@@ -357,7 +359,8 @@ def _shared(described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _evaluations(runs: Sequence[Recorded]) -> dict[Path, list[Series]]:
     """What was measured of a checkpoint, by the directory of its run. An evaluation of a run's
-    directory is in the record of the run already.
+    directory is in the record of the run already. Values of another checkpoint than the last say
+    which, so that none stands for one of the last.
     """
     known = {run.directory.resolve(): run.directory for run in runs if run.is_training}
     found: dict[Path, list[Series]] = {}
@@ -365,9 +368,13 @@ def _evaluations(runs: Sequence[Recorded]) -> dict[Path, list[Series]]:
         measured = job.config.get("run")
         if job.is_training or not isinstance(measured, str) or Path(measured).is_dir():
             continue
+        named = other_than_last(measured)
+        own = {"checkpoint": named} if named else {}
         for parent in Path(measured).resolve().parents:
             if parent in known:
-                found.setdefault(known[parent], []).extend(job.series)
+                found.setdefault(known[parent], []).extend(
+                    replace(series, context={**series.context, **own}) for series in job.series
+                )
     return found
 
 

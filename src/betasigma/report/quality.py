@@ -23,6 +23,7 @@ from betasigma.report.measurements import DISTANCE
 from betasigma.report.plots import counted
 from betasigma.report.rows import family_of, settings_of, standard_error
 from betasigma.report.runs import Run, evaluated_run
+from betasigma.runs.header import other_than_last, run_of
 
 BUDGET = ("steps", "steps_each")
 """Settings of a sampler that say how many evaluations it makes: they move along a line."""
@@ -86,8 +87,10 @@ def quality_of_jobs(jobs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
     for job in jobs:
         path = str(job.config.get("run"))
         run = runs[path]
-        label = labels.get(id(run), run.label)
-        found.append((label, family_of(run.config), path, list(job.measured)))
+        checkpoint = other_than_last(path)
+        label = " ".join(filter(None, [labels.get(id(run), run.label), checkpoint]))
+        model = f"{run_of(path)} {checkpoint}"
+        found.append((label, family_of(run.config), model, list(job.measured)))
     return _gathered(found)
 
 

@@ -13,6 +13,7 @@ from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
 from betasigma.report.run_configs import read_config, read_words
 from betasigma.report.series import RecordedRow, Series, read_series
 from betasigma.runs.directory import CONFIG, OVERRIDES
+from betasigma.runs.header import run_of
 from betasigma.runs.record import METRICS, Record, current_name
 from betasigma.runs.status import job_number
 
@@ -130,8 +131,10 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
 
 
 def evaluated_run(job: Run) -> Run:
-    """The run that an evaluation is of; without a config where that is no run directory."""
-    path = Path(str(job.config.get("run")))
+    """The run that an evaluation is of; without a config where that is no run directory, nor a
+    checkpoint in one.
+    """
+    path = run_of(str(job.config.get("run")))
     content = read_config(path / CONFIG) or {}
     return Run(path.name, Record.of(path), content, _overrides(path) if content else {})
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from betasigma.options.evaluation import METRICS
+from betasigma.options.likelihoods import LEAST_BITS
 from betasigma.options.training import LEAST, SPEED, Best
 from betasigma.runs.record import COLUMNS, CONTEXT, Columns, Record
 
@@ -68,7 +69,7 @@ _kept: dict[Path, tuple[tuple[int, int], list[Series]]] = {}
 def _series(record: Record) -> list[Series]:
     columns, lines = record.split()
     plain = [
-        Series(metric=metric, context={}, best=_best(metric), **vars(own))
+        Series(metric=metric, context={}, best=best_of(metric), **vars(own))
         for metric, own in columns.items()
     ]
     found: dict[tuple[str, ...], Series] = {}
@@ -81,7 +82,7 @@ def _series(record: Record) -> list[Series]:
         series = found.get(key)
         if series is None:
             context = {COLUMNS[at]: line[at] for at in apart if line[at]}
-            series = found[key] = Series(metric=key[0], context=context, best=_best(key[0]))
+            series = found[key] = Series(metric=key[0], context=context, best=best_of(key[0]))
         if line[best] in BESTS:  # which an earlier version did not record
             series.best = cast(Best, line[best])
         series.steps.append(int(line[0]))
@@ -96,11 +97,11 @@ def _series(record: Record) -> list[Series]:
 BESTS = get_args(Best)
 
 
-def _best(metric: str) -> Best | None:
+def best_of(metric: str) -> Best | None:
     """Which value of a metric is its best, as its name says."""
     if metric == SPEED:
         return "max"
-    if any(fnmatchcase(metric, pattern) for pattern in LEAST):
+    if any(fnmatchcase(metric, pattern) for pattern in (*LEAST, *LEAST_BITS)):
         return "min"
     kind, _, rest = metric.partition("/")[2].partition("_")
     known = METRICS.get("fd" if kind == "fid" else kind)

@@ -17,6 +17,7 @@ from betasigma.report.plots import AS_IT_IS, draw_results
 from betasigma.report.quality import draw_quality, quality_of_jobs
 from betasigma.report.rows import Row, rows_of_evaluations, rows_of_settings
 from betasigma.report.runs import Run
+from betasigma.report.series import best_of
 from betasigma.runs.directory import short
 from betasigma.runs.files import replace_file
 
@@ -96,8 +97,7 @@ def clearly_least(rows: Sequence[Row], column: str) -> list[Row]:
     """The row whose mean is below each other one's by more than twice the standard error of their
     difference; of each n where it is a distance. Only of columns in which less is better.
     """
-    less = column == DENOISING_ERROR or is_bits(column) or column.startswith("kid_")
-    if not (less or (is_distance(column) and not column.endswith(" floor"))):
+    if best_of(_metric_of(column)) != "min":
         return []
     groups: dict[float | None, list[Row]] = {}
     for row in rows:
@@ -109,6 +109,16 @@ def clearly_least(rows: Sequence[Row], column: str) -> list[Row]:
         if others and all(_exceeds(other, least, column) for other in others):
             found.append(least)
     return found
+
+
+def _metric_of(column: str) -> str:
+    """Name of the metric that a column shows."""
+    name, _, rest = column.partition(" ")
+    if is_distance(column):
+        return f"val/{name}_{rest}"
+    if is_bits(column):
+        return f"val/bits_per_dim/{name}/{rest.split()[-1]}"
+    return f"val/{column}"
 
 
 def _exceeds(row: Row, least: Row, column: str) -> bool:

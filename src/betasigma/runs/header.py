@@ -78,6 +78,18 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
     )
 
 
+def run_of(path: str | Path) -> Path:
+    """The run directory that a path names, by itself or by a checkpoint in it."""
+    path = Path(path)
+    return path.parents[1] if path.parent.name == CHECKPOINTS else path
+
+
+def other_than_last(path: str | Path) -> str:
+    """Name of the checkpoint that a path means; ``""`` for a run directory, or its last one."""
+    path = Path(path)
+    return "" if path.name == LAST or path.parent.name != CHECKPOINTS else path.name
+
+
 def last_checkpoint(run: Path, key: str = "run") -> Path | None:
     """The newest checkpoint of a run that can be read; ``None`` where it has none.
 

@@ -30,6 +30,9 @@ BLOCK = 4096
 TASKS = "SLURM_STEP_NUM_TASKS"
 """SLURM's environment variable for the number of processes that one ``srun`` has started."""
 
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""Environment variable of every process that ``torchrun`` has started."""
+
 RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "interrupted"
 
 
@@ -114,7 +117,7 @@ class StartedBy(NamedTuple):
 
 def started_by() -> StartedBy | None:
     """``torchrun`` or ``srun``, where it has started this process as one of several."""
-    named = {"torchrun": ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"), "srun": ("SLURM_STEP_ID", TASKS)}
+    named = {"torchrun": (TORCHRUN, "WORLD_SIZE"), "srun": ("SLURM_STEP_ID", TASKS)}
     for name, (mark, count) in named.items():
         processes = os.environ.get(count, "")
         if mark in os.environ and processes.isdecimal() and int(processes) > 1:

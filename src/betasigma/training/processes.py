@@ -39,7 +39,7 @@ from omegaconf import read_write
 from pytorch_lightning import Trainer
 
 from betasigma.devices import THREADS, use_threads
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 from betasigma.runs.command import subcommand
 from betasigma.runs.start import Start
 from betasigma.runs.status import FAILED, process_rank, read_status, started_by
@@ -119,18 +119,35 @@ def shared_work(hardware: dict[str, Any], start: Start) -> Iterator[torch.device
     with _command_of_this_run(start):
         if process_rank() != 0 and started_by() is None:
             _end_with_parent()
-        fabric.launch()
-        others = _taken_from(fabric.strategy.launcher)
+        others: Processes = ()
         try:
+            _launch(fabric)
+            others = _taken_from(fabric.strategy.launcher)
             with _raising_when_one_fails(others, start.directory):
                 yield fabric.device
                 fabric.strategy.barrier()
         except BaseException:
-            _end_processes(others, terminate=True)
+            _end_processes([*others, *_taken_from(fabric.strategy.launcher)], terminate=True)
             raise
         finally:
             _leave_group()
             _end_processes(others)
+
+
+def _launch(fabric: Fabric) -> None:
+    """Start the other processes, where nothing else has, and meet them.
+
+    Raises:
+        UserError: if they cannot meet.
+    """
+    try:
+        fabric.launch()
+    except torch.distributed.DistError as error:
+        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise UserError(
+            f"the processes of this command cannot meet at {place} ({first_line(error)}): see "
+            f"that MASTER_ADDR is this machine, and MASTER_PORT a free port"
+        ) from None
 
 
 def _environment() -> ClusterEnvironment:

@@ -48,8 +48,13 @@ def affordable_validation(content: Config, images: int) -> int:
 
     A training step counts as :data:`~betasigma.training.forecast.EVALUATIONS` of each example.
     """
-    trained = EVALUATIONS * content["batch_size"] * validation_interval(content)
-    return max(FEWEST, min(images, trained // (10 * PER_IMAGE)))
+    tenth = tenth_of_training(content, validation_interval(content))
+    return max(FEWEST, min(images, tenth // PER_IMAGE))
+
+
+def tenth_of_training(content: Config, steps: int) -> int:
+    """Evaluations of the network, of one example each, that cost a tenth of so many steps."""
+    return int(EVALUATIONS * content["batch_size"] * steps // 10)
 
 
 PER_IMAGE = 1 + len(GRID)
@@ -82,8 +87,8 @@ def shown_between(content: Config, nfe: int) -> int:
     last = shown_samples(content, nfe)
     if content["training"]["num_samples"] is not None:
         return last
-    trained = EVALUATIONS * content["batch_size"] * content["training"]["sample_every"]
-    return max(FEWEST_SHOWN, min(last, trained // (10 * nfe)))
+    tenth = tenth_of_training(content, content["training"]["sample_every"])
+    return max(FEWEST_SHOWN, min(last, tenth // nfe))
 
 
 def measured_samples(content: Config, nfe: int) -> int:

@@ -73,9 +73,10 @@ const nameOf = (view, one) => {
 
 /** One table of errors by step and level for each run and kind of measurement. */
 function tablesOf(found) {
-  return facets(found, (series) => JSON.stringify([series.run.id, LEVEL.exec(series.metric)[1], series.context.n])).map((members) => {
+  return facets(found, (series) => JSON.stringify([series.run.id, LEVEL.exec(series.metric)[1], series.context.n, series.context.checkpoint])).map((members) => {
     const { run, context } = members[0];
-    const prefix = LEVEL.exec(members[0].metric)[1].replace(/\/$/, "");
+    const measured = LEVEL.exec(members[0].metric)[1].replace(/\/$/, "");
+    const prefix = [measured, ...(context.checkpoint ? [context.checkpoint] : [])].join(" of ");
     const values = new Map(members.map((series) => [Number(LEVEL.exec(series.metric)[2]), new Map(series.steps.map((step, i) => [step, series.values[i]]))]));
     const steps = [...new Set(members.flatMap((series) => series.steps))].sort((a, b) => a - b);
     return {

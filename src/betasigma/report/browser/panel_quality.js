@@ -20,16 +20,17 @@ export function quality(body, panel, view) {
     h("div", { class: "controls" }, tick("log", log, (on) => state.set({ [`${panel.id}.log`]: on ? "" : "0" }))),
     pieces.length ? h("div", { class: "charts" }, pieces.map((piece) => piece.card)) : nothing(panel));
   return {
-    rows: () => [["metric", "data", "n", "compared with", "extractor", "run", "directory", "step", "sampler", "settings", "NFE", "seed", "value", "std", "floor", "n of the floor"], ...pieces.flatMap((piece) => piece.rows)],
+    rows: () => [["metric", "data", "n", "compared with", "extractor", "run", "directory", "step", "checkpoint", "sampler", "settings", "NFE", "seed", "value", "std", "floor", "n of the floor"], ...pieces.flatMap((piece) => piece.rows)],
     charts: pieces.map((piece) => piece.chart),
   };
 }
 
-/** Of what a run has measured over its training, what belongs to its last step. */
+/** Of what a run has measured over its training, what belongs to its last step; of its other checkpoints, to theirs. */
 function newest(found) {
+  const key = (series) => JSON.stringify([series.run.id, series.context.checkpoint]);
   const last = new Map();
-  for (const series of found) last.set(series.run, Math.max(last.get(series.run) ?? 0, series.steps.at(-1)));
-  return found.filter((series) => series.steps.at(-1) === last.get(series.run));
+  for (const series of found) last.set(key(series), Math.max(last.get(key(series)) ?? 0, series.steps.at(-1)));
+  return found.filter((series) => series.steps.at(-1) === last.get(key(series)));
 }
 
 /** Name of a metric, whoever has measured it: training at its end, or an evaluation. */
@@ -93,10 +94,10 @@ function floorBand(floor, ends) {
 }
 
 function qualityRows(view, series, floor) {
-  const { n, n_reference, split, extractor, sampler, settings, nfe } = series.context;
+  const { n, n_reference, split, extractor, sampler, settings, nfe, checkpoint } = series.context;
   return series.values.map((value, i) => [
     series.metric, series.run.data.label, n, `${n_reference ?? ""} ${split ?? ""}`.trim(), extractor, view.groupOf.get(series.run).name, series.run.directory,
-    series.steps[i], sampler, settings, nfe, series.seeds?.[i] ?? "", value, series.stds?.[i] ?? "", floor?.mean ?? "", floor?.n ?? "",
+    series.steps[i], checkpoint ?? "last.ckpt", sampler, settings, nfe, series.seeds?.[i] ?? "", value, series.stds?.[i] ?? "", floor?.mean ?? "", floor?.n ?? "",
   ]);
 }
 
@@ -147,7 +148,7 @@ export function bits(body, panel, view) {
     const [, prefix, estimator, term, test] = TERM.exec(series.metric);
     return { series, run: series.run, prefix, estimator, term, split: test ? "test" : "train" };
   });
-  const alike = (one) => JSON.stringify([one.prefix, one.estimator, one.split, one.run.data.id, one.series.context.n, one.series.context.settings]);
+  const alike = (one) => JSON.stringify([one.prefix, one.estimator, one.split, one.run.data.id, one.series.context.n, one.series.context.settings, one.series.context.checkpoint]);
   const charts = [];
   const rows = [];
   const cards = facets(found, alike).map((members) => {
@@ -180,7 +181,7 @@ export function bits(body, panel, view) {
     const ends = table.flatMap(({ of }) => [...terms, "total"].map((term) => of(term)?.mean ?? 0));
     const range = Math.min(...ends) < 0 ? {} : { range: [0, 1.3 * Math.max(...ends)] }; // with room for the numbers
     chart.draw([...traces, totals], { barmode: "relative", yaxis: { title: { text: "bits/dim (less is better)" }, ...range }, xaxis: { type: "category" }, showlegend: true }, `${estimator} of ${split} examples`);
-    return h("figure", {}, h("figcaption", {}, h("b", {}, estimator.replace(/^.*\//, "")), h("span", { class: "quiet" }, ` ${series.run.data.label} · ${split} examples, n = ${series.context.n} · ${series.context.settings ?? ""}`)), chart.element);
+    return h("figure", {}, h("figcaption", {}, h("b", {}, estimator.replace(/^.*\//, "")), h("span", { class: "quiet" }, ` ${series.run.data.label} · ${split} examples, n = ${series.context.n} · ${[series.context.settings, series.context.checkpoint].filter(Boolean).join(" · ")}`)), chart.element);
   });
   fill(body, cards.length ? h("div", { class: "charts" }, cards) : nothing(panel));
   return { rows: () => [["estimator", "prefix", "split", "data", "n", "settings", "run", "term", "bits/dim", "std"], ...rows], charts };

@@ -133,16 +133,17 @@ function last(run, metric) {
 /** Columns of the metrics that the panel names. What depends on n has a column for each n of a last value. */
 function figures(panel, view) {
   const found = view.series(panel.metrics, (series) => !series.metric.endsWith("_floor"));
-  const lastStep = (run, metric) => Math.max(...run.series.filter((one) => one.metric === metric).map((one) => one.steps.at(-1)));
+  const alike = (one, other) => one.metric === other.metric && one.context.checkpoint === other.context.checkpoint;
+  const lastStep = (series) => Math.max(...series.run.series.filter((one) => alike(one, series)).map((one) => one.steps.at(-1)));
   const measured = (series) => series.context.extractor !== undefined;
-  const shown = found.filter((series) => !measured(series) || series.steps.at(-1) === lastStep(series.run, series.metric));
-  const seen = new Map(shown.map((series) => [JSON.stringify([series.metric, series.context.n ?? ""]), series]));
+  const shown = found.filter((series) => !measured(series) || series.steps.at(-1) === lastStep(series));
+  const seen = new Map(shown.map((series) => [JSON.stringify([series.metric, series.context.n ?? "", series.context.checkpoint]), series]));
   const drawn = (series) => series.context.nfe !== undefined && !/bits_per_dim/.test(series.metric);
   const columns = [...seen.values()].flatMap((series) => {
-    const { metric, context: { n } } = series;
-    const of = (run) => shown.filter((one) => one.run === run && one.metric === metric && one.context.n === n).at(-1);
+    const { metric, context: { n, checkpoint } } = series;
+    const of = (run) => shown.filter((one) => one.run === run && alike(one, series) && one.context.n === n).at(-1);
     const several = [...seen.values()].filter((one) => one.metric === metric).length > 1;
-    const bare = metric.replace(/^val\//, "").replaceAll("/", " ");
+    const bare = [metric.replace(/^val\//, "").replaceAll("/", " "), ...(checkpoint ? [checkpoint] : [])].join(", ");
     const name = n !== undefined && (several || measured(series)) ? `${bare}, n = ${n}` : bare;
     if (!measured(series)) {
       const best = series.more ? "greatest" : "least";

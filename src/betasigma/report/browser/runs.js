@@ -228,12 +228,13 @@ export function facets(found, key = condition) {
   return [...groups.values()];
 }
 
-/** What tells the samplers of series apart: name, and the settings that differ, NFE and steps left out. */
+/** What tells the samplers of series apart: name, and the settings that differ, NFE and steps left out;
+ * and the checkpoint, where it is not the run's last. */
 export function samplerName(series) {
-  const { sampler, guidance } = series.context;
+  const { sampler, guidance, checkpoint } = series.context;
   const settings = Object.entries(series.settings ?? {}).map(([key, value]) => `${key}=${value}`);
   const weight = guidance && Number(guidance) !== 1 ? [`guidance=${guidance}`] : [];
-  return [sampler ?? "", ...weight, ...settings].join(" ").trim();
+  return [sampler ?? "", ...weight, ...settings, checkpoint ?? ""].join(" ").trim();
 }
 
 /** Keep of each series' settings only what differs between series of one sampler. */
