@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import TINY, launch
 from loopback import serving
 
+from betasigma.commands.evaluation_log import show_table
+from betasigma.evaluation.evaluator import Measurement
 from betasigma.runs.record import Record
+from betasigma.samplers import DDIM
+from betasigma.training.wandb_run import WandbRun
+
+
+class KeptTable(WandbRun):
+    """Keeps what it is to show."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+
+    def log_evaluations(
+        self, key: str, columns: Sequence[str], rows: list[list[Any]], step: int
+    ) -> None:
+        self.found += [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def test_rows_of_two_checkpoints_are_told_apart() -> None:
+    distance = Measurement(
+        name="fd_some",
+        value=3.0,
+        n=10,
+        nfe=5,
+        sampler="ddim",
+        seed=0,
+        split="train",
+        extractor="some",
+    )
+    table = KeptTable()
+    for checkpoint in ("", "best.ckpt"):
+        show_table([table], [distance], DDIM(), "ddpm", 30, checkpoint)
+    assert [(row["series"], row["checkpoint"]) for row in table.found] == [
+        ("fd_some, ddpm, ddim", "last.ckpt"),
+        ("fd_some, ddpm, ddim, best.ckpt", "best.ckpt"),
+    ]
 
 
 @pytest.mark.slow
@@ -40,6 +78,7 @@ def test_an_evaluation_is_a_run_of_its_own(here: Path, monkeypatch: pytest.Monke
         assert found["value"] == pytest.approx(float(row["value"]))
         assert (found["NFE"], str(found["n"])) == (3, row["n"])
         assert found["extractor"] == row["extractor"]
+        assert found["checkpoint"] == "last.ckpt"
     distance = next(name for name in values if name.startswith("fd_") and "_" not in name[-5:])
     assert values[distance]["sampler"] == "ddim"
     assert any(name.startswith("evaluations_by_nfe") for name in run.summary)

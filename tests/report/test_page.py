@@ -29,6 +29,7 @@ from betasigma.report.page_data import page_data
 from betasigma.report.page_pictures import Album
 from betasigma.report.scan import find_recorded
 from betasigma.report.serve import HOST, Pages, make_server, state_of_files
+from betasigma.runs.record import Record
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: .[dev]")
 
@@ -61,6 +62,15 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(top / "sweep" / "0")
     make_run(top / "sweep" / "0", "ddpm", 1, 0.001, evaluated=[10, 20], tags=[HOSTILE])
     write_status(top / "sweep" / "0", "finished", job=0)
+    best = top / "best" / ".hydra"
+    best.mkdir(parents=True)
+    of = {"run": str(top / "sweep" / "1" / "checkpoints" / "best.ckpt")}
+    (best / "config.yaml").write_text(yaml.safe_dump(of))
+    write_status(best.parent, "finished")
+    told = {"n": 100, "nfe": 10, "sampler": "ddim", "seed": 1, "extractor": EXTRACTOR}
+    measured = {f"eval/fd_{EXTRACTOR}": 1.0}
+    told |= {"n_reference": 1437, "split": "train", "settings": "steps=10 eta=0.0"}
+    Record.of(best.parent).append(30, measured, told)
     failed = make_run(top / "mnist", "ncsn", 1, 0.01, data="mnist", n=50, status="failed")
     (failed / "error.txt").write_text(f"Traceback\nRuntimeError: {HOSTILE}\n")
     write_status(failed, "failed", job=None, error=f"RuntimeError: {HOSTILE}")
@@ -265,6 +275,9 @@ def test_quality_has_error_bars_and_the_floor_at_its_n(shown: Page) -> None:
     assert line["x"] == [10, 20]
     assert line["y"] == pytest.approx([10 + 1.5, 5 + 1.5])
     assert line["errors"] == pytest.approx([0.5**0.5] * 2)
+    other = lines(chart)["ddpm lr=0.01 on digits ddim best.ckpt"]
+    assert (other["x"], other["y"]) == ([10], [1.0])
+    assert lines(chart)["ddpm lr=0.01 on digits ddim"]["y"] == pytest.approx([10 + 1.5, 5 + 1.5])
     floor = lines(chart)["real test images score 2.5 (n = 100)"]
     assert floor["y"] == [2.5, 2.5]
     assert (

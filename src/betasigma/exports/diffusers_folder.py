@@ -102,9 +102,11 @@ def _steps(schedule: NoiseSchedule, sampler: SamplerOptions) -> int:
     """How many steps ``DDPMScheduler`` takes: as many as the run's sampler, where both visit the
     same levels, as they do where those are evenly spaced; else one a level.
     """
-    steps = sampler.steps if isinstance(sampler, AncestralOptions) else None
-    even = isinstance(steps, int) and 1 < steps <= schedule.levels and sampler.ratio_max is None
-    return steps if even and sampler.grid == "levels" else schedule.levels
+    levels = schedule.levels
+    if not isinstance(sampler, AncestralOptions) or not isinstance(sampler.steps, int):
+        return levels
+    even = sampler.grid == "levels" and sampler.ratio_max is None
+    return sampler.steps if even and 1 < sampler.steps <= levels else levels
 
 
 def _vp_scheduler(denoiser: Denoiser, sampler: SamplerOptions) -> Json:
