@@ -348,7 +348,7 @@ def tell(report: Report, terms: Terms, outcomes: dict[str, Outcome]) -> None:
     )
     targets(report, terms, outcomes)
     folder = ROOT / "docs/pictures" if report.full else Path(report.out)
-    told = f"{judge.name} to training images, n={terms.n}"
+    told = f"{judge.name}\nto training images, n={terms.n}"
     plot(told, outcomes, judge.floor(terms.n), folder / "time_to_quality.png")
 
 
@@ -386,7 +386,7 @@ def plot(metric: str, outcomes: dict[str, Outcome], floor: float, path: Path) ->
     for name, outcome in outcomes.items():
         trainings.setdefault(name.partition(SEED)[0], []).append(outcome)
     colours = family_colours([FAMILIES.get(name, name) for name in trainings])
-    with panels(1, (7.2, 4.8)) as (figure, (axes,)):
+    with panels(1, (7.8, 4.8)) as (figure, (axes,)):
         for (name, of_it), colour in zip(trainings.items(), colours, strict=True):
             for sampler, found in of_it[0].distances.items():
                 values = [[o.distances[sampler][nfe]["train"] for o in of_it] for nfe in found]
