@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,8 @@ def test_time_is_told_apart_by_what_it_ends_with(tmp_path: Path) -> None:
     (run / "metrics.csv").write_text("\n".join([head, *lines]) + "\n")
     spent = described(run)["runs"][0]["spent"]
     assert spent == {"training": 4.0, "validation": 4.0, "evaluation": 20.0, "the rest": 5.0}
+    (run / "summary.json").write_text('{"seconds": {"training": NaN}}')
+    assert described(run)["runs"][0]["spent"] == spent
     (run / "summary.json").write_text('{"seconds": {"training": 7.04, "sampling": 1}}')
     assert described(run)["runs"][0]["spent"] == {"training": 7.0, "sampling": 1}
 
@@ -181,12 +184,14 @@ def test_jobs_without_a_directory_are_missing(tmp_path: Path) -> None:
     for job, status in ((0, "finished"), (3, "failed")):
         run = make_run(tmp_path / "sweep" / str(job), seed=job)
         write_status(run, status, job=job)
-    make_run(tmp_path / "other")
+    write_status(make_run(tmp_path / "other"), "finished", job=10**12)  # no page makes so many
     (sweep,) = described(tmp_path)["sweeps"]
-    assert sweep == {"id": "sweep", "jobs": 4, "missing": [1, 2], "failed": [3]}
-    jobs = [RecordedJob(str(number), []) for number in range(6)]
+    assert sweep == {"id": "sweep", "jobs": 4, "missing": ["number 1", "number 2"], "failed": [3]}
+    jobs = [RecordedJob(f"seed={number}", []) for number in range(6)]
     write_sweep(tmp_path / "sweep", SweepRecord("train", jobs, []))
-    assert described(tmp_path)["sweeps"][0]["missing"] == [1, 2, 4, 5]
+    assert described(tmp_path)["sweeps"][0]["missing"] == [f"seed={n}" for n in (1, 2, 4, 5)]
+    shutil.rmtree(tmp_path / "other")
+    assert described(tmp_path)["sweeps"][0]["id"] == "sweep"
 
 
 def test_an_evaluation_of_a_checkpoint_belongs_to_its_run(tmp_path: Path) -> None:
@@ -252,6 +257,18 @@ def test_pictures_have_the_pixels_that_training_drew_and_their_neighbours(tmp_pa
     assert data["real"][one["real"]]["count"] == 12
 
 
+def test_a_grid_of_fewer_samples_shows_the_first_of_the_others(tmp_path: Path) -> None:
+    """As training draws them before its last step."""
+    run = make_run(tmp_path / "run")
+    many = torch.randint(255, (9, 1, 8, 8), generator=torch.Generator().manual_seed(1))
+    for step, count in ((20, 5), (30, 9)):
+        picture = grid(many[:count].to(torch.uint8))
+        picture.save(run / "samples" / f"step_00000{step}.png")
+    _, few, last = described(run)["runs"][0]["grids"]
+    assert (few["count"], few["columns"], last["count"]) == (5, 3, 9)
+    assert torch.equal(pixels(few["picture"])[8:, :16], pixels(last["picture"])[8:16, :16])
+
+
 def test_pictures_leave_room_for_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,7 +285,7 @@ def test_a_picture_that_is_damaged_or_no_grid_is_no_obstacle(tmp_path: Path) -> 
     (run / "samples" / "step_0000010.png").write_bytes(b"no picture")
     grid(torch.zeros(1, 3, 50, 70, dtype=torch.uint8)).save(run / "samples" / "step_0000030.png")
     grids = described(run)["runs"][0]["grids"]
-    assert [(sheet["step"], sheet["count"]) for sheet in grids] == [(20, 0), (30, 0)]
+    assert [(sheet["step"], sheet["count"]) for sheet in grids] == [(20, 6), (30, 0)]
 
 
 def pixels(uri: str) -> torch.Tensor:
@@ -327,3 +344,4 @@ def test_values_of_configs_are_numbers_or_text() -> None:
     known = [None, True, 1, 0.5, math.inf, [1, 2], {}, "x" * 400]
     assert [shown(value) for value in known[:-1]] == ["null", "true", 1, 0.5, "inf", "[1, 2]", "{}"]
     assert len(shown(known[-1])) == 301
+    assert shown(10**400) == str(10**400)

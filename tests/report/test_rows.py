@@ -106,6 +106,12 @@ def test_what_differs_in_more_than_its_seed_is_not_averaged(tmp_path: Path) -> N
     assert [row.error("fd_small train") for row in rows] == [None, None]
 
 
+def test_a_seed_that_was_run_twice_is_no_second_one(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, 1.0, seed=3) for name in ("first", "again")]
+    (row,) = rows_of_settings(read_runs([str(path) for path in paths]))
+    assert row.described["seeds"] == "1 (2 runs)"
+
+
 def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
     """A family changes many keys, but one word was typed."""
     many = {

@@ -47,6 +47,12 @@ DIGITS = 5
 TAIL = 16_384
 """Bytes of the end of a log that are read."""
 
+MOST_JOBS = 100_000
+"""Jobs of a sweep; a number above is no job's."""
+
+LONGEST_TIME = 1e10
+"""Seconds; a run that took more is damaged."""
+
 REST = "the rest"
 """Time that no kind of work is known of."""
 
@@ -240,7 +246,7 @@ def _spent(run: Recorded) -> dict[str, float]:
     and checkpoints.
     """
     counted = read_json(run.directory / SUMMARY).get("seconds")
-    if isinstance(counted, dict) and all(isinstance(s, int | float) for s in counted.values()):
+    if isinstance(counted, dict) and all(map(_is_time, counted.values())):
         return {kind: round(seconds, 1) for kind, seconds in counted.items()}
     batch, work = run.config.get("batch_size"), WorkTime(run)
     spent = dict.fromkeys(("training", "validation", "evaluation", REST), 0.0)
@@ -383,21 +389,27 @@ def _sweeps(runs: Sequence[Recorded], common: str) -> Iterator[Content]:
     jobs: dict[Path, dict[int, str]] = {}
     for run in runs:
         number = run.status.get("job")
-        if isinstance(number, int):
+        if isinstance(number, int) and 0 <= number < MOST_JOBS:
             jobs.setdefault(run.directory.resolve().parent, {})[number] = str(
                 run.status.get("status")
             )
     for sweep, states in jobs.items():
         record = read_sweep(sweep)
         count = max(len(record.jobs) if record else 0, max(states) + 1)
-        missing = [number for number in range(count) if number not in states]
+        names = dict(enumerate(job.directory for job in record.jobs)) if record else {}
+        missing = [names.get(n, f"number {n}") for n in range(count) if n not in states]
         failed = [number for number, state in states.items() if state not in (FINISHED, RUNNING)]
         yield {
-            "id": Path(os.path.relpath(sweep, common)).as_posix(),
+            "id": sweep.name if str(sweep) == common else os.path.relpath(sweep, common),
             "jobs": count,
             "missing": missing,
             "failed": sorted(failed),
         }
+
+
+def _is_time(value: Any) -> bool:
+    """Whether a value is a number of seconds that a run can have taken."""
+    return isinstance(value, int | float) and 0 <= value < LONGEST_TIME
 
 
 def _integer(value: Any) -> int | None:

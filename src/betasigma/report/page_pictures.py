@@ -71,12 +71,13 @@ class Album:
     def of(self, run: Recorded) -> Sheet:
         """Grids of a run by step, and the training images nearest to the samples of the last."""
         found = sorted((step, path) for path in _files(run) if (step := _step(path)) is not None)
-        tiles = _tiles_of(run, found[-1][1]) if found else None
+        shape = read_json(run.directory / DATA).get("shape")
+        tiles = {path: _tiles_of(shape, path) for _, path in found}  # early grids may have fewer
         most, steps = self._options.most, self._options.steps
         while True:
-            cut = [(step, _cut(path, tiles, most)) for step, path in _spread(found, steps)]
-            sheets = [(step, image, count) for step, (image, count) in cut if image is not None]
-            grids = [{"step": step, **_sheet(image, count)} for step, image, count in sheets]
+            cut = [(one, *_cut(one[1], tiles[one[1]], most)) for one in _spread(found, steps)]
+            sheets = [(*one, image, count) for one, image, count in cut if image is not None]
+            grids = [{"step": step, **_sheet(image, count)} for step, _, image, count in sheets]
             size = sum(len(grid["picture"]) for grid in grids)
             if size <= self._share:
                 break
@@ -87,8 +88,9 @@ class Album:
             if most < 4 and steps > 1:
                 most, steps = 4, steps // 2
         described: Sheet = {"grids": grids}
-        if sheets and tiles is not None and self._options.neighbours:
-            described |= self._beside(run, sheets[-1][1], sheets[-1][2], tiles)
+        if sheets and self._options.neighbours:
+            _, path, image, count = sheets[-1]
+            described |= self._beside(run, image, count, tiles[path])
         return described
 
     def real(self) -> dict[str, Sheet]:
@@ -99,8 +101,10 @@ class Album:
             if images is not None
         }
 
-    def _beside(self, run: Recorded, image: Image.Image, count: int, tiles: Tiles) -> Sheet:
+    def _beside(self, run: Recorded, image: Image.Image, count: int, tiles: Tiles | None) -> Sheet:
         """Which real images are shown beside the samples of a run."""
+        if tiles is None:
+            return {}
         _, key = run.data
         if key not in self._training:
             self._training[key] = self._load(run)
@@ -130,9 +134,8 @@ def _shape(count: int) -> tuple[int, int]:
     return columns, max(1, math.ceil(count / columns))
 
 
-def _tiles_of(run: Recorded, path: Path) -> Tiles | None:
-    """Where the samples are in a grid; ``None`` where it is no grid of images."""
-    shape = read_json(run.directory / DATA).get("shape")
+def _tiles_of(shape: Any, path: Path) -> Tiles | None:
+    """Where the samples are in a grid of images of this shape; ``None`` where it is none."""
     if not (isinstance(shape, list) and len(shape) == 3):
         return None
     if not all(isinstance(n, int) and n > 0 for n in shape):
@@ -158,17 +161,30 @@ def _cut(path: Path, tiles: Tiles | None, most: int) -> tuple[Image.Image | None
     if tiles is None:
         image.thumbnail((WHOLE, WHOLE))
         return image, 0
-    count = min(most, tiles.columns * tiles.rows)
+    count = min(most, _count(image, tiles))
     columns, rows = _shape(count)
     width, height = tiles.width // tiles.factor, tiles.height // tiles.factor
     sheet = Image.new("RGB" if tiles.channels == 3 else "L", (columns * width, rows * height))
     for number in range(count):
-        row, column = divmod(number, tiles.columns)
-        left, top = GAP + column * (tiles.width + GAP), GAP + row * (tiles.height + GAP)
-        tile = image.crop((left, top, left + tiles.width, top + tiles.height)).convert(sheet.mode)
+        tile = _tile(image, tiles, number).convert(sheet.mode)
         place = (number % columns * width, number // columns * height)
         sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), place)
     return sheet, count
+
+
+def _count(image: Image.Image, tiles: Tiles) -> int:
+    """How many samples a grid has: the rest of its last row is as white as its gaps."""
+    count = tiles.columns * tiles.rows
+    least = count - tiles.columns + 1
+    while count > least and set(_tile(image, tiles, count - 1).getextrema()) == {(255, 255)}:
+        count -= 1
+    return count
+
+
+def _tile(image: Image.Image, tiles: Tiles, number: int) -> Image.Image:
+    row, column = divmod(number, tiles.columns)
+    left, top = GAP + column * (tiles.width + GAP), GAP + row * (tiles.height + GAP)
+    return image.crop((left, top, left + tiles.width, top + tiles.height))
 
 
 def _taken_apart(sheet: Image.Image, count: int, tiles: Tiles) -> Tensor:

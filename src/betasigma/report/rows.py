@@ -117,31 +117,38 @@ def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
     rows = []
     for setting in settings_of(runs):
         parts = _measured_alike(setting.runs)
-        for measured, found, first in parts:
+        for measured, found, alike in parts:
             columns = dict.fromkeys(column for values in found for column in values)
             values = {c: [one[c] for one in found if c in one] for c in columns}
             step = f", at step {measured['step']:g}" if len(parts) > 1 else ""
-            described = {"run": setting.label + step, "seeds": str(len(found))}
-            how = measured_by(first.last, "val")
+            described = {"run": setting.label + step, "seeds": _seeds(alike)}
+            how = measured_by(alike[0].last, "val")
             rows.append(Row(described, values, setting.family, how))
     return rows
 
 
-def _measured_alike(runs: Sequence[Run]) -> list[tuple[Values, list[Values], Run]]:
+def _seeds(runs: Sequence[Run]) -> str:
+    """How many seeds runs have, and how many they are where one was run more than once."""
+    seeds = len({str(run.config.get("seed")) for run in runs})
+    return str(seeds) if seeds == len(runs) else f"{seeds} ({len(runs)} runs)"
+
+
+def _measured_alike(runs: Sequence[Run]) -> list[tuple[Values, list[Values], list[Run]]]:
     """What runs have found, with those together that have measured alike: how, the values, and the
-    first of them.
+    runs.
     """
-    parts: list[tuple[Values, list[Values], Run]] = []
+    parts: list[tuple[Values, list[Values], list[Run]]] = []
     for run in runs:
         found = of_training(run)
         own = {key: found[key] for key in ("n", "NFE") if key in found} | {"step": last_step(run)}
-        for measured, values, _ in parts:
+        for measured, values, alike in parts:
             if all(measured.get(key, value) == value for key, value in own.items()):
                 measured |= own
                 values.append(found)
+                alike.append(run)
                 break
         else:
-            parts.append((own, [found], run))
+            parts.append((own, [found], [run]))
     return parts
 
 
@@ -168,7 +175,7 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
     several = any(len(group) > 1 for _, group in groups.values())
     rows = []
     for described, group in groups.values():
-        seeds = {"seeds": str(len(group))} if several else {}
+        seeds = {"seeds": _seeds(group)} if several else {}
         values: dict[str, list[float]] = {}
         for job in group:
             for column, value in of_evaluation(job).items():

@@ -7,8 +7,8 @@ read here may be damaged or of a stranger, so sizes are bounded and nothing is r
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,8 +168,8 @@ def shown(value: Any) -> Any:
     """A value of a config as a page holds it: numbers as they are, anything else as text."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
-    if isinstance(value, int | float):
-        return value if math.isfinite(value) else str(value)
+    if isinstance(value, int | float):  # of which a browser knows those that are finite floats
+        return value if abs(value) < sys.float_info.max else str(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 

@@ -110,6 +110,7 @@ function dressed(traces, layout, height, colours = pageColours()) {
     hovermode: "closest",
     hoverlabel: { namelength: -1 },
     legend: { orientation: "h", y: -54 / (height - 150), yanchor: "top", traceorder: "normal", font: { size: 11 } },
+    uirevision: Object.values(both).map(({ type, title }) => `${type} ${title.text}`).join(), // so long what is zoomed stays, whatever grows
     ...layout,
     ...both,
   };

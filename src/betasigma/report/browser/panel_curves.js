@@ -19,7 +19,7 @@ export function curves(body, panel, view) {
   const x = view.x || panel.x;
   const log = state.get(own("log"), panel.log ? "1" : "0") === "1";
   const smoothing = Number(state.get(own("smooth"), panel.smoothing));
-  const found = facets(view.series(panel.metrics, (series) => series.steps.length > 0), (series) =>
+  const found = facets(view.series(panel.metrics, (series) => series.values.some(isNumber)), (series) =>
     panel.comparable ? condition(series) : JSON.stringify([condition(series), view.colourKey(series.run)]));
   const shown = found.filter(([first]) => !first.metric.endsWith("_floor"));
   const controls = h("div", { class: "controls" },
@@ -87,6 +87,7 @@ function lines(view, members, x, smoothing) {
       x: at, y: smooth, name, legendgroup: name, mode: points.length < 25 ? "lines+markers" : "lines",
       line: { color: group.colour, dash: group.dash, width: 2 }, marker: { symbol: group.mark, size: 6 },
       hovertemplate: `${name}<br>%{x:.6~g}: %{y:.4~g}<extra></extra>`,
+      ...(points.length === 1 && points[0].std ? { error_y: { type: "data", array: [points[0].std], thickness: 1.2, width: 4 } } : {}), // no band has room
     };
     const raw = smoothing > 0
       ? [{ x: at, y: points.map((point) => point.mean), mode: "lines", line: { color: faint(group.colour, 0.3), width: 1 }, hoverinfo: "skip", showlegend: false, legendgroup: name }]

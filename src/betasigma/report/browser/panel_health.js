@@ -13,13 +13,13 @@ export function health(body, panel, view) {
   const kinds = Object.keys(COLOURS).filter((kind) => runs.some((run) => run.spent[kind] > 0));
   const shown = [...runs].sort((a, b) => total(b) - total(a)).slice(0, MOST);
   const chart = chartOf(panel.id, 110 + 26 * shown.length);
-  const name = (run) => plain(shortened(nameOf(view, run)));
+  const place = shown.map((_, i) => i); // two runs may have one name
   chart.draw(
     kinds.map((kind) => ({
-      type: "bar", orientation: "h", name: kind, y: shown.map(name), x: shown.map((run) => (run.spent[kind] ?? 0) / 60), marker: { color: COLOURS[kind] },
+      type: "bar", orientation: "h", name: kind, y: place, x: shown.map((run) => (run.spent[kind] ?? 0) / 60), marker: { color: COLOURS[kind] },
       customdata: shown.map((run) => Math.round((100 * (run.spent[kind] ?? 0)) / Math.max(1e-9, total(run)))), hovertemplate: `%{y}<br>${kind}: %{x:.3~g} min, %{customdata} %<extra></extra>`,
     })),
-    { barmode: "stack", xaxis: { title: { text: "minutes" } }, yaxis: { type: "category", autorange: "reversed" }, showlegend: true },
+    { barmode: "stack", xaxis: { title: { text: "minutes" } }, yaxis: { tickvals: place, ticktext: shown.map((run) => plain(shortened(nameOf(view, run)))), autorange: "reversed" }, showlegend: true },
     `where the time of ${shown.length} runs went`);
   const troubles = troublesOf(view);
   fill(
@@ -61,7 +61,7 @@ function troublesOf(view) {
     for (const series of run.series.filter((one) => one.bad)) add("not finite", `${series.bad} values of ${series.metric}`);
   }
   for (const sweep of view.content.missing) {
-    if (sweep.missing.length) found.push({ where: sweep.id, kind: "missing jobs", words: `${sweep.missing.join(", ")} of ${sweep.jobs} have no run directory` });
+    if (sweep.missing.length) found.push({ where: sweep.id, kind: "missing jobs", words: `${sweep.missing.length} of ${sweep.jobs} jobs have no run directory: ${sweep.missing.slice(0, MOST).join("; ")}${sweep.missing.length > MOST ? "; …" : ""}` });
   }
   return found;
 }

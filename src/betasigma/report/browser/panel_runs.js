@@ -28,7 +28,8 @@ export function runs(body, panel, view) {
 function told(view, chosen) {
   const total = view.content.runs.length;
   const shown = view.runs.length === total ? `${total} runs` : `${view.runs.length} of ${total} runs`;
-  return chosen.size ? `${shown}, ${chosen.size} chosen` : `${shown}; choose some to see only these below`;
+  const spread = view.groups.some((group) => group.runs.length > 1) ? " · ± one standard deviation over seeds" : "";
+  return (chosen.size ? `${shown}, ${chosen.size} chosen` : `${shown}; choose some to see only these below`) + spread;
 }
 
 function header(column) {
@@ -63,7 +64,12 @@ function line({ group, cells }, columns, chosen) {
     },
   },
   h("td", {}, box),
-  cells.map((cell, i) => h("td", { class: columns[i].number ? "number" : "" }, columns[i].show ? columns[i].show(cell, group) : text(cell))));
+  cells.map((cell, i) => h("td", { class: columns[i].number ? "number" : "" }, columns[i].show ? columns[i].show(cell, group) : text(cell), partly(cell, group))));
+}
+
+/** Of how many runs of a group a cell is, where some have no value. */
+function partly(cell, { runs: { length } }) {
+  return cell?.count < length ? h("small", { class: "quiet" }, ` ${cell.count} of ${length} runs`) : null;
 }
 
 function open(id) {
@@ -87,7 +93,7 @@ function columnsOf(panel, view) {
         h("button", { type: "button", class: "plain link", onclick: () => open(group.runs[0].id) }, name)),
     },
     view.grouped
-      ? { name: "seeds", about: "runs that differ in nothing else", number: true, cell: (group) => group.runs.length }
+      ? { name: "seeds", about: "of runs that differ in nothing else", number: true, cell: (group) => seedsOf(content, group), show: (seeds, { runs: { length } }) => (seeds < length ? `${seeds} (${length} runs)` : String(seeds)) }
       : { name: "seed", about: "of the run", number: true, cell: (group) => content.value(group.runs[0], "seed") },
     { name: "status", about: "how it ended, or stands", cell: (group) => standing(group), show: (cell, group) => badge(cell, group) },
     ...content.spec.group_by.map((key) => ({ name: key.split(".").at(-1), about: key, cell: (group) => content.value(group.runs[0], key) })),
@@ -99,6 +105,10 @@ function columnsOf(panel, view) {
     { name: "hours", about: "from the start to the last value, without pauses", number: true, cell: (group) => over(group, (run) => run.seconds / 3600), show: (cell) => cell && duration(cell.mean * 3600) },
     ...(view.runs.some((run) => run.slurm) ? [{ name: "SLURM job", about: "id of the job", cell: (group) => group.runs.map((run) => run.slurm).filter(Boolean).join(" ") }] : []),
   ];
+}
+
+function seedsOf(content, group) {
+  return new Set(group.runs.map((run) => content.spec.spread_over.map((key) => content.value(run, key)).join())).size;
 }
 
 function keyName(key, keys) {
@@ -122,7 +132,7 @@ function badge(cell, group) {
 /** Mean and deviation over the runs of a group of what each has. */
 function over(group, of) {
   const found = group.runs.map(of).filter(isNumber);
-  return found.length ? { mean: mean(found), std: deviation(found) } : null;
+  return found.length ? { mean: mean(found), std: deviation(found), count: found.length } : null;
 }
 
 function last(run, metric) {

@@ -11,6 +11,7 @@ export function samples(body, panel, view) {
   }
   const steps = [...new Set(runs.flatMap((run) => run.grids.map((grid) => grid.step)))].sort((a, b) => a - b);
   const most = Math.max(...runs.map((run) => run.grids.at(-1).count));
+  const columns = Math.max(1, ...runs.flatMap((run) => run.grids.map((grid) => grid.columns)));
   const asked = state.get("sample");
   const one = asked !== "" && Number(asked) < most ? Number(asked) : null;
   const numbers = Array.from({ length: most }, (_, i) => [String(i), `sample ${i}`]);
@@ -22,7 +23,7 @@ export function samples(body, panel, view) {
     h("div", { class: "scroll" },
       h("table", { class: "samples" },
         h("thead", {}, h("tr", {}, h("th", {}, "run"), steps.map((step) => h("th", { scope: "col" }, `step ${step}`)), realHeader(runs, one))),
-        h("tbody", {}, runs.map((run) => h("tr", {}, h("th", { scope: "row" }, nameOf(view, run)), steps.map((step) => cell(run, step, one)), realCells(view, run, one)))))));
+        h("tbody", {}, runs.map((run) => h("tr", {}, h("th", { scope: "row" }, nameOf(view, run)), steps.map((step) => cell(run, step, one, columns)), realCells(view, run, one)))))));
   return {
     rows: () => [["run", "directory", "step", "samples"], ...runs.flatMap((run) => run.grids.map((grid) => [nameOf(view, run), run.directory, grid.step, grid.count]))],
     charts: [],
@@ -38,14 +39,14 @@ function nameOf(view, run) {
   return group.runs.length > 1 ? `${group.name} seed=${view.content.value(run, "seed")}` : group.name;
 }
 
-function cell(run, step, one) {
+function cell(run, step, one, columns) {
   const grid = run.grids.find((found) => found.step === step);
   if (!grid) return h("td", {});
   if (!grid.count) return h("td", {}, h("img", { class: "points", src: grid.picture, alt: `samples at step ${step}`, loading: "lazy" }));
   if (one !== null) return h("td", {}, one < grid.count ? tile(grid, one, 64, `sample ${one} at step ${step}`) : "");
-  const size = Math.max(20, Math.floor(128 / grid.columns));
+  const size = Math.max(20, Math.floor(128 / columns)); // a sample has one place in all grids, also in those of fewer
   const tiles = Array.from({ length: grid.count }, (_, i) => tile(grid, i, size, `sample ${i} at step ${step}: follow it`, () => state.set({ sample: i })));
-  return h("td", {}, h("div", { class: "grid", style: { gridTemplateColumns: `repeat(${grid.columns}, ${size}px)` } }, tiles));
+  return h("td", {}, h("div", { class: "grid", style: { gridTemplateColumns: `repeat(${columns}, ${size}px)` } }, tiles));
 }
 
 /** One sample of a sheet, as a button where it can be chosen. */
