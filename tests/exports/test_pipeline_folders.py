@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,7 +20,7 @@ from betasigma.networks.unet import UNet
 from betasigma.options.base import parse_component
 from betasigma.preconditioning import Preconditioning
 from betasigma.samplers import Ancestral
-from betasigma.schedules import NoiseSchedule, cosine, geometric, linear
+from betasigma.schedules import NoiseSchedule, cosine, geometric, linear, sigmoid
 
 CLOSE = 1e-4
 STEPS = 30
@@ -82,6 +83,17 @@ def test_a_ddpm_draws_the_same(tmp_path: Path, name: str) -> None:
     conditioning = Preconditioning(levels=STEPS)
     denoiser = model(unet(**NETWORKS[name]), schedule, conditioning)
     check(denoiser, written(denoiser, tmp_path), Ancestral())
+
+
+@pytest.mark.parametrize("schedule", [linear, cosine, sigmoid])
+def test_a_schedule_that_diffusers_names_is_named(
+    tmp_path: Path, schedule: Callable[..., NoiseSchedule]
+) -> None:
+    denoiser = model(unet(), schedule(steps=STEPS), Preconditioning(levels=STEPS))
+    scheduler = DDPMScheduler.from_pretrained(written(denoiser, tmp_path), subfolder="scheduler")
+    assert scheduler.config.trained_betas is None
+    expected = denoiser.schedule.alpha(denoiser.schedule.times()) ** 2
+    torch.testing.assert_close(scheduler.alphas_cumprod, expected.float(), rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])

@@ -300,6 +300,7 @@ ENTRY, BIAS = "input_blocks.0.0.weight", "input_blocks.0.0.bias"
         ({}, {"image_size": 48}, "image_size=48 has no channel_mult"),
         ({}, {"num_head": 3}, "flags.num_head=3 is unknown; did you mean num_heads?"),
         ({}, {"num_heads": "four"}, "flags.num_heads=four must be of type int"),
+        ({}, {"channel_mult": "1,2"}, "of guided-diffusion, whose files may look like those of im"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -327,7 +328,12 @@ def test_flags_are_taken_as_their_scripts_take_them(
     name = "improved-diffusion"
     flags = recorded(name)["flags"]
     typed = " ".join(f"--{key} {value}" for key, value in flags.items())
-    config = imported(written(name, tmp_path), flags=typed).config
+    of_training = "--use_fp16 True --use_checkpoint False --batch_size 128 --diffusion_steps 500"
+    file = written(name, tmp_path)
+    config = imported(file, flags=f"{typed} {of_training}").config
+    note = "told 2 times the number of each of 500 steps; guided-diffusion may write the same file"
+    asked = Import.parse({"from": str(file), "flags": f"{typed} {of_training}"})
+    assert note in read_published(asked).model.notes[0]
     assert config["network"]["heads"] == flags["num_heads"]
     assert config["network"]["attention"] == [8]
 
@@ -363,6 +369,7 @@ def test_settings_that_ours_lacks_are_refused(
         ),
         ({"prediction_type": "flow"}, "prediction_type=flow in scheduler_config.json"),
         ({"variance_type": "learned"}, "variance_type=learned in scheduler_config.json"),
+        ({"trained_betas": [0.1] * 20}, "trained_betas=a list of 20 in scheduler_config.json"),
         ({"thresholding": True}, "thresholding=True in scheduler_config.json"),
         ({"use_flow_sigmas": True}, "use_flow_sigmas=True in scheduler_config.json"),
         ({"clip_sample": True, "clip_sample_range": 2.0}, "clip_sample_range=2.0 in scheduler_con"),

@@ -132,15 +132,19 @@ def _vp_scheduler(denoiser: Denoiser, sampler: SamplerOptions) -> Json:
 
 
 def _betas(schedule: VariancePreserving) -> Json:
-    """β_1 … β_T, by name where they are linear or the cosine's."""
+    """β_1 … β_T, by name where it is one of diffusers'."""
     alpha_bar = schedule.alpha_bar.numpy()
     if np.allclose(alpha_bar, cosine(len(alpha_bar)).alpha_bar.numpy(), rtol=1e-9, atol=0):
         return {"beta_schedule": "squaredcos_cap_v2"}
     betas = 1 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
-    even = np.linspace(betas[0], betas[-1], len(betas))
-    if np.allclose(betas, even, rtol=1e-9, atol=0):
-        first, last = (float(f"{end:.9g}") for end in (betas[0], betas[-1]))
-        return {"beta_schedule": "linear", "beta_start": first, "beta_end": last}
+    even = np.linspace(-6, 6, len(betas))
+    for name, shape in {"linear": even, "sigmoid": 1 / (1 + np.exp(-even))}.items():
+        scale = (betas[-1] - betas[0]) / (shape[-1] - shape[0])
+        low = betas[0] - scale * shape[0]
+        if np.allclose(betas, low + scale * shape, rtol=1e-9, atol=0):
+            first, last = (betas[0], betas[-1]) if name == "linear" else (low, low + scale)
+            ends = {"beta_start": float(f"{first:.9g}"), "beta_end": float(f"{last:.9g}")}
+            return {"beta_schedule": name, **ends}
     return {"trained_betas": betas.tolist()}
 
 

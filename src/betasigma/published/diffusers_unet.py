@@ -322,6 +322,8 @@ def _diffusion(
 
 
 def _unlike(source: WeightFile, file: str, key: str, value: Any, needed: Any) -> UserError:
+    if isinstance(value, list):
+        value = f"a list of {len(value)}"
     return UserError(
         f"{source.named} has {key}={value} in {file}.json, and this package computes only "
         f"{key}={needed}"

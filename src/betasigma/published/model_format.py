@@ -60,6 +60,10 @@ class ModelFormat(ABC):
     data set."""
     defaults: ClassVar[Settings] = {}
     """Settings that the files do not hold, with the public code's own defaults."""
+    training: ClassVar[tuple[str, ...]] = ()
+    """Flags of the public code that the model does not depend on: they are left aside."""
+    alike: ClassVar[tuple[type[ModelFormat], ...]] = ()
+    """Formats whose files may look the same."""
 
     @abstractmethod
     def detect(self, source: WeightFile) -> bool:
@@ -92,7 +96,15 @@ class ModelFormat(ABC):
         name = name or self.published_name(source)
         if name is not None and name not in self.published:
             raise UserError(f"published={name} is not known; {nearest(name, self.published)}")
-        typed = _typed(flags, self.defaults)
+        given = _words(flags) if isinstance(flags, str) else flags
+        given = {key: value for key, value in given.items() if key not in self.training}
+        for form in self.alike:
+            if own := [key for key in given if key in form.defaults and key not in self.defaults]:
+                raise UserError(
+                    f"flags.{own[0]}={given[own[0]]} is a setting of {form.name}, whose files may "
+                    f"look like those of {self.name}: add format={form.name}"
+                )
+        typed = _typed(given, self.defaults)
         if self.defaults and name is None and not typed:
             raise UserError(
                 f"{source.named} is of {self.name}, whose files do not hold all of its settings: "
@@ -128,13 +140,12 @@ def nearest(word: str, known: Mapping[str, Any]) -> str:
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
-def _typed(flags: Settings | str, defaults: Settings) -> Settings:
+def _typed(given: Settings, defaults: Settings) -> Settings:
     """The typed settings, each of the type of its default.
 
     Raises:
         UserError: for an unknown one, or one of another type.
     """
-    given = _words(flags) if isinstance(flags, str) else flags
     typed: Settings = {}
     for key, value in given.items():
         if key not in defaults:

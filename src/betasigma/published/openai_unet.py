@@ -68,6 +68,10 @@ class ImprovedDiffusion(ModelFormat):
         "rescale_timesteps": True,
         "use_scale_shift_norm": True,
     }
+    training = (
+        *("use_fp16", "use_checkpoint", "use_kl", "rescale_learned_sigmas", "lr", "batch_size"),
+        *("microbatch", "ema_rate", "weight_decay", "schedule_sampler", "data_dir"),
+    )
     _CIFAR10: ClassVar[Settings] = {
         "image_size": 32,
         "num_res_blocks": 3,
@@ -124,6 +128,19 @@ class ImprovedDiffusion(ModelFormat):
             (structure.channels, size, size),
             step=settings.get("step", _step(source)),
             data=settings.get("data"),
+            notes=self._notes(settings),
+        )
+
+    def _notes(self, settings: Settings) -> tuple[str, ...]:
+        steps, scaled = settings["diffusion_steps"], settings["rescale_timesteps"]
+        # of 1000 steps the scaled number is the number itself, and published models have their step
+        if steps == 1000 or "step" in settings:
+            return ()
+        told = f"{1000 / steps:g} times the number of" if scaled else "the number of"
+        others = " or ".join(form.name for form in self.alike)
+        return (
+            f"read as {self.name}, with rescale_timesteps={scaled}: the network is told {told} "
+            f"each of {steps} steps; {others} may write the same file, and has another default",
         )
 
 
@@ -176,6 +193,10 @@ class GuidedDiffusion(ImprovedDiffusion):
 
     def detect(self, source: WeightFile) -> bool:
         return _is_unet(source) and not _has_strided_convolutions(source)
+
+
+ImprovedDiffusion.alike = (GuidedDiffusion,)
+GuidedDiffusion.alike = (ImprovedDiffusion,)
 
 
 def _is_unet(source: WeightFile) -> bool:
