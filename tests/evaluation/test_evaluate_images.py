@@ -111,6 +111,11 @@ def test_images_of_another_shape_are_refused(here: Path, images) -> None:
         "error: images=a are 1×16×16, and data=digits has images of 1×8×8: they must have one shape"
         "\n"
     )
+    one = launch("evaluate", "images=a", "reference=a/000.png").err
+    assert one.endswith(
+        "reference=a/000.png has 1 example, and metrics compare with at least 2: "
+        "give more, or evaluation=none\n"
+    )
     outcome = launch("evaluate", "images=a", "data=image_folder", "data.root=a", "data.channels=1")
     assert outcome.err.endswith("one shape, which data.image_size=[16,16] would give\n")
 

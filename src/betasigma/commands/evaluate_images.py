@@ -16,6 +16,7 @@ from betasigma.commands.measure import (
     COLUMNS,
     log_measurements,
     make_evaluator,
+    named,
     rank_and_world_size,
     results,
 )
@@ -48,7 +49,7 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
         data.setup()
         images = open_images(content["images"], "images", channels=data.sample_shape[0])
         compared: DataSource = data
-        against, shape = f"data={data.data_name}", data.sample_shape
+        against, shape = named(data), data.sample_shape
     else:
         other = open_images(reference, "reference")
         images = open_images(content["images"], "images", channels=other.shape[0])
@@ -69,6 +70,7 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
                 content["evaluation"],
                 len(images),
                 compared,
+                against,
                 shape,
                 device,
                 display,

@@ -11,9 +11,10 @@ import torch
 from pytorch_lightning.loggers import Logger
 
 from betasigma.commands.assemble import Config
-from betasigma.data.datamodule import ImageDataModule
+from betasigma.data.datamodule import SPLITS, ImageDataModule
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.display import Display, warn
+from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
@@ -134,7 +135,7 @@ class Meter:
             shape, device = self._data.sample_shape, denoiser.device
             n = most_measured(self._settings)
             self._evaluator = make_evaluator(
-                self._settings, n, self._data, shape, device, self._display
+                self._settings, n, self._data, named(self._data), shape, device, self._display
             )
         return self._evaluator
 
@@ -155,16 +156,43 @@ def with_measured(content: Config, nfe: int) -> Config:
     return {**content, "evaluation": measured}
 
 
+def named(data: ImageDataModule) -> str:
+    """What messages call the data."""
+    return f"data={data.data_name}"
+
+
+def check_splits(data: DataSource, against: str, splits: Sequence[Split] = SPLITS) -> None:
+    """Refuse to compare samples with splits that are too small for it.
+
+    Raises:
+        UserError: naming ``against``, the split and its number of examples.
+    """
+    for split in splits:
+        if data.size(split) < 2:
+            which = f"{split} " if len(splits) > 1 else ""
+            raise UserError(
+                f"{against} has {data.size(split)} {which}example, and metrics compare with at "
+                f"least 2: give more, or evaluation=none"
+            )
+
+
 def make_evaluator(
     settings: Mapping[str, Any],
     n: int,
     data: DataSource,
+    against: str,
     shape: tuple[int, ...],
     device: torch.device,
     display: Display,
-    splits: Sequence[Split] = ("train", "test"),
+    splits: Sequence[Split] = SPLITS,
 ) -> Evaluator:
-    """Make what measures ``n`` images of this shape, as an ``evaluation`` node says."""
+    """Make what measures ``n`` images of this shape, as an ``evaluation`` node says.
+
+    Raises:
+        UserError: for a split that is too small to be compared with; ``against`` is what the data
+            are called.
+    """
+    check_splits(data, against, splits)
     choice = choose(
         settings["extractor"],
         settings["inception_weights"],

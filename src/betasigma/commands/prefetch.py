@@ -9,7 +9,7 @@ from betasigma.commands.assemble import Config, make_data, make_sampler, make_sc
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.commands.compile_ahead import compile_ahead
-from betasigma.commands.measure import evaluations, make_evaluator, with_measured
+from betasigma.commands.measure import evaluations, make_evaluator, named, with_measured
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
 from betasigma.devices import uses_gpu
@@ -50,7 +50,8 @@ def _measure_references(content: Config, data: ImageDataModule, display: Display
         display.line(f"metrics   {why}")
         return
     device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
-    evaluator = make_evaluator(node, most_measured(node), data, data.sample_shape, device, display)
+    n, shape = most_measured(node), data.sample_shape
+    evaluator = make_evaluator(node, n, data, named(data), shape, device, display)
     display.line(f"features  {evaluator.extractor.name}")
     wanted: set[tuple[Split, int | None]] = {
         ("train", evaluator.n_reference),

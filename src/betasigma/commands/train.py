@@ -38,7 +38,9 @@ from betasigma.commands.measure import (
     COLUMNS,
     Meter,
     Result,
+    check_splits,
     evaluations,
+    named,
     results,
     say_not_finite,
     with_measured,
@@ -146,7 +148,8 @@ def _train(content: Config, start: Start) -> FinishedRun:
     data = make_data(content)
     data.prepare_data()
     data.setup()
-    _check_examples(content, data)
+    if measures(content["evaluation"]):
+        check_splits(data, named(data))
     content, reasons, ladder = resolve_auto(content, data, display)
     denoiser = make_model(content, data)
     initial = None
@@ -499,23 +502,6 @@ def told_shares(seconds: Mapping[str, float]) -> str:
     shares = sorted(seconds.items(), key=lambda item: -item[1])
     told = [f"{what} {100 * share / total:.0f} %" for what, share in shares if share > total / 200]
     return f"{clock(total)}: {', '.join(told)}"
-
-
-def _check_examples(content: Config, data: ImageDataModule) -> None:
-    """Refuse to measure samples against splits that are too small to be compared with.
-
-    Raises:
-        UserError: naming the split and its number of examples.
-    """
-    node = content["evaluation"]
-    if not measures(node):
-        return
-    for split in ("train", "test"):
-        if data.size(split) < 2:
-            raise UserError(
-                f"data={data.data_name} has {data.size(split)} {split} example, and metrics "
-                f"compare with at least 2: give more data, or evaluation=none"
-            )
 
 
 def _say_how_to_continue(display: Display, start: Start) -> None:

@@ -49,7 +49,7 @@ def explain(error: BaseException, configs: Configs) -> str:
         return unknown_choice(found[1], found[2], configs)
     if found := re.search(r"(?:missing value|Missing mandatory value): (\S+)", text):
         return f"{found[1]} has no value; give {found[1]}=…"
-    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
+    if found := re.search(r"Ambiguous value for argument '(.+)'$", text, re.MULTILINE):
         return (
             f"{found[1]} names several values: add -m for a run of each, or write [a,b] for a list"
         )
