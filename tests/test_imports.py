@@ -13,7 +13,6 @@ import pytest
 SRC = Path(__file__).resolve().parents[1] / "src"
 
 ORDER = (
-    {"control_groups"},
     {"errors", "version", "cpus"},
     {
         *("options", "runs", "config_tree", "display", "devices", "plot_style"),
@@ -45,7 +44,6 @@ WITH_FRAMEWORKS = {
 TORCH_FREE = (
     "options",
     "errors",
-    "control_groups",
     "cpus",
     "runs.files",
     "runs.directory",

@@ -63,48 +63,29 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
 __version__ = VERSION
 
 _HOMES = {
-    "Denoiser": "denoiser",
-    "Guided": "denoiser",
-    "Prediction": "denoiser",
-    "Evaluator": "evaluation.evaluator",
-    "DINOv2": "evaluation.features",
-    "EfficientNetLite0": "evaluation.features",
-    "FeatureExtractor": "evaluation.features",
-    "InceptionV3": "evaluation.features",
-    "Coverage": "evaluation.metrics",
-    "Density": "evaluation.metrics",
-    "FrechetDistance": "evaluation.metrics",
-    "InceptionScore": "evaluation.metrics",
-    "KernelDistance": "evaluation.metrics",
-    "NeighbourRatio": "evaluation.metrics",
-    "Precision": "evaluation.metrics",
-    "Recall": "evaluation.metrics",
-    "SampleMetric": "evaluation.metrics",
-    "MLP": "networks.mlp",
-    "NCSNpp": "networks.ncsnpp",
-    "RefineNet": "networks.refinenet",
-    "UNet": "networks.unet",
-    "plugins": "options",
-    "EmpiricalDenoiser": "oracles",
-    "ExactDenoiser": "oracles",
-    "GaussianMixture": "oracles",
-    "DDIM": "samplers",
-    "AdaptiveODE": "samplers",
-    "Ancestral": "samplers",
-    "AnnealedLangevin": "samplers",
-    "DPMSolver": "samplers",
-    "Euler": "samplers",
-    "Heun": "samplers",
-    "PredictorCorrector": "samplers",
-    "Sampler": "samplers",
-    "train": "launch.session",
-    "NoiseSchedule": "schedules",
-    "cosine": "schedules",
-    "geometric": "schedules",
-    "linear": "schedules",
-    "sigmoid": "schedules",
-    "sub_vp_sde": "schedules",
-    "vp_sde": "schedules",
+    name: home
+    for home, names in {
+        "denoiser": "Denoiser Guided Prediction",
+        "evaluation.evaluator": "Evaluator",
+        "evaluation.features": "DINOv2 EfficientNetLite0 FeatureExtractor InceptionV3",
+        "evaluation.metrics": (
+            "Coverage Density FrechetDistance InceptionScore KernelDistance NeighbourRatio "
+            "Precision Recall SampleMetric"
+        ),
+        "networks.mlp": "MLP",
+        "networks.ncsnpp": "NCSNpp",
+        "networks.refinenet": "RefineNet",
+        "networks.unet": "UNet",
+        "options": "plugins",
+        "oracles": "EmpiricalDenoiser ExactDenoiser GaussianMixture",
+        "samplers": (
+            "DDIM AdaptiveODE Ancestral AnnealedLangevin DPMSolver Euler Heun PredictorCorrector "
+            "Sampler"
+        ),
+        "launch.session": "train",
+        "schedules": "NoiseSchedule cosine geometric linear sigmoid sub_vp_sde vp_sde",
+    }.items()
+    for name in names.split()
 }
 """Module of each name."""
 

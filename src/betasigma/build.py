@@ -19,6 +19,7 @@ def make(
     group: str,
     key: str | None = None,
     offered: Mapping[str, Any] | None = None,
+    kind: type = object,
     **always: Any,
 ) -> Any:
     """What ``_target_`` names, called with the node's other keys.
@@ -28,10 +29,12 @@ def make(
         group: that the node belongs to.
         key: dotted place of the node in the config, where it is not the group's.
         offered: arguments that are passed where the class has parameters of these names.
+        kind: what it must be.
         always: arguments that are passed in any case.
 
     Raises:
-        UserError: if the class may not be imported, or does not take these arguments.
+        UserError: if the class may not be imported, does not take these arguments, or makes
+            something of another kind.
     """
     target, arguments = str(node["_target_"]), {k: v for k, v in node.items() if k != "_target_"}
     made = plugins.locate(target, group, key)
@@ -40,18 +43,10 @@ def make(
     }
     arguments |= more | always
     plugins.check_arguments(made, arguments, key or group)
-    return made(**arguments)
-
-
-def require(found: Any, kind: type, key: str, target: str) -> Any:
-    """``found``, which must be of this kind.
-
-    Raises:
-        UserError: if it is not.
-    """
+    found = made(**arguments)
     if not isinstance(found, kind):
         raise UserError(
-            f"{key}._target_={target} gives {type(found).__name__}, and {key} takes a "
-            f"{kind.__module__.partition('.')[0]} {kind.__name__}"
+            f"{key or group}._target_={target} gives {type(found).__name__}, and {key or group} "
+            f"takes a {kind.__module__.partition('.')[0]} {kind.__name__}"
         )
     return found

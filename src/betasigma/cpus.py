@@ -13,9 +13,38 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from betasigma.control_groups import control_groups
+
+class ControlGroup(NamedTuple):
+    """A group, of version 1 or 2 of the system, whose files hold its limits."""
+
+    version: int
+    folder: Path
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlGroup]:
+    """The groups whose ``controller`` (``cpu``, ``memory``) limits this process, each before those
+    above it, whose limits hold as well.
+
+    Args:
+        controller: what is limited.
+        root: where ``/proc`` and ``/sys`` are.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # another system than Linux
+        return
+    top = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        place = PurePosixPath(path.lstrip("/"))
+        for group in (place, *place.parents):
+            yield ControlGroup(1 if controllers else 2, top / controllers / group)
+
 
 PER_TASK, ON_NODE = "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"
 """SLURM's environment variables for the CPUs of each process of a job, and of the job on this node.
@@ -91,21 +120,12 @@ def _idle_ticks(root: Path) -> int | None:
 def _quotas(root: Path) -> Iterator[float]:
     """Quotas, in CPUs, of the control groups that this process is in."""
     for version, folder in control_groups("cpu", root):
-        found = _second(folder) if version == 2 else _first(folder)
-        if found is not None:
-            yield found
-
-
-def _second(group: Path) -> float | None:
-    """``cpu.max`` of version 2: microseconds of CPU time in a period, or ``max``."""
-    quota, _, period = _read(group / "cpu.max").partition(" ")
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
-
-
-def _first(group: Path) -> float | None:
-    """The two files of version 1; a quota of −1 is none."""
-    quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
+        if version == 2:  # microseconds of CPU time in a period, or ``max``
+            quota, _, period = _read(folder / "cpu.max").partition(" ")
+        else:  # a quota of −1 is none
+            quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        if quota.isdecimal() and period.isdecimal():
+            yield int(quota) / int(period)
 
 
 def _read(file: Path) -> str:

@@ -4,8 +4,9 @@ from outside.
 
 from __future__ import annotations
 
+import difflib
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +34,16 @@ def few(names: Sequence[str], most: int = 20) -> str:
     """Names in a sentence: ``most`` of them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def did_you_mean(
+    word: object, known: Iterable[str], most: int = 1, cutoff: float = 0.6, before: str = ""
+) -> str:
+    """A question for a word that is unknown, with ``before`` in front of each of the known words
+    that are near; empty where none is.
+    """
+    near = difflib.get_close_matches(str(word), list(known), most, cutoff)
+    return f"did you mean {' or '.join(before + name for name in near)}?" if near else ""
 
 
 class Stopped(SystemExit):

@@ -15,7 +15,7 @@ from PIL import Image
 import betasigma
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.editing import complete, decode, encode, outside, vary
-from betasigma.editing.holes import hole_of
+from betasigma.editing.known import hole_of
 from betasigma.samplers import DDIM, Ancestral
 
 

@@ -11,11 +11,11 @@ import pytest
 from launching import TINY, launch
 from loopback import serving
 
-from betasigma.commands.evaluation_log import show_table
+from betasigma.commands.evaluate import show_table
 from betasigma.evaluation.evaluator import Measurement
 from betasigma.runs.record import Record
 from betasigma.samplers import DDIM
-from betasigma.training.wandb_run import WandbRun
+from betasigma.training.tracking import WandbRun
 
 
 class KeptTable(WandbRun):

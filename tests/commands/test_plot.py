@@ -16,7 +16,7 @@ from betasigma.commands import paper_figures
 from betasigma.commands.load import load_run
 from betasigma.commands.paper_figures import Filmstrip, Model
 from betasigma.evaluation.neighbours import nearest, nearest_images
-from betasigma.report.sheets import Sheet, draw_sheets
+from betasigma.report.plots import Sheet, draw_sheets
 from betasigma.runs.record import Record
 
 

@@ -19,7 +19,7 @@ from betasigma.commands.sync import lacking
 from betasigma.options.training import TRAIN_OBJECTIVE
 from betasigma.runs.files import write_json, write_text
 from betasigma.runs.record import Record
-from betasigma.training.wandb_run import SECONDS, STEP
+from betasigma.training.tracking import SECONDS, STEP
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from betasigma.editing import (
     grey,
     outside,
 )
-from betasigma.editing.holes import hole_of
-from betasigma.editing.known import with_repeats
+from betasigma.editing.known import hole_of, with_repeats
 from betasigma.errors import UserError
 from betasigma.oracles import GaussianMixture
 from betasigma.samplers import (

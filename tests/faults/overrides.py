@@ -20,17 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from betasigma.commands.checks import CHECKS
 from betasigma.config_tree import conf_directory
-from betasigma.launch import search_path
 from betasigma.launch.app import as_hydra_takes_it, is_refusal, register_resolvers, sentence
 from betasigma.launch.command_line import CommandLine, read_command_line
 from betasigma.launch.composing import SweepLoader
-from betasigma.launch.configs import Configs
-from betasigma.launch.consent import allow_typed, check_consent
-from betasigma.launch.machine import check_machine
+from betasigma.launch.configs import Configs, Studies
+from betasigma.launch.consent import allow_typed, check_consent, register_search_path
 from betasigma.launch.planning import loader_of_hydra
-from betasigma.launch.preflight import refuse_search, refuse_unsearched
+from betasigma.launch.preflight import check_machine, refuse_search, refuse_unsearched
 from betasigma.launch.slurm import refuse_single
-from betasigma.launch.studies import Studies
 from betasigma.options.apps import Train
 from betasigma.options.base import REGISTRY, Options
 
@@ -162,7 +159,7 @@ def studies() -> Studies:
 
 def compose(case: Case) -> DictConfig:
     """The config of a case."""
-    search_path.register()
+    register_search_path()
     register_resolvers()
     line = read_command_line(list(case.words))
     allow_typed(line.overrides)

@@ -35,7 +35,7 @@ def train(*words: str) -> tuple[Outcome, float]:
     from betasigma.commands import train as command
 
     took: list[float] = []
-    original = command.make_loggers
+    original = command.tracking.make_loggers
 
     def timed(*args: Any, **kwargs: Any) -> Any:
         began = time.monotonic()
@@ -44,7 +44,7 @@ def train(*words: str) -> tuple[Outcome, float]:
         return made
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "make_loggers", timed)
+        patch.setattr(command.tracking, "make_loggers", timed)
         patch.delenv("WANDB_MODE", raising=False)
         outcome = launch("train", *TINY, "logger=wandb", *words)
     return outcome, took[0]

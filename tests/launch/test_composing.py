@@ -12,9 +12,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
 from betasigma.config_tree import conf_directory
-from betasigma.launch import search_path
 from betasigma.launch.app import register_resolvers
 from betasigma.launch.composing import SweepLoader
+from betasigma.launch.consent import register_search_path
 from betasigma.launch.planning import loader_of_hydra
 from betasigma.options import plugins
 
@@ -59,7 +59,7 @@ REFUSED: list[tuple[str, ...]] = [
 @pytest.fixture(autouse=True)
 def initialized() -> Iterator[None]:
     plugins.allow(["mylab"])
-    search_path.register()
+    register_search_path()
     register_resolvers()
     with initialize_config_dir(str(conf_directory()), job_name="train", version_base="1.3"):
         yield

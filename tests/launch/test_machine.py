@@ -11,7 +11,7 @@ from launching import launch
 from omegaconf import DictConfig, OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.launch.machine import check_machine, fit_processes
+from betasigma.launch.preflight import check_machine, fit_processes
 from betasigma.runs.status import TORCHRUN, StartedBy, read_status
 
 

@@ -19,7 +19,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 from betasigma.options.training import VALIDATION_ERROR
 from betasigma.runs.header import read_header
 from betasigma.runs.record import Record
-from betasigma.training.wandb_run import OBJECTIVE
+from betasigma.training.tracking import OBJECTIVE
 
 SEARCH = ("-m", *TINY, "search=optuna_lr", "hydra.sweeper.n_trials=2")
 

@@ -24,11 +24,10 @@ from scipy.stats import spearmanr
 
 from betasigma.options.dashboards import DashboardOptions, SamplesOptions
 from betasigma.plot_style import FAMILIES as FAMILY_COLOURS
-from betasigma.report.page import render
+from betasigma.report.page import HOST, Pages, make_server, render, state_of_files
 from betasigma.report.page_data import page_data
 from betasigma.report.page_pictures import Album
 from betasigma.report.scan import find_recorded
-from betasigma.report.serve import HOST, Pages, make_server, state_of_files
 from betasigma.runs.record import Record
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: .[dev]")
@@ -540,7 +539,7 @@ def contrast(one: float, other: float) -> float:
 
 
 def test_a_growing_run_is_followed(chromium: Any, outputs: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("betasigma.report.serve.REFRESH", 0.3)
+    monkeypatch.setattr("betasigma.report.page.REFRESH", 0.3)
     pages = Pages(lambda: describe(outputs), state_of_files([str(outputs)]))
     with make_server(pages, free_port()) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

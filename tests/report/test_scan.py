@@ -8,7 +8,7 @@ import pytest
 from made import make_run, write_status
 
 from betasigma.errors import UserError
-from betasigma.report.run_configs import read_config
+from betasigma.report.runs import read_config
 from betasigma.report.scan import check_common, find_recorded, leaves
 from betasigma.report.series import read_series
 from betasigma.runs.record import COLUMNS, Record

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from betasigma.runs import start
-from betasigma.runs.command import within
-from betasigma.runs.start import CLONE, Start
+from betasigma.runs.start import CLONE, Start, within
 
 
 def test_a_command_is_the_clone_s_script_by_its_path_from_the_user(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from launching import Finished, Launch
 from betasigma.display import ASCII, WIDEST_CURVE, sparkline
 from betasigma.runs.files import read_json
 from betasigma.training import progress, steps
-from betasigma.training.forecast import Forecast, Work
-from betasigma.training.progress import MEASURED, Estimate
+from betasigma.training.progress import MEASURED, Estimate, Forecast, Work
 from betasigma.training.steps import EVALUATION, VALIDATION, Stopwatch
 
 CPU = torch.device("cpu")

@@ -10,8 +10,7 @@ import pytest
 from betasigma.options.base import dump
 from betasigma.options.loggers import WandbOptions
 from betasigma.training.account import LONGEST_TAG, wandb_mode, wandb_place
-from betasigma.training.tracking import close_loggers, make_loggers
-from betasigma.training.wandb_run import WandbRun
+from betasigma.training.tracking import WandbRun, close_loggers, make_loggers
 
 VARIABLES = {
     "WANDB_PROJECT": "theirs",

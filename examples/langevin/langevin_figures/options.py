@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from pydantic import Field, model_validator
 
 from betasigma.commands.checks import AppChecks
-from betasigma.commands.config import saved_header, validate
+from betasigma.commands.config import parsed, saved_header
 from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.options.apps import DataPlace
@@ -56,7 +56,7 @@ def check_figures(config: DictConfig, overrides: list[str]) -> Path | None:
     Raises:
         UserError: for the first thing that cannot work.
     """
-    content = validate(config, FiguresOptions)
+    content, _ = parsed(config, FiguresOptions)
     saved = {run: saved_header(run, "runs")["config"]["data"] for run in content["runs"]}
     images = {"digits"}
     for run, data in saved.items():

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from betasigma.commands.assemble import make_data
-from betasigma.commands.config import validate
+from betasigma.commands.config import parsed
 from betasigma.commands.load import Loaded, load_run
 from betasigma.data import sources as data_sets
 from betasigma.data import toy
@@ -86,7 +86,7 @@ def draw_figures(config: DictConfig, start: Start) -> None:
     Raises:
         UserError: for bad input.
     """
-    content = validate(config, FiguresOptions)
+    content, _ = parsed(config, FiguresOptions)
     out = start.directory
     display = Display()
     loaded = {run: load_run(run, precision_of(content["hardware"])) for run in content["runs"]}

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from betasigma.build import Config, make, require
+from betasigma.build import Config, make
 from betasigma.commands.config import learns_variance, trains
 from betasigma.data import toy
 from betasigma.data.datamodule import ImageDataModule
@@ -69,11 +67,16 @@ def make_denoiser(
 ) -> Denoiser:
     """Make an untrained denoiser. Its weights are a function of ``seed``."""
     schedule = make_schedule(config["schedule"])
+    options = parse_component("network", config["network"])
+    offered = {
+        "levels": schedule.levels,
+        "value_range": value_range,
+        **options.shape_arguments(sample_shape, learns_variance(config)),
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
-        offered = {"levels": schedule.levels, "value_range": value_range}
-        doubled = learns_variance(config)
-        network = _make_network(config["network"], sample_shape, doubled, offered)
+        network = make(config["network"], "network", offered=offered, kind=nn.Module)
+    _check_call(network, config["network"]["_target_"])
     objective = parse_component("objective", config["objective"])
     return Denoiser(
         network,
@@ -81,7 +84,7 @@ def make_denoiser(
         make(config["preconditioning"], "preconditioning", offered={"levels": schedule.levels}),
         sample_shape=sample_shape,
         value_range=value_range,
-        num_classes=parse_component("network", config["network"]).num_classes,
+        num_classes=options.num_classes,
         trained_on="levels" if objective.times == "levels" else "continuous",
         off_levels=config["denoiser"]["off_levels"],
         precision=precision,
@@ -90,40 +93,29 @@ def make_denoiser(
 
 def make_schedule(node: Config) -> NoiseSchedule:
     """Make the noise schedule of a ``schedule`` node."""
-    return require(make(node, "schedule"), NoiseSchedule, "schedule", node["_target_"])
+    return make(node, "schedule", kind=NoiseSchedule)
 
 
-def _make_network(
-    node: Config, sample_shape: tuple[int, ...], doubled: bool, more: Mapping[str, Any]
-) -> nn.Module:
-    """Make a network.
-
-    Raises:
-        UserError: if it is none, or is called in another way.
-    """
-    options = parse_component("network", node)
-    offered = {**more, **options.shape_arguments(sample_shape, doubled)}
-    made = make(node, "network", offered=offered)
-    network = require(made, nn.Module, "network", node["_target_"])
+def _check_call(network: nn.Module, target: str) -> None:
+    """Refuse a network that is called in another way than ours."""
     signature = inspect.signature(network.forward)
     try:
         signature.bind("x", "c_noise", "y")
     except TypeError:
         raise UserError(
-            f"network._target_={node['_target_']} has forward{signature}, and a network is called "
-            f"as forward(x, c_noise, y): images or points, a number each, labels or None"
+            f"network._target_={target} has forward{signature}, and a network is called as "
+            f"forward(x, c_noise, y): images or points, a number each, labels or None"
         ) from None
-    return network
 
 
 def make_sampler(node: Config) -> Sampler:
     """Make the sampler of a ``sampler`` node."""
-    return require(make(node, "sampler"), Sampler, "sampler", node["_target_"])
+    return make(node, "sampler", kind=Sampler)
 
 
 def make_objective(config: Config, schedule: NoiseSchedule) -> Objective:
     """Make the training objective. One with an argument ``true_score`` gets the mixture's."""
-    node, offered = config["objective"], {}
+    offered = {}
     if config["data"]["name"] == "mixture":
         truth = toy.mixture(config["data"]["mixture"])
         oracle = GaussianMixture(truth.weights, truth.means, truth.covariances, schedule)
@@ -132,23 +124,17 @@ def make_objective(config: Config, schedule: NoiseSchedule) -> Objective:
             return oracle.to(x_t.device)(x_t, t).score
 
         offered["true_score"] = true_score
-    return require(
-        make(node, "objective", offered=offered), Objective, "objective", node["_target_"]
-    )
+    return make(config["objective"], "objective", offered=offered, kind=Objective)
 
 
 def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredModule:
-    """The LightningModule that trains ``denoiser``, or holds it where there is nothing to train.
-
-    Raises:
-        UserError: if an outside class is no :class:`~betasigma.modules.DiffusionModule`.
-    """
+    """The LightningModule that trains ``denoiser``, or holds it where there is nothing to train."""
     target = config["model"]["_target_"]
     if not trains(config):
         return make({"_target_": target}, "model", denoiser=denoiser)
     optimizer = config["optimizer"]
     offered = {"fused": True} if optimizer["_target_"] in FUSED else {}
-    module = make(
+    return make(
         {"_target_": target},
         "model",
         denoiser=denoiser,
@@ -161,23 +147,25 @@ def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredM
         decay=config["ema"]["decay"],
         compile=False if config["hardware"]["compile"] == "auto" else config["hardware"]["compile"],
         offered={"lr_schedule": make_lr_schedule(config)},
+        kind=DiffusionModule,
     )
-    return require(module, DiffusionModule, "model", target)
 
 
 def make_lr_schedule(config: Config) -> LearningRate:
     """The schedule of the learning rate, its warm-up included."""
     node, warmup = config["lr_schedule"], config["training"]["warmup"]
-    target = node["_target_"]
     length = parse_component("lr_schedule", node).length_in(config["steps"], warmup)
 
     def schedule(optimizer: Optimizer) -> LRScheduler:
-        made = make(
-            {**node, **length}, "lr_schedule", offered={"warmup": warmup}, optimizer=optimizer
+        return make(
+            {**node, **length},
+            "lr_schedule",
+            offered={"warmup": warmup},
+            kind=LRScheduler,
+            optimizer=optimizer,
         )
-        return require(made, LRScheduler, "lr_schedule", target)
 
-    if takes(locate(target, "lr_schedule"), "warmup"):
+    if takes(locate(node["_target_"], "lr_schedule"), "warmup"):
         return lambda optimizer, _: schedule(optimizer)
     return after_warmup(schedule)
 

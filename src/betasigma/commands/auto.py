@@ -35,16 +35,7 @@ class Resolved(NamedTuple):
 
 
 def resolve_auto(config: Config, data: ImageDataModule, display: Display) -> Resolved:
-    """Compute what is ``auto`` in the config of a training run.
-
-    Args:
-        config: checked (``check_run``).
-        data: the datamodule, set up.
-        display: where progress is shown.
-
-    Raises:
-        UserError: if the data allow no ladder.
-    """
+    """Compute what is ``auto`` in the config of a training run."""
     known = {key: value for key, value in config.items() if key in ModelConfig.model_fields}
     if not ModelConfig.parse(known).unresolved:
         return Resolved(config, [], {})
@@ -89,9 +80,6 @@ def resolve_step(sampler: Config, schedule: Config) -> tuple[Config, list[str]]:
     Args:
         sampler: the node; without ``step: auto`` it is returned unchanged.
         schedule: node of a geometric schedule that has only numbers.
-
-    Raises:
-        UserError: if the ladder has only one level.
     """
     if sampler.get("step") != AUTO:
         return sampler, []

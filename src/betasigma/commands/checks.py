@@ -5,7 +5,6 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -24,40 +23,16 @@ from betasigma.commands.config import (
     saved_header,
     trains,
     unresolved,
-    validate,
 )
 from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
 from betasigma.data import catalog
 from betasigma.data.facts import described_facts, find_facts
-from betasigma.errors import UserError, few
+from betasigma.errors import UserError, did_you_mean, few
 from betasigma.evaluation.choice import choose
-from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions
-from betasigma.options.apps import (
-    Compare,
-    Dashboard,
-    DataPlace,
-    EditApp,
-    Evaluate,
-    Export,
-    Import,
-    Jobs,
-    ModelConfig,
-    Plot,
-    Sample,
-    Sync,
-    Train,
-)
+from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions, apps, evaluation
 from betasigma.options.base import REGISTRY, dump
 from betasigma.options.composition import Composition, numbered
 from betasigma.options.edits import check_ends
-from betasigma.options.evaluation import (
-    FEWEST_SAMPLES,
-    SAMPLES,
-    check_metrics,
-    check_n,
-    check_own,
-    measures,
-)
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate
 from betasigma.options.training import check_division
@@ -68,7 +43,13 @@ from betasigma.report.runs import (
     read_runs,
     runs_in,
 )
-from betasigma.report.scan import check_common, check_filters, find_recorded, run_directories
+from betasigma.report.scan import (
+    check_common,
+    check_filters,
+    find_recorded,
+    leaves,
+    run_directories,
+)
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 from betasigma.runs.status import STATUS
 from betasigma.runs.sweep_record import SWEEP, read_sweep
@@ -118,11 +99,7 @@ class AppChecks(NamedTuple):
 
 
 def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
-    """Check the config of ``train.py``. To resume, replace it by the config of the resumed run.
-
-    Raises:
-        UserError: for the first thing that cannot work.
-    """
+    """Check the config of ``train.py``. To resume, replace it by the config of the resumed run."""
     leave_out_former_keys(config, overrides)
     _refuse_training(config, overrides)
     no_reader = unread(config)
@@ -151,11 +128,7 @@ def check_prefetch(config: DictConfig, overrides: list[str]) -> Path | None:
 
 
 def _refuse_unused(overrides: Sequence[str], unused: Mapping[str, str]) -> None:
-    """Refuse keys that were typed and have no effect, and say why.
-
-    Raises:
-        UserError: for the first of them.
-    """
+    """Refuse keys that were typed and have no effect, and say why."""
     for override in overrides:
         for key in typed_keys(override):
             why = unused_reason(key, unused)
@@ -163,6 +136,13 @@ def _refuse_unused(overrides: Sequence[str], unused: Mapping[str, str]) -> None:
                 space = "" if why.startswith(":") else " "
                 end = ": leave it out, or give that" if why.startswith("without ") else ""
                 raise UserError(f"{override} has no effect{space}{why}{end or '; leave it out'}")
+
+
+def _refuse_nodes(overrides: Sequence[str], nodes: Sequence[str], why: str) -> None:
+    """Refuse what was typed of these keys and nodes."""
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].partition(".")[0] in nodes:
+            raise UserError(f"{override} has no effect: {why}")
 
 
 def unused_reason(key: str, unused: Mapping[str, str]) -> str | None:
@@ -178,19 +158,13 @@ def typed_keys(override: str) -> list[str]:
         return []
     if not value.startswith("{"):
         return [key]
-    node = OverridesParser.create().parse_override(override).value()
-    return [key, *(f"{key}.{within}" for within in _leaves(node))]
+    node: Any = OverridesParser.create().parse_override(override).value()
+    return [key, *(f"{key}.{within}" for within in leaves(node))]
 
 
-def _leaves(node: Any) -> list[str]:
-    return [
-        f"{name}.{within}" if within else str(name)
-        for name, value in (node.items() if isinstance(node, dict) else ())
-        for within in (_leaves(value) or [""])
-    ]
-
-
-def unused_in_training(content: dict[str, Any], options: Train, facts: DataFacts) -> dict[str, str]:
+def unused_in_training(
+    content: dict[str, Any], options: apps.Train, facts: DataFacts
+) -> dict[str, str]:
     """Keys of a training run that have no effect, and why."""
     found = options.unused(options.composition(facts, options.hardware))
     found |= {f"data.{key}": why for key, why in catalog.unused(content["data"]).items()}
@@ -209,11 +183,15 @@ def unread(config: DictConfig) -> dict[str, str]:
     raw = unresolved(config)
     read = interpolated_keys(raw)
     knobs = {str(options.knobs) for options in REGISTRY["schedule"].values()}
-    for node in (*knobs & raw.keys(), "model.defaults", *raw.keys() - Train.model_fields.keys()):
+    for node in (
+        *knobs & raw.keys(),
+        "model.defaults",
+        *raw.keys() - apps.Train.model_fields.keys(),
+    ):
         held: Any = raw
         for part in node.split("."):
             held = held.get(part) if isinstance(held, dict) else None
-        for leaf in _leaves(held):
+        for leaf in leaves(held) if isinstance(held, dict) else ():
             key = f"{node}.{leaf}"
             if not any(_within(key, name) or _within(name, key) for name in read):
                 found[key] = ": no other key takes it from there"
@@ -254,19 +232,15 @@ class CheckedRun(NamedTuple):
 
     content: dict[str, Any]
     """As plain containers."""
-    options: Train
+    options: apps.Train
     facts: DataFacts
     """Of the data."""
 
 
 def check_run(config: DictConfig) -> CheckedRun:
-    """Check the composed config of a training run.
-
-    Raises:
-        UserError: for the first thing that cannot work.
-    """
+    """Check the composed config of a training run."""
     _check_knobs(config)
-    content, options = parsed(config, Train)
+    content, options = parsed(config, apps.Train)
     facts = look_for_data(options)
     check_composition(options, facts)
     content["model"]["family"] = family(options)
@@ -284,12 +258,8 @@ def check_run(config: DictConfig) -> CheckedRun:
     return CheckedRun(content, options, facts)
 
 
-def check_composition(options: Train, facts: DataFacts) -> None:
-    """Check the groups of a training run against one another.
-
-    Raises:
-        UserError: for the first two groups that do not go together.
-    """
+def check_composition(options: apps.Train, facts: DataFacts) -> None:
+    """Check the groups of a training run against one another."""
     _check_auto(options, facts)
     if facts.points:
         catalog.refuse_pixels(facts.name, options.data.flip, options.data.dequantize)
@@ -306,11 +276,7 @@ def check_composition(options: Train, facts: DataFacts) -> None:
 
 
 def _check_sampler(sampler: SamplerOptions, composition: Composition) -> None:
-    """Check a sampler against the model, and that it begins at a noise of the schedule.
-
-    Raises:
-        UserError: for the first key that does not fit.
-    """
+    """Check a sampler against the model, and that it begins at a noise of the schedule."""
     sampler.check_with(composition)
     ratio_max, schedule = getattr(sampler, "ratio_max", None), composition.schedule
     if ratio_max is None or composition.one_level or schedule.unresolved:
@@ -321,7 +287,7 @@ def _check_sampler(sampler: SamplerOptions, composition: Composition) -> None:
     start_time(make_schedule(dump(schedule)), ratio_max, in_noise=True)
 
 
-def family(options: ModelConfig) -> str:
+def family(options: apps.ModelConfig) -> str:
     """Return the family of the model, which is an attribute of its class."""
     known = options.model.family_of_class
     return known or str(getattr(locate(options.model.target, "model"), "family", ""))
@@ -330,9 +296,6 @@ def family(options: ModelConfig) -> str:
 def run_or_published(run: str | Path, key: str = "run") -> str | Path:
     """The run that a path names; of a model that others published, the run directory that it is
     imported to.
-
-    Raises:
-        UserError: if it is neither.
     """
     path = Path(run)
     try:
@@ -367,7 +330,7 @@ def of_a_run(check: Check) -> Check:
 def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/sample.py``."""
     leave_out_former_keys(config, overrides)
-    _, asked = parsed(config, Sample)
+    _, asked = parsed(config, apps.Sample)
     saved, facts = saved_model(asked.run)
     _check_guidance("guidance", asked.guidance, saved)
     composition = saved.composition(facts)
@@ -390,7 +353,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
 def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/edit.py``."""
     leave_out_former_keys(config, overrides)
-    _, asked = parsed(config, EditApp)
+    _, asked = parsed(config, apps.EditApp)
     saved, facts = saved_model(asked.run)
     composition = saved.composition(facts)
     asked.edit.check_with(composition)
@@ -426,14 +389,16 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
 
 
 def _unused_of_a_run(
-    asked: Sample | EditApp | Evaluate, saved: ModelConfig, composition: Composition
+    asked: apps.Sample | apps.EditApp | apps.Evaluate,
+    saved: apps.ModelConfig,
+    composition: Composition,
 ) -> dict[str, str]:
     """Keys of a command that reads a run which have no effect, and why."""
     of_data = catalog.unused(saved.data.arguments)
     return {f"data.{key}": why for key, why in of_data.items()} | asked.unused(composition)
 
 
-def _number_labels(config: DictConfig, saved: ModelConfig, facts: DataFacts) -> None:
+def _number_labels(config: DictConfig, saved: apps.ModelConfig, facts: DataFacts) -> None:
     """Put numbers in the place of names of classes, and refuse labels that the model has not."""
     labels = config.labels
     if labels is None:
@@ -456,11 +421,11 @@ def _number(label: int | str, names: list[str]) -> int:
         return label
     if label in names:
         return names.index(str(label))
-    near = difflib.get_close_matches(label, names, n=1) if isinstance(label, str) else []
+    near = did_you_mean(label, names) if isinstance(label, str) else ""
     known = few([f"{i} {name}" if name != str(i) else name for i, name in enumerate(names)])
     raise UserError(
         f"labels={label} is no class of the model"
-        + (f"; did you mean {near[0]}?" if near else f", which has {known}")
+        + (f"; {near}" if near else f", which has {known}")
     )
 
 
@@ -468,21 +433,20 @@ def _number(label: int | str, names: list[str]) -> int:
 def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/evaluate.py``."""
     leave_out_former_keys(config, overrides)
+    _refuse_nodes(overrides, ("network",), "nothing is trained here")
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key.partition(".")[0] == "network":
-            raise UserError(f"{override} has no effect: nothing is trained here")
         if key in ("evaluation.n", "evaluation.n_during", "evaluation.every"):
             raise UserError(
                 f"{override} is for training, and has no effect here: n={value} says how many "
                 f"samples are measured"
             )
-    _, asked = parsed(config, Evaluate)
+    _, asked = parsed(config, apps.Evaluate)
     if asked.images is not None:
         _check_images(asked, overrides)
         return None
     assert asked.run is not None  # the options refuse what has neither
-    assert isinstance(asked.data, DataPlace)
+    assert isinstance(asked.data, apps.DataPlace)
     saved, facts = saved_model(asked.run)
     composition = saved.composition(facts)
     _check_guidance("guidance", asked.guidance, saved)
@@ -491,14 +455,14 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
     _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
     _check_data(saved, asked.data.given, facts)
     _number_labels(config, saved, facts)
-    check_n(asked.n, asked.evaluation.metrics)
+    evaluation.check_n(asked.n, asked.evaluation.metrics)
     memory.check_evaluation(asked, saved, facts)
     if asked.likelihood is not None:
         asked.likelihood.check_with(composition)
     return None
 
 
-def look_for_data(model: ModelConfig, given: Mapping[str, Any] | None = None) -> DataFacts:
+def look_for_data(model: apps.ModelConfig, given: Mapping[str, Any] | None = None) -> DataFacts:
     """Return the facts of a run's data, which must be where the config or ``given`` says."""
     return find_facts({**model.data.arguments, **(given or {}), "seed": model.seed})
 
@@ -510,14 +474,10 @@ OF_SAMPLES = (
 """Keys and nodes of ``scripts/evaluate.py`` about what a model draws or knows."""
 
 
-def _check_images(asked: Evaluate, overrides: list[str]) -> None:
+def _check_images(asked: apps.Evaluate, overrides: list[str]) -> None:
     """Check what is measured of images that there are."""
-    for override in overrides:
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] in OF_SAMPLES:
-            raise UserError(
-                f"{override} has no effect: images={asked.images} are measured, all of them, and "
-                f"nothing is drawn"
-            )
+    images = f"images={asked.images} are measured, all of them, and nothing is drawn"
+    _refuse_nodes(overrides, OF_SAMPLES, images)
     for key, path in (("images", asked.images), ("reference", asked.reference)):
         if path is not None and not Path(path).expanduser().exists():
             raise UserError(
@@ -530,7 +490,7 @@ def _check_images(asked: Evaluate, overrides: list[str]) -> None:
     _refuse_unused(overrides, {f"evaluation.{key}": why for key, why in unused.items()})
 
 
-def compared_facts(asked: Evaluate) -> DataFacts:
+def compared_facts(asked: apps.Evaluate) -> DataFacts:
     """What is known of what images are compared with, and where it is not known, of any images."""
     if asked.reference is not None:
         return DataFacts("reference", (3, 1, 1))
@@ -542,12 +502,12 @@ def compared_facts(asked: Evaluate) -> DataFacts:
     return facts
 
 
-def saved_model(run: str) -> tuple[ModelConfig, DataFacts]:
+def saved_model(run: str) -> tuple[apps.ModelConfig, DataFacts]:
     """Read what the model of a run or checkpoint is, and what is known of its data."""
     header = saved_header(run)
     config = header["config"]
-    known = {key: value for key, value in config.items() if key in ModelConfig.model_fields}
-    return ModelConfig.parse(known), saved_facts(header)
+    known = {key: value for key, value in config.items() if key in apps.ModelConfig.model_fields}
+    return apps.ModelConfig.parse(known), saved_facts(header)
 
 
 def saved_facts(header: dict[str, Any]) -> DataFacts:
@@ -564,10 +524,10 @@ def decide_train(config: DictConfig) -> Decision:
     """Choose the feature extractor of a run's evaluations."""
     node = config.evaluation
     if node.n != 0:
-        check_n(node.n or FEWEST_SAMPLES, node.metrics)
+        evaluation.check_n(node.n or evaluation.FEWEST_SAMPLES, node.metrics)
     if node.every:
-        check_n(node.n_during, node.metrics)
-    if not measures(node):
+        evaluation.check_n(node.n_during, node.metrics)
+    if not evaluation.measures(node):
         return NOTHING
     data: Any = OmegaConf.to_container(config.data, resolve=True)
     return _extractor(config, find_facts({**data, "seed": config.seed}))
@@ -584,7 +544,7 @@ def preview_training(config: DictConfig) -> str:
     else:
         text = f"will measure what is known exactly of {data} (model={model})"
     sampler = content["sampler"]["_target_"].rpartition(".")[2]
-    n = f"at most {SAMPLES}" if measured["n"] is None else measured["n"]
+    n = f"at most {evaluation.SAMPLES}" if measured["n"] is None else measured["n"]
     n = n if measured["metrics"] else 0
     drawn = f"{n} samples by {sampler}, measured" if n else f"a grid of samples by {sampler}"
     likelihood = ", then bits per dimension" if content.get("likelihood") else ""
@@ -596,22 +556,22 @@ def decide_evaluate(config: DictConfig) -> Decision:
     if not config.evaluation.metrics:
         return NOTHING
     if config.get("images") is not None:
-        return _extractor(config, compared_facts(parsed(config, Evaluate)[1]))
+        return _extractor(config, compared_facts(parsed(config, apps.Evaluate)[1]))
     return _extractor(config, saved_facts(read_header(checkpoint_path(config.run))))
 
 
 def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/compare.py``."""
-    content = validate(config, Compare)
-    runs = read_runs(content["runs"])
-    curves_to_draw(runs, content["metrics"])
+    _, asked = parsed(config, apps.Compare)
+    runs = read_runs(asked.runs)
+    curves_to_draw(runs, asked.metrics)
     check_comparable(runs)
     return None
 
 
 def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/dashboard.py``, and that there are runs that it can compare."""
-    _, asked = parsed(config, Dashboard)
+    _, asked = parsed(config, apps.Dashboard)
     with warnings.catch_warnings(action="ignore"):  # said when the runs are read again
         recorded = find_recorded(asked.runs)
     check_common(recorded)
@@ -624,8 +584,8 @@ def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
 
 def check_sync(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/sync.py``, that there is an account, and what to send."""
-    content = validate(config, Sync)
-    for path in content["runs"]:
+    _, asked = parsed(config, apps.Sync)
+    for path in asked.runs:
         if next(run_directories(Path(path)), None) is None:
             raise UserError(f"runs=[{path}] is no run directory and has none in it")
     if not logged_in():
@@ -638,14 +598,10 @@ def check_sync(config: DictConfig, overrides: list[str]) -> Path | None:
 
 def check_plot(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/plot.py``, and that the figure can be drawn of these runs."""
-    _, asked = parsed(config, Plot)
+    _, asked = parsed(config, apps.Plot)
     if not asked.figure.of_models:
-        for override in overrides:
-            if override.lstrip("+~").partition("=")[0].partition(".")[0] in OF_FIGURES:
-                raise UserError(
-                    f"{override} has no effect: this figure shows what runs have recorded, and "
-                    f"draws nothing from a model"
-                )
+        recorded = "this figure shows what runs have recorded, and draws nothing from a model"
+        _refuse_nodes(overrides, OF_FIGURES, recorded)
         if not read_evaluations(asked.runs):
             read_runs(asked.runs)
         return None
@@ -671,7 +627,7 @@ OF_FIGURES = ("seed", "sampler", "data", "hardware")
 
 def check_jobs(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/jobs.py``."""
-    _, asked = parsed(config, Jobs)
+    _, asked = parsed(config, apps.Jobs)
     sweep = Path(asked.sweep).expanduser()
     if read_sweep(sweep) is None and not any(sweep.glob(f"*/{STATUS}")):
         raise UserError(
@@ -683,7 +639,7 @@ def check_jobs(config: DictConfig, overrides: list[str]) -> Path | None:
 
 def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/import.py``, and the model that it names."""
-    _, asked = parsed(config, Import)
+    _, asked = parsed(config, apps.Import)
     directory = Path(asked.to) if asked.to is not None else None
     if directory is not None:
         _check_new(directory, "to")
@@ -701,7 +657,7 @@ def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
 @of_a_run
 def check_export(config: DictConfig, overrides: list[str]) -> Path | None:
     """Check the config of ``scripts/export.py``."""
-    _, asked = parsed(config, Export)
+    _, asked = parsed(config, apps.Export)
     saved, _ = saved_model(asked.run)
     if not saved.model.trains:
         raise UserError(f"run={asked.run} has an oracle, which has no weights to export")
@@ -712,7 +668,7 @@ def check_export(config: DictConfig, overrides: list[str]) -> Path | None:
     return None
 
 
-def _check_pipeline(run: str, saved: ModelConfig) -> None:
+def _check_pipeline(run: str, saved: apps.ModelConfig) -> None:
     """Refuse a model that diffusers has no pipeline for, before its weights are read."""
     from betasigma.commands.assemble import make_denoiser  # these import PyTorch
     from betasigma.exports.diffusers_folder import pipeline_folder
@@ -751,15 +707,15 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
     choice = choose(
         node.extractor, node.inception_weights, node.download, facts.shape, node.dinov2_weights
     )
-    check_metrics(node.metrics, choice.extractor)
-    check_own(node.metrics, choice.extractor)
+    evaluation.check_metrics(node.metrics, choice.extractor)
+    evaluation.check_own(node.metrics, choice.extractor)
     decided = {"evaluation.extractor": choice.extractor}
     if choice.weights:
         decided[f"evaluation.{choice.extractor}_weights"] = choice.weights
     return Decision(decided, choice.note)
 
 
-def _check_data(saved: ModelConfig, given: Mapping[str, Any], known: DataFacts) -> None:
+def _check_data(saved: apps.ModelConfig, given: Mapping[str, Any], known: DataFacts) -> None:
     """Check that the data of a run are where ``given`` says, or where the run found them, and have
     the classes that the model knows.
     """
@@ -789,7 +745,7 @@ def _refuse_training(config: DictConfig, overrides: list[str]) -> None:
             raise UserError(f"{override} does not fit model=oracle, which trains nothing")
 
 
-def _check_auto(options: Train, facts: DataFacts) -> None:
+def _check_auto(options: apps.Train, facts: DataFacts) -> None:
     """Refuse ``auto`` for what no rule can compute."""
     rules = options.sigma is not None and options.sigma.overlap is not None
     for key in options.schedule.unresolved:
@@ -822,7 +778,7 @@ def _check_knobs(config: DictConfig) -> None:
         )
 
 
-def _check_guidance(key: str, weight: float, model: ModelConfig) -> None:
+def _check_guidance(key: str, weight: float, model: apps.ModelConfig) -> None:
     """Refuse guidance of a model that was not trained both with and without labels."""
     if weight != 1 and not (model.network.num_classes and _knows_no_label(model)):
         raise UserError(
@@ -831,6 +787,6 @@ def _check_guidance(key: str, weight: float, model: ModelConfig) -> None:
         )
 
 
-def _knows_no_label(model: ModelConfig) -> bool:
+def _knows_no_label(model: apps.ModelConfig) -> bool:
     """Whether a model with classes was also trained without a label."""
     return bool(model.objective.label_dropout) or not model.model.trains

@@ -10,19 +10,11 @@ from betasigma.commands.config import parsed
 from betasigma.display import Display, warn
 from betasigma.options.apps import Compare
 from betasigma.options.training import DENOISING_ERROR
+from betasigma.report import tables
 from betasigma.report.measurements import last_values
 from betasigma.report.plots import draw_curves, draw_error_curves, error_curves
 from betasigma.report.rows import settings_of
 from betasigma.report.runs import curves_to_draw, read_runs
-from betasigma.report.tables import (
-    Table,
-    as_csv,
-    as_latex,
-    full_table,
-    report_runs,
-    short_table,
-    write_csv,
-)
 from betasigma.runs.start import Start
 
 WIDEST = 6
@@ -37,11 +29,11 @@ def compare(config: DictConfig, start: Start) -> None:
     data = sorted({str(run.config.get("data", {}).get("name", "")) for run in runs})
     if len(data) > 1:
         warn(f"runs of {' and '.join(data)}: their distances, errors and bits do not compare")
-    table = Table("last values", ["metric", *(run.label for run in runs)], last_values(runs))
+    table = tables.Table("last values", ["metric", *(run.label for run in runs)], last_values(runs))
     if len(runs) <= WIDEST:
         display.table(*table)
-    rows = report_runs(runs, out, display, asked)
-    write_csv(table, out / "table.csv")
+    rows = tables.report_runs(runs, out, display, asked)
+    tables.write_csv(table, out / "table.csv")
     display.line(f"table   {out}/table.csv")
     if metrics := curves_to_draw(runs, asked.metrics):
         drawn = draw_curves(settings_of(runs), metrics, out / "curves", asked)
@@ -51,6 +43,6 @@ def compare(config: DictConfig, start: Start) -> None:
         path = draw_error_curves(curves, out / DENOISING_ERROR, asked)
         display.line(f"denoising error by log-SNR {path}")
     if asked.to == "csv":
-        sys.stdout.write(as_csv(full_table(rows)))
+        sys.stdout.write(tables.as_csv(tables.full_table(rows)))
     elif asked.to == "latex":
-        print(as_latex(short_table("results", rows)))
+        print(tables.as_latex(tables.short_table("results", rows)))

@@ -39,9 +39,6 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """Return the config as plain containers, resolved and without Hydra's own node.
 
     A single name for ``runs`` or ``plugins`` becomes a list.
-
-    Raises:
-        UserError: if a key has no value, or an interpolation cannot be resolved.
     """
     return _resolved(config, unresolved(config))
 
@@ -62,23 +59,11 @@ def _resolved(config: DictConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
-def validate(config: DictConfig, schema: type[Options]) -> dict[str, Any]:
-    """Return the config as plain containers after checking that it fits ``schema``.
-
-    Raises:
-        UserError: for the first key that does not fit.
-    """
-    return parsed(config, schema)[0]
-
-
 def parsed(config: DictConfig, schema: type[Asked]) -> tuple[dict[str, Any], Asked]:
     """Return the config as plain containers, and as the options of ``schema``.
 
     Keys beside those of the schema are allowed if other nodes read from them by interpolation: the
     knobs of an outside schedule, for example.
-
-    Raises:
-        UserError: for the first key that does not fit.
     """
     raw = unresolved(config)
     content = _resolved(config, raw)
@@ -110,9 +95,6 @@ def filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
 def leave_out_former_keys(config: DictConfig, overrides: Sequence[str]) -> None:
     """Where another class is typed (``network._target_=mylab.nets.DiT``), leave out what the chosen
     file says of the former one: all that is not typed too, and no key that the classes share.
-
-    Raises:
-        UserError: without consent to the class.
     """
     typed = [word.partition("=")[0].lstrip("+~").partition("@")[0] for word in overrides]
     for group in REGISTRY:
@@ -184,9 +166,6 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
 
     What a model needs is checked, new keys get their defaults, and removed keys are left out with a
     warning.
-
-    Raises:
-        UserError: if there is none, or it names code that the user has not allowed.
     """
     path = checkpoint_path(run, key)
     header = read_header(path, key)
@@ -222,11 +201,7 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
 
 
 def _check_size(network: NetworkOptions, path: Path) -> None:
-    """Refuse a network that is larger than the file with its weights, before memory is asked for.
-
-    Raises:
-        UserError: naming the width.
-    """
+    """Refuse a network that is larger than the file with its weights, before it takes memory."""
     levels = getattr(network, "multipliers", [1])
     channels, classes = getattr(network, "channels", 0), network.num_classes
     width = max(
@@ -247,10 +222,7 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the keys of an earlier version to those of this one."""
     new = dict(config)
     if isinstance(new.get("preconditioning"), dict):
-        new["preconditioning"] = {
-            "_target_": STANDARD_PRECONDITIONING,
-            **new["preconditioning"],
-        }
+        new["preconditioning"] = {"_target_": STANDARD_PRECONDITIONING, **new["preconditioning"]}
     if isinstance(bridge := new.pop("bridge", None), dict):
         new["study"] = {
             "name": "bridge",
@@ -271,9 +243,6 @@ def _with_current_monitor(node: Any) -> Any:
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a training run that an earlier version began, with this version's defaults for
     keys that it lacks.
-
-    Raises:
-        UserError: for a value that is not possible.
     """
     known = {key: value for key, value in config.items() if key in Train.model_fields}
     options, _ = parse_leniently(Train, known)

@@ -31,9 +31,6 @@ def convert_edm(source: Path, code: Path, directory: Path) -> Path:
 
     Returns:
         The file.
-
-    Raises:
-        UserError: where the pickle cannot be read by this code, or holds something else.
     """
     sys.path.insert(0, str(code.resolve()))
     try:

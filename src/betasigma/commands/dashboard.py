@@ -19,11 +19,10 @@ from betasigma.display import Display, plain_warnings, warn
 from betasigma.errors import UserError
 from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import SamplesOptions
-from betasigma.report.page import render
+from betasigma.report.page import HOST, Pages, make_server, render, state_of_files
 from betasigma.report.page_data import page_data, panel_of
 from betasigma.report.page_pictures import Album
 from betasigma.report.scan import Recorded, find_recorded, leaves
-from betasigma.report.serve import HOST, Pages, make_server, state_of_files
 from betasigma.runs.files import write_text
 from betasigma.runs.start import Start
 
@@ -32,11 +31,7 @@ PAGE = "dashboard.html"
 
 
 def dashboard(config: DictConfig, start: Start) -> None:
-    """Render a dashboard of runs as a page, and serve it where that is asked for.
-
-    Raises:
-        UserError: for bad input.
-    """
+    """Render a dashboard of runs as a page, and serve it where that is asked for."""
     _, asked = parsed(config, Dashboard)
     if asked.to == "wandb":
         from betasigma.commands.wandb_dashboard import show_on_wandb  # an extra

@@ -9,10 +9,10 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from betasigma.build import make, require
+from betasigma.build import make
 from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
-from betasigma.commands.config import validate
+from betasigma.commands.config import parsed
 from betasigma.commands.load import Loaded, load_run, with_place
 from betasigma.commands.measure import say_not_finite
 from betasigma.commands.sample import to_uint8
@@ -33,16 +33,12 @@ FIRST = 4
 
 
 def edit(config: DictConfig, start: Start) -> None:
-    """Edit images by the model of a run or a checkpoint, into a new directory.
-
-    Raises:
-        UserError: for bad input.
-    """
-    content = validate(config, EditApp)
+    """Edit images by the model of a run or a checkpoint, into a new directory."""
+    content = parsed(config, EditApp)[0]
     out, node = start.directory, content["edit"]
     plain_warnings()
     display = Display()
-    doing = require(make(node, "edit"), Edit, "edit", node["_target_"])
+    doing = make(node, "edit", kind=Edit)
     # a solver that adapts its steps would follow the rounding of bf16
     precision = precision_of(content["hardware"]) if doing.draws else None
     loaded = load_run(content["run"], precision, content["data"])
@@ -110,11 +106,7 @@ def edit(config: DictConfig, start: Start) -> None:
 
 
 def given_images(content: dict[str, Any], loaded: Loaded) -> Tensor:
-    """The images to edit, in the model's value range, ``(n, *sample_shape)`` on the CPU.
-
-    Raises:
-        UserError: if there are none, or fewer than ``indices`` names.
-    """
+    """The images to edit, in the model's value range, ``(n, *sample_shape)`` on the CPU."""
     path, denoiser = content.get("images"), loaded.denoiser
     if path is None:
         data = make_data(with_place(loaded.config, content["data"]))
@@ -129,11 +121,7 @@ def given_images(content: dict[str, Any], loaded: Loaded) -> Tensor:
 
 
 def chosen(indices: list[int] | None, size: int) -> list[int]:
-    """The images that ``indices`` names; the first few without it.
-
-    Raises:
-        UserError: for one that is not there.
-    """
+    """The images that ``indices`` names; the first few without it."""
     if indices is None:
         return list(range(min(FIRST, size)))
     if max(indices) >= size:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from betasigma.commands.config import saved_header, validate
+from betasigma.commands.config import parsed, saved_header
 from betasigma.commands.load import Loaded, load_run
 from betasigma.denoiser import Denoiser
 from betasigma.display import Display, plain_warnings
@@ -47,12 +47,8 @@ class Written(NamedTuple):
 
 
 def export(config: DictConfig, start: Start) -> None:
-    """Write the model of a run or a checkpoint into a new folder, whole or not at all.
-
-    Raises:
-        UserError: for bad input, or where the format has no such model.
-    """
-    content = validate(config, Export)
+    """Write the model of a run or a checkpoint into a new folder, whole or not at all."""
+    content = parsed(config, Export)[0]
     plain_warnings()
     display = Display()
     loaded = load_run(content["run"])
@@ -106,10 +102,11 @@ def _to_safetensors(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) 
 def _to_program(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) -> Written:
     off = graphs.write_program(denoiser, folder / PROGRAM)
     _with_levels(folder, denoiser, off)
+    labels = ", labels=labels" if denoiser.num_classes else ""
     use = (
         "import torch\n\n"
         f'model = torch.export.load("FOLDER/{PROGRAM}").module()\n'
-        f"x0, eps = model(x_t=x_t, level=level{_labels(denoiser)})  # level 0 … "
+        f"x0, eps = model(x_t=x_t, level=level{labels})  # level 0 … "
         f"{denoiser.schedule.levels - 1}, rising with the noise: {LEVELS}"
     )
     return Written(use, ["pytorch"], [_compared(off)])
@@ -137,20 +134,12 @@ WRITERS: dict[Target, Callable[[Path, Denoiser, Loaded, str], Written]] = {
 }
 
 
-def _labels(denoiser: Denoiser) -> str:
-    return ", labels=labels" if denoiser.num_classes else ""
-
-
 def _compared(off: float) -> str:
     return f"it differs from the run's model by at most {off:.1g} of its largest number"
 
 
 def _with_levels(folder: Path, denoiser: Denoiser, off: float | None) -> None:
-    """Write α and σ of the levels; refuse a model that came out as another one.
-
-    Raises:
-        UserError: where the exported model differs.
-    """
+    """Write α and σ of the levels; refuse a model that came out as another one."""
     if off is not None and not off <= CLOSE:
         raise UserError(
             f"the exported model differs from the run's by {off:.2g} of its largest number; "
@@ -165,6 +154,7 @@ def _card(content: dict[str, Any], loaded: Loaded, written: Written) -> str:
     origin = header.get("origin") or {}
     licence = content["licence"] or origin.get("licence") or UNKNOWN
     directory = checkpoint_path(content["run"]).parents[1]
+    command = read_json(directory / ENVIRONMENT).get("command")
     parameters = sum(p.numel() for p in denoiser.parameters())
     facts = {
         "family": str(config["model"].get("family") or config["model"]["name"]),
@@ -177,19 +167,13 @@ def _card(content: dict[str, Any], loaded: Loaded, written: Written) -> str:
         "weights": f"averaged, after {loaded.step:,} steps",
         "sampler": config["sampler"]["_target_"].rpartition(".")[2],
         "licence": licence,
-        "command": _command(directory),
+        "command": shlex.join(map(str, command)) if isinstance(command, list) else UNKNOWN,
         "written by": f"betasigma {header['version']}",
     }
     if origin:
         facts["from"] = f"{origin.get('published') or origin.get('format')}, {origin.get('code')}"
     name = config["name"] if content["name"] is None else content["name"]
     return model_card(name, facts, _figures(directory), written.use, [*written.tags, "diffusion"])
-
-
-def _command(directory: Path) -> str:
-    """What the run was started by, where its directory says so."""
-    command = read_json(directory / ENVIRONMENT).get("command")
-    return shlex.join(map(str, command)) if isinstance(command, list) else UNKNOWN
 
 
 def _figures(directory: Path) -> list[dict[str, str]]:

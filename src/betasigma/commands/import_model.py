@@ -17,7 +17,7 @@ from torch import Tensor
 
 from betasigma.commands.assemble import make_denoiser
 from betasigma.commands.checks import check_composition
-from betasigma.commands.config import validate
+from betasigma.commands.config import parsed
 from betasigma.commands.convert_edm import convert_edm
 from betasigma.config_tree import conf_directory
 from betasigma.data import catalog
@@ -29,8 +29,7 @@ from betasigma.options.base import dump, typed
 from betasigma.options.composition import numbered
 from betasigma.published import FORMATS
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.weight_file import WeightFile, refuse_code
-from betasigma.published.weight_folder import open_weights
+from betasigma.published.weight_file import WeightFile, open_weights, refuse_code
 from betasigma.runs.checkpoint import AVERAGED, HEADER, save
 from betasigma.runs.directory import CONFIG, ENVIRONMENT, OUTPUTS, describe_environment
 from betasigma.runs.files import write_json
@@ -60,15 +59,10 @@ class Readable(NamedTuple):
 
 
 def import_model(config: DictConfig, start: Start) -> None:
-    """Write the run directory of a published model, or the plain tensors of a pickle.
-
-    Raises:
-        UserError: for bad input.
-    """
-    content = validate(config, Import)
+    """Write the run directory of a published model, or the plain tensors of a pickle."""
+    _, asked = parsed(config, Import)
     plain_warnings()
     display = Display()
-    asked = Import.parse(content)
     if asked.convert is not None:
         written = convert_edm(Path(asked.source), Path(str(asked.code)), start.directory)
         display.line(f"{written}: plain tensors")
@@ -106,10 +100,6 @@ def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
     Args:
         asked: what to read, and what is said of it.
         source: the file, where it is open already.
-
-    Raises:
-        UserError: if it is of no known format, or computes something that this package does not
-            have, or its weights do not fit its settings.
     """
     if source is None:
         source = open_weights(Path(asked.source))
@@ -170,9 +160,6 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
 
     Returns:
         ``None`` where the file is of no known format.
-
-    Raises:
-        UserError: where it is of one, and cannot be read: see :func:`read_published`.
     """
     if path.is_file():
         refuse_code(path, key)
@@ -278,9 +265,6 @@ def _check_weights(
 ) -> None:
     """Compare names and shapes with those of the network that the settings describe, which takes no
     memory for that.
-
-    Raises:
-        UserError: for the first difference, and where a weight is not finite.
     """
     sizes = [size for weight in weights.values() for size in weight.shape]
     most = max([LARGEST, len(weights), *sizes])

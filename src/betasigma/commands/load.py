@@ -52,12 +52,11 @@ def load_run(
     """
     header = saved_header(path)
     contents = read(checkpoint_path(path))
-    config = header["config"]
-    config = with_place(config, place or {})
+    config = with_place(header["config"], place or {})
     denoiser: Denoiser | ExactDenoiser
     if trains(config):
-        shape = saved_facts(header).shape
-        denoiser = _untrained(config, shape, header["value_range"], precision)
+        low, high = header["value_range"]
+        denoiser = make_denoiser(config, saved_facts(header).shape, (low, high), precision)
         denoiser.moments = _moments(contents, denoiser.sample_shape, path)
     else:
         data = make_data(config)
@@ -101,16 +100,6 @@ def with_place(config: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
     """Return the run's config with the values of ``place`` in its ``data`` node."""
     given = {key: value for key, value in place.items() if value is not None}
     return {**config, "data": {**config["data"], **given}}
-
-
-def _untrained(
-    config: dict[str, Any],
-    shape: tuple[int, ...],
-    value_range: list[float],
-    precision: torch.dtype | None,
-) -> Denoiser:
-    low, high = value_range
-    return make_denoiser(config, shape, (low, high), precision)
 
 
 def _moments(

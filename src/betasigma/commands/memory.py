@@ -12,7 +12,7 @@ import resource
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from betasigma.control_groups import control_groups
+from betasigma.cpus import control_groups
 from betasigma.data import catalog
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
@@ -40,11 +40,7 @@ class Memory(NamedTuple):
 
 
 def check_training(options: Train, facts: DataFacts) -> None:
-    """Refuse a training run that needs more memory than there is.
-
-    Raises:
-        UserError: naming the key, what it needs, what there is and what would fit.
-    """
+    """Refuse a training run that needs more memory than there is."""
     _check_held(options, facts)
     _check_processes(options.hardware)
     if options.model.trains:
@@ -84,7 +80,7 @@ def _check_steps(options: Train, facts: DataFacts) -> None:
     batch = max(options.batch_size // parts, 1)
     if held + batch * an_example <= SMALL:
         return
-    there = _memory(hardware)
+    there = _gpu(hardware) or _of_machine()
     if held + an_example > there.size:
         key = next((key for key in ("channels", "width") if hasattr(network, key)), None)
         named = f"network.{key}={getattr(network, key)}" if key else f"data={facts.name}"
@@ -192,12 +188,6 @@ def _check_drawn(asked: Sample, facts: DataFacts) -> None:
             f"{_shown(n * a_sample)}, and {there.where} has {_shown(there.size)}: "
             f"{there.size // a_sample:,} would fit, and save=folder writes them as they are drawn"
         )
-
-
-def _memory(hardware: HardwareOptions) -> Memory:
-    """Memory of the device that computes."""
-    gpu = _gpu(hardware)
-    return _of_machine() if gpu is None else gpu
 
 
 def _gpu(hardware: HardwareOptions) -> Memory | None:

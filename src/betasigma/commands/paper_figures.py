@@ -1,4 +1,4 @@
-"""Figures that a paper on these models needs, each drawn by one command."""
+"""What ``scripts/plot.py`` does: draw one of the figures that a paper on these models needs."""
 
 from __future__ import annotations
 
@@ -9,36 +9,33 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
+from betasigma.build import make
 from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
-from betasigma.commands.config import saved_header
+from betasigma.commands.config import parsed, saved_header
 from betasigma.commands.load import Loaded, load_run, with_place
 from betasigma.commands.trajectory import at_contrast, states_on_the_way
 from betasigma.data import pixels
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import perturb
 from betasigma.devices import move_to_device, precision_of
-from betasigma.display import Display
+from betasigma.display import Display, plain_warnings
 from betasigma.errors import UserError
 from betasigma.evaluation.features import full_precision
 from betasigma.evaluation.neighbours import nearest_images
 from betasigma.objectives.error_curve import from_schedule_log_snr, to_schedule_log_snr
+from betasigma.options import figures
 from betasigma.options.apps import Plot
-from betasigma.options.figures import (
-    DenoisedImageOptions,
-    FigureOptions,
-    FilmstripOptions,
-    NeighboursOptions,
-)
 from betasigma.randomness import Stream
-from betasigma.report.plots import draw_error_curves, draw_results, error_curves
+from betasigma.report.plots import Sheet, draw_error_curves, draw_results, draw_sheets, error_curves
 from betasigma.report.quality import draw_quality, quality_of_jobs, quality_of_runs
 from betasigma.report.rows import rows_of_settings
 from betasigma.report.runs import read_evaluations, read_runs, runs_in
-from betasigma.report.sheets import Sheet, draw_sheets
 from betasigma.report.tables import drawable
+from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.schedules import NoiseSchedule
 
@@ -80,14 +77,10 @@ class FigureRequest(NamedTuple):
 class Figure:
     """What ``scripts/plot.py`` draws. A subclass defines :meth:`draw`."""
 
-    of_models = FigureOptions.of_models
+    of_models = figures.FigureOptions.of_models
 
     def draw(self, request: FigureRequest) -> Path:
-        """Draw it, and return the path of its first file.
-
-        Raises:
-            UserError: for runs that it cannot be drawn of.
-        """
+        """Draw it, and return the path of its first file."""
         raise NotImplementedError(f"{type(self).__name__} must define draw(request)")
 
 
@@ -138,10 +131,10 @@ class Filmstrip(Figure):
 
     samples: int = 3
     columns: int = 12
-    of_models = FilmstripOptions.of_models
+    of_models = figures.FilmstripOptions.of_models
 
     def __post_init__(self) -> None:
-        FilmstripOptions.check(samples=self.samples, columns=self.columns)
+        figures.FilmstripOptions.check(samples=self.samples, columns=self.columns)
 
     def draw(self, request: FigureRequest) -> Path:
         models = list(request.models())
@@ -198,10 +191,10 @@ class DenoisedImage(Figure):
 
     index: int = 0
     columns: int = 10
-    of_models = DenoisedImageOptions.of_models
+    of_models = figures.DenoisedImageOptions.of_models
 
     def __post_init__(self) -> None:
-        DenoisedImageOptions.check(index=self.index, columns=self.columns)
+        figures.DenoisedImageOptions.check(index=self.index, columns=self.columns)
 
     def draw(self, request: FigureRequest) -> Path:
         """Raises:
@@ -258,10 +251,10 @@ class Neighbours(Figure):
 
     samples: int = 8
     nearest: int = 3
-    of_models = NeighboursOptions.of_models
+    of_models = figures.NeighboursOptions.of_models
 
     def __post_init__(self) -> None:
-        NeighboursOptions.check(samples=self.samples, nearest=self.nearest)
+        figures.NeighboursOptions.check(samples=self.samples, nearest=self.nearest)
 
     def draw(self, request: FigureRequest) -> Path:
         sheets, data = [], None
@@ -376,3 +369,14 @@ def _directory(path: Path) -> str:
     """Name of the run directory of a run or of one of its checkpoints."""
     real = path.resolve()
     return real.name if real.is_dir() else real.parents[1].name
+
+
+def plot(config: DictConfig, start: Start) -> None:
+    """Draw a figure of runs into a new directory."""
+    content, asked = parsed(config, Plot)
+    plain_warnings()
+    display = Display()
+    figure = make(content["figure"], "figure", kind=Figure)
+    path = figure.draw(FigureRequest(asked, content, start.directory, display))
+    for form in asked.formats:
+        display.line(f"figure {path.with_name(f'{path.stem}.{form}')}")

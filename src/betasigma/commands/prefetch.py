@@ -1,30 +1,40 @@
-"""What ``scripts/prefetch.py`` does: fetch and compute what runs need, where there is a network."""
+"""What ``scripts/prefetch.py`` does: fetch, compute and compile what runs need, where there is a
+network.
+"""
 
 from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
-from betasigma.commands.assemble import Config, make_data, make_sampler, make_schedule
+from betasigma.commands.assemble import Config, make_data, make_module, make_sampler, make_schedule
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
-from betasigma.commands.compile_ahead import compile_ahead
+from betasigma.commands.config import trains
 from betasigma.commands.measure import evaluations, make_evaluator, named, with_measured
+from betasigma.commands.train import make_model, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
-from betasigma.devices import uses_gpu
+from betasigma.denoiser import Denoiser, guided
+from betasigma.devices import devices_of_training, prepare_model, uses_gpu
 from betasigma.display import Display, plain_warnings
+from betasigma.networks.compiled import compile_in_place, is_compiled
 from betasigma.options.evaluation import SAMPLES, measures, most_measured
-from betasigma.runs.directory import short
+from betasigma.randomness import Stream
+from betasigma.runs.directory import kernel_folder, short
+from betasigma.samplers import Sampler, labels_in_turn
+from betasigma.training.compiling import can_be_compiled, is_left_open
+from betasigma.training.trainer import make_trainer, measured_samples, shown_between, shown_samples
 
 
 def prefetch(config: DictConfig) -> None:
     """Fetch the data set and the weights of the metrics' features, compute the statistics that
     samples are compared with, of the images that a run with this config takes, and compile its
     network.
-
-    Raises:
-        UserError: for bad input, or where something cannot be fetched.
     """
     content = check_run(config).content
     plain_warnings()
@@ -61,3 +71,73 @@ def _measure_references(content: Config, data: ImageDataModule, display: Display
     for split, limit in sorted(wanted, key=str):
         evaluator.statistics.get(split, limit)
         display.line(f"{split:9} {short(evaluator.statistics.path(split, limit))}")
+
+
+def compile_ahead(content: Config, data: ImageDataModule, display: Display) -> None:
+    """Compile what a run of this config would compile here, or say why that is not done."""
+    hardware = content["hardware"]
+    left_open = hardware["compile"] == "auto"
+    if not (hardware["compile"] and trains(content)):
+        return
+    if left_open and hardware["accelerator"] == "cpu":
+        return
+    if left_open and not (is_left_open(hardware) and can_be_compiled(content)):
+        return
+    on_gpu = uses_gpu(hardware)
+    if not on_gpu and (left_open or hardware["accelerator"] == "gpu"):
+        display.line(
+            f"kernels   none: there is no GPU here, and they are made for the one that runs them; "
+            f"the first job that compiles leaves them in {short(kernel_folder())}"
+        )
+        return
+    quiet_libraries()
+    since = time.perf_counter()
+    if not _take_steps(content, data, display):
+        display.line("kernels   none: the network cannot be compiled here")
+        return
+    name = torch.cuda.get_device_name() if on_gpu else "the CPU"
+    seconds = time.perf_counter() - since
+    display.line(f"kernels   for {name}, in {seconds:.0f} s: {short(kernel_folder())}")
+
+
+def _take_steps(content: Config, data: ImageDataModule, display: Display) -> bool:
+    """Take a step of the training, validate a batch and take a step of each kind of sampling, in
+    the order of a run. Return whether the network has been compiled.
+    """
+    hardware = content["hardware"]
+    processes = devices_of_training(hardware) * hardware["nodes"]
+    alone = {**hardware, "devices": 1, "nodes": 1, "strategy": "auto"}
+    content, _, _ = resolve_auto({**content, "hardware": alone}, data, display)
+    data.batch_size = content["batch_size"] // processes
+    denoiser = make_model(content, data)
+    assert isinstance(denoiser, Denoiser), "there is something to train"
+    prepare_model(denoiser, alone)
+    module = make_module(content, denoiser)
+    if not is_compiled(denoiser.network):  # as a run does after its first steps
+        once = content["training"]["accumulate"] == 1
+        compile_in_place(denoiser.network, cuda_graphs=once and processes == 1)
+    short_run = {**content["trainer"], "limit_val_batches": 1}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer({**content, "steps": 1, "trainer": short_run}, Path(folder), [], [])
+        trainer.fit(module, data)
+    average = module.average.to(trainer.strategy.root_device)
+    assert isinstance(average, Denoiser)
+    if not is_compiled(average.network):
+        compile_in_place(average.network)
+    sampler = make_sampler(content["sampler"])
+    nfe = evaluations(sampler, average.schedule)
+    measured = min(measured_samples(content, nfe), content["evaluation"]["batch_size"])
+    for n in {shown_between(content, nfe), shown_samples(content, nfe), measured}:
+        if n:
+            _take_step(average, sampler, content, n)
+    return is_compiled(denoiser.network)
+
+
+@torch.inference_mode()
+def _take_step(average: Denoiser, sampler: Sampler, content: Config, n: int) -> None:
+    """The first step of n samples."""
+    model = guided(average, content["training"]["guidance"])
+    rng = Stream("sample", content["seed"], indices=range(n), device=average.device)
+    y = labels_in_turn(average.num_classes, n)
+    labels = None if y is None else y.to(average.device)
+    next(sampler.states(model, sampler.begin(model, rng), rng, labels))

@@ -44,15 +44,8 @@ CHANGEABLE = (
 def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     """Replace ``config`` by that of the resumed run, with the overrides that may change it.
 
-    Args:
-        config: composed, with ``resume``.
-        overrides: as typed.
-
     Returns:
         The directory of the resumed run; ``None`` for a new one.
-
-    Raises:
-        UserError: if there is nothing to continue, or an override would make it another run.
     """
     if not isinstance(config.resume, str):
         raise UserError(f"resume={config.resume} must be auto, a run directory or a checkpoint")
@@ -97,11 +90,6 @@ def continue_in(config: DictConfig, overrides: list[str], directory: Path) -> No
     Keys that may change take the values of ``config``, which is replaced otherwise. What the run
     measures itself by stays too, whatever this version's defaults are, unless something else is
     typed than at its start.
-
-    Args:
-        config: composed and checked.
-        overrides: as typed.
-        directory: where the run will write.
 
     Raises:
         UserError: where the directory holds another run.

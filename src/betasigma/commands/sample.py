@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +16,19 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from betasigma.commands.auto import choose_sampler
-from betasigma.commands.config import validate
+from betasigma.commands.config import parsed
 from betasigma.commands.load import Loaded, load_run, weights_key
 from betasigma.commands.measure import rank_and_world_size, say_not_finite
-from betasigma.commands.sample_folder import SampleFolder
 from betasigma.commands.trajectory import save_trajectory
+from betasigma.cpus import usable_cpus
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
+from betasigma.errors import UserError
 from betasigma.evaluation.sharding import broadcast, gather, made_by_first_rank_first, shard
 from betasigma.options.apps import Sample
-from betasigma.pictures import picture, save
+from betasigma.pictures import image_of, picture, save
 from betasigma.runs.directory import DRAWN
 from betasigma.runs.files import replace_file, write_json
 from betasigma.runs.record import format_settings
@@ -36,23 +40,21 @@ from betasigma.training.processes import shared_work
 
 
 def sample(config: DictConfig, start: Start) -> None:
-    """Draw samples from a run or a checkpoint into a new directory, or into a folder of images.
-
-    Raises:
-        UserError: for bad input.
-    """
-    content = validate(config, Sample)
+    """Draw samples from a run or a checkpoint into a new directory, or into a folder of images."""
+    content, asked = parsed(config, Sample)
     first = process_rank() == 0
     plain_warnings(quiet=not first)
     display = Display(quiet=not first)
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     with shared_work(content["hardware"], start) as device:
         move_to_device(loaded.denoiser, content["hardware"], device, display.line)
-        _sample(content, loaded, start.directory, display)
+        _sample(asked, content, loaded, start.directory, display)
 
 
-def _sample(content: dict[str, Any], loaded: Loaded, out: Path, display: Display) -> None:
-    asked, denoiser = Sample.parse(content), loaded.denoiser
+def _sample(
+    asked: Sample, content: dict[str, Any], loaded: Loaded, out: Path, display: Display
+) -> None:
+    denoiser = loaded.denoiser
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     rank, world_size = rank_and_world_size()
     share = len(shard(asked.total, 0, world_size))
@@ -231,3 +233,70 @@ def _fill(
 def to_uint8(x: Tensor, denoiser: DenoiserLike) -> Tensor:
     """Turn samples into bytes. Points stay as they are."""
     return pixels.to_uint8(x, denoiser.value_range) if x.ndim == 4 else x
+
+
+FREE = ("seeds", "run")
+"""What may differ when a folder is filled up: a name says its seed, and a run may have moved."""
+
+
+class SampleFolder:
+    """The folder.
+
+    Args:
+        root: its path; made where it is not there.
+        told: what its samples depend on.
+        classes: names of the classes, each of which gets a sub-folder; ``None`` for none.
+    """
+
+    def __init__(
+        self, root: Path, told: Mapping[str, Any], classes: Sequence[str] | None = None
+    ) -> None:
+        self.root = root
+        told = {**told, "subfolders": classes is not None}
+        self._folders = None if classes is None else _folder_names(classes)
+        description = root / DRAWN
+        if description.is_file():
+            _compare(root, _known(description), told)
+        elif root.is_dir() and any(root.iterdir()):
+            raise UserError(f"out={root} is not empty and holds no samples: give another folder")
+        else:
+            write_json(description, {key: told[key] for key in told if key not in FREE})
+
+    def path(self, seed: int, index: int, label: int | None) -> Path:
+        """Where a sample is, or will be."""
+        folder = self.root
+        if self._folders is not None and label is not None:
+            folder /= self._folders[label]
+        return folder / f"seed{seed}_{index:06d}.png"
+
+    def write(self, paths: Sequence[Path], images: Tensor) -> None:
+        """Write images ``(n, C, H, W)``, each whole or not at all."""
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            list(pool.map(save, map(image_of, images), paths))
+
+
+def _known(description: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(description.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"out: {description} cannot be read ({error})") from None
+    return known if isinstance(known, dict) else {}
+
+
+def _compare(root: Path, known: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    for key, value in told.items():
+        if key not in FREE and known.get(key) != value:
+            raise UserError(
+                f"out={root} holds samples of {key}={known.get(key)}, and these would be of "
+                f"{key}={value}: give another folder"
+            )
+
+
+def _folder_names(classes: Sequence[str]) -> list[str]:
+    """A folder for each class: its name, where that can be one, behind its number."""
+    width = len(str(len(classes) - 1))
+    names = [re.sub(r"[^\w.-]+", "_", name).strip("._") for name in classes]
+    return [
+        f"{i:0{width}d}" if name in ("", str(i)) else f"{i:0{width}d}_{name}"
+        for i, name in enumerate(names)
+    ]

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 from PIL import Image
 
-from betasigma.commands.config import validate
+from betasigma.commands.config import parsed
 from betasigma.commands.run_facts import shown_config
 from betasigma.display import Display
 from betasigma.errors import UserError, first_line
@@ -34,18 +34,9 @@ from betasigma.options.apps import Sync
 from betasigma.options.base import dump, parse_leniently
 from betasigma.options.loggers import WandbOptions
 from betasigma.pictures import CAPTION
-from betasigma.report.run_configs import read_config
-from betasigma.report.scan import Recorded, run_directories
-from betasigma.report.work_time import WorkTime
-from betasigma.runs.directory import (
-    CONFIG,
-    ENVIRONMENT,
-    SAMPLES,
-    WANDB,
-    WANDB_ID,
-    short,
-    wandb_id,
-)
+from betasigma.report.runs import read_config
+from betasigma.report.scan import Recorded, WorkTime, run_directories
+from betasigma.runs import directory
 from betasigma.runs.files import read_json, write_json, write_text
 from betasigma.runs.header import CHECKPOINTS, read_header
 from betasigma.runs.lock import refuse_locked
@@ -53,9 +44,8 @@ from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start
 from betasigma.runs.status import FINISHED, RUNNING, read_status
 from betasigma.training.account import wandb_place
-from betasigma.training.kept_checkpoints import to_keep
-from betasigma.training.tracking import begin_wandb, keep_checkpoint
-from betasigma.training.wandb_run import IMAGES, SECONDS, STEP
+from betasigma.training.checkpoints import to_keep
+from betasigma.training.tracking import IMAGES, SECONDS, STEP, begin_wandb, keep_checkpoint
 
 SENT = "sent.json"
 """File beside those of Weights & Biases that says what has been sent, and where."""
@@ -113,17 +103,13 @@ OF_THIS_MACHINE = {"system": False, "console": False}
 
 
 def sync(config: DictConfig, start: Start) -> None:
-    """Send runs to Weights & Biases, each as one run with one history.
-
-    Raises:
-        UserError: where the server cannot be reached, or a run could not be sent.
-    """
-    content = validate(config, Sync)
+    """Send runs to Weights & Biases, each as one run with one history."""
+    _, asked = parsed(config, Sync)
     os.environ.setdefault("WANDB_SILENT", "true")  # read at import
-    api = connect(content["timeout"])
-    place = Recipient(api, *(content[key] for key in ("project", "entity", "again", "patience")))
+    api = connect(asked.timeout)
+    place = Recipient(api, asked.project, asked.entity, asked.again, asked.patience)
     display = Display()
-    found = [run for path in content["runs"] for run in run_directories(Path(path))]
+    found = [run for path in asked.runs for run in run_directories(Path(path))]
     runs, rows, failed = list(dict.fromkeys(found)), [], 0
     with display.work("sending runs", len(runs)) as update:
         for number, run in enumerate(runs, 1):
@@ -131,7 +117,7 @@ def sync(config: DictConfig, start: Start) -> None:
                 said = send(run, place)
             except UserError as error:
                 said, failed = f"failed: {error}", failed + 1
-            rows.append([str(short(run)), said])
+            rows.append([str(directory.short(run)), said])
             update(number, "")
     display.table("Weights & Biases", ["run", "what was sent"], rows)
     if failed:
@@ -141,11 +127,7 @@ def sync(config: DictConfig, start: Start) -> None:
 
 
 def connect(timeout: float) -> Any:
-    """The server, as far as it answers.
-
-    Raises:
-        UserError: where it does not, or refuses the key.
-    """
+    """The server, as far as it answers."""
     import wandb
 
     try:
@@ -159,28 +141,28 @@ def send(run: Path, place: Recipient) -> str:
 
     Returns:
         What was sent.
-
-    Raises:
-        UserError: where that is not possible.
     """
-    identity = None if place.again else wandb_id(run)
-    legs = sorted((run / WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"), key=_begun)
-    trained = (run / CONFIG).is_file()
+    identity = None if place.again else directory.wandb_id(run)
+    legs = sorted((run / directory.WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"), key=_begun)
+    trained = (run / directory.CONFIG).is_file()
     if not trained and not legs:
         return "nothing: it has no files of Weights & Biases"
     if legs and not legs[-1].parent.name.startswith("offline-") and _is_written(run):
         return "nothing: it still runs, and logs online itself"
-    pictures = sorted((run / SAMPLES).glob("step_*.png"))
+    pictures = sorted((run / directory.SAMPLES).glob("step_*.png"))
     files = [run / METRICS, *pictures] if trained else legs
-    receipt = [*_where(place), identity, _digest([file for file in files if file.is_file()])]
-    if identity is not None and read_json(run / WANDB / SENT).get("sent") == receipt:
+    where = [os.environ.get("WANDB_BASE_URL"), place.entity, place.project]
+    receipt = [*where, identity, _digest([file for file in files if file.is_file()])]
+    if identity is not None and read_json(run / directory.WANDB / SENT).get("sent") == receipt:
         return "nothing new"
     saved = _saved(run) if trained else {}
     if len(legs) == 1 and not place.again and _can_go_as_it_is(legs[0], run, saved, place):
         _upload(legs[0], place)
         said = "its file"
     elif trained:
-        identity = identity or _new_id(run)
+        if identity is None:
+            identity = secrets.token_hex(4)
+            write_text(run / directory.WANDB_ID, f"{identity}\n")
         said = _continue(run, saved, identity, place)
     else:
         raise NotSent(f"it has {len(legs)} files of Weights & Biases, which would mix")
@@ -188,14 +170,8 @@ def send(run: Path, place: Recipient) -> str:
     if kept:
         said += f", {kept} checkpoint{'s' if kept > 1 else ''}"
     receipt[-2] = identity
-    write_json(run / WANDB / SENT, {"sent": receipt})
+    write_json(run / directory.WANDB / SENT, {"sent": receipt})
     return said
-
-
-def _new_id(run: Path) -> str:
-    identity = secrets.token_hex(4)
-    write_text(run / WANDB_ID, f"{identity}\n")
-    return identity
 
 
 def _begun(leg: Path) -> str:
@@ -212,10 +188,6 @@ def _is_written(run: Path) -> bool:
     return False
 
 
-def _where(place: Recipient) -> list[Any]:
-    return [os.environ.get("WANDB_BASE_URL"), place.entity, place.project]
-
-
 def _digest(files: list[Path]) -> str:
     """Hex digest of files' names and contents."""
     digest = blake2b(digest_size=16)
@@ -227,9 +199,9 @@ def _digest(files: list[Path]) -> str:
 
 def _saved(run: Path) -> dict[str, Any]:
     """The config of a run. Nothing in it is resolved."""
-    content = read_config(run / CONFIG)
+    content = read_config(run / directory.CONFIG)
     if content is None:
-        raise NotSent(f"its {CONFIG} cannot be read")
+        raise NotSent(f"its {directory.CONFIG} cannot be read")
     return content
 
 
@@ -248,7 +220,7 @@ def _can_go_as_it_is(leg: Path, run: Path, saved: Mapping[str, Any], place: Reci
         return False
     last = max((int(row["step"]) for row in Record.of(run).rows()), default=0)
     closed = told.get("exit_code") is not None and told["summary"].get(STEP) == last
-    return closed and place.known(saved, wandb_id(run)) is None
+    return closed and place.known(saved, directory.wandb_id(run)) is None
 
 
 def _upload(leg: Path, place: Recipient) -> None:
@@ -297,7 +269,7 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
         experiment = begin_wandb(
             place.options(saved),
             run,
-            shown_config(saved, run, read_json(run / ENVIRONMENT)),
+            shown_config(saved, run, read_json(run / directory.ENVIRONMENT)),
             identity,
             "online",
             resume="allow",
@@ -329,7 +301,7 @@ def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int
         How many.
     """
     which = str(place.options(saved)["artifacts"])
-    identity, files = wandb_id(run), list(to_keep(run / CHECKPOINTS, which))
+    identity, files = directory.wandb_id(run), list(to_keep(run / CHECKPOINTS, which))
     if not files or identity is None:
         return 0
     with begin_wandb(
@@ -375,7 +347,7 @@ def lacking(run: Path, there: Counter[Value]) -> Iterator[dict[str, Any]]:
         rows[-1][line["metric"]] = float(line["value"])
         last[value[1]] = len(rows) - 1
     shown: dict[int, list[tuple[int, Path]]] = {}
-    for path in sorted((run / SAMPLES).glob("step_*.png")):
+    for path in sorted((run / directory.SAMPLES).glob("step_*.png")):
         digits = re.fullmatch(r"step_(\d+)", path.stem)
         if digits and there["samples", int(digits[1])] <= 0:
             shown.setdefault(last.get(int(digits[1]), -1), []).append((int(digits[1]), path))

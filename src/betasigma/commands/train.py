@@ -19,15 +19,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from betasigma.commands.assemble import (
-    Config,
-    make_data,
-    make_denoiser,
-    make_module,
-    make_oracle,
-    make_sampler,
-    make_schedule,
-)
+from betasigma.build import Config
+from betasigma.commands import assemble
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.commands.config import trains
@@ -40,12 +33,13 @@ from betasigma.commands.measure import (
     Result,
     check_splits,
     evaluations,
+    make_estimator,
+    measure_likelihood,
     named,
     results,
     say_not_finite,
     with_measured,
 )
-from betasigma.commands.measure_likelihood import make_estimator, measure_likelihood
 from betasigma.commands.resume import has_ended
 from betasigma.commands.run_facts import cost_of, gpu_name, shown_config
 from betasigma.data.datamodule import ImageDataModule
@@ -67,45 +61,23 @@ from betasigma.options.training import (
 )
 from betasigma.oracles import ExactDenoiser
 from betasigma.pictures import picture
-from betasigma.runs.activity import ActivityLog
-from betasigma.runs.directory import (
-    CONFIG,
-    ENVIRONMENT,
-    INITIAL,
-    LADDER,
-    SUMMARY,
-    SWEEP,
-    WANDB,
-    WANDB_ID,
-    clear,
-    describe_environment,
-    mend,
-    wandb_id,
-)
+from betasigma.runs import directory
 from betasigma.runs.files import read_json, write_json, write_patiently
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start, program
+from betasigma.runs.status import ActivityLog
 from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
 from betasigma.schedules import NoiseSchedule
-from betasigma.training.checkpoints import Checkpoints
+from betasigma.training import tracking
+from betasigma.training.checkpoints import Checkpoints, KeptCheckpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
-from betasigma.training.forecast import Forecast, Work
 from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
-from betasigma.training.kept_checkpoints import KeptCheckpoints
 from betasigma.training.periodic import MissedValidation, PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
-from betasigma.training.progress import Estimate, Metrics, ShowProgress
+from betasigma.training.progress import Estimate, Forecast, Metrics, ShowProgress, Work
 from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import EVALUATION, LIKELIHOOD, SAMPLING, VALIDATION, Stopwatch
-from betasigma.training.tracking import (
-    close_loggers,
-    log_histogram,
-    log_picture,
-    make_loggers,
-    show_wall_clock,
-    shows_config,
-)
 from betasigma.training.trainer import (
     GRID_SAMPLES,
     PER_IMAGE,
@@ -128,9 +100,6 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
     Args:
         config: composed and checked.
         start: how the run was started, and where.
-
-    Raises:
-        UserError: for bad input.
     """
     content: Config = check_run(config).content
     with queued_again(start.directory), caught_signals():
@@ -145,7 +114,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     if resumed and has_ended(resumed, content):
         display.line(f"{run} has ended after {read_header(resumed)['step']} steps: nothing to do")
         return FinishedRun(run)
-    data = make_data(content)
+    data = assemble.make_data(content)
     data.prepare_data()
     data.setup()
     if measures(content["evaluation"]):
@@ -156,9 +125,9 @@ def _train(content: Config, start: Start) -> FinishedRun:
     if content["init"]["run"] is not None and resumed is None:
         initial = load_initial(denoiser, content)
     fewer_threads = prepare_model(denoiser, content["hardware"], _threads_of(resumed))
-    cost = cost_of(denoiser) if _rank() == 0 and shows_config(content["logger"]) else {}
-    module = make_module(content, denoiser)
-    sampler = make_sampler(content["sampler"])
+    cost = cost_of(denoiser) if _rank() == 0 and tracking.shows_config(content["logger"]) else {}
+    module = assemble.make_module(content, denoiser)
+    sampler = assemble.make_sampler(content["sampler"])
     loggers = _open_run(content, start, resumed, cost)
     nfe = evaluations(sampler, denoiser.schedule)
     meter = Meter(with_measured(content, nfe), data, sampler, loggers, display)
@@ -167,7 +136,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
         *run_callbacks(content, run, data, sampler, display, meter),
     ]
     interrupts = next(c for c in callbacks if isinstance(c, Interrupts))
-    show_wall_clock(loggers, lambda: interrupts.seconds)
+    tracking.show_wall_clock(loggers, lambda: interrupts.seconds)
     trainer = make_trainer(content, run, callbacks, loggers)
     _announce(display, start, content, data, denoiser, resumed)
     if fewer_threads:
@@ -181,7 +150,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
         for sentence in initial.sentences(denoiser):
             display.line(sentence)
         if _rank() == 0:
-            write_json(run / INITIAL, initial._asdict())
+            write_json(run / directory.INITIAL, initial._asdict())
     _explain_ladder(display, run, reasons, ladder)
     if resumed is None:
         _show_real(loggers, data, content)
@@ -204,7 +173,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
             raise Stopped(signal.SIGINT) from None  # Lightning makes it status 1
         raise
     finally:
-        close_loggers(loggers)
+        tracking.close_loggers(loggers)
     return FinishedRun(run)
 
 
@@ -225,11 +194,7 @@ def _fit(
     callbacks: list[Callback],
     resumed: Path | None,
 ) -> None:
-    """Train, from a checkpoint where there is one.
-
-    Raises:
-        UserError: where the checkpoint's weights or counters do not fit the run.
-    """
+    """Train, from a checkpoint where there is one."""
     try:
         trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -246,9 +211,9 @@ def _fit(
 def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenoiser:
     """Make the denoiser to train, or the oracle."""
     if not trains(content):
-        return make_oracle(content, data)
+        return assemble.make_oracle(content, data)
     precision = precision_of(content["hardware"])
-    denoiser = make_denoiser(content, data.sample_shape, data.value_range, precision)
+    denoiser = assemble.make_denoiser(content, data.sample_shape, data.value_range, precision)
     denoiser.moments = data.moments()
     return denoiser
 
@@ -267,7 +232,7 @@ def run_callbacks(
     if settings["guidance"] != 1:
         how += f", guidance {settings['guidance']:g}"
 
-    nfe = evaluations(sampler, make_schedule(content["schedule"]))
+    nfe = evaluations(sampler, assemble.make_schedule(content["schedule"]))
 
     def samples(denoiser: DenoiserLike, n: int) -> tuple[Tensor, str]:
         with display.share("sampling") as progress:
@@ -338,7 +303,7 @@ def run_callbacks(
 def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str, Work]:
     """What a run does beside its steps, and how many network evaluations that takes."""
     settings, measured = content["training"], content["evaluation"]
-    schedule = make_schedule(content["schedule"])
+    schedule = assemble.make_schedule(content["schedule"])
     each = evaluations(sampler, schedule)
     if measured["metrics"]:
         n, n_during = measured_samples(content, each), measured["n_during"]
@@ -479,8 +444,8 @@ def finish(
     table = [row.numbers for row in rows]
     summary = {"step": step, "seconds": watch.shares(), "table": table}
     write_patiently(
-        lambda: write_json(run / SUMMARY, summary),
-        run / SUMMARY,
+        lambda: write_json(run / directory.SUMMARY, summary),
+        run / directory.SUMMARY,
         content["training"]["wait_for_space"],
     )
     display.line(f"time       {told_shares(watch.shares())}")
@@ -530,26 +495,27 @@ def _describe_run(
     """
     run = start.directory
     run.mkdir(parents=True, exist_ok=True)
-    mend(run)
+    directory.mend(run)
     if resumed is None:
-        clear(run, content["overwrite"])
-    OmegaConf.save(OmegaConf.create({**content, **ONCE}), run / CONFIG)
-    environment = run / ENVIRONMENT
+        directory.clear(run, content["overwrite"])
+    OmegaConf.save(OmegaConf.create({**content, **ONCE}), run / directory.CONFIG)
+    environment = run / directory.ENVIRONMENT
     history = []
     earlier = read_json(environment)
     if resumed is not None and earlier:
         history = [*earlier.pop("resumed_after", []), earlier]
     described = {
-        **describe_environment(start.overrides),
+        **directory.describe_environment(start.overrides),
         "plugins": plugins.versions(content),
         "gpu": gpu_name(content),
         "cost": cost,
-        SWEEP: start.sweep or (earlier.get(SWEEP) if resumed is not None else None),
+        directory.SWEEP: start.sweep
+        or (earlier.get(directory.SWEEP) if resumed is not None else None),
     }
     write_json(environment, {**described, "resumed_after": history})
     if resumed is not None:
         step = read_header(resumed, "resume")["step"]
-        unfinished = not (run / SUMMARY).is_file() and step >= content["steps"]
+        unfinished = not (run / directory.SUMMARY).is_file() and step >= content["steps"]
         Record.of(run).truncate(step, measured=not unfinished)
     return described
 
@@ -561,7 +527,7 @@ def _explain_ladder(
     for reason in reasons:
         display.line(reason)
     if record and _rank() == 0:
-        path = run / LADDER
+        path = run / directory.LADDER
         earlier = read_json(path)
         known = [*earlier.get("reasons", []), *reasons]
         write_json(path, {**earlier, **record, "reasons": known})
@@ -581,10 +547,10 @@ def _open_run(
     run = start.directory
     environment = _describe_run(content, start, resumed, cost)
     shown = shown_config(content, run, environment)
-    loggers = make_loggers(content["logger"], run, shown, wandb_id(run) or "")
+    loggers = tracking.make_loggers(content["logger"], run, shown, directory.wandb_id(run) or "")
     version = loggers[-1].version
     if content["logger"].get("kind") == "wandb" and version:
-        (run / WANDB_ID).write_text(f"{version}\n", encoding="utf-8")
+        (run / directory.WANDB_ID).write_text(f"{version}\n", encoding="utf-8")
     return loggers
 
 
@@ -594,8 +560,8 @@ def _show_real(loggers: list[Logger], data: ImageDataModule, content: Config) ->
         return
     number = min(content["training"]["num_samples"] or GRID_SAMPLES, data.size("train"))
     real = next(iter(data.batches("train", number, number)))
-    log_picture(loggers, "real", picture(real), 0, f"real images of {data.data_name}")
-    log_histogram(loggers, "pixels/real", real, 0)
+    tracking.log_picture(loggers, "real", picture(real), 0, f"real images of {data.data_name}")
+    tracking.log_histogram(loggers, "pixels/real", real, 0)
 
 
 def _announce(
@@ -620,7 +586,7 @@ def _announce(
     )
     run = start.directory
     display.line(f"run directory {run}")
-    offline = any((run / WANDB).glob("offline-run-*"))
+    offline = any((run / directory.WANDB).glob("offline-run-*"))
     if content["logger"].get("kind") == "wandb" and offline:
         words = shlex.join([*program("sync", start.here), str(run)])
         display.line(f"Weights & Biases offline; to send it there later: {words}")

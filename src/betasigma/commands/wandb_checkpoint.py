@@ -29,11 +29,7 @@ ROOM = 2**26
 
 
 def with_fetched(word: str) -> str:
-    """Fetch what ``key=wandb:…`` names, and put its path there.
-
-    Raises:
-        UserError: where it cannot be had.
-    """
+    """Fetch what ``key=wandb:…`` names, and put its path there."""
     key, _, value = word.partition("=")
     if key not in KEYS or "wandb:" not in value:
         return word
@@ -46,11 +42,7 @@ def with_fetched(word: str) -> str:
 
 
 def fetch_named(name: str) -> Path:
-    """Fetch the checkpoint that ``wandb:ENTITY/PROJECT/RUN`` names.
-
-    Raises:
-        UserError: where it cannot be had.
-    """
+    """Fetch the checkpoint that ``wandb:ENTITY/PROJECT/RUN`` names."""
     found = NAME.fullmatch(name)
     if found is None:
         raise UserError(f"{name} names no run: write wandb:ENTITY/PROJECT/RUN, the run by its id")
@@ -66,9 +58,6 @@ def fetch(entity: str, project: str, run: str, which: str | None = None) -> Path
 
     Returns:
         Its path, in the cache.
-
-    Raises:
-        UserError: where there is none, or it is something else than one file of ours.
     """
     asked = f"wandb:{entity}/{project}/{run}" + (f":{which}" if which else "")
     from wandb.errors import CommError

@@ -30,7 +30,7 @@ from betasigma.runs.directory import wandb_id
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start, program
 from betasigma.training.account import logged_in
-from betasigma.training.wandb_run import EVALUATIONS, IMAGES, SECONDS, STEP
+from betasigma.training.tracking import EVALUATIONS, IMAGES, SECONDS, STEP
 
 AXES = {"step": STEP, "time": SECONDS, "images": IMAGES}
 """Names on Weights & Biases of the axes that a panel may ask for."""
@@ -370,11 +370,7 @@ MAKERS = (make_workspace, make_report)
 
 
 def show_on_wandb(asked: Dashboard, start: Start) -> None:
-    """Save a dashboard on Weights & Biases, and what it is as JSON. Without an account only that.
-
-    Raises:
-        UserError: where the server cannot be reached, or does not take it.
-    """
+    """Save a dashboard on Weights & Biases, and as JSON. Without an account only the latter."""
     display, runs = Display(), find_recorded(asked.runs)
     path = start.directory / SPECIFICATION
     described = (asked.dashboard, runs)

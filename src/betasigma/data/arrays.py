@@ -52,11 +52,7 @@ class ArrayFile:
 
     @cached_property
     def shape(self) -> tuple[int, ...]:
-        """Of one example, ``(C, H, W)`` or ``(d,)``.
-
-        Raises:
-            UserError: if the order of its axes cannot be told.
-        """
+        """Of one example, ``(C, H, W)`` or ``(d,)``."""
         images, _ = next(iter(self.parts.values()))
         if images.ndim == 2:
             return (images.shape[1],)
@@ -86,9 +82,6 @@ class ArrayFile:
             name: of the data set.
             sides: height and width to which images are brought.
             channels: that they are said to have.
-
-        Raises:
-            UserError: if they have others, or points are to be resized.
         """
         if sides and len(self.shape) == 1:
             raise UserError(
@@ -135,11 +128,7 @@ class ArrayFile:
 def open_array(
     path: Path, axes: Axes | None = None, values: Sequence[float] | None = None
 ) -> ArrayFile:
-    """Open a file of arrays.
-
-    Raises:
-        UserError: if it cannot be read, or has no images, or labels that do not fit them.
-    """
+    """Open a file of arrays."""
     arrays, left_out = read_arrays(path, f"data.root={path}"), LeftOut()
     parts = _parts(arrays, path, left_out)
     for split, (images, labels) in parts.items():
@@ -164,11 +153,7 @@ def open_array(
 
 
 def read_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
-    """Arrays of a file by name; that of an ``.npy`` file is called ``images``.
-
-    Raises:
-        UserError: if it cannot be read, or would not fit in memory.
-    """
+    """Arrays of a file by name; that of an ``.npy`` file is called ``images``."""
     try:
         if is_zipfile(path.expanduser()):  # whatever its ending says
             with ZipFile(path.expanduser()) as archive:
@@ -184,11 +169,7 @@ def read_arrays(path: Path, key: str) -> dict[str, np.ndarray]:
 
 
 def read_images(path: Path, key: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images of a file of one split and their labels.
-
-    Raises:
-        UserError: if it cannot be read, or has no images.
-    """
+    """Images of a file of one split and their labels."""
     arrays = read_arrays(path, key)
     images, labels = images_and_labels(arrays)
     if images is None:
@@ -279,9 +260,6 @@ def channels_last(shape: Sequence[int], axes: Axes | None, key: str) -> bool:
     """Whether the channels of an image of this shape come last.
 
     They are the axis of length 1 to 4; where both or none is, the one that leaves a square.
-
-    Raises:
-        UserError: if that is neither or both, and ``axes`` does not say.
     """
     if axes is not None:
         return axes == "HWC"

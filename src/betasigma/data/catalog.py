@@ -6,15 +6,14 @@ sentence before PyTorch is imported.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, did_you_mean
 from betasigma.options import DataOptions
 from betasigma.options.base import typed
 from betasigma.options.composition import numbered
@@ -135,15 +134,11 @@ NAMES = tuple(DATA_SETS)
 
 
 def describe(name: str) -> DataSet:
-    """Return the facts about the data set ``name``.
-
-    Raises:
-        UserError: for an unknown name, with the nearest known one.
-    """
+    """Return the facts about the data set ``name``."""
     if name not in DATA_SETS:
+        hint = did_you_mean(name, NAMES) or f"choose one of {', '.join(NAMES)}"
         raise UserError(
-            f"data.name={name} is not a data set; {_instead(name, NAMES)}, or name one of your own "
-            f"(data.source)"
+            f"data.name={name} is not a data set; {hint}, or name one of your own (data.source)"
         )
     return DATA_SETS[name]
 
@@ -156,9 +151,6 @@ def sample_shape(
     Args:
         image_size: height and width to resize to, one number or two; ``None`` for the native size.
         channels: of ``image_folder``, 3 by default; elsewhere ``None`` or what the data set has.
-
-    Raises:
-        UserError: for a size or a number of channels that the data set cannot have.
     """
     facts = describe(name)
     if name == "mixture":
@@ -188,11 +180,7 @@ def class_names(name: str, mixture: str = DataOptions.DEFAULTS["mixture"]) -> tu
 
 
 def refuse_what_does_not_apply(name: str, node: Mapping[str, Any]) -> None:
-    """Refuse keys of other data sets.
-
-    Raises:
-        UserError: naming the first one.
-    """
+    """Refuse keys of other data sets."""
     special = frozenset().union(*(known.takes for known in DATA_SETS.values()))
     for key in sorted(special - describe(name).takes):
         default = DataOptions.DEFAULTS[key]
@@ -203,11 +191,7 @@ def refuse_what_does_not_apply(name: str, node: Mapping[str, Any]) -> None:
 
 
 def refuse_pixels(name: str, flip: bool, dequantize: bool) -> None:
-    """Refuse what is done to pixels, of points.
-
-    Raises:
-        UserError: if either is asked for.
-    """
+    """Refuse what is done to pixels, of points."""
     if flip or dequantize:
         raise UserError(f"data={name} has no pixels: data.flip and data.dequantize must be off")
 
@@ -241,11 +225,7 @@ def unused(node: Mapping[str, Any]) -> dict[str, str]:
 
 
 def crop_size(name: str, crop: str | None) -> int | None:
-    """Return the side of the square that ``center_<side>`` keeps; ``None`` without a crop.
-
-    Raises:
-        UserError: for another crop, or for a data set that cannot be cropped.
-    """
+    """Return the side of the square that ``center_<side>`` keeps; ``None`` without a crop."""
     refuse_what_does_not_apply(name, {"crop": crop})
     if crop is None:
         return None
@@ -256,11 +236,7 @@ def crop_size(name: str, crop: str | None) -> int | None:
 
 
 def check(name: str, root: str | Path | None, download: bool = False) -> None:
-    """Check that the files exist or can be downloaded.
-
-    Raises:
-        UserError: naming ``data.root``, its value, what is missing there and what would fix it.
-    """
+    """Check that the files exist or can be downloaded."""
     facts = describe(name)
     if name in OF_THE_USER:
         place(name, root)
@@ -297,11 +273,7 @@ OF_THE_USER = {
 
 
 def place(name: str, root: str | Path | None) -> Path:
-    """Return where the files of a data set of ``OF_THE_USER`` are; of ``hub`` it may be a name.
-
-    Raises:
-        UserError: if it is not given, not there, or cannot be read.
-    """
+    """Return where the files of a data set of ``OF_THE_USER`` are; of ``hub`` it may be a name."""
     if root is None:
         raise UserError(f"data.root is not set: data={name} needs data.root={OF_THE_USER[name]}")
     path = Path(root).expanduser()
@@ -332,9 +304,3 @@ def _around(root: Path) -> Iterator[Path]:
         yield from sorted(entry for entry in root.iterdir() if entry.is_dir())
     except OSError:
         return
-
-
-def _instead(word: str, known: Iterable[str]) -> str:
-    names = list(known)
-    near = difflib.get_close_matches(word, names, n=1)
-    return f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"

@@ -32,13 +32,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from betasigma.build import make
-from betasigma.data.arrays import (
-    IMAGE_KEYS,
-    LABEL_KEYS,
-    ArrayFile,
-    channels_last,
-    read_images,
-)
+from betasigma.data import arrays
 from betasigma.data.labels import MOST_CLASSES
 from betasigma.data.listing import HELD_OUT
 from betasigma.data.sources import InMemory, Source, load
@@ -89,12 +83,8 @@ class OpenedSplits:
 _opened: dict[str, OpenedSplits] = {}
 
 
-def array_splits(found: ArrayFile) -> OpenedSplits:
-    """Both splits of a file of arrays.
-
-    Raises:
-        UserError: for values that are not finite or out of their range.
-    """
+def array_splits(found: arrays.ArrayFile) -> OpenedSplits:
+    """Both splits of a file of arrays."""
     name, key = str(found.path), "data.root"
     read = [
         as_examples((images, labels), name, found.values, found.axes, key)
@@ -141,9 +131,6 @@ def open_examples(
 def open_split(node: Mapping[str, Any], split: Split, seed: int) -> Source:
     """Open a split of what a ``data`` node names, without a datamodule, whose imports take seconds.
     Nothing is downloaded.
-
-    Raises:
-        UserError: if files are missing or unreadable.
     """
     if node["source"] is not None:
         return open_examples(node["source"], node["root"], seed, node["axes"])[split]
@@ -173,7 +160,7 @@ def as_examples(
     """
     value_range = getattr(found, "value_range", value_range)
     if isinstance(found, str | Path):
-        found = read_images(Path(found), f"{key}: {name} names {found}, which")
+        found = arrays.read_images(Path(found), f"{key}: {name} names {found}, which")
     if isinstance(found, Dataset):
         found = _collected(found, name, axes)
     images, labels = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
@@ -247,7 +234,7 @@ def _collected(data: Any, name: str, axes: Axes | None) -> Any:
         if image is None:
             raise UserError(
                 f"{KEY}: {name} has items without an image; one must be under one of "
-                f"{', '.join(IMAGE_KEYS)}"
+                f"{', '.join(arrays.IMAGE_KEYS)}"
             )
         try:
             images.append(_as_tensor(image))
@@ -271,8 +258,8 @@ def _collected(data: Any, name: str, axes: Axes | None) -> Any:
 
 def _parts(item: Any) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
-        image = next((item[key] for key in IMAGE_KEYS if key in item), None)
-        return image, next((item[key] for key in LABEL_KEYS if key in item), None)
+        image = next((item[key] for key in arrays.IMAGE_KEYS if key in item), None)
+        return image, next((item[key] for key in arrays.LABEL_KEYS if key in item), None)
     return (item[0], item[1]) if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
 
 
@@ -307,7 +294,7 @@ def _bytes_or_points(
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4:
-        x = x.permute(0, 3, 1, 2) if channels_last(x.shape[1:], axes, name) else x
+        x = x.permute(0, 3, 1, 2) if arrays.channels_last(x.shape[1:], axes, name) else x
     else:
         raise UserError(
             f"{name} has examples of shape {tuple(x.shape[1:])} and type {x.dtype}; images "

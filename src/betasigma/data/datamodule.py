@@ -77,34 +77,18 @@ class ImageDataModule(LightningDataModule):
         name: data set, one of ``catalog.NAMES``; with ``source``, any name.
         root: folder of its files; ``None`` for a data set without files.
         batch_size: examples per optimizer step, over all devices and micro-batches.
-        image_size: height and width to resize to, one number or both; ``None`` for the native size.
-        columns: of the table of a ``hub`` data set: of images, and of labels.
-        values, axes: of an ``array`` (:mod:`betasigma.data.arrays`): the range of its values, and
-            the order of the axes of its images; ``axes`` also of ``source``.
-        layout: what the folders of an ``image_folder`` mean (:mod:`betasigma.data.listing`);
-            ``None`` for what their names say.
-        labels: file of labels of an ``image_folder`` (:mod:`betasigma.data.labels`).
-        channels: of an ``image_folder``: 3 for RGB, 1 for greyscale, 4 and 2 with transparency.
-        crop: of ``celeba`` and ``image_folder``: ``center_<side>``, cut out before resizing;
-            NCSN, NCSNv2 and score_sde use ``center_140`` on CelebA.
-        background, bits, window, max_pixels: of an ``image_folder``, as
-            :class:`~betasigma.data.image_files.Decoder` has them.
         value_range: what bytes 0 and 255 become. A ``mixture`` keeps its own coordinates, in
             [−1, 1].
-        flip: mirror each training image with probability ½.
-        dequantize: spread the bytes of training images uniformly (:mod:`betasigma.data.pixels`).
-        val_dequantize: the same for validation images, always with the same numbers.
         seed: of order, flips and dequantisation, and of a mixture's points.
-        workers: processes that decode images that are not held in memory.
+        val_dequantize: spread the bytes of validation images uniformly too
+            (:mod:`betasigma.data.pixels`), always with the same numbers.
         val_size: number of test images used for validation, a fixed random choice of them; ``None``
             for ``VALIDATION_EXAMPLES``.
-        download: fetch a missing torchvision data set.
-        on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
-        in_memory: of ``celeba`` and ``image_folder``: ``None`` holds what is small.
-        mixture: toy distribution of ``mixture``: ``ring``, ``two`` or ``grid``.
-        one_batch: train on the first batch only, again and again (``debug=overfit_one_batch``).
         source: a data set of the user, as a config names it: ``{"_target_": …, argument: …}``
             (:mod:`betasigma.data.custom`).
+
+    The other arguments are those of :class:`~betasigma.options.DataOptions`. NCSN, NCSNv2 and
+    score_sde use ``crop="center_140"`` on CelebA.
 
     Attributes:
         data_name: name of the data set.
@@ -174,7 +158,9 @@ class ImageDataModule(LightningDataModule):
         self.val_size = VALIDATION_EXAMPLES if val_size is None else val_size
         self.download = download
         self.one_batch = one_batch
-        self._refuse_what_does_not_apply()
+        Division(batch_size)  # which refuses what is below 1
+        if not self.has_pixels:
+            catalog.refuse_pixels(name, flip, dequantize or self.val_dequantize)
         self._load: Callable[..., Source] = partial(
             sources.load,
             name,
@@ -197,11 +183,7 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def files(self) -> Listing | HubTable | ArrayFile | None:
-        """The files that a user brings, found once; ``None`` of another data set.
-
-        Raises:
-            UserError: if there are none, or they can be read in two ways.
-        """
+        """The files that a user brings, found once; ``None`` of another data set."""
         return None if self._custom is not None else find_files(self._node)
 
     @property
@@ -457,11 +439,6 @@ class ImageDataModule(LightningDataModule):
         if not low < high:
             raise UserError(f"value_range=[{low}, {high}] must have its lesser end first")
         return self.facts.value_range or (low, high)
-
-    def _refuse_what_does_not_apply(self) -> None:
-        Division(self.batch_size)
-        if not self.has_pixels:
-            catalog.refuse_pixels(self.data_name, self.flip, self.dequantize or self.val_dequantize)
 
 
 def _text(root: str | Path | None) -> str | None:

@@ -56,9 +56,6 @@ def measure(
         most: number of examples to compare, evenly spaced over the split; ``None`` for all.
         cache: folder of the cache.
         progress: called with each share of the work that is done.
-
-    Raises:
-        UserError: if the examples do not fit in memory.
     """
     examples = data.size("train")
     compared = examples if most is None else min(most, examples)
@@ -67,16 +64,14 @@ def measure(
     path = Path(cache).expanduser() / "distances" / f"{data.data_name}-{name}.json"
     squared = _load(path, key)
     if squared is None:
-        distance = largest_distance(_read(data, compared, progress), progress=_half(progress))
+        distance = largest_distance(
+            _read(data, compared, progress), progress=lambda share: progress(share / 2)
+        )
         squared = distance**2
         _save(path, {"key": key, "squared": squared})
     low, high = data.value_range
     unit = (high - low) / 255 if data.has_pixels else 1.0
     return Distance(unit * math.sqrt(squared), compared, examples)
-
-
-def _half(progress: Callable[[float], None]) -> Callable[[float], None]:
-    return lambda share: progress(share / 2)
 
 
 def _read(data: ImageDataModule, count: int, progress: Callable[[float], None]) -> Tensor:

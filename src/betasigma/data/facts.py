@@ -27,9 +27,6 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
 
     Files are looked for, and names and headers read. A data set of the user (``data.source``) is
     opened.
-
-    Raises:
-        UserError: if files are missing, or a key does not fit the data set.
     """
     name, root, seed = node["name"], node.get("root"), node.get("seed", 0)
     if node.get("source") is not None:
@@ -48,11 +45,7 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
 
 
 def find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile | None:
-    """Find the files of a ``data`` node that a user brings; ``None`` of another data set.
-
-    Raises:
-        UserError: if there are none, or they can be read in two ways.
-    """
+    """Find the files of a ``data`` node that a user brings; ``None`` of another data set."""
     if node["name"] not in catalog.OF_THE_USER:
         return None
     asked = {key: node.get(key) for key in FILE_KEYS}

@@ -47,9 +47,6 @@ class Files:
 
     Args:
         root: of either.
-
-    Raises:
-        UserError: if it is neither, or cannot be read.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,9 +60,6 @@ class Files:
 
         Args:
             is_split: whether an archive of this name, at the top of a folder, is to be entered.
-
-        Raises:
-            UserError: if a folder or an archive cannot be read.
         """
         if "" in self._archives:
             return Found(self._archives[""].list(left_out), {})

@@ -180,9 +180,6 @@ def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubT
         root: a folder, a Parquet file, or a name on the hub.
         columns: of the images, and of the labels; ``None`` to know them by their types.
         download: whether it may be fetched.
-
-    Raises:
-        UserError: if it is not there, has no images, or columns that can be read in two ways.
     """
     try:
         datasets: Any = importlib.import_module("datasets")  # of the extra [hub]

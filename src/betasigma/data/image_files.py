@@ -27,7 +27,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -268,20 +268,8 @@ def _pillow() -> Iterator[None]:
         raise Undecodable(str(error) or type(error).__name__) from error
 
 
-class Place(Protocol):
-    """Where images are: a folder, an archive, a table."""
-
-    def open(self, name: str, most: int) -> BinaryIO:
-        """An image as an open file of at most ``most`` bytes."""
-
-    def stamp(self, name: str) -> str:
-        """What changes when the image does."""
-
-    def where(self, name: str) -> str:
-        """The place of an image, for messages."""
-
-    def is_there(self) -> bool:
-        """Whether the images can still be reached."""
+Place = Files | HubTable
+"""Where images are: a folder, an archive, a table."""
 
 
 @dataclass(frozen=True)
@@ -294,11 +282,7 @@ class Listed:
     num_classes: int
 
     def only(self, keep: Sequence[int]) -> Listed:
-        """The images of the numbers ``keep``.
-
-        Raises:
-            UserError: if none is left.
-        """
+        """The images of the numbers ``keep``."""
         if not keep:
             where = os.path.dirname(self.place.where(self.names[0]))
             raise UserError(f"data.root has no image in {where} that can be decoded")

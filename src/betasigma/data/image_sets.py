@@ -43,9 +43,6 @@ def open_images(
         shape: ``(C, H, W)`` that files are brought to, as those of a data set are; ``None`` to take
             them as they are, which must be of one size.
         channels: of files that are taken as they are, 1 or 3; ``None``: 1 where all are greyscale.
-
-    Raises:
-        UserError: if it cannot be read, or has no images, or images of several sizes.
     """
     place = Path(path).expanduser()
     if place.suffix.lower() in ARRAYS:
@@ -58,7 +55,8 @@ def open_images(
     files, left_out = _files(place.parent if single else place, key), LeftOut()
     names = [place.name] if single else _images(files, left_out)
     if not names:
-        raise UserError(f"{key}={path} has no images in it{_beside(left_out)}")
+        beside = f" (it has {left_out})" if left_out.counts else ""
+        raise UserError(f"{key}={path} has no images in it{beside}")
     if left_out.counts:
         warnings.warn(f"{key}={path}: left out {left_out}", stacklevel=2)
     if shape is None:
@@ -91,10 +89,6 @@ def _images(files: Files, left_out: LeftOut) -> list[str]:
         else:
             names.append(name)
     return names
-
-
-def _beside(left_out: LeftOut) -> str:
-    return f" (it has {left_out})" if left_out.counts else ""
 
 
 def _common_shape(

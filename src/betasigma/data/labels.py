@@ -57,9 +57,6 @@ def find_labels(files: Files, path: str | None, own: bool) -> Labels | None:
         path: of the file, relative to the folder or archive, or to where the user is; ``None`` for
             ``dataset.json``, if there is one with labels.
         own: whether that is wanted.
-
-    Raises:
-        UserError: if the file cannot be read, or says something else.
     """
     if path is None:
         return _own(files) if own and files.has(OWN) else None

@@ -315,11 +315,7 @@ class _Tree:
         )
 
     def read(self, layout: Layout) -> _Reading:
-        """Read the images in a layout.
-
-        Raises:
-            UserError: if they have no such folders.
-        """
+        """Read the images in a layout."""
         if layout == "flat":
             return _Reading("flat", self.names, base=self.top)
         depth = self.prefix.count("/")

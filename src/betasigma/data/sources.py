@@ -141,19 +141,11 @@ def load(
     Args:
         name: one of ``catalog.NAMES``.
         root: folder of the files, in torchvision's layout where torchvision has the data set.
-        image_size: height and width to resize to; ``None`` for the native size.
         found: the files that a user brings; ``None`` to look for them.
-        on_corrupt: ``warn`` names and skips image files that cannot be decoded, ``error`` refuses.
-        in_memory: of ``celeba`` and ``image_folder``: decode all images now, or each when it is
-            needed; ``None`` holds at most ``IN_MEMORY_BYTES``.
-        mixture: toy distribution of ``mixture``.
+        in_memory: ``None`` holds at most ``IN_MEMORY_BYTES``.
         seed: from which the points of a ``mixture`` are drawn.
-        decoding: ``channels``, ``crop``, ``background``, ``bits``, ``window`` and ``max_pixels``,
-            as :class:`~betasigma.options.DataOptions` has them; and what says how the files that a
-            user brings are read: ``layout``, ``labels``, ``columns``, ``axes``, ``values``.
-
-    Raises:
-        UserError: if files are missing or unreadable, or an option does not apply.
+        decoding: what else :class:`~betasigma.options.DataOptions` has of how files are read and
+            images decoded.
     """
     node = {"name": name, "root": root, "in_memory": in_memory, **decoding}
     catalog.refuse_what_does_not_apply(name, node)
@@ -189,9 +181,6 @@ def download(name: str, root: str | Path) -> None:
 
     Files are moved there when all are complete. So an interrupted download, or one that several
     jobs start at once, leaves no incomplete file.
-
-    Raises:
-        UserError: if it cannot be downloaded or written.
     """
     base = Path(root).expanduser()
     if not catalog.missing(name, base):

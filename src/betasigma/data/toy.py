@@ -55,11 +55,7 @@ BY_NAME: dict[str, Callable[[], Mixture]] = {made.__name__: made for made in (ri
 
 
 def mixture(name: str) -> Mixture:
-    """The toy distribution ``name``, a :data:`~betasigma.options.data.MixtureName`.
-
-    Raises:
-        UserError: for another name.
-    """
+    """The toy distribution ``name``, a :data:`~betasigma.options.data.MixtureName`."""
     DataOptions.check(mixture=name)
     return BY_NAME[name]()
 

@@ -28,21 +28,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserAround, DenoiserLike, Prediction, perturb
-from betasigma.editing.holes import hole_of
 from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
 from betasigma.errors import UserError
-from betasigma.options.edits import (
-    BATCH_SIZE,
-    ColourisationOptions,
-    InpaintingOptions,
-    adaptive_sampler,
-    check_colours,
-    check_repeats,
-)
+from betasigma.options import edits
+from betasigma.pictures import readable_formats
 from betasigma.randomness import Stream
 from betasigma.samplers import CountingDenoiser, Noise, Sampler, Samples, in_batches
 from betasigma.schedules import Times, transition
@@ -124,7 +119,7 @@ def complete(
     seed: int = 0,
     y: Tensor | None = None,
     repeats: int = 1,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = edits.BATCH_SIZE,
     progress: Callable[[float], None] | None = None,
 ) -> Samples:
     """Draw images with a part of each known.
@@ -148,7 +143,7 @@ def complete(
         UserError: for a sampler whose steps cannot be repeated, or that chooses them by a smooth
             slope.
     """
-    InpaintingOptions.check(repeats=repeats)
+    edits.InpaintingOptions.check(repeats=repeats)
     _check_sampler(sampler, repeats)
     device = denoiser.device
     numbers = list(range(len(x0))) if indices is None else [int(i) for i in indices]
@@ -158,10 +153,7 @@ def complete(
         own = numbers[rows]
         rng = Stream("sample", seed, indices=own, device=device)
         given = Conditioned(
-            denoiser,
-            known,
-            x0[rows].to(device),
-            Stream("known", seed, indices=own, device=device),
+            denoiser, known, x0[rows].to(device), Stream("known", seed, indices=own, device=device)
         )
         model = CountingDenoiser(given, sampler.clip, None if y is None else y[rows].to(device))
         states = with_repeats(sampler, model, sampler.begin(denoiser, rng), rng, repeats)
@@ -192,9 +184,9 @@ def with_repeats(
 
 def _check_sampler(sampler: Sampler, repeats: int) -> None:
     if sampler.adaptive:
-        raise UserError(adaptive_sampler(sampler.name))
+        raise UserError(edits.adaptive_sampler(sampler.name))
     if not sampler.repeatable:
-        check_repeats(sampler.name, repeats)
+        edits.check_repeats(sampler.name, repeats)
 
 
 @dataclass(frozen=True)
@@ -211,7 +203,7 @@ class Inpainting(Edit):
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        InpaintingOptions.check(hole=self.hole, repeats=self.repeats)
+        edits.InpaintingOptions.check(hole=self.hole, repeats=self.repeats)
 
     def apply(self, request: Request) -> Edited:
         """Columns: the image, what is known of it, and the results.
@@ -237,7 +229,7 @@ class Colourisation(Edit):
     repeats: int = 1
 
     def __post_init__(self) -> None:
-        ColourisationOptions.check(repeats=self.repeats)
+        edits.ColourisationOptions.check(repeats=self.repeats)
 
     def apply(self, request: Request) -> Edited:
         """Columns: the image, its grey values, and the results.
@@ -245,7 +237,7 @@ class Colourisation(Edit):
         Raises:
             UserError: for a model without colours, or a sampler whose steps cannot be repeated.
         """
-        check_colours(request.denoiser.sample_shape)
+        edits.check_colours(request.denoiser.sample_shape)
         return _completed(request, grey, self.repeats, [request.given, grey(request.given)])
 
 
@@ -270,3 +262,57 @@ def _completed(request: Request, known: Projection, repeats: int, first: list[Te
         drawn.nfe,
         note="" if repeats > 1 else APPROXIMATE.format(other),
     )
+
+
+def hole_of(name: str, sample_shape: tuple[int, ...]) -> Tensor:
+    """Where to paint, bool ``(1, H, W)``.
+
+    Args:
+        name: ``left``, ``right``, ``top``, ``bottom``, ``center`` or the path of a picture, white
+            where to paint.
+        sample_shape: of an image, ``(C, H, W)``.
+
+    Raises:
+        UserError: for points, or a picture that cannot be read, has another size, or is all of one
+            value.
+    """
+    edits.check_pixels(sample_shape)
+    _, height, width = sample_shape
+    hole = torch.zeros(1, height, width, dtype=torch.bool)
+    rows, columns = slice(height), slice(width)
+    if name in ("top", "bottom"):
+        rows = slice(height // 2) if name == "top" else slice(height // 2, height)
+    elif name in ("left", "right"):
+        columns = slice(width // 2) if name == "left" else slice(width // 2, width)
+    elif name == "center":
+        rows = slice(height // 4, height - height // 4)
+        columns = slice(width // 4, width - width // 4)
+    else:
+        return _of_picture(name, height, width)
+    hole[:, rows, columns] = True
+    return hole
+
+
+def _of_picture(path: str, height: int, width: int) -> Tensor:
+    try:
+        with Image.open(path, formats=readable_formats()) as image:  # which reads no pixel yet
+            if image.size != (width, height):
+                raise UserError(
+                    f"edit.hole={path} is {image.width}×{image.height}, and the model's images are "
+                    f"{width}×{height}"
+                )
+            values = np.asarray(image.convert("L"))
+    except UserError:
+        raise
+    except Exception as error:  # what a broken file raises depends on its format
+        raise UserError(
+            f"edit.hole={path} is neither left, right, top, bottom or center nor a picture that "
+            f"can be read ({error})"
+        ) from None
+    hole = torch.from_numpy(values > 127)[None]
+    if bool(hole.all()) or not bool(hole.any()):
+        raise UserError(
+            f"edit.hole={path} is {'all' if bool(hole.all()) else 'nowhere'} white: white is "
+            f"painted anew, and the rest is known"
+        )
+    return hole

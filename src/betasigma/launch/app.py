@@ -14,13 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    contextmanager,
-    nullcontext,
-    redirect_stdout,
-)
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import wraps
 from io import StringIO, TextIOWrapper
@@ -40,22 +34,11 @@ from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
 from betasigma.cpus import look_for_idle_cpus
 from betasigma.errors import Stopped, UserError
-from betasigma.launch import search_path
-from betasigma.launch.command_line import (
-    PATHS,
-    PLACES,
-    CommandLine,
-    as_path,
-    quoted,
-    read_command_line,
-    with_key,
-)
+from betasigma.launch import command_line, consent
 from betasigma.launch.configs import Configs
-from betasigma.launch.consent import allow_typed, check_consent, refuse_foreign_hydra
-from betasigma.launch.continuing import add_place
 from betasigma.launch.image_network import fitting_network
+from betasigma.launch.planning import add_place, is_basic
 from betasigma.launch.snapshot import refuse_changed
-from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behind, this_sweep
 from betasigma.runs.directory import keep_kernels, new_directory, short
 from betasigma.runs.lock import locked
@@ -128,7 +111,7 @@ def app(
         CHECKS[config_name] = checks
 
     def decorate(task: Task) -> Callable[[], None]:
-        search_path.register()
+        consent.register_search_path()
         tree = folder or conf_directory()
         start = hydra.main(version_base="1.3", config_path=str(tree), config_name=config_name)
         run = start(in_directory(task))
@@ -141,20 +124,22 @@ def app(
             logging.raiseExceptions = False  # log.txt on a full disk; the run says it itself
             make_printable()
             keep_kernels()
-            configs = Configs(tree, config_name, CommandLine({}, []))
+            configs = Configs(tree, config_name, command_line.CommandLine({}, []))
             try:
                 short = SHORT.get(config_name, {})
                 sys.argv[1:] = [short.get(word, word) for word in sys.argv[1:]]
-                line = with_key(read_command_line(sys.argv[1:]), config_name)
+                line = command_line.with_key(
+                    command_line.read_command_line(sys.argv[1:]), config_name
+                )
                 if not line.only_shows:
                     look_for_idle_cpus()
-                allow_typed(sys.argv[1:])
+                consent.allow_typed(sys.argv[1:])
                 line = fetch_named(add_place(line))
                 line = line._replace(overrides=[*always, *line.overrides])
                 configs = replace(configs, line=line)
                 line = as_hydra_takes_it(line, configs)
                 if configs.extended:
-                    refuse_foreign_hydra(replace(configs, line=line).composed())
+                    consent.refuse_foreign_hydra(replace(configs, line=line).composed())
                 sys.argv[1:] = line.words()
                 with ExitStack() as shown:
                     if line.only_shows:
@@ -186,7 +171,7 @@ def app(
     return decorate
 
 
-def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
+def as_hydra_takes_it(line: command_line.CommandLine, configs: Configs) -> command_line.CommandLine:
     """Rewrite the command line so that Hydra reads it as the user means it."""
     overrides = [as_name(word, configs) for word in line.overrides]
     network = fitting_network(overrides, configs) if configs.config_name == "train" else None
@@ -199,25 +184,26 @@ def as_hydra_takes_it(line: CommandLine, configs: Configs) -> CommandLine:
                 flush=True,
             )
     if line.asks_for_help:  # Hydra composes and prints the config; the rest of the help is ours
-        kept = {name: line.options[name] for name in PLACES if name in line.options}
-        return CommandLine({**kept, "--cfg": "job"}, overrides)
+        kept = {name: line.options[name] for name in command_line.PLACES if name in line.options}
+        return command_line.CommandLine({**kept, "--cfg": "job"}, overrides)
     return line._replace(overrides=[as_choice(word) if line.sweeps else word for word in overrides])
 
 
-def fetch_named(line: CommandLine) -> CommandLine:
+def fetch_named(line: command_line.CommandLine) -> command_line.CommandLine:
     """Fetch the checkpoints that ``run=wandb:…`` names, and name their paths."""
     if line.asks_for_help or not any("wandb:" in word for word in line.overrides):
         return line
     from betasigma.commands.wandb_checkpoint import with_fetched  # imports PyTorch
 
-    return line._replace(overrides=[as_path(with_fetched(word)) for word in line.overrides])
+    return line._replace(
+        overrides=[command_line.as_path(with_fetched(word)) for word in line.overrides]
+    )
 
 
 @contextmanager
 def explained(configs: Configs) -> Iterator[None]:
     """Print the help around the config that Hydra prints inside this block."""
-    from betasigma.launch.help import footer, opening
-    from betasigma.launch.meanings import with_meanings
+    from betasigma.launch.help import footer, opening, with_meanings
 
     with redirect_stdout(StringIO()) as config:  # a refusal prints nothing but itself
         yield
@@ -237,9 +223,13 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
         if not CHECKS[name].writes:
             return task(config, start)
         try:
-            with _held(start.directory), recorded(start.directory, start.job):
-                allow_typed(start.overrides)  # a cluster's worker has not seen the command line
-                check_consent(config)
+            # of several processes the first holds the lock of the run directory
+            held = locked(start.directory) if process_rank() == 0 else nullcontext()
+            with held, recorded(start.directory, start.job):
+                consent.allow_typed(
+                    start.overrides
+                )  # a cluster's worker has not seen the command line
+                consent.check_consent(config)
                 if HydraConfig.get().job.chdir:
                     make_absolute(config, start.here)
                 if start.job is not None:
@@ -268,11 +258,6 @@ def _done(task: Task, config: DictConfig, start: Start) -> Any:
         raise worker_failure(error) or error from None
 
 
-def _held(directory: Path) -> AbstractContextManager[None]:
-    """Hold the lock of the run directory; of several processes the first does."""
-    return locked(directory) if process_rank() == 0 else nullcontext()
-
-
 def this_start() -> Start:
     """Describe how Hydra's current run was started."""
     hydra_config = HydraConfig.get()
@@ -280,13 +265,13 @@ def this_start() -> Start:
     here, directory = Path(hydra_config.runtime.cwd), Path(hydra_config.runtime.output_dir)
     if hydra_config.mode != RunMode.MULTIRUN:
         return Start(_shown(directory, here), overrides, sys.argv[1:], here)
-    options = {k: v for k, v in _line().options.items() if k in PLACES}
+    options = {k: v for k, v in _line().options.items() if k in command_line.PLACES}
     number = number_of(directory)  # a launcher counts those alone that it has launched now
     where = [w for w in hydra_config.overrides.hydra if w.startswith("hydra.searchpath=")]
     return Start(
         _shown(directory, here),
         overrides,
-        CommandLine(options, [*where, *overrides]).words(),
+        command_line.CommandLine(options, [*where, *overrides]).words(),
         here,
         searched=not is_basic(hydra_config.sweeper),
         job=int(hydra_config.job.num) if number is None else number,
@@ -294,12 +279,12 @@ def this_start() -> Start:
     )
 
 
-def _line() -> CommandLine:
+def _line() -> command_line.CommandLine:
     """Read the command line of this process. A worker of a cluster has none of ours."""
     try:
-        return read_command_line(sys.argv[1:])
+        return command_line.read_command_line(sys.argv[1:])
     except UserError:
-        return CommandLine({}, [])
+        return command_line.CommandLine({}, [])
 
 
 def _shown(directory: Path, here: Path) -> Path:
@@ -308,19 +293,14 @@ def _shown(directory: Path, here: Path) -> Path:
 
 
 def make_absolute(config: DictConfig, here: Path) -> None:
-    """Make the paths in a config absolute.
-
-    Args:
-        config: of the run.
-        here: what they are relative to.
-    """
+    """Make the paths in a config absolute."""
 
     def absolute(path: Any) -> Any:
         if not isinstance(path, str) or (not path or path == "auto"):
             return path
         return str(here / Path(path).expanduser())
 
-    for key in PATHS:
+    for key in command_line.PATHS:
         if key == "to" and "from" not in config:
             continue  # betasigma export names a format
         value = OmegaConf.select(config, key)
@@ -334,9 +314,6 @@ def as_name(word: str, configs: Configs) -> str:
     """Quote numbers that are names, and expand ``glob(*)`` over a group.
 
     Hydra wants a string for a group (``bridge=0,1``) and for ``name=2024``.
-
-    Raises:
-        UserError: if a ``glob`` fits no name.
     """
     key, _, value = word.partition("=")
     if key == "init" and configs.config_name == "train":  # short for the run of a node
@@ -344,7 +321,7 @@ def as_name(word: str, configs: Configs) -> str:
     a_number = r"\d[\w.+-]*" if key == "name" else r"\d+"
     if re.fullmatch(rf"{a_number}(,{a_number})*", value):
         named = key == "name" or configs.is_group(key)
-        return f"{key}={','.join(map(quoted, value.split(',')))}" if named else word
+        return f"{key}={','.join(map(command_line.quoted, value.split(',')))}" if named else word
     if value.startswith("[") and configs.is_group(key):
         _refuse_no_names(word, configs)
     sweeps = configs.line.sweeps
@@ -355,15 +332,11 @@ def as_name(word: str, configs: Configs) -> str:
     names = Glob(include, exclude).filter(configs.choices(key))
     if not names:
         raise UserError(f"{word} fits none of {', '.join(configs.choices(key))}")
-    return f"{key}={','.join(map(quoted, names))}"
+    return f"{key}={','.join(map(command_line.quoted, names))}"
 
 
 def _refuse_no_names(word: str, configs: Configs) -> None:
-    """Refuse a list for a group that holds anything but names, at which Hydra has a TypeError.
-
-    Raises:
-        UserError: naming the first.
-    """
+    """Refuse a list for a group that holds anything but names, at which Hydra has a TypeError."""
     from betasigma.launch.explain import unknown_choice
 
     listed: Any = OverridesParser.create().parse_override(word).value()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
 
+from betasigma.errors import did_you_mean
 from betasigma.launch.app import HELP
 from betasigma.launch.scripts import APPS
-from betasigma.runs.command import within
+from betasigma.runs.start import within
 from betasigma.version import VERSION
 
 COMPLETION = ("-sc", "--shell-completion")
@@ -55,9 +55,8 @@ def unknown_command(word: str) -> str:
     """Sentence for a first word that is no command."""
     if word.startswith("-") or "=" in word:
         return f"{word} belongs behind a command: betasigma train {word}"
-    near = difflib.get_close_matches(word, APPS, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    return f"{word} is no command of betasigma; {hint}choose from {', '.join(APPS)}"
+    hints = [did_you_mean(word, APPS, cutoff=0.5), f"choose from {', '.join(APPS)}"]
+    return f"{word} is no command of betasigma; {' '.join(filter(None, hints))}"
 
 
 def _completion(words: list[str]) -> list[str]:

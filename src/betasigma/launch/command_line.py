@@ -80,15 +80,9 @@ class CommandLine(NamedTuple):
 
 
 def read_command_line(words: list[str]) -> CommandLine:
-    """Separate options from overrides, in any order.
-
-    Args:
-        words: what was typed after the program's name.
-
-    Raises:
-        UserError: for an unknown option, or one without its value.
-    """
-    known = _options()
+    """Separate options from overrides, in any order."""
+    actions = [action for action in get_args_parser()._actions if action.option_strings]
+    known = {name: action for action in actions for name in action.option_strings}
     options: dict[str, str | None] = {}
     overrides: list[str] = []
     rest = list(words)
@@ -156,12 +150,6 @@ def quoted(value: str) -> str:
     return "'" + re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", value) + "'"
 
 
-def _options() -> dict[str, argparse.Action]:
-    """Hydra's options by each of their names; the first name of an action is the long one."""
-    actions = [action for action in get_args_parser()._actions if action.option_strings]
-    return {name: action for action in actions for name in action.option_strings}
-
-
 def _value(action: argparse.Action, word: str, value: str | None, rest: list[str]) -> str | None:
     """The value of an option, taken from the following words where it is not in its own."""
     if action.nargs == 0:
@@ -173,9 +161,8 @@ def _value(action: argparse.Action, word: str, value: str | None, rest: list[str
     allowed = action.choices
     if value is None or (allowed is not None and value not in allowed):
         wanted = f"one of {', '.join(map(str, allowed))}" if allowed else "a value"
-        raise UserError(
-            f"{word} needs {wanted}, for example {word.partition('=')[0]}={_some(action)}"
-        )
+        some = next(iter(allowed)) if allowed else "…"
+        raise UserError(f"{word} needs {wanted}, for example {word.partition('=')[0]}={some}")
     return value
 
 
@@ -184,10 +171,6 @@ def _is_override(word: str, action: argparse.Action) -> bool:
     if action.choices is not None:
         return word.startswith("-") or "=" in word
     return word.startswith("-")
-
-
-def _some(action: argparse.Action) -> str:
-    return str(next(iter(action.choices))) if action.choices else "…"
 
 
 def _unknown(word: str, rest: list[str]) -> str:

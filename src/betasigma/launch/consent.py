@@ -1,18 +1,27 @@
-"""Read which outside packages the user allows."""
+"""Which outside packages the user allows, and their configs on Hydra's search path.
+
+The path has the app's folder, betasigma's tree and ``conf`` of each allowed package: a study of
+another package has files only for what it adds.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
-from betasigma.launch.search_path import refuse_same_names
 from betasigma.options import plugins
+from betasigma.runs.directory import short
 
 
 def allow_typed(words: Sequence[str]) -> None:
@@ -42,11 +51,7 @@ def typed_plugins(words: Sequence[str]) -> list[str]:
 
 
 def check_consent(config: DictConfig) -> None:
-    """Refuse packages that a config allows and the user does not, and foreign code for Hydra.
-
-    Raises:
-        UserError: which says how to allow them.
-    """
+    """Refuse packages that a config allows and the user does not, and foreign code for Hydra."""
     named = config.get("plugins") or []
     for name in [named] if isinstance(named, str) else named:
         if name not in plugins.allowed():
@@ -62,9 +67,6 @@ def refuse_foreign_hydra(config: DictConfig) -> None:
     """Refuse foreign callbacks, launchers and log handlers in Hydra's own node.
 
     Hydra makes them from any importable class, before anything else reads the config.
-
-    Raises:
-        UserError: which says how to allow it.
     """
     node: Any = OmegaConf.to_container(config.hydra, resolve=False)
     for key, target in _made_by(node, "hydra"):
@@ -86,11 +88,7 @@ HYDRA_MAKES = ("hydra.", "hydra_plugins.", "betasigma.", "logging.", "colorlog."
 
 
 def check_search_path(places: Iterable[str]) -> None:
-    """Refuse packages in which a config has Hydra look for more configs, which imports them.
-
-    Raises:
-        UserError: which says how to allow it.
-    """
+    """Refuse packages in which a config has Hydra look for more configs, which imports them."""
     for place in places:
         package = str(place).removeprefix("pkg://").partition(".")[0].partition("/")[0]
         if str(place).startswith("pkg://") and not plugins.is_allowed(f"{package}."):
@@ -109,3 +107,32 @@ def _made_by(node: Any, key: str) -> Iterator[tuple[str, str]]:
         yield from _made_by(value, f"{key}.{name}")
     for number, value in enumerate(node if isinstance(node, list) else ()):
         yield from _made_by(value, f"{key}.{number}")
+
+
+class MoreTrees(SearchPathPlugin):
+    """Puts betasigma's tree and those of outside packages after the app's folder."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for tree in (conf_directory(), *plugins.config_folders()):
+            path = f"file://{tree}"
+            if path not in [element.path for element in search_path.get_path()]:
+                search_path.append("betasigma", path)
+
+
+def refuse_same_names() -> None:
+    """Refuse a config of an outside package with the name of another, which would hide it."""
+    folders = plugins.config_folders()
+    known: dict[Path, Path] = {}
+    for folder in (conf_directory(), *folders) if folders else ():
+        for path in sorted(folder.rglob("*.yaml")):
+            other = known.setdefault(path.relative_to(folder), path)
+            if other != path:
+                raise UserError(
+                    f"{short(path)} has the name of {short(other)}, which would be taken in its "
+                    f"place: rename it"
+                )
+
+
+def register_search_path() -> None:
+    """Register the search path with Hydra."""
+    Plugins.instance().register(MoreTrees)

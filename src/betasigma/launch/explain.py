@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from betasigma.errors import did_you_mean
 from betasigma.launch.configs import ConfigFile, Configs
 from betasigma.options import plugins
 from betasigma.options.base import REGISTRY
@@ -32,12 +32,7 @@ SYNONYMS = {
 
 
 def explain(error: BaseException, configs: Configs) -> str:
-    """Explain an error of composition in one sentence.
-
-    Args:
-        error: what Hydra or OmegaConf raised.
-        configs: of the app.
-    """
+    """Explain an error of composition in one sentence."""
     text = "\n".join(str(link) for link in _chain(error))
     typed = configs.line.overrides
     if found := re.search(r"Could not append to config\.[^']*'([^']+)'", text):
@@ -157,8 +152,8 @@ def _of_ones_own(word: UnknownKey) -> str | None:
     if not (word.node in REGISTRY and plugins.allowed() and known):
         return None
     owned = f" ({word.key} belongs to {word.belongs_to})" if word.belongs_to else ""
-    near = difflib.get_close_matches(word.key, known_keys(word.configs), n=1, cutoff=0.85)
-    hint = f"did you mean {near[0]}? " if near and not owned else ""
+    near = did_you_mean(word.key, known_keys(word.configs), cutoff=0.85)
+    hint = f"{near} " if near and not owned else ""
     return (
         f"{word.override} is unknown: it is no key of the {word.node} that was chosen{owned}; "
         f"{hint}where a class of your own takes it, +{word.override.lstrip('+~')} adds it"
@@ -195,9 +190,10 @@ def _instead(key: str, value: str, configs: Configs) -> str:
     if key in SYNONYMS:
         return SYNONYMS[key].format(value=value or "…")
     known = known_keys(configs)
-    near = [name for name in known if name.endswith(f".{key}")][:3]
-    near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else "--cfg job lists the keys"
+    nested = [name for name in known if name.endswith(f".{key}")][:3]
+    if nested:
+        return f"did you mean {' or '.join(nested)}?"
+    return did_you_mean(key, known, 3) or "--cfg job lists the keys"
 
 
 def unknown_choice(group: str, choice: str, configs: Configs) -> str:
@@ -207,8 +203,8 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
     if choice in HYDRA_PLUGINS.get(group, ()):
         package = f"hydra-{choice.partition('_')[0]}-{group.removeprefix('hydra/')}"
         return f"{group}={choice} is not installed: pip install {package}; or {listed}"
-    near = difflib.get_close_matches(choice, known, n=1, cutoff=0.5)
-    hint = f"did you mean {group}={near[0]}? " if near else ""
+    near = did_you_mean(choice, known, cutoff=0.5, before=f"{group}=")
+    hint = f"{near} " if near else ""
     own = "" if plugins.allowed() else "; one of a package of your own needs plugins=[…]"
     return f"{group}={choice} is unknown; {hint}{listed}{own if group in REGISTRY else ''}"
 

@@ -1,4 +1,10 @@
-"""Which jobs a sweep launches: all of them, or of one that was begun those that are left."""
+"""Which jobs a sweep launches: all of them, or of one that was begun those that are left.
+
+Hydra's own sweeper runs every combination, so all jobs are known. Other sweepers (Optuna, Ax, …)
+choose values while they run. Of these sweeps, jobs with each value of a choice and both ends of an
+interval are listed, and every job is checked again when it starts. A sweep that was begun is
+continued by ``python train.py -m resume=outputs/SWEEP``.
+"""
 
 from __future__ import annotations
 
@@ -9,40 +15,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from betasigma.errors import UserError
-from betasigma.launch.command_line import quoted
+from betasigma.launch.command_line import CommandLine, quoted
 from betasigma.launch.composing import SweepLoader
 from betasigma.launch.configs import dotted_keys
-from betasigma.launch.continuing import Continued, changed, sweep_to_continue
 from betasigma.launch.job_names import job_name, repeats, short_keys
 from betasigma.launch.slurm import is_cluster
-from betasigma.launch.sweepers import Expansion, expand
+from betasigma.runs import job_states, sweep_record
 from betasigma.runs.directory import SUMMARY, short
 from betasigma.runs.files import read_json
 from betasigma.runs.header import CHECKPOINTS
-from betasigma.runs.job_states import (
-    PREEMPTED,
-    QUEUED,
-    STALLED,
-    UNKNOWN,
-    JobState,
-    count_jobs,
-    read_jobs,
-)
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import FINISHED, RUNNING, read_status
-from betasigma.runs.sweep_record import (
-    OF_A_PLACE,
-    RecordedJob,
-    SweepRecord,
-    newest_sweep,
-    of_the_job,
-    of_the_place,
-    read_sweep,
-)
 
 SUBDIRECTORY = "hydra.sweep.subdir="
 """Begins the override by which a launcher knows the directory of a job."""
@@ -88,29 +79,22 @@ class Plan(NamedTuple):
     jobs: list[PlannedJob]
     complete: bool
     swept: list[str]
-    known: list[RecordedJob]
+    known: list[sweep_record.RecordedJob]
     place: list[str]
     compose: Callable[[Sequence[str]], DictConfig]
 
     def record(
-        self,
-        steps: Sequence[int | None],
-        decided: Sequence[str],
-        code: dict[str, Any] | None,
-    ) -> SweepRecord:
-        """What the sweep directory keeps of it.
-
-        Args:
-            steps: that each job is to take.
-            decided: overrides of every job beside its own.
-            code: which code the jobs run.
-        """
+        self, steps: Sequence[int | None], decided: Sequence[str], code: dict[str, Any] | None
+    ) -> sweep_record.SweepRecord:
+        """What the sweep directory keeps of it."""
         jobs = {job.directory: job for job in self.known}
         if self.complete:
             for job, of_job in zip(self.jobs, steps, strict=True):
-                words = changed(of_the_job(job.words), decided)
-                jobs[job.directory] = RecordedJob(job.directory, words, of_job)
-        return SweepRecord(self.app, [*jobs.values()], self.place, not self.complete, code)
+                words = changed(sweep_record.of_the_job(job.words), decided)
+                jobs[job.directory] = sweep_record.RecordedJob(job.directory, words, of_job)
+        return sweep_record.SweepRecord(
+            self.app, [*jobs.values()], self.place, not self.complete, code
+        )
 
 
 def loader_of_hydra() -> ConfigLoaderImpl:
@@ -167,12 +151,12 @@ class Planner:
     def _newest(self) -> Continued | None:
         """The newest sweep of the same jobs, which ``resume=auto`` continues."""
         jobs = expand(self._config.hydra.sweeper, self._task, self._loader).jobs
-        found = newest_sweep(self._app, jobs)
+        found = sweep_record.newest_sweep(self._app, jobs)
         if found is None:
             print("resume=auto: no sweep of these jobs was begun here; starting one", flush=True)
             return None
         print(f"resume=auto: the newest sweep of these jobs is {found}", flush=True)
-        self._task = of_the_place(self._task)  # its jobs are those that were typed
+        self._task = sweep_record.of_the_place(self._task)  # its jobs are those that were typed
         return sweep_to_continue(str(found))
 
     def _go_on(self, continued: Continued) -> Plan:
@@ -188,7 +172,7 @@ class Planner:
                 f"resume={directory} continues the jobs of a sweep as they are, and {several} "
                 f"would make others: give one value, or begin a new sweep"
             )
-        place = [word for word in words if OF_A_PLACE.fullmatch(word)]
+        place = [word for word in words if sweep_record.OF_A_PLACE.fullmatch(word)]
         wanted = {
             job.directory: [*place, *changed(job.overrides, typed.jobs[0])] for job in record.jobs
         }
@@ -200,7 +184,7 @@ class Planner:
             print(f"checking {len(sweep.jobs):,} jobs", flush=True)
         names = self._names(sweep)
         directory = Path(self._config.hydra.sweep.dir)
-        record = read_sweep(directory)
+        record = sweep_record.read_sweep(directory)
         if record is not None and (record.app != self._app or record.search):
             raise UserError(
                 f"hydra.sweep.dir={directory} holds a sweep of {record.app} whose jobs are others: "
@@ -212,7 +196,7 @@ class Planner:
     def _left_of(
         self,
         wanted: dict[str, list[str]],
-        known: list[RecordedJob],
+        known: list[sweep_record.RecordedJob],
         swept: Sequence[str] = (),
     ) -> Plan:
         """Plan those of the wanted jobs that are left to do.
@@ -223,10 +207,10 @@ class Planner:
             swept: keys that differ between jobs.
         """
         directory = Path(self._config.hydra.sweep.dir)
-        states: dict[str, JobState] = {}
+        states: dict[str, job_states.JobState] = {}
         if known:
             refuse_locked(directory)
-            read = read_jobs(directory)
+            read = job_states.read_jobs(directory)
             states = {job.directory: state for job, state in zip(known, read, strict=True)}
         recorded = {job.directory: job.overrides for job in known}
         to_cluster = is_cluster(self._config)
@@ -237,7 +221,7 @@ class Planner:
             if state is not None and _is_under_way(state, to_cluster):
                 alone[state.state] += 1
                 continue
-            as_before = sorted(of_the_job(words)) == sorted(recorded.get(name, []))
+            as_before = sorted(sweep_record.of_the_job(words)) == sorted(recorded.get(name, []))
             over = "overwrite=true" in [word.lower() for word in words]
             if as_before and not over and state is not None and state.state == FINISHED:
                 alone[FINISHED] += 1
@@ -252,7 +236,7 @@ class Planner:
         return Plan(self._app, jobs, True, list(swept), known, self._place(), self._compose)
 
     def _place(self) -> list[str]:
-        return of_the_place([*self._config.hydra.overrides.hydra, *self._task])
+        return sweep_record.of_the_place([*self._config.hydra.overrides.hydra, *self._task])
 
     def _compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
         config: DictConfig = self._loader.load_sweep_config(self._config, list(words))
@@ -288,13 +272,7 @@ class Planner:
 def written_keys(
     swept: Sequence[str], configs: Iterable[DictConfig], config: DictConfig
 ) -> dict[str, str]:
-    """The short form of each key that is swept.
-
-    Args:
-        swept: the keys.
-        configs: of the jobs.
-        config: common to them.
-    """
+    """The short form of each key that is swept."""
     known = {key for job in configs for key in _keys(job)}
     return short_keys(swept, known, config.hydra.runtime.choices)
 
@@ -312,7 +290,7 @@ def _continued_run(config: DictConfig) -> Path | None:
     if resume == "auto":
         raise UserError("resume=auto is for all jobs of a sweep, and cannot be one of several")
     path = Path(resume).expanduser()
-    if read_sweep(path) is not None:
+    if sweep_record.read_sweep(path) is not None:
         raise UserError(
             f"resume={resume} is a sweep: continue one at a time, by -m resume={resume}"
         )
@@ -321,17 +299,15 @@ def _continued_run(config: DictConfig) -> Path | None:
     return path.resolve() if path.is_dir() else None
 
 
-def _is_under_way(state: JobState, to_cluster: bool) -> bool:
+def _is_under_way(state: job_states.JobState, to_cluster: bool) -> bool:
     """Whether somebody works on a job, or SLURM will start it. A stalled process holds the lock of
     its run while it lives, so a job of it may be tried. So may one of a SLURM that does not answer,
     where the user takes it elsewhere.
-
-    Args:
-        state: of the job.
-        to_cluster: whether it would be launched on a cluster.
     """
-    known = state.state in (RUNNING, QUEUED, PREEMPTED) or (state.state == UNKNOWN and to_cluster)
-    return known or bool(state.state == STALLED and state.slurm)
+    known = state.state in (RUNNING, job_states.QUEUED, job_states.PREEMPTED) or (
+        state.state == job_states.UNKNOWN and to_cluster
+    )
+    return known or bool(state.state == job_states.STALLED and state.slurm)
 
 
 def _has_more(run: Path, config: DictConfig, words: Sequence[str]) -> bool:
@@ -353,6 +329,122 @@ def _say_left_alone(alone: Counter[str], left: int, directory: Path) -> None:
     if not alone:
         return
     states = ", ".join(f"{number} {state}" for state, number in alone.items())
-    print(f"{short(directory)}: {count_jobs(left)} to do; left alone: {states}", flush=True)
+    print(
+        f"{short(directory)}: {job_states.count_jobs(left)} to do; left alone: {states}", flush=True
+    )
     if not left:
         sys.exit(0)
+
+
+KEY = "resume="
+
+
+class Continued(NamedTuple):
+    """A sweep that is continued."""
+
+    directory: Path
+    record: sweep_record.SweepRecord
+
+
+def add_place(line: CommandLine) -> CommandLine:
+    """Add to ``-m resume=SWEEP`` the words that say where the sweep's jobs run, unless the command
+    line says it.
+    """
+    named = [word for word in line.overrides if word.startswith(KEY)]
+    if not line.sweeps or len(named) != 1 or sweep_record.chooses_place(line.overrides):
+        return line
+    directory = Path(named[0].removeprefix(KEY).strip("'\""))
+    record = sweep_record.read_sweep(directory)
+    if record is None:
+        return line
+    place = sweep_record.place_of(record, directory, line.overrides)
+    return line._replace(overrides=[*place, *line.overrides])
+
+
+def sweep_to_continue(resume: str) -> Continued | None:
+    """The sweep that ``resume`` names; ``None`` where it names a run."""
+    directory = Path(resume).expanduser()
+    record = sweep_record.read_sweep(directory)
+    if record is None:
+        if directory.is_file() or (directory / CHECKPOINTS).is_dir():
+            return None
+        raise UserError(
+            f"resume={resume} is no sweep, which has a {sweep_record.SWEEP}, and no run, which has "
+            f"{CHECKPOINTS}; with -m give the directory of a sweep or of runs"
+        )
+    if record.search:
+        raise UserError(
+            f"resume={resume} is a search, whose jobs its sweeper chooses: continue it with the "
+            f"sweeper's own storage (of Optuna hydra.sweeper.storage and hydra.sweeper.study_name)"
+        )
+    sweep_record.check_words(record, directory)
+    return Continued(directory, record)
+
+
+def changed(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
+    """The words of a job, with those that are typed in the place of those recorded."""
+    new = sweep_record.of_the_job(typed)
+    keys = {_key(word) for word in new}
+    return [*(word for word in recorded if _key(word) not in keys), *new]
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"
+
+
+class Expansion(NamedTuple):
+    """The jobs of a sweep."""
+
+    jobs: list[list[str]]
+    """Overrides of each job; of a sweeper that searches, of examples."""
+    swept: list[str]
+    """Keys that differ between jobs."""
+    complete: bool
+    """Whether the list has all jobs."""
+
+
+def is_basic(sweeper: Any) -> bool:
+    """Whether a config's ``hydra.sweeper`` is Hydra's own."""
+    return bool(sweeper.get("_target_") == BASIC)
+
+
+def expand(sweeper: DictConfig, typed: list[str], loader: ConfigLoader) -> Expansion:
+    """List the jobs of a sweep.
+
+    Args:
+        sweeper: ``hydra.sweeper``. Its ``params`` come before the overrides.
+        typed: overrides on the command line.
+        loader: resolves ``glob(*)``.
+    """
+    params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *typed])
+    last = {override.get_key_element(): override for override in parsed}
+    if is_basic(sweeper):
+        jobs = [list(job) for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
+        swept = [key for key, override in last.items() if len(_values(override)) > 1]
+        return Expansion(jobs, swept, complete=True)
+    values = {key: _values(override) for key, override in last.items()}
+    swept = [key for key, known in values.items() if len(known) > 1]
+    return Expansion(list(_samples(values)), swept, complete=False)
+
+
+def _values(override: Override) -> list[str]:
+    """Return the known values of one override."""
+    if not override.is_sweep_override():
+        return [override.get_value_element_as_str()]
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [str(value.start), str(value.end)]
+    return list(dict.fromkeys(override.sweep_string_iterator()))
+
+
+def _samples(values: dict[str, list[str]]) -> Iterable[list[str]]:
+    """Yield jobs that cover every known value, changing one key at a time."""
+    first = {key: known[0] for key, known in values.items()}
+    yield [f"{key}={value}" for key, value in first.items()]
+    for key, known in values.items():
+        for other in known[1:]:
+            yield [f"{k}={value}" for k, value in {**first, key: other}.items()]

@@ -7,6 +7,7 @@ logs exceptions of callbacks, so ``Preflight`` prints the error itself and ends 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -18,24 +19,23 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from betasigma.commands.checks import CHECKS, AppChecks, Decision
+from betasigma.commands.checks import CHECKS, AppChecks, Decision, typed_keys
 from betasigma.data.facts import found_once
 from betasigma.errors import UserError
 from betasigma.launch import slurm
 from betasigma.launch.app import as_typed, fail, is_refusal, tracebacks_wanted
-from betasigma.launch.configs import typed_configs
+from betasigma.launch.configs import Studies, typed_configs
 from betasigma.launch.consent import check_consent
 from betasigma.launch.job_names import subdirectory
-from betasigma.launch.machine import check_machine, fit_processes
-from betasigma.launch.planning import Plan, Planner, set_key, written_keys
+from betasigma.launch.planning import Plan, Planner, is_basic, set_key, written_keys
+from betasigma.launch.slurm import is_cluster
 from betasigma.launch.snapshot import LIVE, keep_code
-from betasigma.launch.studies import Studies
 from betasigma.launch.submitting import announce
-from betasigma.launch.sweepers import is_basic
 from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.runs.lock import refuse_locked
-from betasigma.runs.status import process_rank, started_by
+from betasigma.runs.status import TORCHRUN, StartedBy, process_rank, started_by
 from betasigma.runs.sweep_record import write_sweep
+from betasigma.training.account import logged_in
 
 
 class Preflight(Callback):
@@ -85,15 +85,7 @@ class Preflight(Callback):
             self._start(config, sweep, jobs, decided, requested)
 
     def _check_jobs(self, config: DictConfig, sweep: Plan) -> list[CheckedJob]:
-        """Check every job of a sweep.
-
-        Args:
-            config: common to its jobs.
-            sweep: the jobs.
-
-        Raises:
-            UserError: for the first thing that cannot work.
-        """
+        """Check every job of a sweep."""
         checked: list[CheckedJob] = []
         studies = Studies(config)
         with found_once():
@@ -165,11 +157,7 @@ class CheckedJob(NamedTuple):
 
 
 def _decide_once(decisions: Sequence[Decision], given: set[str]) -> list[str]:
-    """Return overrides for all jobs: one decision for the sweep, so that jobs can be compared.
-
-    Raises:
-        UserError: if the jobs need different decisions.
-    """
+    """Return overrides for all jobs: one decision for the sweep, so that jobs can be compared."""
     values = [{k: v for k, v in d.values.items() if k not in given} for d in decisions]
     if any(other != values[0] for other in values):
         raise UserError(
@@ -180,11 +168,7 @@ def _decide_once(decisions: Sequence[Decision], given: set[str]) -> list[str]:
 
 
 def prepare_run(config: DictConfig, app: AppChecks) -> None:
-    """Check the config of a run, choose what it leaves open, and make the run directory.
-
-    Raises:
-        UserError: for the first thing that cannot work.
-    """
+    """Check the config of a run, choose what it leaves open, and make the run directory."""
     overrides = list(config.hydra.overrides.task)
     check_consent(config)
     Studies(config).check(overrides)
@@ -219,11 +203,7 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
 
 
 def refuse_search(config: DictConfig) -> None:
-    """Refuse a search without ``-m``.
-
-    Raises:
-        UserError: if ``config`` names a search.
-    """
+    """Refuse a search without ``-m``."""
     chosen = config.hydra.runtime.choices.get("search")
     if chosen is not None:
         raise UserError(f"search={chosen} is a sweep of many runs: add -m")
@@ -232,9 +212,6 @@ def refuse_search(config: DictConfig) -> None:
 def refuse_unsearched(config: DictConfig, overrides: list[str]) -> None:
     """Refuse an objective where nothing searches: no sweeper, and no Weights & Biases, whose sweeps
     read it from the run.
-
-    Raises:
-        UserError: naming what was typed.
     """
     searched = not is_basic(config.hydra.sweeper)
     if searched or OmegaConf.select(config, "logger.kind") == "wandb":
@@ -254,9 +231,6 @@ def _request(
 
     Hydra makes the launcher from the common config of the sweep, which lacks the values of the
     jobs.
-
-    Raises:
-        UserError: if the request is impossible.
     """
     wanted = slurm.common_request(requests)
     if wanted is None:
@@ -298,11 +272,7 @@ def listed_jobs(sweeper: DictConfig) -> dict[str, Any]:
 
 
 def _make(directory: str) -> None:
-    """Make the directory of the run or the sweep.
-
-    Raises:
-        UserError: if that is not possible.
-    """
+    """Make the directory of the run or the sweep."""
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -334,3 +304,73 @@ def _ending(config: DictConfig) -> Iterator[None]:
             raise SystemExit(1) from None
         sources = [s.path for s in config.hydra.runtime.config_sources if s.provider == "main"]
         fail(error, typed_configs(Path(sources[0]), config.hydra.job.config_name, sys.argv[1:]))
+
+
+def check_machine(config: DictConfig) -> None:
+    """Refuse a run that is impossible on this machine."""
+    if not is_cluster(config):  # whose nodes have GPUs that this machine has not
+        _check_gpus(config)
+    if OmegaConf.select(config, "logger.mode") == "online" and not logged_in():
+        raise UserError(
+            "logger.mode=online needs an account: type wandb login first, or leave it at auto"
+        )
+
+
+def fit_processes(
+    config: DictConfig, starter: StartedBy | None, overrides: Sequence[str]
+) -> list[str]:
+    """Have ``hardware`` say how many processes there are, unless the user types a number. Return
+    the override that says it; none where nothing has started processes.
+
+    Raises:
+        UserError: where it says another number, or of processes on other machines that nothing
+            would start.
+    """
+    hardware = config.get("hardware")
+    if hardware is None:
+        return []
+    nodes, devices = hardware.nodes, hardware.devices
+    if starter is None and TORCHRUN in os.environ:
+        starter = StartedBy("torchrun", 1)
+    if starter is None:
+        if nodes > 1 and "NODE_RANK" not in os.environ:
+            raise UserError(
+                f"hardware.nodes={nodes} needs something that starts the processes of other "
+                f"machines: torchrun, srun, or a sweep with cluster=slurm"
+            )
+        return []
+    if devices == "auto" or not any("hardware.devices" in typed_keys(word) for word in overrides):
+        devices = hardware.devices = max(starter.processes // nodes, 1)
+    if devices * nodes != starter.processes:
+        raise UserError(
+            f"hardware.devices={devices} and hardware.nodes={nodes} are {devices * nodes} "
+            f"processes, and {starter.name} has started {starter.processes}: make them equal"
+        )
+    if starter.name == "srun":  # which leaves it out, or keeps that of the allocation
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)
+    return [f"hardware.devices={devices}"]
+
+
+def _check_gpus(config: DictConfig) -> None:
+    hardware = config.get("hardware")
+    if hardware is None or hardware.accelerator == "cpu":
+        return
+    several = hardware.devices != "auto" and hardware.devices > 1
+    if hardware.accelerator == "auto" and not several:
+        return
+    import torch  # seconds, which only a run that asks for GPUs or several devices spends
+
+    found = torch.cuda.device_count() or int(torch.backends.mps.is_available())
+    if not found and hardware.accelerator == "auto":
+        return  # the processes compute on the CPU
+    if not found:
+        raise UserError(
+            "hardware.accelerator=gpu finds no GPU that this PyTorch can use on this machine: "
+            "leave hardware at auto, or give hardware=cpu"
+        )
+    if hardware.devices != "auto" and hardware.devices > found:
+        raise UserError(
+            f"hardware.devices={hardware.devices} are more GPUs than this machine has: give "
+            f"hardware.devices={found}{' or fewer' if found > 1 else ''}, or "
+            f"hardware.accelerator=cpu"
+        )

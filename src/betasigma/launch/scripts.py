@@ -84,7 +84,7 @@ def sync(config: DictConfig, start: Start) -> None:
 @app("plot")
 def plot(config: DictConfig, start: Start) -> None:
     """Draw a figure for a paper: betasigma plot figure=filmstrip runs=[outputs/a,outputs/b]"""
-    from betasigma.commands.plot import plot as run
+    from betasigma.commands.paper_figures import plot as run
 
     run(config, start)
 

@@ -19,21 +19,13 @@ from betasigma.commands.checks import CHECKS
 from betasigma.commands.finished import FinishedRun
 from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
-from betasigma.launch import search_path, slurm
-from betasigma.launch.app import (
-    as_hydra_takes_it,
-    in_directory,
-    is_refusal,
-    register_resolvers,
-    sentence,
-)
+from betasigma.launch import app, slurm
 from betasigma.launch.command_line import read_command_line
 from betasigma.launch.configs import Configs
-from betasigma.launch.consent import allow_typed
+from betasigma.launch.consent import allow_typed, register_search_path
 from betasigma.launch.planning import loader_of_hydra
 from betasigma.launch.preflight import prepare_run, refuse_search
 from betasigma.runs.directory import LOG
-from betasigma.runs.start import Start
 
 
 def train(*overrides: str) -> FinishedRun:
@@ -55,17 +47,17 @@ def train(*overrides: str) -> FinishedRun:
             f"{' '.join(line.options)} is for the command line: betasigma.train takes key=value"
         )
     allow_typed(line.overrides)
-    search_path.register()
-    register_resolvers()
+    register_search_path()
+    app.register_resolvers()
     configs = Configs(conf_directory(), "train", line)
     try:
-        words = as_hydra_takes_it(line, configs).overrides
+        words = app.as_hydra_takes_it(line, configs).overrides
         with initialize_config_dir(str(configs.folder), job_name="train", version_base="1.3"):
             return _run(words)
     except Exception as error:
-        if isinstance(error, UserError) or not is_refusal(error):
+        if isinstance(error, UserError) or not app.is_refusal(error):
             raise
-        raise UserError(sentence(error, configs)) from error
+        raise UserError(app.sentence(error, configs)) from error
 
 
 def _run(words: list[str]) -> FinishedRun:
@@ -79,9 +71,11 @@ def _run(words: list[str]) -> FinishedRun:
     _use_one_device(config)
     loader = loader_of_hydra()
     prepare_run(config, CHECKS["train"])
+    from betasigma.commands.train import train as train_here  # imports PyTorch
+
     with _logged(Path(config.hydra.run.dir) / LOG), _warnings_as_before():
         done = run_job(
-            in_directory(_train),
+            app.in_directory(train_here),
             config,
             "hydra.run.dir",
             None,
@@ -92,12 +86,6 @@ def _run(words: list[str]) -> FinishedRun:
         raise done._return_value
     finished: FinishedRun = done.return_value
     return finished
-
-
-def _train(config: DictConfig, start: Start) -> FinishedRun:
-    from betasigma.commands.train import train
-
-    return train(config, start)
 
 
 def _use_one_device(config: DictConfig) -> None:

@@ -33,11 +33,7 @@ def is_cluster(config: DictConfig) -> bool:
 
 
 def refuse_single(config: DictConfig) -> None:
-    """Refuse to submit a single run.
-
-    Raises:
-        UserError: if ``config`` names a cluster.
-    """
+    """Refuse to submit a single run."""
     if is_cluster(config):
         raise UserError(
             f"cluster={config.cluster.name} submits the jobs of a sweep: add -m (a sweep may be of "
@@ -46,14 +42,7 @@ def refuse_single(config: DictConfig) -> None:
 
 
 def common_request(requests: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
-    """Return the resources of each job of a sweep; ``None`` for a sweep on this machine.
-
-    Args:
-        requests: of its jobs.
-
-    Raises:
-        UserError: if they differ.
-    """
+    """Return the resources of each job of a sweep; ``None`` for a sweep on this machine."""
     first = requests[0]
     for other in requests[1:]:
         if other != first:
@@ -84,13 +73,6 @@ UNWRITABLE = re.compile(r"""[%'"\\\n]""")
 def check_cluster(wanted: dict[str, Any], directory: Path) -> None:
     """Check that jobs can be submitted from here, to a partition that there is and that lets them
     run for as long as they ask.
-
-    Args:
-        wanted: resources of a job.
-        directory: of the sweep.
-
-    Raises:
-        UserError: if not.
     """
     for command in ("sbatch", "srun", "squeue"):
         if shutil.which(command) is None:
@@ -125,11 +107,7 @@ def check_cluster(wanted: dict[str, Any], directory: Path) -> None:
 
 
 def request(job: DictConfig) -> dict[str, Any] | None:
-    """Return the resources of one job: the complete ``cluster`` node; ``None`` on this machine.
-
-    Raises:
-        UserError: if they do not fit its hardware.
-    """
+    """Return the resources of one job: the complete ``cluster`` node; ``None`` on this machine."""
     if not is_cluster(job):
         return None
     wanted: Any = OmegaConf.to_container(job.cluster, resolve=True)

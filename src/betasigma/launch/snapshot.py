@@ -73,14 +73,7 @@ def digest_of_code() -> str:
 
 
 def refuse_changed(run: Path) -> None:
-    """Refuse to start a job on other code than was submitted, where ``cluster.code=unchanged``.
-
-    Args:
-        run: directory of the job.
-
-    Raises:
-        UserError: if it has changed.
-    """
+    """Refuse to start a job on other code than was submitted, where ``cluster.code=unchanged``."""
     record = read_sweep(run.parent)
     code = (record.code if record else None) or {}
     if code.get("from") == UNCHANGED and code.get("digest") != digest_of_code():
@@ -93,19 +86,15 @@ def refuse_changed(run: Path) -> None:
 
 def from_copy(context: HydraContext, copy: Path) -> HydraContext:
     """What composes configs, with those of the copy in the place of the clone's."""
-    loader = context.config_loader
+    loader, inside = context.config_loader, copy / "src" / "betasigma" / "conf"
+    conf = inside if inside.is_dir() else copy / "conf"
     clone, path = str(conf_directory()), ConfigSearchPathImpl()
     for place in loader.get_search_path().get_path():
         where = str(place.path)
         if where.removeprefix("file://").startswith(clone):
-            where = where.replace(clone, str(_conf(copy)), 1)
+            where = where.replace(clone, str(conf), 1)
         path.append(str(place.provider), where)
     return HydraContext(ConfigLoaderImpl(path), context.callbacks)
-
-
-def _conf(copy: Path) -> Path:
-    inside = copy / "src" / "betasigma" / "conf"
-    return inside if inside.is_dir() else copy / "conf"
 
 
 def _parts() -> dict[str, Path]:

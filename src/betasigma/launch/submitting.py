@@ -72,14 +72,7 @@ def announce(launcher: DictConfig, names: Sequence[str], dry: bool) -> None:
 def submit(
     launcher: SlurmJobs, params: dict[str, Any], jobs: Sequence[Sequence[str]], first: int
 ) -> list[submitit.Job[JobReturn]]:
-    """Submit jobs, and note in the sweep's record which SLURM has taken.
-
-    Args:
-        launcher: that runs each job.
-        params: of ``hydra.launcher``.
-        jobs: overrides of each.
-        first: number of the first one.
-    """
+    """Submit jobs, and note in the sweep's record which SLURM has taken."""
     assert launcher.config is not None
     assert launcher.hydra_context is not None
     sweep = Path(launcher.config.hydra.sweep.dir)

@@ -48,11 +48,7 @@ _held = ExitStack()
 
 
 def begin_sweep(sweep: Sweep) -> None:
-    """Remember the sweep, and hold its directory against another command.
-
-    Raises:
-        UserError: where another command holds it.
-    """
+    """Remember the sweep, and hold its directory against another command."""
     _held.enter_context(locked(sweep.directory))
     _sweeps.append(sweep)
 
@@ -71,9 +67,6 @@ def forget_sweep() -> None:
 def end_here(error: Exception | None = None) -> None:
     """Say how the sweep of this process has ended, if there is one: its jobs as a table, what the
     finished ones measured, and with status 1 which have failed.
-
-    Args:
-        error: that ended it, if any.
     """
     sweep = this_sweep()
     if sweep is None:

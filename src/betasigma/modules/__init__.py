@@ -1,7 +1,6 @@
 """The LightningModules of the two families, and of the ground truth."""
 
-from betasigma.modules.diffusion import DiffusionModule, MeasuredModule
-from betasigma.modules.oracle import Oracle
+from betasigma.modules.diffusion import DiffusionModule, MeasuredModule, Oracle
 
 
 class DDPM(DiffusionModule):

@@ -1,4 +1,6 @@
-"""What DDPM and NCSN share as LightningModules: everything except their names."""
+"""What DDPM and NCSN share as LightningModules: everything except their names; and ground truth
+in a model's place.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from betasigma import oracles
 from betasigma.denoiser import Denoiser
 from betasigma.modules.averaging import averaged_copy, ramped_decay, update_average, whole
 from betasigma.modules.finite import FiniteSteps
@@ -20,16 +23,7 @@ from betasigma.modules.training_means import FiniteMean, MeanError
 from betasigma.networks.compiled import compile_in_place
 from betasigma.objectives import Objective
 from betasigma.objectives.error_curve import GRID, covered, denoising_error, to_schedule_log_snr
-from betasigma.options.training import (
-    AT_LOG_SNR,
-    DENOISING_ERROR,
-    GRADIENT_NORM,
-    TRAIN_ERROR,
-    TRAIN_OBJECTIVE,
-    VALIDATION_OBJECTIVE,
-    AveragingOptions,
-    TrainingOptions,
-)
+from betasigma.options import training
 from betasigma.oracles import ExactDenoiser
 from betasigma.randomness import Stream, seed_global
 from betasigma.runs.record import current_name
@@ -62,9 +56,9 @@ class MeasuredModule(LightningModule):
     def error_name(self) -> str:
         """What the mean of the denoising error is called: over a part of the grid by its ends."""
         if self.measured_at == GRID:
-            return DENOISING_ERROR
+            return training.DENOISING_ERROR
         first, last = self.measured_at[0], self.measured_at[-1]
-        return f"{DENOISING_ERROR}/mean_log_snr_{first:+.0f}_to_{last:+.0f}"
+        return f"{training.DENOISING_ERROR}/mean_log_snr_{first:+.0f}_to_{last:+.0f}"
 
     @property
     def monitor(self) -> str:
@@ -72,7 +66,7 @@ class MeasuredModule(LightningModule):
 
         Where the schedule covers no point of the grid (one level) there is only the objective.
         """
-        return f"val/{self.error_name}" if self.measured_at else VALIDATION_OBJECTIVE
+        return f"val/{self.error_name}" if self.measured_at else training.VALIDATION_OBJECTIVE
 
     def log_denoising_error(self, batch: dict[str, Any], rng: Stream) -> None:
         """Log ‖ε − ε̂‖²/d at each log-SNR of the grid that the schedule covers, and their mean under
@@ -88,7 +82,7 @@ class MeasuredModule(LightningModule):
         for log_snr in self.measured_at:
             with self.average.between_levels("interpolate"):
                 error = denoising_error(self.average, x, y, log_snr, rng).mean()
-            self.log_mean(f"val{AT_LOG_SNR}{log_snr:+.0f}", error, len(x))
+            self.log_mean(f"val{training.AT_LOG_SNR}{log_snr:+.0f}", error, len(x))
             errors.append(error)
         if errors:
             self.log_mean(self.monitor, torch.stack(errors).mean(), len(x))
@@ -142,9 +136,9 @@ class DiffusionModule(MeasuredModule):
         objective: Objective,
         optimizer: OptimizerFactory,
         seed: int = 0,
-        warmup: int = TrainingOptions.DEFAULTS["warmup"],
+        warmup: int = training.TrainingOptions.DEFAULTS["warmup"],
         lr_schedule: LearningRate = constant,
-        decay: float = AveragingOptions.DEFAULTS["decay"],
+        decay: float = training.AveragingOptions.DEFAULTS["decay"],
         compile: bool | Literal["cuda_graphs"] = False,
     ) -> None:
         super().__init__()
@@ -211,7 +205,7 @@ class DiffusionModule(MeasuredModule):
         x, y, index = batch["x"], self.labels(batch), batch["index"]
         rng = Stream("validation", indices=index, device=self.device)
         loss = self.objective.loss(self.average, x, y, rng).loss
-        self.log_mean(VALIDATION_OBJECTIVE, loss, len(x))
+        self.log_mean(training.VALIDATION_OBJECTIVE, loss, len(x))
         self.log_denoising_error(batch, rng)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -275,7 +269,7 @@ class DiffusionModule(MeasuredModule):
         metrics = self.training_metrics()
         self.mean_objective.reset()
         self.mean_norm.reset()
-        if any(name.startswith(TRAIN_ERROR) for name in metrics):
+        if any(name.startswith(training.TRAIN_ERROR) for name in metrics):
             self.mean_error.reset()
         return metrics
 
@@ -291,14 +285,33 @@ class DiffusionModule(MeasuredModule):
         objective, norm = self.mean_objective.added_up(), self.mean_norm.added_up()
         if not objective.update_called:
             return {}
-        metrics: dict[str, float] = {TRAIN_OBJECTIVE: objective.compute()}
+        metrics: dict[str, float] = {training.TRAIN_OBJECTIVE: objective.compute()}
         if norm.update_called:
-            metrics[GRADIENT_NORM] = norm.compute()
+            metrics[training.GRADIENT_NORM] = norm.compute()
         error = self.mean_error.added_up()
         errors = error.compute() if error.update_called else {}
         if errors:
             mean = sum(errors[log_snr] for log_snr in self.measured_at) / len(self.measured_at)
             metrics[f"train/{self.error_name}"] = mean
         return metrics | {
-            f"train{AT_LOG_SNR}{log_snr:+.0f}": error for log_snr, error in errors.items()
+            f"train{training.AT_LOG_SNR}{log_snr:+.0f}": error for log_snr, error in errors.items()
         }
+
+
+class Oracle(MeasuredModule):
+    """An oracle as the Trainer knows it: it is validated, sampled and kept, and never trained.
+
+    Args:
+        denoiser: the oracle. Its data or parameters are not weights: a checkpoint has none.
+    """
+
+    family = "oracle"
+
+    def __init__(self, denoiser: oracles.ExactDenoiser) -> None:
+        super().__init__()
+        self.average = denoiser
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Denoising error, with the same noise as a trained model's."""
+        rng = Stream("validation", indices=batch["index"], device=self.device)
+        self.log_denoising_error(batch, rng)

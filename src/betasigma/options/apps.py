@@ -294,8 +294,7 @@ class Evaluate(WithAModel):
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger | None = option(
-        None,
-        "where values go too; null: Weights & Biases where the run was logged there",
+        None, "where values go too; null: Weights & Biases where the run was logged there"
     )
 
     def unused(self, composition: Composition) -> dict[str, str]:

@@ -12,7 +12,6 @@ A component's model is found by its ``_target_``: defining a subclass of a group
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 import types
@@ -40,7 +39,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from betasigma.options.composition import Composition
@@ -316,8 +315,8 @@ def _lacks_brackets(schema: type[BaseModel], loc: tuple[int | str, ...], value: 
 def unknown_key(key: str, value: Any, known: list[str]) -> str:
     """Return the sentence for an unknown key."""
     own = key.rpartition(".")[2]
-    near = difflib.get_close_matches(own, known, n=1)
-    hint = f"; did you mean {key.removesuffix(own)}{near[0]}?" if near else ""
+    near = did_you_mean(own, known, before=key.removesuffix(own))
+    hint = f"; {near}" if near else ""
     return f"{key}={typed(value)} is unknown: there is no key {key}{hint}"
 
 

@@ -89,11 +89,7 @@ class Composition:
         return self.trains and levels_only
 
     def refuse_between_levels(self, what: str) -> None:
-        """Refuse what visits times between the noise levels, where the model refuses these.
-
-        Raises:
-            UserError: naming the policies that allow it.
-        """
+        """Refuse what visits times between the noise levels, where the model refuses these."""
         if self.refuses_between_levels and not self.one_level:
             raise UserError(
                 f"{what} visits times between the model's {self.schedule.level_count} noise "

@@ -7,13 +7,12 @@ Every rendering reads this and nothing else.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, did_you_mean
 from betasigma.options.base import Count, Options, Probability, option, typed
 from betasigma.options.evaluation import EXTRACTORS, METRICS
 from betasigma.options.training import (
@@ -177,11 +176,7 @@ KINDS: Mapping[str, type[PanelOptions]] = {
 
 
 def _parse_panels(node: Any) -> Any:
-    """The panels by name; one that is null is left out.
-
-    Raises:
-        UserError: for a panel without a kind, of an unknown one, or with a key that does not fit.
-    """
+    """The panels by name; one that is null is left out."""
     if not isinstance(node, Mapping):
         raise ValueError(f"dashboard.panels={typed(node)} must be panels by name")
     return {
@@ -197,8 +192,8 @@ def _panel(name: str, node: Any) -> PanelOptions:
         raise UserError(f"{key}={typed(node)} must be a node with a kind: {', '.join(KINDS)}")
     kind = str(node.get("kind"))
     if kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}? Kinds" if near else "kinds"
+        near = did_you_mean(kind, KINDS, cutoff=0.5)
+        hint = f"{near} Kinds" if near else "kinds"
         raise UserError(f"{key}.kind={kind} is unknown; {hint} are {', '.join(KINDS)}")
     model = KINDS[kind]
     try:
@@ -229,9 +224,6 @@ class DashboardOptions(Options):
 
         Args:
             recorded: names of the metrics of the runs.
-
-        Raises:
-            UserError: naming the panel, the metric and what comes near.
         """
         there = sorted(set(recorded))
         known = {*there, *known_metrics()}
@@ -239,9 +231,8 @@ class DashboardOptions(Options):
             for pattern in panel.patterns:
                 if "*" in pattern or pattern in known:
                     continue
-                near = difflib.get_close_matches(pattern, sorted(known), n=3, cutoff=0.6)
                 listed = f"they have {', '.join(there)}"
-                hint = f"did you mean {' or '.join(near)}?" if near else listed
+                hint = did_you_mean(pattern, known, 3) or listed
                 raise UserError(f"dashboard.panels.{name}: no run has a metric {pattern}; {hint}")
 
 

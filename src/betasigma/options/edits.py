@@ -31,11 +31,7 @@ class EditOptions(ComponentOptions):
     """Whether the sampler begins where it would without images."""
 
     def check_sampler(self, sampler: SamplerOptions) -> None:
-        """Refuse a sampler that cannot do it.
-
-        Raises:
-            UserError: naming it.
-        """
+        """Refuse a sampler that cannot do it."""
 
 
 class LatentOptions(EditOptions):
@@ -116,11 +112,7 @@ class VariationOptions(EditOptions):
 
 
 def check_ends(given: int) -> None:
-    """Refuse a path of fewer than two ends.
-
-    Raises:
-        UserError: naming the keys that give them.
-    """
+    """Refuse a path of fewer than two ends."""
     if given < 2:
         raise UserError(
             f"edit=interpolate needs at least 2 seeds or images, not {given}: give seeds=[0,1], or "
@@ -129,21 +121,13 @@ def check_ends(given: int) -> None:
 
 
 def check_pixels(shape: tuple[int, ...]) -> None:
-    """Refuse to paint a hole into points.
-
-    Raises:
-        UserError: for a shape that is not an image's.
-    """
+    """Refuse to paint a hole into points."""
     if len(shape) != 3:
         raise UserError(f"edit=inpaint needs a model of images; this one's data are {shape[0]}-d")
 
 
 def check_colours(shape: tuple[int, ...]) -> None:
-    """Refuse to colour what has one channel.
-
-    Raises:
-        UserError: for points or greyscale images.
-    """
+    """Refuse to colour what has one channel."""
     if len(shape) != 3 or shape[0] < 2:
         raise UserError(
             f"edit=colourise needs a model of colour images; this one's data have shape "
@@ -152,11 +136,7 @@ def check_colours(shape: tuple[int, ...]) -> None:
 
 
 def check_time(t: float, levels: int) -> None:
-    """Refuse a time with less noise than the first level has.
-
-    Raises:
-        UserError: naming it and the least.
-    """
+    """Refuse a time with less noise than the first level has."""
     if not 1 / levels <= t <= 1:
         raise UserError(
             f"edit.t={t:g} is not a time with noise: t is step/levels, here in [1/{levels}, 1]"
@@ -172,11 +152,7 @@ def adaptive_sampler(name: str) -> str:
 
 
 def check_repeats(name: str, repeats: int) -> None:
-    """Refuse to repeat the steps of a sampler that cannot take one again.
-
-    Raises:
-        UserError: for more than one.
-    """
+    """Refuse to repeat the steps of a sampler that cannot take one again."""
     if repeats > 1:
         raise UserError(
             f"edit.repeats={repeats} does not go with sampler={name}, whose steps depend on more "

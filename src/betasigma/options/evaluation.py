@@ -249,11 +249,7 @@ def class_node(entry: Entry) -> dict[str, Any] | None:
 
 
 def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
-    """Check that ``evaluation.metrics`` can be measured on these features, as far as names say.
-
-    Raises:
-        UserError: if a metric is unknown or needs class logits that there are not.
-    """
+    """Check that ``evaluation.metrics`` can be measured on these features, as far as names say."""
     known = EXTRACTORS.get(extractor) if isinstance(extractor, str) else None
     for metric in metrics:
         node_of(metric)
@@ -263,11 +259,7 @@ def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
 
 
 def check_own(metrics: Iterable[Entry], extractor: Entry) -> None:
-    """Check the classes that are named for metrics and features, and their arguments.
-
-    Raises:
-        UserError: for one that nobody has allowed, or that does not take these arguments.
-    """
+    """Check the classes that are named for metrics and features, and their arguments."""
     for metric in metrics:
         if not (isinstance(metric, str) and metric in METRICS):
             parse_component("metric", node_of(metric), "evaluation.metrics")
@@ -285,21 +277,13 @@ def no_logits(metric: str, extractor: str) -> str:
 
 
 def check_n(n: int, metrics: Iterable[Entry]) -> None:
-    """Check that ``n`` samples are enough for the metrics that have a name.
-
-    Raises:
-        UserError: if they are not.
-    """
+    """Check that ``n`` samples are enough for the metrics that have a name."""
     for metric in metrics:
         if isinstance(metric, str) and metric in METRICS:
             check_least(n, metric, METRICS[metric].least)
 
 
 def check_least(n: int, metric: str, least: int) -> None:
-    """Check that ``n`` samples are enough for a metric that is defined from ``least`` on.
-
-    Raises:
-        UserError: if they are not.
-    """
+    """Check that ``n`` samples are enough for a metric that is defined from ``least`` on."""
     if n < least:
         raise UserError(f"n={n} is too few samples for {metric}, which needs at least {least}")

@@ -7,12 +7,12 @@ refused with the reason.
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, field_validator, model_validator
 
+from betasigma.errors import did_you_mean
 from betasigma.options.base import ComponentOptions, Options, option, parse_component, typed
 
 NO_EPOCHS = "has no meaning here: training counts steps and its data have no end"
@@ -92,8 +92,8 @@ class TrainerOptions(Options):
                 raise ValueError(refuse_flag(flag, value))
             if flag not in cls.model_fields:
                 known = [*cls.model_fields, *REFUSED_FLAGS]
-                near = difflib.get_close_matches(str(flag), known, n=1)
-                hint = f"did you mean trainer.{near[0]}? " if near else ""
+                near = did_you_mean(flag, known, before="trainer.")
+                hint = f"{near} " if near else ""
                 raise ValueError(
                     f"trainer.{flag}={typed(value)} is unknown: Lightning's Trainer has no flag "
                     f"{flag}; {hint}choose from {', '.join(cls.model_fields)}"
@@ -131,11 +131,7 @@ REFUSED_CALLBACKS = {
 
 
 def check_callbacks(nodes: dict[str, Any]) -> dict[str, Any]:
-    """Check each callback's node; returns them as they are.
-
-    Raises:
-        UserError: for the first that cannot be used.
-    """
+    """Check each callback's node; returns them as they are."""
     for name, node in nodes.items():
         parse_component("callbacks", node, f"callbacks.{name}")
     return nodes

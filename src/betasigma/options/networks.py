@@ -110,11 +110,7 @@ class NetworkOptions(ComponentOptions):
             self.check_sides(*shape[1:])
 
     def check_classes(self, composition: Composition) -> None:
-        """Refuse a number of class labels that the data do not have.
-
-        Raises:
-            UserError: naming the number that they have.
-        """
+        """Refuse a number of class labels that the data do not have."""
         known = composition.data.num_classes if self.num_classes else 0
         if self.num_classes != known:
             raise UserError(
@@ -123,11 +119,7 @@ class NetworkOptions(ComponentOptions):
             )
 
     def check_sides(self, height: int, width: int) -> None:
-        """Refuse images that the network cannot take.
-
-        Raises:
-            UserError: naming the key to change.
-        """
+        """Refuse images that the network cannot take."""
         if height != width and not self.rectangular:
             raise UserError(
                 f"data.image_size=[{height},{width}] does not fit "
@@ -211,11 +203,7 @@ class ResidualOptions(NetworkOptions):
 
 
 def check_image_network(options: type[NetworkOptions], arguments: Mapping[str, Any]) -> None:
-    """Check what the constructor of a network for images was given, its ``locals()``.
-
-    Raises:
-        UserError: for a value out of range, or one that does not fit the images.
-    """
+    """Check what the constructor of a network for images was given, its ``locals()``."""
     shape = ImageShape.check_own(arguments)
     options.check_own(arguments).check_sides(*height_and_width(shape.image_size))
 
@@ -409,11 +397,7 @@ def resolutions(image_size: int, levels: int, images: str = "") -> tuple[int, ..
 
 
 def check_attention(attention: list[int], image_size: int, levels: int) -> tuple[int, ...]:
-    """Return the :func:`resolutions`, among which those of the attention must be.
-
-    Raises:
-        UserError: for one that never occurs, or if the image cannot be halved so often.
-    """
+    """Return the :func:`resolutions`, among which those of the attention must be."""
     sizes = resolutions(image_size, levels)
     for resolution in attention:
         if resolution not in sizes:

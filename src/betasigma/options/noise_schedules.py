@@ -7,15 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from betasigma.errors import UserError
-from betasigma.options.base import (
-    AUTO,
-    Auto,
-    ComponentOptions,
-    OpenUnit,
-    Options,
-    Positive,
-    option,
-)
+from betasigma.options.base import AUTO, Auto, ComponentOptions, OpenUnit, Options, Positive, option
 from betasigma.options.composition import Composition
 
 Overlap = Annotated[float, Field(gt=0, lt=0.997)]
@@ -39,9 +31,6 @@ def check_path(levels: int, what: str) -> None:
     Args:
         levels: of the model.
         what: needs it, for the message.
-
-    Raises:
-        UserError: for a single noise level.
     """
     if levels < 2:
         raise UserError(
@@ -50,11 +39,7 @@ def check_path(levels: int, what: str) -> None:
 
 
 def check_dimensions(dimensions: int) -> None:
-    """Refuse to find a number of levels by NCSNv2's Technique 2 in few dimensions.
-
-    Raises:
-        UserError: in fewer than ``FEWEST_DIMENSIONS``.
-    """
+    """Refuse to find a number of levels by NCSNv2's Technique 2 in few dimensions."""
     if dimensions < FEWEST_DIMENSIONS:
         raise UserError(
             f"sigma.levels=auto needs data of at least {FEWEST_DIMENSIONS} dimensions, not "

@@ -192,9 +192,6 @@ def check_trace(
         what: takes the trace.
         times: how often.
         instead: what to use.
-
-    Raises:
-        UserError: for more than ``TRACE_LIMIT`` dimensions.
     """
     if dimensions > TRACE_LIMIT:
         raise UserError(

@@ -18,12 +18,7 @@ class OptimizerOptions(ComponentOptions):
 
 
 class AdamOptions(OptimizerOptions):
-    targets = (
-        "torch.optim.Adam",
-        "torch.optim.AdamW",
-        "torch.optim.NAdam",
-        "torch.optim.RAdam",
-    )
+    targets = ("torch.optim.Adam", "torch.optim.AdamW", "torch.optim.NAdam", "torch.optim.RAdam")
 
     betas: Annotated[list[Probability], Field(min_length=2, max_length=2)] = option(
         [0.9, 0.999], "decay of the averages of the gradient and of its square"

@@ -17,7 +17,6 @@ heavy is imported. A class without one is imported and asked for its signature a
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -33,7 +32,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, did_you_mean
 from betasigma.options.base import REGISTRY, ComponentOptions, Options, typed
 
 VARIABLE = "BETASIGMA_PLUGINS"
@@ -209,19 +208,14 @@ def outside_targets(content: Any) -> list[str]:
 
 
 def refuse_without_consent(target: str, group: str, key: str) -> None:
-    """Refuse a class of a package that the user has not allowed.
-
-    Raises:
-        UserError: which says how to allow it, where it may be allowed at all.
-    """
+    """Refuse a class of a package that the user has not allowed."""
     package = target.partition(".")[0]
     if _is_never_a_plugin(package) or not re.fullmatch(r"\w+(\.\w+)+", target):
         known = REGISTRY.get(group, {})
-        near = difflib.get_close_matches(target, known, n=1, cutoff=0.75)
         stack = " or ".join(NO_CONSENT_NEEDED.get(group, ()))
         theirs = f"a class of {stack}" if stack else ", ".join(known)
         choices = ", or ".join(filter(None, [theirs, "one of your own (plugins=[mylab])"]))
-        hint = f"did you mean {near[0]}?" if near else f"choose {choices}"
+        hint = did_you_mean(target, known, cutoff=0.75) or f"choose {choices}"
         raise UserError(f"{key}._target_={target} is not a class that {key} takes; {hint}")
     raise NotAllowed(key, target)
 
@@ -264,7 +258,8 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
         {
             "outside": True,
             "__module__": base.__module__,
-            **_annotated(traits, base),
+            **traits,
+            "__annotations__": {name: typing.ClassVar[Any] for name in traits},
             "model_config": ConfigDict(extra="allow"),
         },
     )
@@ -279,9 +274,6 @@ def check_traits(options: Options) -> None:
 
     Args:
         options: of a node, with those of the nodes within.
-
-    Raises:
-        UserError: for the first trait that differs.
     """
     for name in type(options).model_fields:
         if isinstance(within := getattr(options, name), Options):
@@ -354,9 +346,6 @@ def check_arguments(
         arguments: by name.
         key: dotted place of the node.
         partial: whether more arguments are given later by name, so that none is missing yet.
-
-    Raises:
-        UserError: for an argument that is unknown, missing or of another type.
     """
     name = getattr(made, "__name__", str(made))
     try:
@@ -371,8 +360,8 @@ def check_arguments(
     shown = [n for n in (*named, *(more or ())) if n not in OFFERED] or list(named)
     for argument, value in arguments.items():
         if more is not None and argument not in named and argument not in more:
-            near = difflib.get_close_matches(argument, shown, n=1)
-            hint = f" (did you mean {key}.{near[0]}?)" if near else ""
+            near = did_you_mean(argument, shown, before=f"{key}.")
+            hint = f" ({near})" if near else ""
             takes = ", ".join(shown) or "nothing"
             raise UserError(
                 f"{key}.{argument}={typed(value)} is unknown: {name} takes {takes}{hint}"
@@ -402,7 +391,10 @@ OFFERED = frozenset(
 
 def takes(made: Callable[..., Any], name: str) -> bool:
     """Whether a class or function has a parameter of this name."""
-    return name in _parameters(made)
+    try:
+        return name in inspect.signature(made).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -432,12 +424,6 @@ def _traits(made: Callable[..., Any], base: type[ComponentOptions]) -> dict[str,
     }
 
 
-def _annotated(traits: dict[str, Any], base: type) -> dict[str, Any]:
-    """Class variables of the base with the values that the outside class has."""
-    hints = {name: typing.ClassVar[Any] for name in traits}
-    return {**traits, "__annotations__": hints}
-
-
 def _base_of(group: str) -> type[ComponentOptions]:
     """The options model that all of a group share."""
     known = next(iter(REGISTRY.get(group, {}).values()), ComponentOptions)
@@ -445,13 +431,6 @@ def _base_of(group: str) -> type[ComponentOptions]:
         if issubclass(candidate, ComponentOptions) and candidate.__dict__.get("group") == group:
             return candidate
     return ComponentOptions
-
-
-def _parameters(made: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(made).parameters)
-    except (TypeError, ValueError):
-        return set()
 
 
 def _hints(made: Callable[..., Any]) -> dict[str, Any]:
@@ -511,8 +490,8 @@ def _attribute(target: str, key: str) -> Callable[..., Any]:
             for other, value in vars(module).items()
             if _makes_things(value) and value is not found
         ]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {module_name}.{near[0]}?" if near else ""
+        near = did_you_mean(name, known, before=f"{module_name}.")
+        hint = f"; {near}" if near else ""
         raise UserError(
             f"{key}._target_={target} is not a class or function of {module_name}{hint}"
         )

@@ -296,12 +296,7 @@ class AdaptiveODEOptions(SamplerOptions):
 
 
 def check_levels_taken(steps: Steps, grid: Grid, levels: int) -> None:
-    """Refuse a choice of levels that a ladder of this many does not have.
-
-    Raises:
-        UserError: for a section that is shorter than its count, or a number of levels that no
-            stride gives.
-    """
+    """Refuse a choice of levels that a ladder of this many does not have."""
     if isinstance(steps, list):
         for size, count in zip(sections(levels, len(steps)), steps, strict=True):
             if count > size:

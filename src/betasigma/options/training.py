@@ -86,9 +86,6 @@ def check_division(batch_size: int, accumulate: int, devices: int) -> None:
         batch_size: examples per optimizer step.
         accumulate: micro-batches per optimizer step.
         devices: that share each micro-batch.
-
-    Raises:
-        UserError: if it cannot.
     """
     if batch_size % (accumulate * devices):
         among = f" on each of {devices} devices" if devices > 1 else ""

@@ -24,9 +24,6 @@ def unet_node(
         blocks: residual blocks of a level on the way down.
         attending: which levels attend.
         others: options that differ from ours.
-
-    Raises:
-        UserError: where a width is no multiple of the first.
     """
     first = widths[0]
     if any(width % first for width in widths):
@@ -73,11 +70,7 @@ def ddpm_config(
             "timestep_scale": timestep_scale,
         },
         "objective": {"_target_": f"betasigma.objectives.{objective}"},
-        "sampler": {
-            "_target_": "betasigma.samplers.Ancestral",
-            "variance": variance,
-            "clip": clip,
-        },
+        "sampler": {"_target_": "betasigma.samplers.Ancestral", "variance": variance, "clip": clip},
     }
 
 

@@ -8,13 +8,7 @@ from typing import Any, ClassVar
 from betasigma.errors import UserError
 from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.unet_weights import (
-    Tensors,
-    Weights,
-    cosines_first,
-    joined,
-    unet_weights,
-)
+from betasigma.published.unet_weights import Tensors, Weights, cosines_first, joined, unet_weights
 from betasigma.published.weight_file import WeightFile, checked_tensors
 
 BLOCK = {
@@ -95,11 +89,7 @@ SCHEDULERS = (
 U-Net, and others.
 """
 
-SCHEDULES = {
-    "linear": "linear",
-    "sigmoid": "sigmoid",
-    "squaredcos_cap_v2": "cosine",
-}
+SCHEDULES = {"linear": "linear", "sigmoid": "sigmoid", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "epsilon", "sample": "x0", "v_prediction": "v"}
 VARIANCES = {
     "fixed_small": "posterior",
@@ -276,7 +266,7 @@ class _DiffusersWeights:
 
 def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
     size = config.get("sample_size")
-    sides = size if isinstance(size, list) else [size, size]
+    sides: list[Any] = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise UserError(f"config.json has sample_size={size}, and the size of images is needed")
     return int(config["in_channels"]), sides[0], sides[1]

@@ -14,18 +14,11 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import (
-    Node,
-    ddpm_config,
-    ncsn_config,
-    schedule_node,
-    sde_config,
-    unet_node,
-)
+from betasigma.published import config_nodes
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.ncsnpp_weights import NCSNppShape
 from betasigma.published.score_sde import FREQUENCIES
 from betasigma.published.unet_weights import (
+    NCSNppShape,
     Tensors,
     Weights,
     as_linear,
@@ -37,13 +30,7 @@ from betasigma.published.weight_file import WeightFile, checked_tensors
 EDM = "edm"
 """Of the format, and of ``convert=…``."""
 
-BLOCK = {
-    "norm0": "norm1",
-    "conv0": "conv1",
-    "affine": "shift",
-    "norm1": "norm2",
-    "conv1": "conv2",
-}
+BLOCK = {"norm0": "norm1", "conv0": "conv1", "affine": "shift", "norm1": "norm2", "conv1": "conv2"}
 """Layers of a residual block, and our names."""
 
 INPUTS = {"standard": "none", "skip": "skip", "residual": "residual"}
@@ -121,11 +108,7 @@ class _Said:
         self._named = source.named
 
     def need(self, key: str, accepted: tuple[Any, ...]) -> Any:
-        """The setting, which must be one of these.
-
-        Raises:
-            UserError: if it is something else.
-        """
+        """The setting, which must be one of these."""
         value = self._said.get(key)
         if not any(type(value) is type(a) and value == a for a in accepted):
             raise UserError(
@@ -135,11 +118,7 @@ class _Said:
         return value
 
     def need_number(self, key: str, kind: type[int] | type[float], least: int = 0) -> Any:
-        """The setting, a number of at least ``least``.
-
-        Raises:
-            UserError: if it is something else.
-        """
+        """The setting, a number of at least ``least``."""
         value = self._said.get(key)
         kinds = (int,) if kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
@@ -149,11 +128,7 @@ class _Said:
         return kind(value)
 
     def need_integers(self, key: str) -> list[int]:
-        """The setting, a list of positive integers.
-
-        Raises:
-            UserError: if it is something else.
-        """
+        """The setting, a list of positive integers."""
         value = self._said.get(key)
         members = value if isinstance(value, list) else []
         if not members or not all(type(member) is int and member > 0 for member in members):
@@ -163,7 +138,7 @@ class _Said:
         return members
 
 
-def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
+def _diffusion(network: config_nodes.Node, outer: _Said, settings: Settings) -> config_nodes.Node:
     """All nodes of the config, by the class that the network is in.
 
     ``VEPrecond`` tells log(σ/2) for images in [−1, 1], which is log σ for images in [0, 1].
@@ -172,18 +147,18 @@ def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
     if kind == "iDDPMPrecond":  # the cosine of Nichol & Dhariwal
         for key, value in {"M": 1000, "C_1": 0.001, "C_2": 0.008}.items():
             outer.need(key, (value,))
-        cosine = {**schedule_node("cosine", 1000), "offset": 0.008, "max_beta": 0.999}
-        return ddpm_config(network, cosine, variance="learned", clip=False)
+        cosine = {**config_nodes.schedule_node("cosine", 1000), "offset": 0.008, "max_beta": 0.999}
+        return config_nodes.ddpm_config(network, cosine, variance="learned", clip=False)
     if kind == "VPPrecond":
         outer.need("M", (1000,))  # c_noise is (M − 1)·t
         start, rise = (outer.need_number(key, float) for key in ("beta_min", "beta_d"))
-        return sde_config(network, "vp_sde", 1000, start, start + rise)
+        return config_nodes.sde_config(network, "vp_sde", 1000, start, start + rise)
     if kind == "VEPrecond":
         low, high = (outer.need_number(f"sigma_{end}", float) / 2 for end in ("min", "max"))
         sampler = {"_target_": "betasigma.samplers.PredictorCorrector"}
-        return ncsn_config(network, 1000, high, low, sampler, continuous=True)
+        return config_nodes.ncsn_config(network, 1000, high, low, sampler, continuous=True)
     sampler = {"_target_": "betasigma.samplers.Heun", **settings.get("sampler", {})}
-    config = ncsn_config(
+    config = config_nodes.ncsn_config(
         network,
         1000,
         sigma_max=80.0,
@@ -270,7 +245,7 @@ class _SongLayers(_EDMLayers):
     def _taps(self) -> list[int]:
         return self._said.need("resample_filter", tuple(map(list, FILTERS)))
 
-    def network(self) -> Node:
+    def network(self) -> config_nodes.Node:
         """The node ``network``."""
         return self._shape.network(
             dropout=self._dropout,
@@ -322,9 +297,9 @@ class _DhariwalLayers(_EDMLayers):
         if not any(self._attending):
             raise UserError(f"{named} attends at {self._sides}, none of which occurs")
 
-    def network(self) -> Node:
+    def network(self) -> config_nodes.Node:
         """The node ``network``."""
-        return unet_node(
+        return config_nodes.unet_node(
             self._size,
             self._widths,
             self._blocks,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, did_you_mean
 from betasigma.published.weight_file import WeightFile
 
 Settings = dict[str, Any]
@@ -122,11 +121,7 @@ class ModelFormat(ABC):
 
 
 def integers(key: str, text: str) -> list[int]:
-    """Integers separated by commas, with or without brackets: ``1,2,2,2`` or ``(1, 2, 2, 2)``.
-
-    Raises:
-        UserError: where ``flags.<key>`` is something else.
-    """
+    """Integers separated by commas, with or without brackets: ``1,2,2,2`` or ``(1, 2, 2, 2)``."""
     words = text.strip("()[] ").rstrip(",").split(",")
     try:
         return [int(word) for word in words]
@@ -136,16 +131,11 @@ def integers(key: str, text: str) -> list[int]:
 
 def nearest(word: str, known: Mapping[str, Any]) -> str:
     """Advice for an unknown word."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known) or 'none'}"
+    return did_you_mean(word, known) or f"known: {', '.join(known) or 'none'}"
 
 
 def _typed(given: Settings, defaults: Settings) -> Settings:
-    """The typed settings, each of the type of its default.
-
-    Raises:
-        UserError: for an unknown one, or one of another type.
-    """
+    """The typed settings, each of the type of its default."""
     typed: Settings = {}
     for key, value in given.items():
         if key not in defaults:
@@ -155,11 +145,7 @@ def _typed(given: Settings, defaults: Settings) -> Settings:
 
 
 def _words(text: str) -> Settings:
-    """``--key value --other=value`` as a mapping.
-
-    Raises:
-        UserError: where the text is something else.
-    """
+    """``--key value --other=value`` as a mapping."""
     found = re.findall(r"--(\w+)(?:=|\s+)(\S+)", text)
     if re.sub(r"--\w+(?:=|\s+)\S+", "", text).strip():
         raise UserError(f"flags={text} must be words like --num_heads 4 --noise_schedule cosine")

@@ -176,12 +176,7 @@ class GuidedDiffusion(ImprovedDiffusion):
             "noise_schedule": "cosine",
             "use_new_attention_order": True,
         },
-        "128x128_diffusion": {
-            **_ADM,
-            "image_size": 128,
-            "num_heads": 4,
-            "num_head_channels": -1,
-        },
+        "128x128_diffusion": {**_ADM, "image_size": 128, "num_heads": 4, "num_head_channels": -1},
         "256x256_diffusion": {**_ADM, "image_size": 256},
         "256x256_diffusion_uncond": {**_ADM, "image_size": 256, "class_cond": False},
         "512x512_diffusion": {**_ADM, "image_size": 512},

@@ -80,11 +80,7 @@ class PytorchDiffusion(ModelFormat):
         shape = (weights["enter.weight"].shape[1], size, size)
         step = re.fullmatch(r"model-(\d+)", source.path.stem)
         return PublishedModel(
-            config,
-            weights,
-            shape,
-            step=int(step[1]) if step else 0,
-            data=settings.get("data"),
+            config, weights, shape, step=int(step[1]) if step else 0, data=settings.get("data")
         )
 
 

@@ -8,14 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import (
-    Node,
-    ddpm_config,
-    ncsn_config,
-    schedule_node,
-    sde_config,
-    unet_node,
-)
+from betasigma.published import config_nodes
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.unet_weights import Tensors, Weights, joined, unet_weights
 from betasigma.published.weight_file import WeightFile, checked_tensors
@@ -124,11 +117,7 @@ class ScoreSdeDDPM(ModelFormat):
         "snr": 0.16,
         "num_scales": 1000,
     }
-    _LARGE: ClassVar[Settings] = {
-        "image_size": 256,
-        "ch_mult": "1,1,2,2,4,4",
-        "dropout": 0.0,
-    }
+    _LARGE: ClassVar[Settings] = {"image_size": 256, "ch_mult": "1,1,2,2,4,4", "dropout": 0.0}
     _CONTINUOUS: ClassVar[Settings] = {"continuous": True, "data": "cifar10"}
     published: ClassVar[Mapping[str, Settings]] = {
         "vp/ddpm/cifar10": {"data": "cifar10"},
@@ -173,9 +162,6 @@ def refuse_others(name: str, settings: Settings, read: Mapping[str, tuple[Any, .
         name: of the format.
         settings: of the file.
         read: values of each setting that are read.
-
-    Raises:
-        UserError: naming the first that is not, and what is read.
     """
     for key, values in read.items():
         if settings[key] not in values:
@@ -192,12 +178,12 @@ def vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """
     steps, low, high = settings["num_scales"], settings["beta_min"], settings["beta_max"]
     if settings["continuous"]:
-        return sde_config(network, SDES[settings["sde"]], steps, low, high)
-    schedule = schedule_node("linear", steps, low / steps, high / steps)
-    return ddpm_config(network, schedule, variance="beta", clip=False)
+        return config_nodes.sde_config(network, SDES[settings["sde"]], steps, low, high)
+    schedule = config_nodes.schedule_node("linear", steps, low / steps, high / steps)
+    return config_nodes.ddpm_config(network, schedule, variance="beta", clip=False)
 
 
-def ve_config(network: Node, settings: Settings, **others: Any) -> Node:
+def ve_config(network: config_nodes.Node, settings: Settings, **others: Any) -> config_nodes.Node:
     """A model of the VE SDE, sampled as they do.
 
     Args:
@@ -211,10 +197,12 @@ def ve_config(network: Node, settings: Settings, **others: Any) -> Node:
         "sigma_min": settings["sigma_min"],
         "conditioning": "log_sigma" if settings["continuous"] else "level_number",
     }
-    return ncsn_config(network, settings["num_scales"], sampler=sampler, **{**told, **others})
+    return config_nodes.ncsn_config(
+        network, settings["num_scales"], sampler=sampler, **{**told, **others}
+    )
 
 
-def _ve_config(network: Node, settings: Settings) -> Node:
+def _ve_config(network: config_nodes.Node, settings: Settings) -> config_nodes.Node:
     """Images in [0, 1] that the network sees as 2x − 1: images in [−1, 1] at twice the noise."""
     ends = {f"sigma_{end}": 2 * settings[f"sigma_{end}"] for end in ("max", "min")}
     return ve_config(network, settings, value_range=(-1.0, 1.0), **ends)
@@ -238,7 +226,7 @@ class _SequentialWeights:
     def network(self) -> dict[str, Any]:
         """The network node of the config."""
         settings = self._settings
-        return unet_node(
+        return config_nodes.unet_node(
             settings["image_size"],
             self._widths,
             settings["num_res_blocks"],

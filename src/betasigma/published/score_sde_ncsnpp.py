@@ -5,24 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from betasigma.published import score_sde
 from betasigma.published.config_nodes import Node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
-from betasigma.published.ncsnpp_weights import NCSNppShape
-from betasigma.published.score_sde import (
-    BLOCK,
-    FIRST,
-    FREQUENCIES,
-    OF_CIFAR10_VE,
-    SDES,
-    attention_weights,
-    averaged_weights,
-    is_score_sde,
-    refuse_others,
-    trained_steps,
-    ve_config,
-    vp_config,
-)
-from betasigma.published.unet_weights import Tensors, Weights
+from betasigma.published.unet_weights import NCSNppShape, Tensors, Weights
 from betasigma.published.weight_file import WeightFile
 
 INPUTS = {"none": "none", "input_skip": "skip", "residual": "residual"}
@@ -33,7 +19,7 @@ _CONTINUOUS: Settings = {"continuous": True}
 _DEEP: Settings = {**_CONTINUOUS, "num_res_blocks": 8}
 _VP: Settings = {"data": "cifar10"}
 _SUB_VP: Settings = {**_VP, **_CONTINUOUS, "sde": "subvpsde"}
-_VE: Settings = {**_FIR, **OF_CIFAR10_VE}
+_VE: Settings = {**_FIR, **score_sde.OF_CIFAR10_VE}
 _VE_CONTINUOUS: Settings = {**_VE, **_CONTINUOUS, "embedding_type": "fourier"}
 _PYRAMIDS: Settings = {
     **_VE_CONTINUOUS,
@@ -123,7 +109,7 @@ class ScoreSdeNCSNpp(ModelFormat):
     }
 
     def detect(self, source: WeightFile) -> bool:
-        return is_score_sde(source) and any(
+        return score_sde.is_score_sde(source) and any(
             str(name).endswith(".Conv_2.weight") for name in source.content["model"]
         )
 
@@ -143,7 +129,7 @@ class ScoreSdeNCSNpp(ModelFormat):
             embedding=settings["embedding_type"],
             resample_filter="fir" if settings["fir"] else "box",
         )
-        tensors = Tensors(averaged_weights(source), source.named)
+        tensors = Tensors(score_sde.averaged_weights(source), source.named)
         weights = _NumberedLayers(shape, tensors).weights(settings["embedding_type"] == "fourier")
         tensors.finish()
         size = settings["image_size"]
@@ -151,20 +137,16 @@ class ScoreSdeNCSNpp(ModelFormat):
             _diffusion(network, settings),
             weights,
             (weights["enter.weight"].shape[1], size, size),
-            trained_steps(source),
+            score_sde.trained_steps(source),
             settings.get("data"),
         )
 
     def _check(self, settings: Settings) -> None:
-        """Refuse what ours does not compute.
-
-        Raises:
-            UserError: naming the setting and what is read.
-        """
+        """Refuse what ours does not compute."""
         exploding = settings["sde"] == "vesde"
         sines = "fourier" if exploding and settings["continuous"] else "positional"
         read: dict[str, tuple[Any, ...]] = {
-            "sde": (*(SDES if settings["continuous"] else ("vpsde",)), "vesde"),
+            "sde": (*(score_sde.SDES if settings["continuous"] else ("vpsde",)), "vesde"),
             "resblock_type": ("biggan",),
             "skip_rescale": (True,),
             "progressive": tuple(OUTPUTS),
@@ -173,21 +155,21 @@ class ScoreSdeNCSNpp(ModelFormat):
             "embedding_type": (sines,),
             "scale_by_sigma": (True, False) if exploding else (False,),
         }
-        refuse_others(self.name, settings, read)
+        score_sde.refuse_others(self.name, settings, read)
 
 
 def _diffusion(network: Node, settings: Settings) -> Node:
     """All nodes of the config."""
     value_range = [-1.0, 1.0] if settings["centered"] else [0.0, 1.0]
     if settings["sde"] == "vesde":
-        return ve_config(
+        return score_sde.ve_config(
             network,
             settings,
             prediction="score" if settings["scale_by_sigma"] else "raw_score",
             continuous=settings["continuous"],
             value_range=value_range,
         )
-    return {**vp_config(network, settings), "model": {"value_range": value_range}}
+    return {**score_sde.vp_config(network, settings), "model": {"value_range": value_range}}
 
 
 class _NumberedLayers:
@@ -201,8 +183,8 @@ class _NumberedLayers:
         """All weights of the network."""
         weights: Weights = {}
         if fourier:
-            weights[FREQUENCIES] = self._tensors.take(f"{self._place()}.W")
-        for name in FIRST:
+            weights[score_sde.FREQUENCIES] = self._tensors.take(f"{self._place()}.W")
+        for name in score_sde.FIRST:
             weights |= self._tensors.layer(self._place(), name)
         return weights | self._shape.weights(self._part)
 
@@ -218,7 +200,7 @@ class _NumberedLayers:
         if side == "outputs":
             norm = self._tensors.layer(place, "0")
             return norm | self._tensors.layer(self._place(), "2")
-        found = self._tensors.block(place, BLOCK, "Conv_2")
+        found = self._tensors.block(place, score_sde.BLOCK, "Conv_2")
         if not self._shape.attends(side, level, block):
             return found
-        return found | attention_weights(self._tensors, self._place())
+        return found | score_sde.attention_weights(self._tensors, self._place())

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from betasigma.errors import UserError
+from betasigma.runs.header import WEIGHTS
 
 LARGEST_JSON = 2**20
 """Largest size in bytes of a config beside the weights; published ones have a few thousand."""
@@ -65,9 +66,6 @@ def read_weights(file: Path, key: str = "from") -> Any:
     Args:
         file: ``.safetensors``, or what ``torch.save`` wrote.
         key: the config key that named it.
-
-    Raises:
-        UserError: if it cannot be read, or holds something else than tensors and plain containers.
     """
     try:
         refuse_code(file, key)
@@ -89,11 +87,7 @@ def read_weights(file: Path, key: str = "from") -> Any:
 
 
 def refuse_code(file: Path, key: str = "from") -> None:
-    """Refuse a pickle with source code, by EDM's ``torch_utils.persistence``.
-
-    Raises:
-        UserError: with the command that makes plain tensors of it.
-    """
+    """Refuse a pickle with source code, by EDM's ``torch_utils.persistence``."""
     with file.open("rb") as stream:
         if PERSISTENT not in stream.read(2**16):
             return
@@ -105,11 +99,7 @@ def refuse_code(file: Path, key: str = "from") -> None:
 
 
 def read_json(file: Path, key: str = "from") -> dict[str, Any]:
-    """Content of a JSON file that holds one object.
-
-    Raises:
-        UserError: if it is something else.
-    """
+    """Content of a JSON file that holds one object."""
     try:
         if file.stat().st_size > LARGEST_JSON:
             raise UserError(f"{key}={file} is larger than a config can be ({LARGEST_JSON} bytes)")
@@ -128,9 +118,6 @@ def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str,
 
     Views of one another (a stride of 0) would take more memory than the file has; integers and
     sparse tensors are no weights.
-
-    Raises:
-        UserError: for the first that is not.
     """
     left = source.weights.stat().st_size
     for name, tensor in tensors.items():
@@ -212,4 +199,53 @@ def _not_plain(file: Path, key: str) -> UserError:
     return UserError(
         f"{key}={file} holds something else than tensors and plain containers, or is damaged; "
         f"nothing in it was executed"
+    )
+
+
+CONFIGS = ("config", "scheduler_config")
+"""JSON files that a folder may have beside its weights."""
+
+
+USUAL = "diffusion_pytorch_model"
+"""Name of diffusers' files of weights; ``diffusion_pytorch_model.fp16``, say, is a variant."""
+
+
+def open_weights(path: Path, key: str = "from") -> WeightFile:
+    """Open a file of weights, or a folder that has one.
+
+    Of a folder, ``unet`` and ``scheduler`` are looked at too: diffusers' pipelines keep the parts
+    of a model there.
+    """
+    if not path.exists():
+        raise UserError(f"{key}={path} does not exist; give a file or a folder of weights")
+    if path.is_file():
+        return WeightFile(path, read_weights(path, key), path, key=key)
+    places = [place for place in (path / "unet", path, path / "scheduler") if place.is_dir()]
+    weights = _weights_in(places, path, key)
+    settings = {}
+    for name in CONFIGS:
+        beside = [place / f"{name}.json" for place in places]
+        found = next((file for file in beside if file.is_file()), None)
+        if found is not None:
+            settings[name] = read_json(found, key)
+    return WeightFile(path, read_weights(weights, key), weights, settings, key)
+
+
+def _weights_in(places: list[Path], path: Path, key: str) -> Path:
+    for place in places:
+        for ending in WEIGHTS:
+            files = sorted(place.glob(f"*{ending}"))
+            usual = place / f"{USUAL}{ending}"
+            if usual in files:  # beside others in half precision, say
+                return usual
+            if len(files) > 1:
+                raise UserError(
+                    f"{key}={path} has several files of weights ({', '.join(f.name for f in files)}"
+                    f"): give the path of one"
+                )
+            if files:
+                return files[0]
+    raise UserError(
+        f"{key}={path} has no weights ({', '.join(WEIGHTS)}); give a file of weights, or a folder "
+        f"with one"
     )

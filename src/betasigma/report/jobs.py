@@ -10,15 +10,8 @@ from textwrap import shorten
 from betasigma.display import Display, clock
 from betasigma.options.drawing import DrawingOptions
 from betasigma.report.runs import COMPOSED, read_run
+from betasigma.runs import job_states
 from betasigma.runs.directory import CONFIG, short
-from betasigma.runs.job_states import (
-    ENDED_BADLY,
-    NOT_BEGUN,
-    UNDER_WAY,
-    JobState,
-    count_jobs,
-    read_jobs,
-)
 from betasigma.runs.record import METRICS
 from betasigma.runs.status import ERROR, FINISHED, RUNNING
 from betasigma.runs.sweep_record import SweepRecord, read_sweep
@@ -36,7 +29,7 @@ COLUMNS = ["job", "state", "step", "steps/s", "left", "node", "SLURM", "error"]
 
 
 def show_jobs(
-    sweep: Path, jobs: Sequence[JobState], display: Display, most: int | None = None
+    sweep: Path, jobs: Sequence[job_states.JobState], display: Display, most: int | None = None
 ) -> None:
     """Print the jobs of a sweep as a table.
 
@@ -59,7 +52,7 @@ def show_jobs(
     display.table(title, [COLUMNS[n] for n in used], cells, WORDS)
 
 
-def _cells(job: JobState) -> list[str]:
+def _cells(job: job_states.JobState) -> list[str]:
     steps = "" if job.steps is None else f"/{job.steps}"
     step = job.work or (f"{job.step or 0}{steps}" if job.step is not None or steps else "")
     return [
@@ -74,15 +67,12 @@ def _cells(job: JobState) -> list[str]:
     ]
 
 
-def end_sweep(sweep: Path, display: Display, look: DrawingOptions | None = None) -> list[JobState]:
+def end_sweep(
+    sweep: Path, display: Display, look: DrawingOptions | None = None
+) -> list[job_states.JobState]:
     """Print what a sweep ends with: its jobs, and one table of what the finished ones measured.
 
     Training runs that differ only in the seed share a row; an evaluation is one row.
-
-    Args:
-        sweep: its directory.
-        display: where.
-        look: how its picture is written.
 
     Returns:
         The jobs.
@@ -90,7 +80,7 @@ def end_sweep(sweep: Path, display: Display, look: DrawingOptions | None = None)
     from betasigma.report.tables import report_evaluations, report_runs  # seconds, with PyTorch
 
     look = look or DrawingOptions()
-    jobs = read_jobs(sweep)
+    jobs = job_states.read_jobs(sweep)
     show_jobs(sweep, jobs, display, FEW_ROWS)
     finished = [job.directory for job in jobs if job.state == FINISHED]
     app = _app(read_sweep(sweep), finished)
@@ -110,19 +100,19 @@ def _app(record: SweepRecord | None, runs: Sequence[Path]) -> str:
     return "train" if any((run / CONFIG).is_file() for run in runs) else "evaluate"
 
 
-def say_failures(jobs: Sequence[JobState]) -> str | None:
+def say_failures(jobs: Sequence[job_states.JobState]) -> str | None:
     """Which jobs have failed, and why; ``None`` if none has."""
-    bad = [job for job in jobs if job.state in ENDED_BADLY]
+    bad = [job for job in jobs if job.state in job_states.ENDED_BADLY]
     if not bad:
         return None
     told = any((job.directory / ERROR).is_file() for job in bad)
     text = f"{len(bad)} of {len(jobs)} jobs failed"
     text += f" (tracebacks in their {ERROR}):" if told else ":"
     text = "\n  ".join([text, *(f"{short(job.directory)}: {job.error}" for job in bad)])
-    going_on = sum(job.state in UNDER_WAY for job in jobs)
+    going_on = sum(job.state in job_states.UNDER_WAY for job in jobs)
     if going_on:
-        text += f"\n{count_jobs(going_on)} not ended yet: squeue --me"
-    begun_never = sum(job.state == NOT_BEGUN for job in jobs)
+        text += f"\n{job_states.count_jobs(going_on)} not ended yet: squeue --me"
+    begun_never = sum(job.state == job_states.NOT_BEGUN for job in jobs)
     if begun_never:
-        text += f"\n{count_jobs(begun_never)} never begun"
+        text += f"\n{job_states.count_jobs(begun_never)} never begun"
     return text

@@ -1,4 +1,5 @@
 """One HTML file that shows runs in a browser, with all that it needs inside: it asks no network.
+Where it is served, on this machine alone, it follows runs that grow.
 
 The scripts are ES modules in ``browser/``, as they are there: an import map gives each a ``data:``
 address, so that nothing is built. Plotly draws, as it has logarithmic axes, error bars, heat maps
@@ -10,10 +11,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from plotly.offline import get_plotlyjs
+
+from betasigma.errors import UserError
 
 BROWSER = Path(__file__).parent / "browser"
 """Folder of the page's own files."""
@@ -69,3 +79,131 @@ def to_json(data: dict[str, Any]) -> PageJson:
 def in_script(text: str) -> str:
     """JSON that no HTML parser takes for markup."""
     return text.replace("<", "\\u003c")
+
+
+HOST = "127.0.0.1"
+"""Other machines come through a tunnel, if at all."""
+
+REFRESH = 5.0
+"""Seconds after which a page asks what is new."""
+
+OLDEST = 60.0
+"""Seconds after which runs are read again even if no file has changed: a stalled run is quiet."""
+
+NAMES = frozenset({"127.0.0.1", "localhost"})
+"""Names by which a browser may ask: a page of another site that resolves to this machine may not.
+"""
+
+
+class Pages:
+    """The page of some runs, read again when a file has changed.
+
+    Args:
+        read: describes the runs.
+        changed: a digest of the state of their files.
+    """
+
+    def __init__(self, read: Callable[[], dict[str, Any]], changed: Callable[[], object]) -> None:
+        self._read, self._changed = read, changed
+        self._lock = threading.Lock()
+        self._seen: object = None
+        self._data: dict[str, Any] = {}
+        self._json: PageJson | None = None
+        self._when = 0.0
+
+    def data(self) -> dict[str, Any]:
+        """What the page shows now."""
+        with self._lock:
+            return self._newest()
+
+    def as_json(self) -> PageJson:
+        """The same as a page that follows the runs is sent it."""
+        with self._lock:
+            data = self._newest()
+            if self._json is None:
+                self._json = to_json({**data, "refresh": REFRESH})
+            return self._json
+
+    def _newest(self) -> dict[str, Any]:
+        seen = self._changed()
+        if not self._data or seen != self._seen or time.monotonic() - self._when > OLDEST:
+            self._data, self._seen, self._when = self._read(), seen, time.monotonic()
+            self._json = None
+        return self._data
+
+
+def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
+    """A server of the page at ``/`` and of its data at ``/data.json``. Who asks for these with the
+    version of what it has is told only whether there is anything new. Where the runs cannot be
+    read any more the answer is the sentence that says so.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+            path = self.path.partition("?")[0]
+            if host not in NAMES:
+                self.send_error(HTTPStatus.FORBIDDEN)
+            elif path not in ("/", "/data.json"):
+                self.send_error(HTTPStatus.NOT_FOUND)
+            else:
+                with suppress(ConnectionError):  # a browser that is closed takes no answer
+                    self._answer(path)
+
+        def _answer(self, path: str) -> None:
+            try:
+                if path == "/":
+                    self._send("text/html; charset=utf-8", render(pages.data(), REFRESH))
+                    return
+                now = pages.as_json()
+            except UserError as error:
+                self._send("text/plain; charset=utf-8", str(error), HTTPStatus.SERVICE_UNAVAILABLE)
+                return
+            if self.headers.get("If-None-Match") == f'"{now.version}"':
+                self._send("application/json", "", HTTPStatus.NOT_MODIFIED)
+            else:
+                self._send("application/json", now.text)
+
+        def _send(self, kind: str, text: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+            body = text.encode()
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing is printed for each request."""
+
+    try:
+        return ThreadingHTTPServer((HOST, port), Handler)
+    except OSError as error:
+        raise UserError(
+            f"serve={port} cannot be had: {error.strerror or error}; give another port"
+        ) from None
+
+
+def state_of_files(paths: list[str]) -> Callable[[], object]:
+    """A digest of sizes and times of the files of runs, for :class:`Pages`."""
+
+    def digest() -> object:
+        return hash(tuple(_state(Path(path)) for path in paths))
+
+    return digest
+
+
+def _state(top: Path) -> tuple[tuple[str, int, int], ...]:
+    found = []
+    for folder, inner, files in os.walk(top):
+        inner[:] = [name for name in sorted(inner) if name != "checkpoints"]
+        for name in files:
+            if name.endswith((".csv", ".json", ".yaml", ".txt", ".png")):
+                path = Path(folder) / name
+                try:
+                    state = path.stat()
+                except OSError:
+                    continue
+                found.append((str(path), state.st_size, state.st_mtime_ns))
+    return tuple(found)

@@ -15,21 +15,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from betasigma.options import dashboards
 from betasigma.options.base import dump
-from betasigma.options.dashboards import (
-    DashboardOptions,
-    HealthOptions,
-    PanelOptions,
-    RunPageOptions,
-)
 from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED, Best
 from betasigma.plot_style import FAMILIES
 from betasigma.report.rows import INCIDENTAL
-from betasigma.report.scan import LONGEST, Recorded, passes, shown
+from betasigma.report.scan import LONGEST, Recorded, WorkTime, passes, shown
 from betasigma.report.series import Series
-from betasigma.report.work_time import WorkTime
 from betasigma.runs.directory import LOG, SUMMARY
 from betasigma.runs.files import read_json
 from betasigma.runs.header import other_than_last
@@ -37,6 +31,9 @@ from betasigma.runs.job_states import is_dead
 from betasigma.runs.record import METRICS
 from betasigma.runs.status import ERROR, FINISHED, RUNNING, STATUS
 from betasigma.runs.sweep_record import read_sweep
+
+if TYPE_CHECKING:
+    from betasigma.report.page_pictures import Album
 
 POINTS = 300_000
 """Points of all curves of a page."""
@@ -62,25 +59,13 @@ Moments = tuple[tuple[int, ...], tuple[float, ...]]
 """Steps and times of values."""
 
 
-class Pictures(Protocol):
-    """Pictures of a page."""
-
-    def of(self, run: Recorded) -> Content:
-        """Samples of a run."""
-        ...
-
-    def real(self) -> Content:
-        """Real images, by the data that they are of."""
-        ...
-
-
-Kind = TypeVar("Kind", bound=PanelOptions)
+Kind = TypeVar("Kind", bound=dashboards.PanelOptions)
 
 
 def page_data(
     runs: Sequence[Recorded],
-    dashboard: DashboardOptions,
-    pictures: Pictures,
+    dashboard: dashboards.DashboardOptions,
+    pictures: Album,
     defaults: Mapping[str, Any],
 ) -> Content:
     """Describe runs for a page.
@@ -126,8 +111,8 @@ def page_data(
         described.append(
             {
                 **_identity(run, common),
-                **_state(run, 60 * panel_of(dashboard, HealthOptions).stalled),
-                **_provenance(run, panel_of(dashboard, RunPageOptions).lines),
+                **_state(run, 60 * panel_of(dashboard, dashboards.HealthOptions).stalled),
+                **_provenance(run, panel_of(dashboard, dashboards.RunPageOptions).lines),
                 "config": {key: shown(value) for key, value in own.items()},
                 "spent": _spent(run),
                 "places": _places(places, WorkTime(run)),
@@ -154,7 +139,7 @@ def page_data(
     }
 
 
-def panel_of(dashboard: DashboardOptions, kind: type[Kind]) -> Kind:
+def panel_of(dashboard: dashboards.DashboardOptions, kind: type[Kind]) -> Kind:
     """The first panel of a kind; its defaults where there is none."""
     return next((p for p in dashboard.panels.values() if isinstance(p, kind)), kind())
 
@@ -162,7 +147,7 @@ def panel_of(dashboard: DashboardOptions, kind: type[Kind]) -> Kind:
 class _Wanted:
     """Whether a metric is on the page: one that a panel names, or the floor of one."""
 
-    def __init__(self, dashboard: DashboardOptions) -> None:
+    def __init__(self, dashboard: dashboards.DashboardOptions) -> None:
         named = [p for panel in dashboard.panels.values() for p in panel.patterns]
         self._patterns = dict.fromkeys([*named, SPEED, SKIPPED])
         self._known: dict[str, bool] = {}

@@ -70,7 +70,8 @@ class Album:
 
     def of(self, run: Recorded) -> Sheet:
         """Grids of a run by step, and the training images nearest to the samples of the last."""
-        found = sorted((step, path) for path in _files(run) if (step := _step(path)) is not None)
+        files = (run.directory / SAMPLES).glob("step_*.png")
+        found = sorted((step, path) for path in files if (step := _step(path)) is not None)
         shape = read_json(run.directory / DATA).get("shape")
         tiles = {path: _tiles_of(shape, path) for _, path in found}  # early grids may have fewer
         most, steps = self._options.most, self._options.steps
@@ -211,10 +212,6 @@ def _arranged(images: Tensor) -> tuple[Image.Image, int]:
     sheet = sheet.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     array = sheet.contiguous().numpy()
     return Image.fromarray(array[..., 0] if channels == 1 else array), count
-
-
-def _files(run: Recorded) -> Sequence[Path]:
-    return list((run.directory / SAMPLES).glob("step_*.png"))
 
 
 def _step(path: Path) -> int | None:

@@ -1,4 +1,5 @@
-"""Plots of runs: curves over training, results, error by noise level, bits by level.
+"""Plots of runs: curves over training, results, error by noise level, bits by level; and sheets of
+images.
 
 A line is a setting: its runs differ in the seed alone. It shows their mean, with a band or bar of
 one standard error. Nothing is joined that was measured differently.
@@ -11,23 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from torch import Tensor
+
+from betasigma import plot_style
+from betasigma.options import training
 from betasigma.options.drawing import DrawingOptions
-from betasigma.options.training import (
-    DENOISING_ERROR,
-    SPEED,
-    TRAIN_OBJECTIVE,
-    VALIDATION_OBJECTIVE,
-)
 from betasigma.pictures import save_figure
-from betasigma.plot_style import (
-    BAND,
-    GREY,
-    PANEL,
-    family_colours,
-    legend_below,
-    panels,
-    plain_log_axis,
-)
 from betasigma.report.measurements import error_curve, examples_in_words
 from betasigma.report.rows import Row, Setting, settings_of, standard_error
 from betasigma.report.runs import Run
@@ -35,6 +26,7 @@ from betasigma.runs.record import current_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 
 AS_IT_IS = DrawingOptions()
 """How a plot is written where nobody asks for anything."""
@@ -69,8 +61,8 @@ def draw_curves(
     settings: Sequence[Setting], metrics: Sequence[str], path: Path, look: DrawingOptions = AS_IT_IS
 ) -> Path:
     """Draw each metric over the steps, one line a setting."""
-    with panels(len(metrics)) as (figure, axes):
-        colours = family_colours([setting.family for setting in settings])
+    with plot_style.panels(len(metrics)) as (figure, axes):
+        colours = plot_style.family_colours([setting.family for setting in settings])
         for panel, metric in zip(axes, metrics, strict=True):
             positive, examples = True, set()
             for setting, colour in zip(settings, colours, strict=True):
@@ -87,8 +79,8 @@ def draw_curves(
             panel.set_title(title)
             if positive:
                 panel.set_yscale("log")
-                plain_log_axis(panel.yaxis)
-        legend_below(figure, axes)
+                plot_style.plain_log_axis(panel.yaxis)
+        plot_style.legend_below(figure, axes)
         return save_figure(figure, path, look)
 
 
@@ -116,9 +108,9 @@ def draw_error_curves(
     Returns:
         The picture's path.
     """
-    with panels() as (figure, (axes,)):
+    with plot_style.panels() as (figure, (axes,)):
         draw_errors(axes, found)
-        legend_below(figure, [axes])
+        plot_style.legend_below(figure, [axes])
         return save_figure(figure, path, look)
 
 
@@ -126,21 +118,21 @@ def draw_errors(axes: Axes, found: Sequence[ErrorCurve]) -> None:
     """The same in a panel that there is, without a legend."""
     from matplotlib.ticker import MaxNLocator
 
-    colours = family_colours([one.family for one in found])
+    colours = plot_style.family_colours([one.family for one in found])
     for one, colour in zip(found, colours, strict=True):
         _draw_mean(axes, one.curves, colour, counted(one.label, len(one.curves)), marker=".")
     axes.set_title("denoising error by noise level")
     n = " / ".join(dict.fromkeys(one.n for one in found if one.n))
     axes.set(xlabel=LOG_SNR, ylabel=_with_n(ERROR, n), yscale="log")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    plain_log_axis(axes.yaxis)
+    plot_style.plain_log_axis(axes.yaxis)
 
 
 def draw_levels(bits: Sequence[float], n: int, path: Path, look: DrawingOptions = AS_IT_IS) -> Path:
     """Bits per dimension that each noise level costs, from level 2 up, a mean over n examples."""
-    with panels() as (figure, (axes,)):
+    with plot_style.panels() as (figure, (axes,)):
         marker = "." if len(bits) < 50 else None
-        axes.plot(range(2, len(bits) + 2), list(bits), marker=marker, color=GREY)
+        axes.plot(range(2, len(bits) + 2), list(bits), marker=marker, color=plot_style.GREY)
         axes.set(xlabel="noise level", ylabel=f"bits/dim of the level, n={n}", yscale="log")
         return save_figure(figure, path, look)
 
@@ -171,16 +163,16 @@ def draw_results(
         return None
     names = [_told(row, rows) for row in rows]
     longest = max(map(len, names), default=0)
-    size = (PANEL[0] * 0.85 + 0.05 * longest / number, max(2.2, 1.3 + 0.3 * len(rows)))
-    with panels(number, size) as (figure, axes):
-        colours = family_colours([row.family for row in rows])
+    size = (plot_style.PANEL[0] * 0.85 + 0.05 * longest / number, max(2.2, 1.3 + 0.3 * len(rows)))
+    with plot_style.panels(number, size) as (figure, axes):
+        colours = plot_style.family_colours([row.family for row in rows])
         for place, (panel, metric) in enumerate(zip(axes, metrics, strict=False)):
             own = [column for column in columns if column.split()[0] == metric]
             if any(column.endswith(" total") for column in own):
                 _draw_bits(panel, rows, own, colours)
                 unit = "bits/dim"
-            elif metric == DENOISING_ERROR:
-                _draw_points(panel, rows, {"o": DENOISING_ERROR}, colours)
+            elif metric == training.DENOISING_ERROR:
+                _draw_points(panel, rows, {"o": training.DENOISING_ERROR}, colours)
                 unit = ERROR
             else:
                 by_split = {MARKERS[s]: f"{metric} {s}" for s in MARKERS if f"{metric} {s}" in own}
@@ -211,13 +203,13 @@ def _with_n(unit: str, n: str) -> str:
 
 def meaning(metric: str) -> tuple[str, str]:
     """What a metric is called in a plot, and its unit."""
-    if metric == SPEED:
+    if metric == training.SPEED:
         return "training speed", "images/s"
     prefix, _, name = metric.partition("/")
     where = {"train": " in training", "val": " in validation"}.get(prefix, "")
-    if name.startswith(DENOISING_ERROR):
+    if name.startswith(training.DENOISING_ERROR):
         return f"{name.replace('_', ' ')}{where}", ERROR
-    if metric in (TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE):
+    if metric in (training.TRAIN_OBJECTIVE, training.VALIDATION_OBJECTIVE):
         return f"objective{where}", "unit of its family"
     return metric, metric
 
@@ -239,7 +231,7 @@ def _draw_mean(
         reach = [standard_error(found) or 0.0 for found in values]
         low = [mean - error for mean, error in zip(means, reach, strict=True)]
         high = [mean + error for mean, error in zip(means, reach, strict=True)]
-        axes.fill_between(places, low, high, color=colour, alpha=BAND, linewidth=0)
+        axes.fill_between(places, low, high, color=colour, alpha=plot_style.BAND, linewidth=0)
 
 
 def _draw_points(
@@ -264,7 +256,7 @@ def _draw_points(
             )
         if len(by_marker) > 1:
             split = column.rpartition(" ")[2]
-            axes.plot([], [], marker, color=GREY, label=f"to {split} images")
+            axes.plot([], [], marker, color=plot_style.GREY, label=f"to {split} images")
 
 
 def _draw_floor(axes: Axes, rows: Sequence[Row], column: str) -> None:
@@ -272,8 +264,10 @@ def _draw_floor(axes: Axes, rows: Sequence[Row], column: str) -> None:
     found = [value for row in rows for value in row.values.get(column, [])]
     if found:
         low, high = min(found), max(found)
-        axes.axvspan(low, high, color=GREY, alpha=BAND)
-        axes.axvline(statistics.mean(found), color=GREY, lw=1, label="real test images (floor)")
+        axes.axvspan(low, high, color=plot_style.GREY, alpha=plot_style.BAND)
+        axes.axvline(
+            statistics.mean(found), color=plot_style.GREY, lw=1, label="real test images (floor)"
+        )
 
 
 def _draw_bits(
@@ -299,7 +293,7 @@ def _draw_bits(
                 axes.errorbar([mean], [place + shift], xerr=reach, fmt="ok", ms=3)
     for term, opacity in TERMS.items():
         if any(column.endswith(f" {term}") for column in columns):
-            axes.barh([0], [0], color=GREY, alpha=opacity * 0.6, label=term)
+            axes.barh([0], [0], color=plot_style.GREY, alpha=opacity * 0.6, label=term)
 
 
 def _told(row: Row, rows: Sequence[Row]) -> str:
@@ -314,3 +308,103 @@ def _measured(rows: Sequence[Row], columns: Sequence[str]) -> str:
     known = [row.measured[column] for row in rows for column in columns if column in row.measured]
     common = set.intersection(*map(set, known)) if known else set()
     return ", ".join(sorted(common))
+
+
+CELL = 0.62
+"""Width of a cell, in inches."""
+
+GAP = 0.08
+"""Between two cells, as a share of a cell."""
+
+
+CAPTION = 0.28
+"""Height of a caption, as a share of a cell."""
+
+
+class Sheet(NamedTuple):
+    """Images in rows and columns.
+
+    Attributes:
+        title: what they are.
+        cells: uint8 ``(C, H, W)`` by row and column, all of one size; ``None`` for an empty one.
+        rows: names of the rows.
+        columns: names of the columns.
+        captions: below each image, by row and column; ``()`` for none.
+    """
+
+    title: str
+    cells: Sequence[Sequence[Tensor | None]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    captions: Sequence[Sequence[str]] = ()
+
+
+def draw_sheets(sheets: Sequence[Sheet], note: str, path: Path, look: DrawingOptions) -> Path:
+    """Draw sheets one below the other.
+
+    Args:
+        sheets: with as many columns each.
+        note: what the names of the columns, or the captions, are.
+        path: of the picture.
+        look: how it is written.
+    """
+    columns = max(len(sheet.columns) for sheet in sheets)
+    longest = max(len(row) for sheet in sheets for row in sheet.rows)
+    heights = [_tops(sheet)[-1] for sheet in sheets]
+    size = (
+        CELL * columns + 0.07 * longest + 0.3,
+        (CELL * sum(heights) + 0.45 * len(sheets) + 0.35) / len(sheets),
+    )
+    ratios = {"height_ratios": heights}
+    with plot_style.panels(1, size, rows=len(sheets), gridspec_kw=ratios) as (figure, axes):
+        for panel, sheet in zip(axes, sheets, strict=True):
+            _draw_sheet(panel, sheet)
+        figure.supxlabel(note, fontsize=8)
+        return save_figure(figure, path, look)
+
+
+def _draw_sheet(axes: Axes, sheet: Sheet) -> None:
+    tops = _tops(sheet)
+    shape = next(cell.shape for row in sheet.cells for cell in row if cell is not None)
+    wide = shape[2] / shape[1]
+    for number, (top, row) in enumerate(zip(tops, sheet.cells, strict=False)):
+        for column, cell in enumerate(row):
+            left = column * (wide + GAP)
+            if cell is not None:
+                axes.imshow(
+                    _pixels(cell),
+                    cmap="gray",
+                    vmin=0,
+                    vmax=255,
+                    interpolation="nearest",
+                    extent=(left, left + wide, top + 1, top),
+                )
+            if sheet.captions and sheet.captions[number][column]:
+                told = sheet.captions[number][column]
+                axes.text(left + wide / 2, top + 1.04, told, ha="center", va="top", size=7)
+    columns = len(sheet.columns)
+    axes.set_xlim(0, columns * (wide + GAP) - GAP)
+    axes.set_ylim(tops[-1], 0)
+    axes.set_xticks([c * (wide + GAP) + wide / 2 for c in range(columns)], sheet.columns, size=7)
+    axes.set_yticks([top + 0.5 for top in tops[:-1]], sheet.rows, size=8)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.set_title(sheet.title, loc="left")
+    axes.grid(visible=False)
+    axes.set_frame_on(False)
+
+
+def _tops(sheet: Sheet) -> list[float]:
+    """Where rows begin and where the last one ends, an image being 1 high."""
+    tops = [0.0]
+    for number in range(len(sheet.cells)):
+        told = bool(sheet.captions) and any(sheet.captions[number])
+        tops.append(tops[-1] + 1 + GAP + (CAPTION if told else 0))
+    return tops
+
+
+def _pixels(cell: Tensor) -> np.ndarray:
+    """An image as matplotlib takes it; other than 1 or 3 channels are shown by their mean."""
+    array = cell.permute(1, 2, 0).numpy()
+    if array.shape[2] == 3:
+        return array
+    return array.mean(2) if array.shape[2] > 1 else array[..., 0]

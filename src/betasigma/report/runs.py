@@ -1,16 +1,19 @@
-"""Run directories, read back: of trainings, and of the jobs of other commands."""
+"""Run directories, read back: of trainings, and of the jobs of other commands. Nothing in a config
+is resolved or run.
+"""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from betasigma.errors import UserError
+import yaml
+
+from betasigma.errors import UserError, did_you_mean
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
-from betasigma.report.run_configs import read_config, read_words
 from betasigma.report.series import RecordedRow, Series, read_series
 from betasigma.runs.directory import CONFIG, OVERRIDES
 from betasigma.runs.header import run_of
@@ -71,9 +74,6 @@ def read_run(path: Path, config: str = CONFIG) -> Run:
     Args:
         path: the directory.
         config: which file in it has the config.
-
-    Raises:
-        UserError: where it is not one.
     """
     record = Record.of(path)
     lacks = [name for name in (METRICS, config) if not (path / name).is_file()]
@@ -95,9 +95,6 @@ def read_run(path: Path, config: str = CONFIG) -> Run:
 def read_runs(paths: Sequence[str]) -> list[Run]:
     """Read several run directories, or sweeps' with all their runs; runs of one name are labelled
     with their parent's too.
-
-    Raises:
-        UserError: where one is not a run directory, or is named twice.
     """
     given = [run for path in paths for run in runs_in(Path(path))]
     places = [run.resolve() for run in given]
@@ -123,9 +120,8 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
         return [metric for metric in (TRAIN_ERROR, VALIDATION_ERROR) if metric in known]
     for metric in map(current_name, asked):
         if metric not in known:
-            near = difflib.get_close_matches(metric, sorted(known), n=3, cutoff=0.5)
             listed = ", ".join(sorted(known)) or "none"
-            hint = f"did you mean {' or '.join(near)}?" if near else f"they have {listed}"
+            hint = did_you_mean(metric, known, 3, 0.5) or f"they have {listed}"
             raise UserError(f"metrics=[{metric}] is in no run; {hint}")
     return list(asked)
 
@@ -155,11 +151,7 @@ def read_evaluations(paths: Sequence[str]) -> list[Run]:
 
 
 def check_comparable(runs: Sequence[Run]) -> None:
-    """Check that runs can be compared: that each has measured something that another has too.
-
-    Raises:
-        UserError: for runs that have nothing in common.
-    """
+    """Check that runs can be compared: that each has measured something that another has too."""
     measured = [{series.metric for series in run.series} for run in runs]
     for number, (run, own) in enumerate(zip(runs, measured, strict=True)):
         others = set[str]().union(*measured[:number], *measured[number + 1 :])
@@ -185,3 +177,44 @@ def _jobs(sweep: Path, config: str) -> list[Path]:
 def _overrides(run: Path) -> dict[str, str]:
     pairs = (word.partition("=") for word in read_words(run / OVERRIDES))
     return {key.lstrip("+"): value.strip("'") for key, _, value in pairs}
+
+
+LARGEST_CONFIG = 2**20
+"""Bytes of a config that is read; those of the framework have a few thousand."""
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Read a config; ``None`` where it is damaged or too large."""
+    content = _read(path)
+    return content if isinstance(content, dict) else None
+
+
+def read_words(path: Path) -> list[str]:
+    """Read a list of words, as a run's overrides are; ``[]`` where there are none."""
+    content = _read(path)
+    return [str(word) for word in content] if isinstance(content, list) else []
+
+
+def _read(path: Path) -> Any:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return _parsed(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=20_000)
+def _parsed(path: Path, size: int, changed: int) -> Any:
+    """Content of a file in this state, which whoever is given it leaves as it is."""
+    if size > LARGEST_CONFIG:
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+        anchors = "&" in text and "*" in text  # else there is no alias, and looking takes long
+        if anchors and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, _LOADER)):
+            return None  # a few lines of them stand for gigabytes
+        return yaml.load(text, Loader=_LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return None

@@ -15,20 +15,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from betasigma.errors import UserError
 from betasigma.options.base import typed
-from betasigma.report.run_configs import read_config
-from betasigma.report.runs import COMPOSED
+from betasigma.report.runs import COMPOSED, read_config
 from betasigma.report.series import Series, read_series
 from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, SAMPLES
 from betasigma.runs.files import read_json
 from betasigma.runs.header import CHECKPOINTS
 from betasigma.runs.record import METRICS, Record
-from betasigma.runs.status import STATUS
+from betasigma.runs.status import STATUS, written_at
 
 DEEPEST = 8
 """Directories are searched to this depth."""
@@ -95,11 +94,7 @@ class Recorded:
 
 
 def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
-    """Find the runs in some directories, at any depth, the older first.
-
-    Raises:
-        UserError: where there are none, or none of them has measured something.
-    """
+    """Find the runs in some directories, at any depth, the older first."""
     found: dict[Path, Recorded] = {}
     for path in map(Path, paths):
         shown = f"runs=[{path}]"
@@ -122,11 +117,7 @@ def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
 
 
 def check_common(runs: Sequence[Recorded]) -> None:
-    """Refuse training runs that cannot be compared: several have values, and no two one metric.
-
-    Raises:
-        UserError: naming two of them.
-    """
+    """Refuse training runs that cannot be compared: several have values, and no two one metric."""
     measured = [run for run in runs if run.is_training and run.metrics]
     counts = Counter(metric for run in measured for metric in run.metrics)
     if len(measured) > 1 and max(counts.values()) == 1:
@@ -138,11 +129,7 @@ def check_common(runs: Sequence[Recorded]) -> None:
 
 
 def check_filters(runs: Sequence[Recorded], filters: Mapping[str, Any]) -> None:
-    """Refuse filters that leave no training run.
-
-    Raises:
-        UserError: naming the filters, and the values that the runs have.
-    """
+    """Refuse filters that leave no training run."""
     trained = [run for run in runs if run.is_training]
     if any(passes(run, filters) for run in trained):
         return
@@ -211,3 +198,43 @@ def _read(directory: Path) -> Recorded | None:
         warnings.warn(f"{path} cannot be read: the run is left out", stacklevel=3)
         return None
     return Recorded(directory, config, status)
+
+
+class WorkTime:
+    """Seconds of work of a run.
+
+    Args:
+        run: whose start of the process counts, or its first value where that is not known.
+
+    Attributes:
+        starts: moments at which it was started and continued, as far as they are known.
+    """
+
+    def __init__(self, run: Recorded) -> None:
+        earlier = run.environment.get("resumed_after")
+        nodes = [*(earlier if isinstance(earlier, list) else []), run.environment]
+        known = (written_at(node, "started") for node in nodes if isinstance(node, dict))
+        self.starts = sorted(filter(None, known))
+        self._pauses = _pauses(run, self.starts)
+
+    def until(self, moment: float) -> float:
+        """Seconds of work until a moment."""
+        off = [off for start, off in self._pauses if start <= moment]
+        off = off or [off for _, off in self._pauses[:1]]
+        return max(0.0, moment - off[-1]) if off else 0.0
+
+
+def _pauses(run: Recorded, starts: list[float]) -> list[tuple[float, float]]:
+    """From when on how much is taken off the clock: the time before the first start, and that
+    between the last value of a start and the next start.
+    """
+    known = [series.times for series in run.series if series.times]
+    if not starts:
+        first = min(map(min, known), default=None)
+        return [] if first is None else [(first, first)]
+    pauses = [(starts[0], starts[0])]
+    for before, start in pairwise(starts):
+        here = (moment for times in known for moment in times if before <= moment < start)
+        last = max(here, default=before)
+        pauses.append((start, pauses[-1][1] + start - last))
+    return pauses

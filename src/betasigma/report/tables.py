@@ -34,10 +34,7 @@ class Table(NamedTuple):
 
 
 def report_runs(
-    runs: Sequence[Run],
-    out: Path,
-    display: Display | None = None,
-    look: DrawingOptions = AS_IT_IS,
+    runs: Sequence[Run], out: Path, display: Display | None = None, look: DrawingOptions = AS_IT_IS
 ) -> list[Row]:
     """Print what training runs achieved, one row a setting, and leave it as ``summary.csv`` and as
     a picture in ``out``.
@@ -184,7 +181,8 @@ def _latex(text: str, bold: bool = False) -> str:
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Columns that any row has: distances, likelihoods, other metrics, then :data:`LAST`."""
     known = dict.fromkeys(column for row in rows for column in row.values)
-    results = sorted((c for c in known if c not in LAST), key=_kind)
+    measured = [c for c in known if c not in LAST]
+    results = sorted(measured, key=lambda c: 0 if is_distance(c) else 1 if is_bits(c) else 2)
     return [*results, *(c for c in LAST if c in known)]
 
 
@@ -201,10 +199,6 @@ def is_bits(column: str) -> bool:
 def is_term(column: str) -> bool:
     """Whether a column is one of a bound's terms, rather than its total."""
     return is_bits(column) and not column.endswith(" total")
-
-
-def _kind(column: str) -> int:
-    return 0 if is_distance(column) else 1 if is_bits(column) else 2
 
 
 def _described(rows: Sequence[Row]) -> list[str]:

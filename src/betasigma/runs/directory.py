@@ -17,10 +17,10 @@ from typing import Any
 from yaml import YAMLError
 
 from betasigma.cpus import usable_cpus
-from betasigma.runs.command import subcommand
 from betasigma.runs.files import read_json, remove_partial
 from betasigma.runs.header import CHECKPOINTS, LAST, PREVIOUS, is_readable
 from betasigma.runs.record import METRICS
+from betasigma.runs.start import subcommand
 
 OUTPUTS = Path("outputs")
 

@@ -57,9 +57,6 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
         run: either of them.
         key: the config key that named it.
         which: ``last`` or ``best`` of a run directory.
-
-    Raises:
-        UserError: where there is none.
     """
     path = Path(run)
     if path.is_file():
@@ -134,7 +131,9 @@ def may_be_published(run: Path) -> bool:
     """
     if run.is_dir():
         return not (run / CHECKPOINTS).is_dir() and any(
-            file.suffix in WEIGHTS for place in (run, run / "unet") for file in _files(place)
+            file.suffix in WEIGHTS and file.is_file()
+            for place in (run, run / "unet")
+            for file in place.glob("*")
         )
     if run.suffix not in (*WEIGHTS, PICKLE) or not run.is_file():
         return False
@@ -146,10 +145,6 @@ def may_be_published(run: Path) -> bool:
             return not any(name.rpartition("/")[2] == RECORD for name in archive.namelist())
     except zipfile.BadZipFile:
         return False
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
 
 
 def read_header(path: Path, key: str = "run") -> dict[str, Any]:
@@ -254,13 +249,6 @@ def check_plain(path: Path, key: str = "run") -> None:
 
     ``weights_only=True`` refuses it too when the checkpoint is read. This check comes earlier,
     before anything is started for a stranger's file.
-
-    Args:
-        path: a checkpoint whose header could be read.
-        key: the config key that named it.
-
-    Raises:
-        UserError: where the pickle in it names something that is not PyTorch's own.
     """
     if is_portable(path):
         return

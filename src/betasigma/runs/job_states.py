@@ -14,19 +14,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from betasigma.runs.activity import ACTIVITY, Activity, read_activities
 from betasigma.runs.directory import LOG, OVERRIDES, SUMMARY, short
 from betasigma.runs.files import read_json
 from betasigma.runs.lock import holder_of
 from betasigma.runs.record import METRICS
 from betasigma.runs.slurm_queue import QueuedJob, how_they_ended, queued_jobs
 from betasigma.runs.status import (
+    ACTIVITY,
     FAILED,
     FINISHED,
     INTERRUPTED,
     RUNNING,
     STATUS,
+    Activity,
     job_number,
+    read_activities,
     read_status,
     written_at,
 )

@@ -44,11 +44,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def refuse_locked(run: Path) -> None:
-    """Refuse a run directory that another process writes to.
-
-    Raises:
-        UserError: see :func:`locked`.
-    """
+    """Refuse a run directory that another process writes to."""
     if (run / LOCK).is_file():
         with (run / LOCK).open("r+", encoding="utf-8") as file:
             _take(file, run)

@@ -98,13 +98,9 @@ class Record:
     ) -> None:
         """Add one row for each value of several groups, at once: a killed process leaves all of
         them or none.
-
-        Args:
-            step: of the run.
-            groups: values, and what they were measured with.
         """
         new = not self.path.exists()
-        if not new and self._columns() != list(COLUMNS):
+        if not new and next(csv.reader(StringIO(self._text(), newline="")), []) != list(COLUMNS):
             self._rewrite(self.rows())
         now, text = f"{time.time():.3f}", StringIO(newline="")
         writer = csv.writer(text)
@@ -193,9 +189,6 @@ class Record:
         except (ValueError, OverflowError):  # it is damaged: line by line
             return {}, self._lines(text)
         return columns, self._lines("\n".join(others))
-
-    def _columns(self) -> list[str]:
-        return next(csv.reader(StringIO(self._text(), newline="")), [])
 
     def _text(self) -> str:
         """The file, without what a damaged disk or machine puts into it; ``""`` without one."""

@@ -4,10 +4,30 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from betasigma.runs.command import subcommand
+_subcommand: list[str] = []
+
+
+def subcommand() -> list[str]:
+    """What stands between the program and its overrides on the command line: ``["train"]`` of
+    ``betasigma train …``, nothing of ``python train.py …``.
+    """
+    return list(_subcommand)
+
+
+@contextmanager
+def within(name: str) -> Iterator[None]:
+    """Run as ``betasigma <name>``."""
+    _subcommand[:] = [name]
+    try:
+        yield
+    finally:
+        _subcommand.clear()
+
 
 CLONE = Path(__file__).resolve().parents[3]
 """Top of the clone, where this is one."""
@@ -38,10 +58,6 @@ class Start:
     def command(self, app: str, *words: str) -> str:
         """A command line that can be pasted where the user stands. It lets in the packages that
         this one lets in.
-
-        Args:
-            app: ``train``, ``sample`` or ``evaluate``.
-            words: its overrides and options.
         """
         lets_in = [word for word in self.overrides if word.lstrip("+").startswith("plugins=")]
         return shlex.join([*program(app, self.here), *lets_in, *words])

@@ -1,4 +1,5 @@
-"""How a run ended: ``status.json``, and ``error.txt`` with its traceback. No heavy imports.
+"""How a run ended: ``status.json``, and ``error.txt`` with its traceback; and what it does now:
+``activity.json``. No heavy imports.
 
 A job on a cluster has no terminal, and the launcher returns an exception without its stack. So
 every run writes into its own directory how it ended.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from betasigma.errors import first_line
-from betasigma.runs.files import read_json, write_text
+from betasigma.runs.files import read_json, write_json, write_text
 
 STATUS, ERROR = "status.json", "error.txt"
 
@@ -40,10 +41,6 @@ RUNNING, FINISHED, FAILED, INTERRUPTED = "running", "finished", "failed", "inter
 def recorded(run: Path, job: int | None = None) -> Iterator[None]:
     """Record in ``status.json`` of ``run`` whether the block runs, finishes, fails or is stopped.
 
-    Args:
-        run: its directory.
-        job: its number among the jobs of a sweep.
-
     Rank 0 records that the run has started and finished. A rank that fails records that and writes
     its traceback to a file of its own. The first failure is kept.
     """
@@ -51,7 +48,8 @@ def recorded(run: Path, job: int | None = None) -> Iterator[None]:
     if first:
         for stale in run.glob("error*.txt"):
             stale.unlink()
-        _write(run, {"status": RUNNING, "started": _now(), "job": job, **_machine()})
+        here = {"host": socket.gethostname(), "process": os.getpid(), "slurm_job": slurm_job()}
+        _write(run, {"status": RUNNING, "started": _now(), "job": job, **here})
     try:
         yield
     except Exception as error:
@@ -164,9 +162,64 @@ def slurm_job() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def _machine() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "process": os.getpid(), "slurm_job": slurm_job()}
-
-
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+ACTIVITY = "activity.json"
+"""Name of the file in a run directory."""
+
+
+class Activity(NamedTuple):
+    """A piece of work of a run.
+
+    Attributes:
+        work: what it is: ``training``, ``sampling``.
+        done: units of it.
+        total: units of it.
+        per_second: units; 0 before the first.
+        time: when this was so, in seconds since 1970.
+    """
+
+    work: str
+    done: int
+    total: int
+    per_second: float
+    time: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until it ends; ``None`` before the first unit."""
+        return (self.total - self.done) / self.per_second if self.per_second else None
+
+
+class ActivityLog:
+    """Keeps the newest state of each piece of work of a run in its directory.
+
+    Args:
+        run: the directory.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._known: dict[str, Any] = {}
+
+    def note(self, work: str, done: int, total: int, per_second: float) -> None:
+        """Note how far a piece of work is. A disk that cannot be written is not said here."""
+        found = Activity(work, done, total, per_second, time.time())
+        self._known.pop(work, None)
+        self._known[work] = found._asdict()
+        with suppress(OSError):
+            self._run.stat()  # a directory that was deleted is not made again
+            write_json(self._run / ACTIVITY, self._known)
+
+
+def read_activities(run: Path) -> dict[str, Activity]:
+    """What a run has done and does, by name of the work, the newest last."""
+    found = {}
+    for work, content in read_json(run / ACTIVITY).items():
+        with suppress(LookupError, TypeError, ValueError):
+            done, total = int(content["done"]), int(content["total"])
+            pace, when = float(content["per_second"]), float(content["time"])
+            found[work] = Activity(work, done, total, pace, when)
+    return found

@@ -114,12 +114,7 @@ def number_of(run: Path) -> int | None:
 
 
 def newest_sweep(app: str, jobs: Sequence[Sequence[str]]) -> Path | None:
-    """The newest sweep below ``outputs/`` with these jobs; ``None`` where there is none.
-
-    Args:
-        app: that each job runs.
-        jobs: overrides of each, as typed.
-    """
+    """The newest sweep below ``outputs/`` with these jobs; ``None`` where there is none."""
     wanted = [sorted(of_the_job(words)) for words in jobs]
     files = sorted(OUTPUTS.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
     for path in reversed(files):
@@ -149,9 +144,6 @@ def chooses_place(words: Iterable[str]) -> bool:
 def check_words(record: SweepRecord, directory: Path) -> None:
     """Refuse a record that would set Hydra itself, or read this machine's environment: a sweep
     directory may come from somebody else.
-
-    Raises:
-        UserError: naming the word.
     """
     words = [word for job in record.jobs for word in job.overrides]
     for word in words:

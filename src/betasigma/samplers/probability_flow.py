@@ -31,14 +31,7 @@ import torch
 from torch import Tensor
 
 from betasigma.denoiser import Prediction, refuse_not_finite, refusing_steep_flow
-from betasigma.options.samplers import (
-    AdaptiveODEOptions,
-    Dtype,
-    Grid,
-    HeunOptions,
-    Start,
-    Steps,
-)
+from betasigma.options.samplers import AdaptiveODEOptions, Dtype, Grid, HeunOptions, Start, Steps
 from betasigma.samplers.sampler import (
     CountingDenoiser,
     GridArguments,

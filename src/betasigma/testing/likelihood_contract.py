@@ -115,12 +115,7 @@ def _check_terms(likelihood: Measure, oracle: GaussianMixture, prior: GaussianPr
     )
     again = likelihood.terms(oracle, examples, prior).bits["total"]
     off = (again - bits["total"]).abs().max()
-    require(
-        bool(off == 0),
-        "likelihood.seeded",
-        "the same bits twice",
-        f"they differ by {off:.2g}",
-    )
+    require(bool(off == 0), "likelihood.seeded", "the same bits twice", f"they differ by {off:.2g}")
     rows = (slice(0, 3), slice(3, n))
     parts = [likelihood.terms(oracle, _part(examples, r), prior).bits["total"] for r in rows]
     off = (torch.cat(parts) - bits["total"]).abs().max()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from betasigma.denoiser import Prediction
 from betasigma.oracles import ExactDenoiser, GaussianMixture
-from betasigma.schedules import Kernel, NoiseSchedule, Times, geometric, linear
+from betasigma.schedules import NoiseSchedule, Times, geometric, linear
 
 SCHEDULES: tuple[NoiseSchedule, ...] = (linear(1e-3, 0.2, 100), geometric(100, 20.0, 0.02))
 """One that preserves variance and one that explodes it; both begin in noise that drowns the data
@@ -71,44 +71,9 @@ class Disguised(NoiseSchedule):
     def __init__(self, schedule: NoiseSchedule) -> None:
         self._schedule = schedule
 
-    @property
-    def levels(self) -> int:
-        return self._schedule.levels
-
-    @property
-    def t_min(self) -> float:
-        return self._schedule.t_min
-
-    @property
-    def prior_std(self) -> float:
-        return self._schedule.prior_std
-
-    def start_std(self, t: Times) -> Tensor:
-        return self._schedule.start_std(t)
-
-    def times(self) -> Tensor:
-        return self._schedule.times()
-
-    def log_snr(self, t: Times) -> Tensor:
-        return self._schedule.log_snr(t)
-
-    def t_of_log_snr(self, log_snr: Times) -> Tensor:
-        return self._schedule.t_of_log_snr(log_snr)
-
-    def log_snr_slope(self, t: Times) -> Tensor:
-        return self._schedule.log_snr_slope(t)
-
-    def sde(self, t: Times) -> tuple[Tensor, Tensor]:
-        return self._schedule.sde(t)
-
-    def alpha(self, t: Times) -> Tensor:
-        return self._schedule.alpha(t)
-
-    def sigma(self, t: Times) -> Tensor:
-        return self._schedule.sigma(t)
-
-    def at(self, t: Times) -> Kernel:
-        return self._schedule.at(t)
+    def __getattribute__(self, name: str) -> Any:
+        schedule = object.__getattribute__(self, "_schedule")
+        return Disguised if name == "__class__" else getattr(schedule, name)
 
 
 class BesideTheTruth(nn.Module):

@@ -49,11 +49,7 @@ def logged_in() -> bool:
 
 
 def check_online(asked: str) -> None:
-    """Refuse what needs Weights & Biases where it is switched off.
-
-    Raises:
-        UserError: naming the variable.
-    """
+    """Refuse what needs Weights & Biases where it is switched off."""
     mode = os.environ.get("WANDB_MODE", "")
     if mode in ("offline", "disabled"):
         raise UserError(f"{asked} needs Weights & Biases, and WANDB_MODE={mode} switches it off")

@@ -62,9 +62,6 @@ def caught_signals() -> Iterator[None]:
 def queued_again(run: Path) -> Iterator[None]:
     """Ask SLURM to start the job again if the block ends because its time does, or another job
     takes its place.
-
-    Args:
-        run: the run directory.
     """
     begun = newest_step(run)
     try:

@@ -40,8 +40,7 @@ from pytorch_lightning import Trainer
 
 from betasigma.devices import THREADS, use_threads
 from betasigma.errors import UserError, first_line
-from betasigma.runs.command import subcommand
-from betasigma.runs.start import Start
+from betasigma.runs.start import Start, subcommand
 from betasigma.runs.status import FAILED, process_rank, read_status, started_by
 
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", THREADS)
@@ -66,13 +65,7 @@ Processes = Sequence["subprocess.Popen[bytes]"]
 
 @contextmanager
 def launched_processes(trainer: Trainer, start: Start, resume: str | None) -> Iterator[None]:
-    """Inside the block ``trainer`` may start the run's other processes; at its end they end.
-
-    Args:
-        trainer: of this process.
-        start: how the run was started.
-        resume: the checkpoint that is continued.
-    """
+    """Inside the block ``trainer`` may start the run's other processes; at its end they end."""
     with _command_of_this_run(start, resume):
         try:
             yield
@@ -91,10 +84,6 @@ def shared_work(hardware: dict[str, Any], start: Start) -> Iterator[torch.device
 
     Where torchrun or SLURM has not started them the first process does. They exchange what they
     have found over ``torch.distributed``, which also tells them their rank.
-
-    Args:
-        hardware: the config's node.
-        start: how the command was started.
 
     Yields:
         The device of this process; ``None`` where it is alone and may choose.
@@ -225,9 +214,6 @@ def _end_processes(others: Processes, terminate: bool = False) -> None:
 def _raising_when_one_fails(others: Processes, run: Path) -> Iterator[None]:
     """Inside the block this process raises when another fails: one that it has started at once,
     any other when they exchange something.
-
-    Raises:
-        UserError: saying which one, and why.
     """
     before = signal.getsignal(signal.SIGCHLD)
 

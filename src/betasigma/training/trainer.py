@@ -14,19 +14,14 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
-from pytorch_lightning.profilers import (
-    AdvancedProfiler,
-    Profiler,
-    PyTorchProfiler,
-    SimpleProfiler,
-)
+from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from pytorch_lightning.strategies import Strategy
 
-from betasigma.build import make, require
+from betasigma.build import make
 from betasigma.objectives.error_curve import GRID
 from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, most_samples
 from betasigma.training.checkpoints import AtomicCheckpointIO
-from betasigma.training.forecast import EVALUATIONS
+from betasigma.training.progress import EVALUATIONS
 
 Config = dict[str, Any]
 
@@ -46,7 +41,7 @@ def affordable_validation(content: Config, images: int) -> int:
     """How many of ``images`` a validation takes without costing more than a tenth of the steps
     before it; at least ``FEWEST``.
 
-    A training step counts as :data:`~betasigma.training.forecast.EVALUATIONS` of each example.
+    A training step counts as :data:`~betasigma.training.progress.EVALUATIONS` of each example.
     """
     tenth = tenth_of_training(content, validation_interval(content))
     return max(FEWEST, min(images, tenth // PER_IMAGE))
@@ -132,20 +127,27 @@ def make_trainer(
 
     Args:
         content: the whole config.
-        run: the run directory.
+        run: the run directory, into which a profiler writes its report.
         callbacks: all of them, in the order in which they act.
         loggers: of this process; none except on the first.
     """
     settings, hardware = content["training"], content["hardware"]
+    strategy: str | Strategy = hardware["strategy"]
+    if strategy == "fsdp":
+        from betasigma.training.fully_sharded import FullySharded  # half a second, rarely needed
+
+        strategy = FullySharded()
+    kind = content["trainer"].get("profiler")
+    profiler = PROFILERS[kind](dirpath=run, filename="profile") if kind else None
     plugins: list[Any] = [AtomicCheckpointIO(settings["wait_for_space"])]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return Trainer(
-        **_flags(content["trainer"], run),
+        **{**content["trainer"], "profiler": profiler},
         accelerator=hardware["accelerator"],
         devices=hardware["devices"],
         num_nodes=hardware["nodes"],
-        strategy=_strategy(hardware["strategy"]),
+        strategy=strategy,
         deterministic=hardware["deterministic"],
         max_epochs=-1,
         max_steps=content["steps"],
@@ -166,14 +168,6 @@ def make_trainer(
     )
 
 
-def _strategy(name: str) -> str | Strategy:
-    if name != "fsdp":
-        return name
-    from betasigma.training.fully_sharded import FullySharded  # half a second, which few runs need
-
-    return FullySharded()
-
-
 def make_callbacks(nodes: Mapping[str, Config]) -> list[Callback]:
     """Callbacks of the user's own, in the order of the config.
 
@@ -181,16 +175,6 @@ def make_callbacks(nodes: Mapping[str, Config]) -> list[Callback]:
         UserError: where one names what is no callback, may not be imported, or does not take its
             arguments.
     """
-    made = []
-    for name, node in nodes.items():
-        key = f"callbacks.{name}"
-        callback = make(node, "callbacks", key)
-        made.append(require(callback, Callback, key, node["_target_"]))
-    return made
-
-
-def _flags(flags: Mapping[str, Any], run: Path) -> Config:
-    """Flags as the Trainer takes them: a profiler writes its report into the run directory."""
-    kind = flags.get("profiler")
-    profiler = PROFILERS[kind](dirpath=run, filename="profile") if kind else None
-    return {**flags, "profiler": profiler}
+    return [
+        make(node, "callbacks", f"callbacks.{name}", kind=Callback) for name, node in nodes.items()
+    ]
