@@ -235,6 +235,9 @@ class Evaluator:
         Returns:
             ``fid_floor`` or ``fd_<extractor>_floor``. Its n is the number of test
             images, if that is smaller.
+
+        Raises:
+            UserError: if n < 2.
         """
         check_least(n, "fd", FrechetDistance.least)
         test = self.statistics.get("test", n, rank, world_size)
@@ -369,7 +372,11 @@ class Column(NamedTuple):
 
 
 def make_metric(entry: Entry | SampleMetric, extractor: FeatureExtractor) -> SampleMetric:
-    """Make the metric that an entry of ``evaluation.metrics`` names."""
+    """Make the metric that an entry of ``evaluation.metrics`` names.
+
+    Raises:
+        UserError: if it is unknown, or needs class logits and the extractor has none.
+    """
     if isinstance(entry, SampleMetric):
         metric = entry
     else:

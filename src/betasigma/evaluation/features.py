@@ -301,6 +301,10 @@ def build(choice: Choice, sample_shape: Sequence[int]) -> FeatureExtractor:
     Args:
         choice: what ``betasigma.evaluation.choice.choose`` decided.
         sample_shape: shape of one example.
+
+    Raises:
+        UserError: if the weights cannot be fetched or are not what they should be, or the class
+            is no extractor.
     """
     node = class_node(choice.extractor)
     if node is not None:
@@ -339,7 +343,11 @@ def _checked(extractor: Any, target: str) -> FeatureExtractor:
 
 
 def download_inception() -> Path:
-    """Fetch torch-fidelity's weights into torch.hub's directory, unless they are there."""
+    """Fetch torch-fidelity's weights into torch.hub's directory, unless they are there.
+
+    Raises:
+        UserError: if that fails.
+    """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     url = str(URL_INCEPTION_V3)
@@ -355,6 +363,9 @@ def download(url: str, key: str, expected: str | None = None) -> Path:
         url: of the file.
         key: of ``evaluation`` that takes its path, for messages.
         expected: beginning of its SHA-256, where the publisher gives one.
+
+    Raises:
+        UserError: if that fails.
     """
     target = checkpoint_dir() / Path(urlparse(url).path).name
     if target.is_file():
@@ -436,6 +447,9 @@ def load_tensors(
         path: the file.
         key: what the user gave it as, for the message.
         wanted: what it should be, for the message.
+
+    Raises:
+        UserError: if the file holds anything but a dictionary of tensors.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
