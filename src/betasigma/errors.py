@@ -5,6 +5,7 @@ from outside.
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -25,9 +26,13 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its kind, where it says nothing."""
-    lines = map(str.strip, str(error).splitlines())
-    return next(filter(None, lines), type(error).__name__)
+    """The first line of what an error says; its kind, where it says nothing. That of pydantic's only
+    counts, and the next two are the key and what is wrong with it.
+    """
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    if len(lines) > 2 and re.match(r"\d+ validation errors? for ", lines[0]):
+        return f"{lines[1]}: {lines[2].partition(' [type=')[0]}"
+    return lines[0] if lines else type(error).__name__
 
 
 def few(names: Sequence[str], most: int = 20) -> str:

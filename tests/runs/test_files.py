@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from betasigma.errors import UserError
 from betasigma.runs.files import replace_file, write_json
 
 SRC = Path(__file__).resolve().parents[2] / "src"
@@ -28,6 +31,22 @@ def test_an_error_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> Non
         fail_halfway()
     assert json.loads(path.read_text(encoding="utf-8")) == {"α": 1}
     assert [p.name for p in path.parent.iterdir()] == ["notes.json"]
+
+
+def test_a_full_disk_is_said_with_the_file_whatever_a_library_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(error: Exception) -> None:
+        with replace_file(tmp_path / "notes.txt"):
+            raise error
+
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
+    for error in (RuntimeError("unexpected pos 64 vs 0"), OSError(errno.ENOSPC, "full")):
+        with pytest.raises(OSError, match="notes.txt") as full:
+            write(error)
+        assert full.value.errno == errno.ENOSPC
+    with pytest.raises(UserError, match="of the user"):
+        write(UserError("of the user"))
 
 
 def test_writers_of_the_same_file_do_not_share_a_partial_file(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,9 @@ def write_program(denoiser: Denoiser, path: Path) -> float:
         Its largest difference from the denoiser, at another batch size than it was exported with.
     """
     program = _exported(denoiser, "torch_export")
-    torch.export.save(program, path)
+    written = BytesIO()
+    torch.export.save(program, written)  # which aborts the process where a disk is full
+    path.write_bytes(written.getbuffer())
     module = torch.export.load(path).module()
     return difference(denoiser, lambda inputs: module(**inputs))
 

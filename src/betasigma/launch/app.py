@@ -7,7 +7,6 @@ The apps themselves are in :mod:`betasigma.launch.scripts`.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -41,6 +40,7 @@ from betasigma.launch.planning import add_place, is_basic
 from betasigma.launch.snapshot import refuse_changed
 from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behind, this_sweep
 from betasigma.runs.directory import keep_kernels, new_directory, short
+from betasigma.runs.files import DISK_ERRORS
 from betasigma.runs.lock import locked
 from betasigma.runs.start import Start
 from betasigma.runs.status import process_rank, recorded, summary
@@ -48,9 +48,6 @@ from betasigma.runs.sweep_record import number_of
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's environment variable that asks for tracebacks."""
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE)
-"""Errors of a disk that is full, read-only or gone, which are nobody's bug."""
 
 PASSED_ON = "BETASIGMA_TRACEBACKS"
 """Environment variable by which the other ranks know whether the user asked for tracebacks."""

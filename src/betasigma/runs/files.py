@@ -23,6 +23,12 @@ from betasigma.errors import UserError
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """Errors that end when somebody makes room."""
 
+DISK_ERRORS = (*NO_SPACE, errno.EROFS, errno.ESTALE)
+"""Errors of a disk that is full, read-only or gone, which are nobody's bug."""
+
+SPARE = 2**20
+"""Bytes; with fewer left on a disk, a library that fails to write fails because of that."""
+
 LOOK_AGAIN = 2.0
 """Seconds between two looks for space."""
 
@@ -49,14 +55,36 @@ def replace_file(path: str | Path, keep: Path | None = None) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path)
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        if keep is not None and path.exists():
-            _keep(path, keep)
-        os.replace(partial, path)
+        with _saying_where(path):
+            yield partial
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                _keep(path, keep)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def _saying_where(path: Path) -> Iterator[None]:
+    """Have an error of the disk name ``path``, also one of a library that raises another kind.
+
+    Raises:
+        OSError: for both.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    except Exception:
+        if shutil.disk_usage(path.parent).free >= SPARE:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
 
 
 def _beside(path: Path) -> Path:
@@ -109,7 +137,7 @@ def append_whole(path: Path, data: bytes) -> None:
     Raises:
         OSError: where it cannot be written.
     """
-    with path.open("ab", buffering=0) as file:
+    with _saying_where(path), path.open("ab", buffering=0) as file:
         size = file.tell()
         if file.write(data) < len(data):
             file.truncate(size)
@@ -144,10 +172,11 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     partial = _beside(path)
     partial.mkdir()
     try:
-        yield partial
-        if path.is_dir():
-            path.rmdir()
-        os.replace(partial, path)
+        with _saying_where(path):
+            yield partial
+            if path.is_dir():
+                path.rmdir()
+            os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
