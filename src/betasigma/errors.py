@@ -26,8 +26,9 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; its kind, where it says nothing. That of pydantic's only
-    counts, and the next two are the key and what is wrong with it.
+    """The first line of what an error says; its kind, where it says nothing.
+
+    That of pydantic's only counts, and the next two are the key and what is wrong with it.
     """
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
     if len(lines) > 2 and re.match(r"\d+ validation errors? for ", lines[0]):

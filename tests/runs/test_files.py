@@ -42,7 +42,7 @@ def test_a_full_disk_is_said_with_the_file_whatever_a_library_raises(
 
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=0))
     for error in (RuntimeError("unexpected pos 64 vs 0"), OSError(errno.ENOSPC, "full")):
-        with pytest.raises(OSError, match="notes.txt") as full:
+        with pytest.raises(OSError, match=r"notes\.txt") as full:
             write(error)
         assert full.value.errno == errno.ENOSPC
     with pytest.raises(UserError, match="of the user"):
