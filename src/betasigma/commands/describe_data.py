@@ -54,12 +54,7 @@ def keep_description(run: Path, found: dict[str, Any]) -> None:
 
 
 def warn_of_other_splits(run: Path, found: dict[str, Any]) -> None:
-    """Warn where the data that a run is measured on are not split as those that it has seen.
-
-    Args:
-        run: its directory; one without a description says nothing.
-        found: what the data are found to be now.
-    """
+    """Warn where the data that a run is measured on are not split as those that it has seen."""
     for split in changed_splits(read_json(run / DATA), found):
         warn(
             f"the {split} split is not the one that {short(run)} has recorded in {DATA}: it may "

@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has ended: metrics, model and sampler.
-
-    Args:
-        directory: of the run.
-    """
+    """A run that has ended: metrics, model and sampler."""
 
     directory: Path
 

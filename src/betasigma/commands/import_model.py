@@ -95,12 +95,7 @@ def describe(readable: Readable, display: Display) -> None:
 
 
 def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
-    """Read and check a published model, all of it before anything is written.
-
-    Args:
-        asked: what to read, and what is said of it.
-        source: the file, where it is open already.
-    """
+    """Read and check a published model, all of it before anything is written."""
     if source is None:
         source = open_weights(Path(asked.source))
     form = _format(source, asked.format)

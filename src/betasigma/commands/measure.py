@@ -75,16 +75,7 @@ def results(found: Sequence[Measurement]) -> list[Result]:
 
 
 class Meter:
-    """Draws samples and measures them. The extractor is built at the first measurement.
-
-    Args:
-        config: with ``evaluation``, ``hardware``, ``seed`` and ``guidance``.
-        data: the real images.
-        sampler: draws the samples.
-        loggers: where measurements go.
-        display: where progress is shown.
-        labels: classes of the samples, taken in turn; ``None`` for all.
-    """
+    """Draws samples and measures them. The extractor is built at the first measurement."""
 
     def __init__(
         self,
@@ -154,12 +145,7 @@ def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
 
 
 def with_measured(content: Config, nfe: int) -> Config:
-    """The config of a training run with the number of samples that are measured at its end.
-
-    Args:
-        content: the config.
-        nfe: network evaluations of a sample.
-    """
+    """The config of a training run with the number of samples that are measured at its end."""
     measured = {**content["evaluation"], "n": measured_samples(content, nfe)}
     return {**content, "evaluation": measured}
 

@@ -40,11 +40,6 @@ def gpu_name(content: Config) -> str | None:
 def shown_config(content: Mapping[str, Any], run: Path, environment: Mapping[str, Any]) -> Config:
     """The config as a dashboard is sent it: with the sweep that the run is a job of, and ``run``:
     its directory, commit, GPU and cost (see :func:`cost_of`).
-
-    Args:
-        content: the config.
-        run: the run directory.
-        environment: of its last start, as it is kept in the directory.
     """
     git, cost = (environment.get(key) or {} for key in ("git", "cost"))
     facts = {"git_commit": git.get("commit"), "gpu": environment.get("gpu"), **cost}

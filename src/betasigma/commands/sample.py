@@ -112,14 +112,7 @@ class DrawnBatch(NamedTuple):
 
 
 class Draw:
-    """Draws samples by seed and index, each with the label that its index says.
-
-    Args:
-        denoiser: the model, with its guidance.
-        sampler: of the samples.
-        labels: class labels, taken in turn; otherwise every class in turn.
-        batch_size: drawn at once.
-    """
+    """Draws samples by seed and index, each with the label that its index says."""
 
     def __init__(
         self,

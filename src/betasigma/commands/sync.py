@@ -137,11 +137,7 @@ def connect(timeout: float) -> Any:
 
 
 def send(run: Path, place: Recipient) -> str:
-    """Send what the server lacks of a run.
-
-    Returns:
-        What was sent.
-    """
+    """Send what the server lacks of a run."""
     identity = None if place.again else directory.wandb_id(run)
     legs = sorted((run / directory.WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"), key=_begun)
     trained = (run / directory.CONFIG).is_file()
@@ -295,11 +291,7 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
 
 
 def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int:
-    """Send the checkpoints that the run's config wants there; those that are there stay.
-
-    Returns:
-        How many.
-    """
+    """Send the checkpoints that the run's config wants there; those that are there stay."""
     which = str(place.options(saved)["artifacts"])
     identity, files = directory.wandb_id(run), list(to_keep(run / CHECKPOINTS, which))
     if not files or identity is None:

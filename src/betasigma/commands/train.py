@@ -95,12 +95,7 @@ from betasigma.version import VERSION
 
 
 def train(config: DictConfig, start: Start) -> FinishedRun:
-    """Train a model, or continue one, and leave a complete run directory.
-
-    Args:
-        config: composed and checked.
-        start: how the run was started, and where.
-    """
+    """Train a model, or continue one, and leave a complete run directory."""
     content: Config = check_run(config).content
     with queued_again(start.directory), caught_signals():
         return _train(content, start)

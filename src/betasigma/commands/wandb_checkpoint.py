@@ -52,10 +52,6 @@ def fetch_named(name: str) -> Path:
 def fetch(entity: str, project: str, run: str, which: str | None = None) -> Path:
     """Fetch the checkpoint of a run, unless it is here already.
 
-    Args:
-        entity, project, run: where it is.
-        which: its alias or version; by default the best.
-
     Returns:
         Its path, in the cache.
     """

@@ -27,9 +27,6 @@ class SweepLoader(ConfigLoaderImpl):
     choice of groups once. On a copy of that Hydra sets the values of each job.
 
     A file that changes in its lifetime is not read again.
-
-    Args:
-        path: where configs are.
     """
 
     def __init__(self, path: ConfigSearchPath) -> None:

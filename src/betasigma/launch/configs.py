@@ -79,13 +79,7 @@ class ConfigFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Configs:
-    """Configs over the whole search path of an app.
-
-    Args:
-        folder: the app's own config tree.
-        config_name: its primary config, unless the command line names another.
-        line: the command line, which may add to the search path.
-    """
+    """Configs over the whole search path of an app."""
 
     folder: Path
     config_name: str
@@ -243,9 +237,6 @@ class Studies:
 
     A point chooses a whole model. A point together with another override that chooses the model
     would be ambiguous.
-
-    Args:
-        config: as Hydra composed it; it knows where configs are, ``hydra.searchpath`` included.
     """
 
     def __init__(self, config: DictConfig) -> None:

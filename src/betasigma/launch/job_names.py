@@ -20,11 +20,6 @@ def short_keys(swept: Sequence[str], known: Iterable[str], groups: Iterable[str]
     """Return the short form of each swept key.
 
     ``optimizer.lr`` becomes ``lr`` if no other key of the config ends in ``lr``.
-
-    Args:
-        swept: keys, as typed.
-        known: every key of the config, with dots.
-        groups: names of the config groups.
     """
     ends = Counter(key.rpartition(".")[2] for key in known)
     written = {}

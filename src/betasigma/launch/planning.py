@@ -111,13 +111,7 @@ def set_key(config: DictConfig, key: str, value: Any) -> None:
 
 
 class Planner:
-    """Finds out which jobs a command with ``-m`` launches.
-
-    Args:
-        config: the common config of the sweep; its directory is set where one is continued.
-        task: overrides, as typed.
-        app: that each job runs.
-    """
+    """Finds out which jobs a command with ``-m`` launches."""
 
     def __init__(self, config: DictConfig, task: list[str], app: str) -> None:
         self._config, self._task, self._app = config, task, app
@@ -199,13 +193,7 @@ class Planner:
         known: list[sweep_record.RecordedJob],
         swept: Sequence[str] = (),
     ) -> Plan:
-        """Plan those of the wanted jobs that are left to do.
-
-        Args:
-            wanted: overrides of each job, by its directory.
-            known: jobs that the sweep had before.
-            swept: keys that differ between jobs.
-        """
+        """Plan those of the wanted jobs that are left to do."""
         directory = Path(self._config.hydra.sweep.dir)
         states: dict[str, job_states.JobState] = {}
         if known:
@@ -412,13 +400,7 @@ def is_basic(sweeper: Any) -> bool:
 
 
 def expand(sweeper: DictConfig, typed: list[str], loader: ConfigLoader) -> Expansion:
-    """List the jobs of a sweep.
-
-    Args:
-        sweeper: ``hydra.sweeper``. Its ``params`` come before the overrides.
-        typed: overrides on the command line.
-        loader: resolves ``glob(*)``.
-    """
+    """List the jobs of a sweep."""
     params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *typed])
     last = {override.get_key_element(): override for override in parsed}

@@ -39,11 +39,7 @@ from betasigma.training.account import logged_in
 
 
 class Preflight(Callback):
-    """Checks a run's config, or every config of a sweep, before anything starts.
-
-    Args:
-        app: name of the app whose checks apply: a key of ``CHECKS``.
-    """
+    """Checks a run's config, or every config of a sweep, before anything starts."""
 
     def __init__(self, app: str) -> None:
         self._name, self._app = app, CHECKS[app]

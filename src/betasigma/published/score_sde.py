@@ -156,13 +156,7 @@ class ScoreSdeDDPM(ModelFormat):
 
 
 def refuse_others(name: str, settings: Settings, read: Mapping[str, tuple[Any, ...]]) -> None:
-    """Refuse settings that ours does not compute.
-
-    Args:
-        name: of the format.
-        settings: of the file.
-        read: values of each setting that are read.
-    """
+    """Refuse settings that ours does not compute."""
     for key, values in read.items():
         if settings[key] not in values:
             raise UserError(
@@ -184,13 +178,7 @@ def vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def ve_config(network: config_nodes.Node, settings: Settings, **others: Any) -> config_nodes.Node:
-    """A model of the VE SDE, sampled as they do.
-
-    Args:
-        network: its node.
-        settings: of the file.
-        others: of :func:`~betasigma.published.config_nodes.ncsn_config`.
-    """
+    """A model of the VE SDE, sampled as they do."""
     sampler = {"_target_": "betasigma.samplers.PredictorCorrector", "snr": settings["snr"]}
     told = {
         "sigma_max": settings["sigma_max"],

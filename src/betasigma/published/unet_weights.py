@@ -26,12 +26,7 @@ is ``None`` for the layer between this level and the next; ``("middle", 0, 0 | 1
 
 
 class Tensors:
-    """Tensors of a file, each to be taken once.
-
-    Args:
-        tensors: by name.
-        named: the file, for messages: ``from=model.pt``.
-    """
+    """Tensors of a file, each to be taken once."""
 
     def __init__(self, tensors: Mapping[str, Tensor], named: str) -> None:
         self._left = dict(tensors)

@@ -62,10 +62,6 @@ class WeightFile:
 def read_weights(file: Path, key: str = "from") -> Any:
     """Content of a file of weights, with tensors on the CPU and not yet in memory where the file
     can be mapped.
-
-    Args:
-        file: ``.safetensors``, or what ``torch.save`` wrote.
-        key: the config key that named it.
     """
     try:
         refuse_code(file, key)

@@ -31,14 +31,7 @@ COLUMNS = ["job", "state", "step", "steps/s", "left", "node", "SLURM", "error"]
 def show_jobs(
     sweep: Path, jobs: Sequence[job_states.JobState], display: Display, most: int | None = None
 ) -> None:
-    """Print the jobs of a sweep as a table.
-
-    Args:
-        sweep: its directory.
-        jobs: all of them.
-        display: where.
-        most: of more jobs than these, those that have finished are only counted.
-    """
+    """Print the jobs of a sweep as a table."""
     states = Counter(job.state for job in jobs)
     counts = ", ".join(f"{number} {state}" for state, number in states.most_common())
     all_of_them = most is None or len(jobs) <= most
@@ -73,9 +66,6 @@ def end_sweep(
     """Print what a sweep ends with: its jobs, and one table of what the finished ones measured.
 
     Training runs that differ only in the seed share a row; an evaluation is one row.
-
-    Returns:
-        The jobs.
     """
     from betasigma.report.tables import report_evaluations, report_runs  # seconds, with PyTorch
 

@@ -62,12 +62,7 @@ def sampler_of(run: Run) -> tuple[str, dict[str, str]]:
 
 
 def results(rows: Sequence[Mapping[str, str]], prefix: str) -> Values:
-    """Last distances, likelihoods and denoising error by column, with n and NFE of the samples.
-
-    Args:
-        rows: of a record.
-        prefix: of their metrics: ``val``, or ``eval`` of an evaluation.
-    """
+    """Last distances, likelihoods and denoising error by column, with n and NFE of the samples."""
     found: Values = {}
     for column, row in _by_column(rows, prefix):
         found[column] = float(row["value"])

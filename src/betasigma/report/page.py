@@ -96,12 +96,7 @@ NAMES = frozenset({"127.0.0.1", "localhost"})
 
 
 class Pages:
-    """The page of some runs, read again when a file has changed.
-
-    Args:
-        read: describes the runs.
-        changed: a digest of the state of their files.
-    """
+    """The page of some runs, read again when a file has changed."""
 
     def __init__(self, read: Callable[[], dict[str, Any]], changed: Callable[[], object]) -> None:
         self._read, self._changed = read, changed

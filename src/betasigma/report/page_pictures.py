@@ -54,13 +54,7 @@ class Tiles(NamedTuple):
 
 
 class Album:
-    """Pictures of runs, all of them in about :data:`BYTES`.
-
-    Args:
-        runs: how many.
-        options: of the panel that shows them.
-        load: finds training images; it is asked once for each set of data.
-    """
+    """Pictures of runs, all of them in about :data:`BYTES`."""
 
     def __init__(self, runs: int, options: SamplesOptions, load: Load) -> None:
         self._share = BYTES // max(1, runs)

@@ -340,14 +340,7 @@ class Sheet(NamedTuple):
 
 
 def draw_sheets(sheets: Sequence[Sheet], note: str, path: Path, look: DrawingOptions) -> Path:
-    """Draw sheets one below the other.
-
-    Args:
-        sheets: with as many columns each.
-        note: what the names of the columns, or the captions, are.
-        path: of the picture.
-        look: how it is written.
-    """
+    """Draw sheets one below the other."""
     columns = max(len(sheet.columns) for sheet in sheets)
     longest = max(len(row) for sheet in sheets for row in sheet.rows)
     heights = [_tops(sheet)[-1] for sheet in sheets]

@@ -69,12 +69,7 @@ class Run:
 
 
 def read_run(path: Path, config: str = CONFIG) -> Run:
-    """Read a run directory.
-
-    Args:
-        path: the directory.
-        config: which file in it has the config.
-    """
+    """Read a run directory."""
     record = Record.of(path)
     lacks = [name for name in (METRICS, config) if not (path / name).is_file()]
     if not path.is_dir():

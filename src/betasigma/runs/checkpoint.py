@@ -32,11 +32,6 @@ MOMENTS = "moments"
 def save(checkpoint: dict[str, Any], path: str | Path, keep: Path | None = None) -> None:
     """Write ``checkpoint``, with its header under ``"betasigma"``, to ``path``.
 
-    Args:
-        checkpoint: plain tensors and plain containers.
-        path: the destination.
-        keep: what has been there so far stays under this name.
-
     Raises:
         OSError: if it cannot be written; a checkpoint already at ``path`` is then untouched.
         UserError: if it is not plain, so that :func:`read` would refuse it.

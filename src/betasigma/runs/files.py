@@ -105,11 +105,6 @@ def _keep(path: Path, name: Path) -> None:
 def write_patiently(write: Callable[[], object], path: Path, patience: float = 0.0) -> None:
     """Write a file of a run; where there is no space for it, wait for some and write it then.
 
-    Args:
-        write: writes it as a whole, or leaves it as it was.
-        path: what it writes, for the message.
-        patience: seconds to wait.
-
     Raises:
         UserError: where it cannot be written, or there is still no space.
     """

@@ -52,11 +52,6 @@ def checkpoint_path(run: str | Path, key: str = "run", which: str = "last") -> P
     """The checkpoint meant by a run directory or a checkpoint's path.
 
     Of a run directory whose last checkpoint cannot be read it is the one before, with a warning.
-
-    Args:
-        run: either of them.
-        key: the config key that named it.
-        which: ``last`` or ``best`` of a run directory.
     """
     path = Path(run)
     if path.is_file():

@@ -73,11 +73,7 @@ def current_name(text: str) -> str:
 
 
 class Record:
-    """Appends to a metrics file, and reads it back.
-
-    Args:
-        path: the file; the first row creates it, with its header.
-    """
+    """Appends to a metrics file, and reads it back."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -194,11 +194,7 @@ class Activity(NamedTuple):
 
 
 class ActivityLog:
-    """Keeps the newest state of each piece of work of a run in its directory.
-
-    Args:
-        run: the directory.
-    """
+    """Keeps the newest state of each piece of work of a run in its directory."""
 
     def __init__(self, run: Path) -> None:
         self._run = run

@@ -94,12 +94,7 @@ def read_sweep(directory: Path) -> SweepRecord | None:
 
 
 def note_slurm_jobs(directory: Path, started: Mapping[str, str]) -> None:
-    """Note in a sweep's record which jobs SLURM has taken.
-
-    Args:
-        directory: of the sweep.
-        started: SLURM's id of each job, by the job's directory.
-    """
+    """Note in a sweep's record which jobs SLURM has taken."""
     record = read_sweep(directory)
     if record is not None:
         jobs = [job._replace(slurm=started.get(job.directory, job.slurm)) for job in record.jobs]

@@ -62,11 +62,6 @@ def wandb_place(
 ) -> dict[str, Any]:
     """Where a run appears, as arguments of ``wandb.init``: what the config says, else what the
     variables of Weights & Biases say, else what the run itself says. Tags are all of these.
-
-    Args:
-        settings: the ``logger`` node.
-        config: with ``name``, ``tags`` and, in a sweep, its id.
-        run: the run directory.
     """
     sweep = config.get(SWEEP)
 

@@ -200,10 +200,6 @@ class KeptCheckpoints(Callback):
     """Sends checkpoints: the best at the end, or all, each after it is written.
 
     It stands behind the callback that writes them.
-
-    Args:
-        folder: where they are.
-        which: of them.
     """
 
     def __init__(self, folder: Path, which: Kept) -> None:

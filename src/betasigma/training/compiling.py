@@ -96,14 +96,6 @@ def compile_for_sampling(
 ) -> None:
     """Compile a network that is about to draw samples, if ``hardware`` says so or leaves it open
     and drawing them takes long enough.
-
-    Args:
-        denoiser: where it computes.
-        hardware: the config's node.
-        sampler: how samples are drawn.
-        n: how many.
-        batch_size: how many at once.
-        display: where the decision is said.
     """
     if not isinstance(denoiser, Denoiser) or is_compiled(denoiser.network) or n < 1:
         return

@@ -113,11 +113,7 @@ REMEMBERED = 20
 
 
 class TimedCallback(StepCallback):
-    """Measures the time of steps, without that of validations.
-
-    Args:
-        watch: of the steps.
-    """
+    """Measures the time of steps, without that of validations."""
 
     def __init__(self, watch: Stopwatch) -> None:
         super().__init__()
@@ -139,12 +135,6 @@ class Estimate(TimedCallback):
     The first step is left out, in which libraries start and a network is compiled, and so are
     validations. Only a measured step tells the time of one: it depends on the machine, the network
     and whoever else computes there.
-
-    Args:
-        display: where it is said.
-        forecast: how long the rest takes.
-        batch_size: examples per step.
-        total: steps of the whole run.
     """
 
     def __init__(self, display: Display, forecast: Forecast, batch_size: int, total: int) -> None:
@@ -177,13 +167,6 @@ class Estimate(TimedCallback):
 class Metrics(TimedCallback):
     """Logs objective, denoising error, learning rate and speed every ``every`` steps. The speed is
     that of all steps since the last value, pauses left out.
-
-    Args:
-        watch: measures the time of the steps.
-        every: steps between two values.
-        data: says on how many images a validation is made.
-        batch_size: examples per step.
-        total: steps of the whole run.
     """
 
     def __init__(
@@ -232,14 +215,6 @@ class ShowProgress(StepCallback):
 
     It acts before :class:`Metrics`, whose means begin anew when they are logged, and before
     ``checkpoints``, which take over what is better.
-
-    Args:
-        display: where it is shown.
-        watch: of the run.
-        forecast: how long the rest takes.
-        checkpoints: know the best validation so far.
-        batch_size: examples per step.
-        total: steps of the whole run.
     """
 
     def __init__(

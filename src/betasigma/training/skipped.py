@@ -28,13 +28,7 @@ class NotFinite(UserError):
 
 
 class SkippedSteps(StepCallback):
-    """Counts steps that were skipped, and stops a run that skips too many in a row.
-
-    Args:
-        limit: steps in a row that may be skipped.
-        log_every: steps between two values of the log.
-        run: the run directory.
-    """
+    """Counts steps that were skipped, and stops a run that skips too many in a row."""
 
     def __init__(self, limit: int, log_every: int, run: Path) -> None:
         super().__init__()

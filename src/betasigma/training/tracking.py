@@ -150,12 +150,7 @@ class WandbRun(WandbLogger):
 
 
 class RecordLogger(Logger):
-    """Lightning's view of the run directory's metrics.csv.
-
-    Args:
-        record: the file.
-        wait: seconds to wait for space on the disk.
-    """
+    """Lightning's view of the run directory's metrics.csv."""
 
     def __init__(self, record: Record, wait: float = 0.0) -> None:
         super().__init__()

@@ -64,10 +64,6 @@ FEWEST = 16
 def shown_samples(content: Config, nfe: int) -> int:
     """How many samples the last grid has: those that are asked for, else ``GRID_SAMPLES`` or as
     many as cost no more than the training of the whole run; at least ``FEWEST_SHOWN``.
-
-    Args:
-        content: the whole config.
-        nfe: network evaluations of a sample.
     """
     asked: int | None = content["training"]["num_samples"]
     if asked is not None or not content["steps"]:
@@ -123,14 +119,7 @@ GRID_SAMPLES, FEWEST_SHOWN = 64, 4
 def make_trainer(
     content: Config, run: Path, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
-    """The Trainer of a run.
-
-    Args:
-        content: the whole config.
-        run: the run directory, into which a profiler writes its report.
-        callbacks: all of them, in the order in which they act.
-        loggers: of this process; none except on the first.
-    """
+    """The Trainer of a run."""
     settings, hardware = content["training"], content["hardware"]
     strategy: str | Strategy = hardware["strategy"]
     if strategy == "fsdp":
