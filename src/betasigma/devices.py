@@ -29,9 +29,6 @@ def precision_of(hardware: Config) -> torch.dtype | None:
 def computes_bf16(accelerator: str) -> bool:
     """Whether what computes has instructions for bf16; without, it is emulated, which takes many
     times as long as float32.
-
-    Args:
-        accelerator: of the hardware config.
     """
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_capability() >= (8, 0)

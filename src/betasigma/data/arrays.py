@@ -76,13 +76,7 @@ class ArrayFile:
     def facts(
         self, name: str, sides: tuple[int, int] | None = None, channels: int | None = None
     ) -> DataFacts:
-        """What other groups ask of the data.
-
-        Args:
-            name: of the data set.
-            sides: height and width to which images are brought.
-            channels: that they are said to have.
-        """
+        """What other groups ask of the data."""
         if sides and len(self.shape) == 1:
             raise UserError(
                 f"data.image_size does not apply to data.root={self.path}, which holds points of "

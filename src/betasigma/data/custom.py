@@ -201,10 +201,6 @@ def as_examples(
 def held_out(whole: InMemory, key: str = KEY) -> tuple[InMemory, InMemory]:
     """Split into train and test by the content of the examples.
 
-    Args:
-        whole: all of them.
-        key: of the config that names the data, for messages.
-
     Raises:
         UserError: if there are fewer than two.
     """

@@ -93,12 +93,7 @@ def _find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile:
 def described_facts(
     node: Mapping[str, Any], found: Listing | HubTable | ArrayFile | None = None
 ) -> DataFacts:
-    """Return the same facts without looking for files, except those of an array.
-
-    Args:
-        node: the ``data`` node.
-        found: the files that a user brings; ``None`` to look for them if they are asked about.
-    """
+    """Return the same facts without looking for files, except those of an array."""
     name, mixture = node["name"], node.get("mixture", DataOptions.DEFAULTS["mixture"])
     image_size, channels = node.get("image_size"), node.get("channels")
     if name == "array":

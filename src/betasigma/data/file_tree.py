@@ -43,11 +43,7 @@ class LeftOut:
 
 
 class Files:
-    """A folder, or a zip archive.
-
-    Args:
-        root: of either.
-    """
+    """A folder, or a zip archive."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

@@ -438,11 +438,7 @@ class ImageFiles:
         )
 
     def warn_of_losses(self, keys: bool = True) -> None:
-        """Look at some images for what a user should know of all.
-
-        Args:
-            keys: name those of the data that change it.
-        """
+        """Look at some images for what a user should know of all."""
         count = len(self)
         numbers = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).round().astype(int))
         names = [self._images.names[number] for number in numbers]

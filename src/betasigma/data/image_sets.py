@@ -142,11 +142,7 @@ def _array(path: Path, key: str, shape: tuple[int, ...] | None) -> InMemory:
 
 
 class ReferenceImages:
-    """A set of images in the place of a data set's training split, which is its only one.
-
-    Args:
-        source: the images.
-    """
+    """A set of images in the place of a data set's training split, which is its only one."""
 
     def __init__(self, source: Source) -> None:
         self.source = source

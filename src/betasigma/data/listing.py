@@ -125,11 +125,6 @@ def _splits_in(folder: str) -> set[str]:
 def list_folder(root: Path, layout: Layout | None = None, labels: str | None = None) -> Listing:
     """Find the images of a folder or a zip archive, in the order of their names.
 
-    Args:
-        root: the folder, or the archive.
-        layout: what its folders mean; ``None`` to read it off their names.
-        labels: a file of labels; ``None`` for the archive's own where it has one.
-
     Raises:
         UserError: if there are too few for a train and a test split, or the folders can be read in
             two ways.
@@ -469,12 +464,7 @@ def _once(
 
 
 def hold_out(names: Sequence[str], key: Callable[[str], str]) -> tuple[list[str], list[str]]:
-    """Train and test names; each has at least one where there are two names or more.
-
-    Args:
-        names: in order.
-        key: what the split of an image depends on.
-    """
+    """Train and test names; each has at least one where there are two names or more."""
     ranks = {name: _hash(key(name)) for name in names}
     ranked = sorted(names, key=ranks.__getitem__)
     count = sum(rank < HELD_OUT * 2**64 for rank in ranks.values())

@@ -93,11 +93,7 @@ def worker_failure(error: BaseException) -> UserError | None:
 
 @dataclass
 class SizedBatches(Batches):
-    """Batches of an order that ends.
-
-    Args:
-        length: number of batches.
-    """
+    """Batches of an order that ends."""
 
     length: int = 0
 
