@@ -88,7 +88,7 @@ def panels(
 
 
 def family_colours(families: Sequence[str]) -> list[str]:
-    """A colour for each of several lines: that of its family, in shades where a family has several."""
+    """A colour for each line: that of its family, in shades where a family has several."""
     others = sorted({family for family in families if family not in FAMILIES})
     base = {**FAMILIES, **{name: OTHERS[i % len(OTHERS)] for i, name in enumerate(others)}}
     seen: dict[str, int] = {}

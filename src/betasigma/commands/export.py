@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from omegaconf import DictConfig
 
 from betasigma.commands.config import parsed, saved_header
@@ -16,7 +17,6 @@ from betasigma.display import Display, plain_warnings
 from betasigma.errors import UserError
 from betasigma.exports import graphs
 from betasigma.exports.diffusers_folder import INDEX, WEIGHTS_FILE, pipeline_folder, schedule_of
-from betasigma.exports.model_card import model_card
 from betasigma.options.apps import Export, Target
 from betasigma.options.base import parse_component
 from betasigma.report.measurements import DISTANCE
@@ -193,3 +193,48 @@ def _figures(directory: Path) -> list[dict[str, str]]:
         }
         for metric, row in last.items()
     ]
+
+
+def model_card(
+    name: str,
+    facts: Mapping[str, str],
+    figures: Sequence[Mapping[str, str]],
+    use: str,
+    tags: Sequence[str],
+) -> str:
+    """README.md of an exported model: Markdown with the front matter that hubs read."""
+    front = {
+        "license": facts["licence"].lower(),
+        "library_name": tags[0],
+        "tags": list(tags),
+        "datasets": [facts["data"]],
+    }
+    parts = [
+        "---",
+        yaml.safe_dump(front, sort_keys=False).rstrip(),
+        "---",
+        "",
+        f"# {name}",
+        "",
+        *_table([{"": key, " ": value} for key, value in facts.items()]),
+        "",
+        "## Figures",
+        "",
+        *(_table(figures) if figures else ["Nothing was measured of it."]),
+        "",
+        "## Use",
+        "",
+        "```python",
+        use.strip(),
+        "```",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Markdown rows of one set of keys."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns), *([row[c] for c in columns] for row in rows)]
+    shown = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in lines]
+    return ["| " + " | ".join(line) + " |" for line in shown]

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.options.cluster import SlurmOptions
+from betasigma.options.hardware import SlurmOptions
 from betasigma.options.training import check_division
 from betasigma.runs.slurm_queue import partitions
 

@@ -16,7 +16,7 @@ from hydra.types import HydraContext
 from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
 from betasigma.options import plugins
-from betasigma.options.cluster import CodeSource
+from betasigma.options.hardware import CodeSource
 from betasigma.runs.directory import COMMIT, git_state, short
 from betasigma.runs.files import new_folder, write_json
 from betasigma.runs.sweep_record import read_sweep
