@@ -223,15 +223,14 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
             # of several processes the first holds the lock of the run directory
             held = locked(start.directory) if process_rank() == 0 else nullcontext()
             with held, recorded(start.directory, start.job):
-                consent.allow_typed(
-                    start.overrides
-                )  # a cluster's worker has not seen the command line
+                # again: a cluster's worker has not seen the command line
+                consent.allow_typed(start.overrides)
                 consent.check_consent(config)
                 if HydraConfig.get().job.chdir:
                     make_absolute(config, start.here)
                 if start.job is not None:
                     refuse_changed(start.directory)
-                if start.job is not None:  # its sweeper may have chosen values that nobody checked
+                    # its sweeper may have chosen values that nobody checked
                     CHECKS[name].check(config, start.overrides)
                     CHECKS[name].enter(config, start.overrides, start.directory)
                 return _done(task, config, start)
