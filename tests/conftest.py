@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import TINY, Finished, Launch, Outcome, launch
+from launching import TINY, Finished, Launch, Outcome, files_read_once, launch
 from torch import Tensor, nn
 
 from betasigma.options import plugins
@@ -24,12 +24,16 @@ from betasigma.options import plugins
 
 @pytest.fixture(scope="session", autouse=True)
 def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No account, no caches and no data of whoever runs the tests; one thread for each worker."""
+    """No account, no caches and no data of whoever runs the tests; one thread for each worker; no
+    waiting for the disk, since processes are killed here and machines are not; each config file
+    is parsed once.
+    """
     home = tmp_path_factory.mktemp("home")
     # a shell has what it starts in the background ignore Ctrl-C, and the tests press it
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, files_read_once():
         patch.setenv("HOME", str(home))
+        patch.setattr(os, "fsync", lambda descriptor: None)
         if "PYTEST_XDIST_WORKER" in os.environ:
             torch.set_num_threads(1)
         # a number of its own for each process, by what is idle, would change the last bits

@@ -10,13 +10,20 @@ import contextlib
 import importlib.util
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import patch
+
+from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = (
@@ -94,12 +101,48 @@ def command(app: str) -> Callable[[], None]:
     return module.main
 
 
+@contextlib.contextmanager
+def files_read_once() -> Iterator[None]:
+    """Have Hydra parse a config file again only where it has changed: together the tests compose
+    some thousand configs.
+    """
+    Plugins.instance()  # finds its sources of configs
+    files = SourcesRegistry.instance().resolve("file")
+    load, known = files.load_config, dict[tuple[object, ...], bytes]()
+
+    def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
+        path = Path(self.path, self._normalize_file_name(config_path))
+        if not path.is_file():
+            return load(self, config_path)
+        state = path.stat()
+        key = (self.provider, self.path, path, state.st_mtime_ns, state.st_size)
+        if key not in known:
+            known[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(known[key])
+
+    with patch.object(files, "load_config", load_config):
+        yield
+
+
+def composed_once(words: Sequence[str]) -> contextlib.AbstractContextManager[object]:
+    """Keep Hydra from composing a config one time more, to see whether ``hydra.mode`` is said in
+    it. Here it can only be typed.
+    """
+    if any("hydra.mode" in word for word in words):
+        return contextlib.nullcontext()
+    return patch.object(Hydra, "get_mode", return_value=None)
+
+
 def launch(app: str, *words: str) -> Outcome:
     """Run ``python <app>.py <words>`` here."""
     sys.argv = [f"{app}.py", *words]
     out, err = io.StringIO(), io.StringIO()
     status = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        composed_once(words),
+    ):
         try:
             command(app)()
         except SystemExit as end:
@@ -134,5 +177,6 @@ def typed(
 
 
 if __name__ == "__main__":
-    report: list[object] = [launch(*words) for words in json.load(sys.stdin)]
+    with files_read_once():
+        report: list[object] = [launch(*words) for words in json.load(sys.stdin)]
     print(json.dumps([*report, [name for name in HEAVY if name in sys.modules]]))

@@ -12,6 +12,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import import_module, metadata
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +24,7 @@ from packaging.utils import canonicalize_name
 
 import betasigma
 from betasigma.errors import UserError
+from betasigma.launch.cli import main
 from betasigma.schedules import VarianceExploding, VariancePreserving
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -75,17 +77,23 @@ def imported(*roots: Path) -> set[str]:
     """
     files = [f for root in roots for f in ([root] if root.is_file() else root.rglob("*.py"))]
     local = {f.stem for f in files} | {f.parent.name for f in files} | {"betasigma"}
-    names: set[str] = set()
-    for file in files:
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                names.add(node.module.partition(".")[0])
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) == "find_spec":
-                named = [a.value for a in node.args if isinstance(a, ast.Constant)]
-                names |= {str(name).partition(".")[0] for name in named}
+    names = set().union(*map(imported_by, files))
     return names - local - set(sys.stdlib_module_names)
+
+
+@cache
+def imported_by(file: Path) -> set[str]:
+    """The same of one file, with all that it imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", None) == "find_spec":
+            named = [a.value for a in node.args if isinstance(a, ast.Constant)]
+            names |= {str(name).partition(".")[0] for name in named}
+    return names
 
 
 def declared(*extras: str) -> set[str]:
@@ -102,9 +110,12 @@ def declared(*extras: str) -> set[str]:
     return found
 
 
+packages_distributions = cache(metadata.packages_distributions)
+
+
 def distributions(packages: Iterable[str]) -> dict[str, set[str]]:
     """Which distributions a package can come from: the installed ones, else that of its name."""
-    known = metadata.packages_distributions()
+    known = packages_distributions()
     return {name: {canonicalize_name(d) for d in known.get(name, [name])} for name in packages}
 
 
@@ -166,17 +177,20 @@ def ran(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def program(*words: str) -> subprocess.CompletedProcess[str]:
-    return ran(sys.executable, "-m", "betasigma", *words)
-
-
-def test_without_a_command_the_commands_are_listed() -> None:
-    shown = program("--help")
+def test_without_a_command_the_commands_are_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = ran(sys.executable, "-m", "betasigma", "--help")
     assert shown.returncode == 0
-    assert program().stdout == shown.stdout
     for name in ("train", "sample", "edit", "evaluate", "compare"):
         assert f"\n  {name} " in shown.stdout
-    assert program("--version").stdout == f"betasigma {betasigma.__version__}\n"
+    for words, told in (
+        ([], shown.stdout),
+        (["--version"], f"betasigma {betasigma.__version__}\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["betasigma", *words])
+        main()
+        assert capsys.readouterr().out == told
 
 
 @pytest.mark.parametrize(
@@ -191,11 +205,19 @@ def test_without_a_command_the_commands_are_listed() -> None:
         ("-m", "-m belongs behind a command: betasigma train -m"),
     ],
 )
-def test_a_word_that_is_no_command_is_refused_in_one_sentence(word: str, sentence: str) -> None:
-    done = program(word)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {sentence}")
-    assert done.stderr.count("\n") == 1
+def test_a_word_that_is_no_command_is_refused_in_one_sentence(
+    word: str,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["betasigma", word])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {sentence}")
+    assert told.count("\n") == 1
 
 
 # ---------------------------------------------------------------- installed
@@ -307,7 +329,7 @@ class Terminal:
         os.close(self.master)
 
 
-@pytest.fixture(params=list(BARE))
+@pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.slow)])
 def terminal(
     request: pytest.FixtureRequest, tmp_path: Path, shell: dict[str, str]
 ) -> Iterator[Terminal]:

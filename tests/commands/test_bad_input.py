@@ -42,6 +42,7 @@ BAD = {
     "train steps": r"steps is not an override; write key=value",
     "train tags=[a": r"cannot be read",
     "train ~steps": r"steps has no value",
+    "train --help model=ncsx": r"model=ncsx is unknown",
     # knobs of another schedule or sampler
     "train model=ddpm sigma.levels=10": r"=10 .*geometric or geometric_auto \(model=ncsn\)",
     "train model=ddpm +sigma.levels=10": r"sigma\.levels=10 .*schedule=linear.*model=ncsn",
@@ -186,6 +187,24 @@ BAD = {
 """Commands, and what they must say."""
 
 
+SHOWN = {
+    "train --help": ["sampler: "],
+    "sample --help": ["sampler: "],
+    "train model=ncsn --help sigma.levels=7": [
+        "levels: 7",
+        "schedule: cosine, geometric",
+        "train.py -m model=ddpm,ncsn",
+    ],
+    # help comes before whatever else is asked for
+    "train -m --help model=ncsn": ["betasigma:", "levels: 10"],
+    "train --cfg hydra --help model=ncsn": ["betasigma:", "levels: 10"],
+    "train --info --help model=ncsn": ["betasigma:", "levels: 10"],
+    "train -c job -m --help model=ncsn": ["betasigma:", "levels: 10"],
+    "train --cfg job model=ncsn sigma.levels=7": ["levels: 7"],
+}
+"""Commands that only show something, and what they show."""
+
+
 class Strangers(NamedTuple):
     """Files from elsewhere."""
 
@@ -229,7 +248,8 @@ def report(tmp_path_factory: pytest.TempPathFactory, strangers: Strangers) -> Re
     """What came of all commands, in one process."""
     cwd = tmp_path_factory.mktemp("cwd")
     names = {"here": strangers.folder, "run": strangers.run}
-    words = [[word.format(**names) for word in line.split()] for line in BAD]
+    lines = [*BAD, *SHOWN]
+    words = [[word.format(**names) for word in line.split()] for line in lines]
     done = subprocess.run(
         [sys.executable, launching.__file__],
         input=json.dumps(words),
@@ -239,7 +259,7 @@ def report(tmp_path_factory: pytest.TempPathFactory, strangers: Strangers) -> Re
         check=True,
     )
     *outcomes, heavy = json.loads(done.stdout)
-    named = {line: Outcome(*outcome) for line, outcome in zip(BAD, outcomes, strict=True)}
+    named = {line: Outcome(*outcome) for line, outcome in zip(lines, outcomes, strict=True)}
     return Report(named, heavy, sorted(cwd.rglob("*")))
 
 
@@ -253,7 +273,16 @@ def test_one_sentence_and_status_one(report: Report, line: str) -> None:
     assert outcome.out == ""
 
 
-def test_refusing_imports_nothing_heavy_and_leaves_nothing_behind(report: Report) -> None:
+@pytest.mark.parametrize("line", SHOWN)
+def test_what_is_asked_for_is_shown(report: Report, line: str) -> None:
+    outcome = report.outcomes[line]
+    assert (outcome.status, outcome.err) == (0, "")
+    for words in SHOWN[line]:
+        assert words in outcome.out
+    assert outcome.out.startswith("betasigma:") is ("--help" in line)
+
+
+def test_refusing_and_showing_import_nothing_heavy_and_leaves_nothing_behind(report: Report) -> None:
     assert report.heavy == []
     assert report.left == []
 
@@ -268,10 +297,10 @@ def test_an_optimizer_that_torch_does_not_have(here: Path) -> None:
     assert list(here.iterdir()) == []
 
 
-def typed(*words: str, cwd: Path, app: str = "train.py", **environment: str) -> Any:
+def typed(*words: str, cwd: Path, **environment: str) -> Any:
     """A command as a user types it, with what it imported as ``modules``."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / app), *words],
+        [sys.executable, "-X", "importtime", str(ROOT / "train.py"), *words],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -294,28 +323,6 @@ def test_as_typed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("app", ["train.py", "scripts/sample.py"])
-def test_help_imports_nothing_heavy(tmp_path: Path, app: str) -> None:
-    done = typed("--help", cwd=tmp_path, app=app)
-    assert done.returncode == 0, done.stderr
-    assert "sampler: " in done.stdout
-    assert not done.modules & set(launching.HEAVY)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_help_is_of_the_words_beside_it(tmp_path: Path) -> None:
-    done = typed("model=ncsn", "--help", "sigma.levels=7", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "levels: 7" in done.stdout
-    assert "schedule: cosine, geometric" in done.stdout
-    assert "train.py -m model=ddpm,ncsn" in done.stdout
-    refused = typed("--help", "model=ncsx", cwd=tmp_path)
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("error: model=ncsx is unknown")
-    assert refused.stdout == ""
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_help_whose_reader_has_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """As that of ``--help | head`` does; also one whose text has filled the pipe before."""
     reader, writer = os.pipe()
@@ -326,23 +333,6 @@ def test_help_whose_reader_has_gone_ends(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(SystemExit) as end:
             launching.command("train")()
     assert end.value.code == 128 + signal.SIGPIPE
-
-
-@pytest.mark.parametrize("words", [["-m"], ["--cfg", "hydra"], ["--info"], ["-c", "job", "-m"]])
-def test_help_comes_before_whatever_else_is_asked_for(tmp_path: Path, words: list[str]) -> None:
-    done = typed(*words, "--help", "model=ncsn", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("betasigma:")
-    assert "levels: 10" in done.stdout
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_config_is_shown_without_importing_anything_heavy(tmp_path: Path) -> None:
-    done = typed("--cfg", "job", "model=ncsn", "sigma.levels=7", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "levels: 7" in done.stdout
-    assert not done.modules & set(launching.HEAVY)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_tracebacks_on_request(tmp_path: Path) -> None:
