@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from launching import typed
+from launching import launch, typed
 
 from betasigma.runs.checkpoint import read
 from betasigma.runs.record import Record
@@ -69,10 +69,14 @@ def jobs(folder: Path) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run in one process."""
-    done = train(tmp_path_factory.mktemp("one"), "hardware=cpu", f"steps={STEPS}")
-    (run,) = (done.folder / "outputs").iterdir()
-    return run
+    """A run in one process, this one."""
+    folder = tmp_path_factory.mktemp("one")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BETASIGMA_CACHE", str(folder / "cache"))
+        outcome = launch("train", *TINY, "hardware=cpu", f"steps={STEPS}")
+    assert outcome.status == 0, outcome.err
+    return outcome.run
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.errors import HydraException
+from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf
 
@@ -98,8 +100,14 @@ def test_configs_are_those_of_hydra(loader: SweepLoader, jobs: list[tuple[str, .
 
 def test_no_file_is_read_twice(loader: SweepLoader, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    load = OmegaConf.load
-    monkeypatch.setattr(OmegaConf, "load", lambda file: read.append(file.name) or load(file))
+    files = SourcesRegistry.instance().resolve("file")
+    load = files.load_config
+
+    def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
+        read.append(f"{self.path}/{config_path}")
+        return load(self, config_path)
+
+    monkeypatch.setattr(files, "load_config", load_config)
     for words in (["seed=1"], ["seed=2"], ["model=ncsn"], ["model=ncsn", "seed=3"]):
         loader.load_configuration("train", words, RunMode.RUN)
     assert len(read) == len(set(read)) > 20

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from launching import ROOT, TINY, launch, typed
 from omegaconf import OmegaConf
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from betasigma.options.training import VALIDATION_ERROR
 from betasigma.runs.header import read_header
@@ -165,6 +164,8 @@ def test_every_file_of_a_glob_is_a_job(here: Path) -> None:
 
 def test_what_wandb_agent_types_is_a_run(here: Path) -> None:
     """The words are made by wandb's own function from the sweep file that ships."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # imports its whole agent
+
     sweep: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "wandb_sweep.yaml"))
     chosen = {
         key: {"value": spec["values"][-1] if "values" in spec else spec["min"]}

@@ -220,7 +220,9 @@ def test_samplers(name: str) -> None:
     check_sampler(SAMPLERS[name], adaptive=name == "adaptive_ode", fine=FINE.get(name))
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if "," in n else n for n in LIKELIHOODS]
+)
 def test_likelihoods(name: str) -> None:
     likelihood, options = LIKELIHOODS[name]
     check_likelihood(likelihood, **options)
