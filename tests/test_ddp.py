@@ -75,8 +75,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         patch.setenv("BETASIGMA_CACHE", str(folder / "cache"))
         outcome = launch("train", *TINY, "hardware=cpu", f"steps={STEPS}")
-    assert outcome.status == 0, outcome.err
-    return outcome.run
+        assert outcome.status == 0, outcome.err
+        return outcome.run
 
 
 @pytest.fixture(scope="module")

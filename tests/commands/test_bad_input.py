@@ -282,7 +282,7 @@ def test_what_is_asked_for_is_shown(report: Report, line: str) -> None:
     assert outcome.out.startswith("betasigma:") is ("--help" in line)
 
 
-def test_refusing_and_showing_import_nothing_heavy_and_leaves_nothing_behind(report: Report) -> None:
+def test_that_imports_nothing_heavy_and_leaves_nothing_behind(report: Report) -> None:
     assert report.heavy == []
     assert report.left == []
 

@@ -30,6 +30,7 @@ OF_WHICH_ONE = 12
 
 pytestmark = pytest.mark.slow
 
+
 def assert_one_sentence(text: str, case: Case) -> None:
     assert text.strip(), case
     assert "\n" not in text, f"{case}: {text}"
