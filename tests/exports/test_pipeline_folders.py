@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,14 @@ def test_a_schedule_that_diffusers_names_is_named(
     torch.testing.assert_close(scheduler.alphas_cumprod, expected.float(), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "x0", "v"])
-@pytest.mark.parametrize("variance", ["beta", "posterior", "learned"])
+PAIRED = [("epsilon", "beta"), ("x0", "posterior"), ("v", "learned")]
+OTHERS = set(product(["epsilon", "x0", "v"], ["beta", "posterior", "learned"])) - set(PAIRED)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "variance"),
+    [*PAIRED, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in sorted(OTHERS))],
+)
 def test_predictions_and_variances(tmp_path: Path, prediction: str, variance: str) -> None:
     network = unet(out_channels=2 if variance == "learned" else 1)
     denoiser = model(network, linear(steps=STEPS), Preconditioning(prediction, levels=STEPS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -91,12 +92,20 @@ def digits_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def digits_run(digits_pipeline: Path, here: Path) -> str:
-    """The run directory that it is imported to."""
-    done = launch("import", f"from={digits_pipeline}", "to=outputs/digits", "data.name=digits")
+@pytest.fixture(scope="module")
+def imported_digits(digits_pipeline: Path) -> Path:
+    """The run directory that it is imported to, not to be written to."""
+    run = digits_pipeline.parent / "run"
+    done = launch("import", f"from={digits_pipeline}", f"to={run}", "data.name=digits")
     assert done.status == 0, done.err
     assert done.out.splitlines()[0].startswith(f"{digits_pipeline}: diffusers, ")
+    return run
+
+
+@pytest.fixture
+def digits_run(imported_digits: Path, here: Path) -> str:
+    """The same to be written to."""
+    shutil.copytree(imported_digits, here / "outputs" / "digits")
     return "outputs/digits"
 
 
