@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,14 @@ from launching import Finished, Launch
 from betasigma.display import ASCII, WIDEST_CURVE, sparkline
 from betasigma.runs.files import read_json
 from betasigma.training import progress, steps
-from betasigma.training.progress import MEASURED, Estimate, Forecast, Work
+from betasigma.training.progress import (
+    MEASURED,
+    Estimate,
+    Forecast,
+    Metrics,
+    ShowProgress,
+    Work,
+)
 from betasigma.training.steps import EVALUATION, VALIDATION, Stopwatch
 
 CPU = torch.device("cpu")
@@ -32,6 +40,25 @@ class Lines:
 
 def forecast(total: int, works: dict[str, Work] | None = None, **more: Any) -> Forecast:
     return Forecast(Stopwatch(), 32, total, lambda: works or {}, **more)
+
+
+def test_the_speed_is_shown_from_the_first_step_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What passed before training began is no part of it."""
+    now, shown = 50.0, list[str]()
+    monkeypatch.setattr(steps.time, "perf_counter", lambda: now)
+    display: Any = SimpleNamespace(
+        work=lambda *_: nullcontext(lambda step, note, left: shown.append(note))
+    )
+    watch, trainer = Stopwatch(), SimpleNamespace(global_step=0, is_global_zero=True)
+    module: Any = SimpleNamespace(recent_objective=lambda: 1.0)
+    show = ShowProgress(display, watch, forecast(100), SimpleNamespace(best=1.0), 32, 100)  # type: ignore[arg-type]
+    now += 10.0
+    for callback in (show, Metrics(watch, 50, None, 32, 100)):  # type: ignore[arg-type]
+        callback.on_train_start(trainer, module)  # type: ignore[arg-type]
+    show.on_train_batch_start(trainer, module, None, 0)  # type: ignore[arg-type]
+    now += 2.0
+    show.on_step(trainer, module, 1)  # type: ignore[arg-type]
+    assert shown == ["objective 1.0000  16 images/s"]
 
 
 @pytest.mark.parametrize("begun", [0, 600])

@@ -36,7 +36,7 @@ def explain(error: BaseException, configs: Configs) -> str:
     text = "\n".join(str(link) for link in _chain(error))
     typed = configs.line.overrides
     if found := re.search(r"Could not append to config\.[^']*'([^']+)'", text):
-        word = _with_value(found[1], typed)
+        word = _with_value(found[1], [word for word in typed if word.startswith("+")])
         return f"{word} adds a key that is there already: write {word.lstrip('+')}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(_with_value(found[1], typed), configs)

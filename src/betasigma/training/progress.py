@@ -244,7 +244,13 @@ class ShowProgress(StepCallback):
         if not trainer.is_global_zero:
             return
         self._update = self._bar.enter_context(self._display.work("training", self._total, step))
-        self._looks.append((step, self.watch.seconds))
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        if not self._looks:  # not before all has started: the watch begins anew there
+            self._looks.append((trainer.global_step, self.watch.seconds))
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
         now = time.monotonic()
