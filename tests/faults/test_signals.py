@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import ROOT, TINY, launch
+from launching import ROOT, TINY, launch, typed
 
 from betasigma.modules import DiffusionModule
 from betasigma.runs.checkpoint import read
@@ -138,17 +138,37 @@ def test_a_step_longer_than_the_grace_period_loses_only_itself(
     assert step(here / "run") == 4
 
 
+ALONE = (*TINY, "hydra.run.dir=run", "steps=60", "training.log_every=7")
+
+
+def in_one_thread() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of that command, which receives no signal."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = typed(*ALONE, cwd=folder, env=in_one_thread())
+    assert done.status == 0, done.err
+    return folder / "run"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_a_process_of_its_own(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_to_a_process_of_its_own(
+    tmp_path: Path, undisturbed: Path, number: signal.Signals
+) -> None:
     """From outside, at no chosen moment, until the run has ended by its last step."""
-    words = [*TINY, "hydra.run.dir=run", "steps=60", "training.log_every=7"]
-    command = [sys.executable, str(ROOT / "train.py"), *words]
+    command = [sys.executable, str(ROOT / "train.py"), *ALONE]
     run, stops = tmp_path / "run", 0
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     while True:
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            cwd=tmp_path,
+            env=in_one_thread(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
         )
         if stops < 2:
             seen = len(rows(run))
@@ -163,11 +183,7 @@ def test_a_signal_to_a_process_of_its_own(tmp_path: Path, number: signal.Signals
     assert stops >= 1
     found = rows(run)
     assert len({row[:2] for row in found}) == len(found)
-    whole = subprocess.run(
-        [*command, "hydra.run.dir=whole"], cwd=tmp_path, env=environment, check=True
-    )
-    assert whole.returncode == 0
-    assert found == rows(tmp_path / "whole")
+    assert found == rows(undisturbed)
 
 
 def test_a_signal_between_a_batch_and_its_step_moves_no_validation(
