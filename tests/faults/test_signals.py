@@ -89,7 +89,7 @@ def test_a_job_that_never_takes_a_step_is_not_queued_for_ever(
     here: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "betasigma.commands.train.make_data", lambda content: signal.raise_signal(signal.SIGUSR2)
+        "betasigma.commands.assemble.make_data", lambda content: signal.raise_signal(signal.SIGUSR2)
     )
     assert launch("train", *TINY).status == 128 + signal.SIGUSR2
     assert scontrol.read_text() == "requeue 77\n"
