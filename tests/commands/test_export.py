@@ -115,6 +115,7 @@ def test_safetensors_are_loaded_as_the_run_is(run: Path, tmp_path: Path) -> None
     assert yaml.safe_load(front)["license"] == "mit"
     for word in ("# digits", "| data | digits |", "averaged, after 2 steps", "train.py"):
         assert word in card
+    assert "log_snr" not in card  # errors of validations have their n too, and are no figures
 
 
 @pytest.mark.slow

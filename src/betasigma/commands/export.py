@@ -19,7 +19,6 @@ from betasigma.exports import graphs
 from betasigma.exports.diffusers_folder import INDEX, WEIGHTS_FILE, pipeline_folder, schedule_of
 from betasigma.options.apps import Export, Target
 from betasigma.options.base import parse_component
-from betasigma.report.measurements import DISTANCE
 from betasigma.runs.directory import ENVIRONMENT
 from betasigma.runs.files import new_folder, read_json, write_json, write_text
 from betasigma.runs.header import checkpoint_path
@@ -177,12 +176,10 @@ def _card(content: dict[str, Any], loaded: Loaded, written: Written) -> str:
 
 
 def _figures(directory: Path) -> list[dict[str, str]]:
-    """Last value of each metric of samples that the run has measured."""
+    """Last value of each metric of samples, and of each likelihood, that the run has measured."""
     record = Record.of(directory)
     rows = record.rows() if record.path.is_file() else []
-    last = {
-        row["metric"]: row for row in rows if row.get("n") and not DISTANCE.fullmatch(row["metric"])
-    }
+    last = {row["metric"]: row for row in rows if row.get("sampler")}
     return [
         {
             "metric": metric.partition("/")[2],
