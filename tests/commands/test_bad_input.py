@@ -153,6 +153,7 @@ BAD = {
     "sample n=4": r"run has no value; give run=",
     "sample run=nothing": r"run=nothing does not exist",
     "sample run={here}/cut.ckpt": r"run=\S+cut\.ckpt is damaged or cut short",
+    "sample run={here}/words.txt": r"run=\S+words\.txt is no checkpoint, or damaged at its begin",
     "sample run={here}/foreign.ckpt": r"foreign\.ckpt has a config .*model\._target_=os\.system",
     "sample run={here}/headless.ckpt": r"header that is not a betasigma checkpoint's",
     "sample run={run} n=0": r"n=0 must be",
@@ -225,6 +226,7 @@ def strangers(tmp_path_factory: pytest.TempPathFactory, ddpm_run: Path) -> Stran
     (folder / "empty").mkdir()
     last = ddpm_run / "checkpoints" / "last.ckpt"
     (folder / "cut.ckpt").write_bytes(last.read_bytes()[:-2000])
+    (folder / "words.txt").write_text("no checkpoint")
     (folder / "text.ckpt").write_text("no archive")
     torch.save({"state_dict": {}}, folder / "torch.ckpt")
     header = torch.load(last, weights_only=True)[HEADER]

@@ -178,11 +178,12 @@ def test_a_published_model_stands_where_a_run_does(digits_pipeline: Path, here: 
 
 
 def test_a_published_model_that_leaves_something_open_is_no_run(here: Path) -> None:
-    file = written("improved-diffusion", here)
-    done = launch("sample", f"run={file}")
+    (here / "their models").mkdir()
+    file = written("improved-diffusion", here / "their models")
+    done = launch("sample", f"run='{file}'")
     assert done.status == 1
     assert done.err.startswith(f"error: run={file} is of improved-diffusion, whose files do not")
-    assert f"betasigma import from={file} to=outputs/model takes" in done.err
+    assert f"betasigma import 'from={file}' to=outputs/model takes" in done.err
     assert not (here / "outputs").exists()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -170,7 +171,8 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
         try:
             readable = read_published(Import.parse({"from": str(path)}), source)
         except UserError as error:
-            command = f"betasigma import from={path} to={OUTPUTS}/{plain_name(path)}"
+            words = ("betasigma", "import", f"from={path}", f"to={OUTPUTS}/{plain_name(path)}")
+            command = shlex.join(words)
             raise UserError(
                 f"{error}; {command} takes what you say of it, and makes a run directory"
             ) from None

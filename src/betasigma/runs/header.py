@@ -142,6 +142,14 @@ def may_be_published(run: Path) -> bool:
         return False
 
 
+def _damage(path: Path) -> str:
+    """What a file is that cannot be read as a checkpoint, which begins as zip archives do."""
+    with path.open("rb") as file:
+        if file.read(2) == b"PK":
+            return "is damaged or cut short; use another checkpoint of the run"
+    return "is no checkpoint, or damaged at its beginning; give a run directory or a checkpoint"
+
+
 def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     """Header of a checkpoint.
 
@@ -162,9 +170,7 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{key}={path} has a header that is nested too deep") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError):
-        raise UserError(
-            f"{key}={path} is damaged or cut short; use another checkpoint of the run"
-        ) from None
+        raise UserError(f"{key}={path} {_damage(path)}") from None
     except OSError as error:
         raise UserError(f"{key}={path} cannot be read: {error.strerror}") from None
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
