@@ -135,6 +135,17 @@ def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
     ]
 
 
+def test_what_a_search_has_drawn_is_named_in_four_digits_where_that_tells(tmp_path: Path) -> None:
+    drawn = (0.00044303752452182633, 0.00778015557690142)
+    for lr in drawn:
+        make_run(tmp_path / str(lr), 1.0, 0, optimizer={"lr": lr})
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert [row.label for row in rows] == ["optimizer.lr=0.000443", "optimizer.lr=0.00778"]
+    make_run(tmp_path / "near", 1.0, 0, optimizer={"lr": drawn[0] + 1e-12})
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert f"optimizer.lr={drawn[0]}" in [row.label for row in rows]
+
+
 def test_points_of_a_study_with_another_key_keep_their_place(tmp_path: Path) -> None:
     for point in (1, 0):
         for decay in (0.0, 0.9):

@@ -226,10 +226,20 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
             for key in _differing(described)
             if key.partition(".")[0] not in (*INCIDENTAL, "study")
         ]
-        texts = [" ".join(f"{k}={own[k]}" for k in keys if k in own) for own in described]
-        if len(keys) <= MOST_KEYS and len(set(texts)) == len(texts):
-            return texts
+        told = [[(key, own[key]) for key in keys if key in own] for own in described]
+        for written in (_rounded, str):
+            texts = [" ".join(f"{key}={written(value)}" for key, value in own) for own in told]
+            if len(keys) <= MOST_KEYS and len(set(texts)) == len(texts):
+                return texts
     return [run.label for run in runs]
+
+
+def _rounded(text: str) -> str:
+    """A number that a search has drawn as it is read."""
+    try:
+        return f"{float(text):.4g}" if "." in text and len(text) > 8 else text
+    except ValueError:
+        return text
 
 
 def _point(run: Run) -> str:

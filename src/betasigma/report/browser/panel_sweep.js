@@ -72,9 +72,10 @@ function coordinates(view, keys, metric, among) {
   const traces = order.map((i) => {
     const good = sign > 0 ? goal.at(among[i].value) : 1 - goal.at(among[i].value);
     const words = keys.map((key, j) => `${key} = ${columns[j][i]}`);
+    const colour = cividis(view.theme === "dark" ? 0.35 + 0.65 * good : good); // whose dark end is not seen there
     return {
       x, y: scales.map((one, j) => one.at(columns[j][i])), mode: "lines+markers", showlegend: false,
-      line: { color: cividis(good), width: 1.5 + 1.5 * good }, marker: { size: 5, color: cividis(good) },
+      line: { color: colour, width: 1.5 + 1.5 * good }, marker: { size: 5, color: colour },
       hovertemplate: `${plain(view.groupOf.get(among[i].run).name)}<br>${words.map(plain).join("<br>")}<br>${plain(metric)}: ${short(among[i].value)}<extra></extra>`,
     };
   });

@@ -177,15 +177,18 @@ function nameGroups(view) {
   const places = [() => "", ...(several ? [(run) => ` on ${content.value(run, "data.name") ?? "?"}`] : [])];
   const names = tries
     .filter((keys) => keys.length <= 4)
-    .flatMap((keys) => places.map((place) =>
-      groups.map(({ runs: [run] }) => called(content, run, colour, [...keys, ...bySeed]) + place(run))))
+    .flatMap((keys) => [rounded, String].flatMap((written) => places.map((place) =>
+      groups.map(({ runs: [run] }) => called(content, run, colour, [...keys, ...bySeed], written) + place(run)))))
     .find((found) => new Set(found).size === found.length && found.every(Boolean));
   groups.forEach((group, i) => {
     group.name = names ? names[i] : groups.length === 1 && view.grouped ? group.runs[0].name || group.id : group.id;
   });
 }
 
-function called(content, run, colour, keys) {
+/** A number that a search has drawn as it is read. */
+const rounded = (value) => (isNumber(value) ? String(Number(value.toPrecision(4))) : String(value));
+
+function called(content, run, colour, keys, written) {
   const last = (key) => {
     const own = key.split(".").at(-1);
     return keys.filter((other) => other.split(".").at(-1) === own).length > 1 ? key : own;
@@ -194,7 +197,7 @@ function called(content, run, colour, keys) {
   const told = keys.filter((key) => content.value(run, key) !== undefined);
   return [
     ...model.map((key) => String(content.value(run, key) ?? "–")),
-    ...told.map((key) => `${last(key)}=${content.value(run, key)}`),
+    ...told.map((key) => `${last(key)}=${written(content.value(run, key))}`),
   ].join(" ");
 }
 
