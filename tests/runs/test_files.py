@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from betasigma.errors import UserError
-from betasigma.runs.files import replace_file, write_json
+from betasigma.runs.files import allow_waiting, replace_file, write_json, write_patiently
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
@@ -47,6 +47,25 @@ def test_a_full_disk_is_said_with_the_file_whatever_a_library_raises(
         assert full.value.errno == errno.ENOSPC
     with pytest.raises(UserError, match="of the user"):
         write(UserError("of the user"))
+
+
+def test_nobody_waits_for_space_who_is_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("betasigma.runs.files.LOOK_AGAIN", 0.01)
+
+    def write() -> None:
+        tries.append(1)
+        allow_waiting(len(tries) < 3)  # as a signal does, some time
+        raise OSError(errno.ENOSPC, "full")
+
+    tries: list[int] = []
+    try:
+        with pytest.raises(UserError, match="notes cannot be written: full"):
+            write_patiently(write, Path("notes"), 60)
+    finally:
+        allow_waiting(True)
+    assert len(tries) == 3
 
 
 def test_writers_of_the_same_file_do_not_share_a_partial_file(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ from betasigma.options.training import (
 from betasigma.oracles import ExactDenoiser
 from betasigma.pictures import picture
 from betasigma.runs import directory
-from betasigma.runs.files import read_json, write_json, write_patiently
+from betasigma.runs.files import read_json, write_json, write_patiently, write_text
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start, program
@@ -493,7 +493,7 @@ def _describe_run(
     directory.mend(run)
     if resumed is None:
         directory.clear(run, content["overwrite"])
-    OmegaConf.save(OmegaConf.create({**content, **ONCE}), run / directory.CONFIG)
+    write_text(run / directory.CONFIG, OmegaConf.to_yaml(OmegaConf.create({**content, **ONCE})))
     environment = run / directory.ENVIRONMENT
     history = []
     earlier = read_json(environment)
@@ -545,7 +545,7 @@ def _open_run(
     loggers = tracking.make_loggers(content["logger"], run, shown, directory.wandb_id(run) or "")
     version = loggers[-1].version
     if content["logger"].get("kind") == "wandb" and version:
-        (run / directory.WANDB_ID).write_text(f"{version}\n", encoding="utf-8")
+        write_text(run / directory.WANDB_ID, f"{version}\n")
     return loggers
 
 

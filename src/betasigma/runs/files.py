@@ -102,6 +102,15 @@ def _keep(path: Path, name: Path) -> None:
         os.replace(link, name)
 
 
+_may_wait = True
+
+
+def allow_waiting(allowed: bool) -> None:
+    """Whether this process may wait for space on a disk. Where it is to end it may not."""
+    global _may_wait
+    _may_wait = allowed
+
+
 def write_patiently(write: Callable[[], object], path: Path, patience: float = 0.0) -> None:
     """Write a file of a run; where there is no space for it, wait for some and write it then.
 
@@ -115,7 +124,8 @@ def write_patiently(write: Callable[[], object], path: Path, patience: float = 0
             return
         except OSError as error:
             reason = error.strerror or str(error)
-            if error.errno not in NO_SPACE or time.monotonic() >= deadline:
+            gives_up = time.monotonic() >= deadline or not _may_wait
+            if error.errno not in NO_SPACE or gives_up:
                 raise UserError(f"{path} cannot be written: {reason}") from None
         if not said:
             warnings.warn(

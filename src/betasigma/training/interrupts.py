@@ -26,6 +26,7 @@ from betasigma.display import Display, warn
 from betasigma.errors import Stopped
 from betasigma.modules import DiffusionModule
 from betasigma.runs.checkpoint import HEADER
+from betasigma.runs.files import allow_waiting
 from betasigma.runs.header import newest_step
 from betasigma.runs.slurm_queue import is_preempted
 from betasigma.runs.status import process_rank, slurm_job
@@ -147,6 +148,7 @@ class Interrupts(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        allow_waiting(True)
         # by which Lightning validates; a signal may have come between a batch's count and its step
         counted = trainer.fit_loop.epoch_loop.batch_progress.total
         counted.ready = trainer.global_step * trainer.accumulate_grad_batches
@@ -189,6 +191,7 @@ class Interrupts(StepCallback):
         if safe or self._received:
             raise Stopped(number)
         self._received = number
+        allow_waiting(False)
         again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._display.line(f"stopping after this step; {again} again stops at once")
 
