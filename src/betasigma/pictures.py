@@ -29,7 +29,7 @@ GAP = 2
 
 
 def picture(samples: Tensor, columns: int | None = None) -> Image.Image:
-    """Picture of samples: uint8 images ``(n, C, H, W)`` as a grid, or float points ``(n, 2)``."""
+    """Picture of samples: uint8 images ``(n, C, H, W)`` as a grid, or float points ``(n, d)``."""
     return scatter(samples) if samples.ndim == 2 else grid(samples, columns)
 
 
@@ -61,11 +61,15 @@ def image_of(pixels: Tensor) -> Image.Image:
 
 
 def scatter(points: Tensor) -> Image.Image:
-    """Scatter plot of points ``(n, 2)``."""
+    """Scatter plot of the first two coordinates of points ``(n, d)``; of one, a histogram."""
     with panels(1, (5, 5)) as (figure, (axes,)):
-        axes.scatter(points[:, 0].numpy(), points[:, 1].numpy(), s=4, alpha=0.6, color=BLUE)
-        axes.set_aspect("equal")
-        axes.set(xlabel="first coordinate", ylabel="second coordinate")
+        first, *others = points.T.numpy()
+        if others:
+            axes.scatter(first, others[0], s=4, alpha=0.6, color=BLUE)
+            axes.set_aspect("equal")
+        else:
+            axes.hist(first, bins="sqrt", color=BLUE)
+        axes.set(xlabel="first coordinate", ylabel="second coordinate" if others else "samples")
         axes.set_title(f"{len(points)} samples")
         return rendered(figure)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import Launch
+from launching import Launch, launch
 
 from betasigma.data.arrays import channels_last, open_array
 from betasigma.data.datamodule import ImageDataModule
@@ -209,8 +209,11 @@ def test_no_pytorch_before_the_config_is_checked(tmp_path: Path) -> None:
 
 
 def test_a_run_on_an_array(here: Path, train: Launch) -> None:
-    np.savez(here / "a.npz", images=BYTES, labels=LABELS)
+    np.savez(here / "a.npz", images=BYTES.transpose(0, 3, 1, 2).repeat(2, 1), labels=LABELS)
     ended = train("data=array", "data.root=a.npz", "network.num_classes=3")
-    assert "data: a.npz: whole as uint8 of shape (40, 8, 8, 3)" in ended.out
+    assert "data: a.npz: whole as uint8 of shape (40, 6, 8, 8)" in ended.out
     assert "data: 3 classes (to train + to test): 0 0 " in ended.out
     assert "network=unet_8 is taken" in ended.out
+    refused = launch("sample", f"run={ended.run}", "save=folder", "out=drawn")
+    assert "at most 4 channels, and this model's have 6: give save=npz" in refused.err
+    assert not (here / "drawn").exists()

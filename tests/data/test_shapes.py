@@ -15,7 +15,7 @@ from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
 from betasigma.evaluation.choice import choose
 from betasigma.options.networks import RefineNetOptions, UNetOptions
-from betasigma.pictures import grid
+from betasigma.pictures import grid, picture
 
 
 def test_the_digits_are_cut_not_stretched() -> None:
@@ -68,6 +68,12 @@ def test_a_picture_of_other_channels_shows_each(channels: int) -> None:
     images = torch.arange(channels, dtype=torch.uint8)[None, :, None, None].repeat(1, 1, 32, 32)
     sheet = np.asarray(grid(images))[..., 0]
     assert sheet[16, 2 + 16 : 2 + 32 * channels : 32].tolist() == list(range(channels))
+
+
+@pytest.mark.parametrize("coordinates", [1, 2, 3])
+def test_a_picture_of_points(coordinates: int) -> None:
+    drawn = picture(torch.linspace(0, 1, 60).reshape(-1, coordinates))
+    assert len(np.unique(np.asarray(drawn))) > 2
 
 
 def test_features_of_other_channels() -> None:

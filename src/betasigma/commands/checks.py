@@ -72,6 +72,9 @@ class Decision(NamedTuple):
     """One line for the user."""
 
 
+PNG_CHANNELS = 4
+"""Channels of a PNG, at most: colours and transparency."""
+
 NOTHING = Decision({})
 
 
@@ -344,6 +347,11 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
     for key in ("save=folder", f"trajectory={asked.trajectory}"):
         if facts.points and getattr(asked, key.partition("=")[0]) == key.partition("=")[2]:
             raise UserError(f"{key} needs a model of images; this one's data are points")
+    if asked.save == "folder" and facts.shape[0] > PNG_CHANNELS:
+        raise UserError(
+            f"save=folder writes a PNG a sample, of at most {PNG_CHANNELS} channels, and this "
+            f"model's have {facts.shape[0]}: give save=npz"
+        )
     if asked.subfolders and not saved.network.num_classes:
         raise UserError("subfolders=true needs a model trained with class labels; this has none")
     return None
