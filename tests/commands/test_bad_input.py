@@ -88,7 +88,9 @@ BAD = {
     "train model=oracle optimizer=sgd": r"optimizer=sgd does not fit model=oracle",
     "train +optimizer.momentum=0.9": r"optimizer\.momentum=0\.9 is unknown",
     "train ema.decay=1": r"ema\.decay=1 must be below 1",
-    "train name=a/b": r"name=a/b must match",
+    "train name=a/b": r"name=a/b must be of letters, digits, and _ \. \+ -$",
+    "train data=celeba data.crop=8": r"data\.crop=8 must be center_<side>, as in center_140$",
+    "train logger._target_=a.B": r"unknown: .*; logger=csv has the place .*logger\._target_=a\.B$",
     "train training.accumulate=3": r"batch_size=\d+ cannot be divided.*accumulate=3",
     # what does not fit together
     "train network.attention=[5]": r"network\.attention=\[5\].*never occurs.*8, 4",

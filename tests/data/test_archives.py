@@ -235,6 +235,20 @@ def test_other_forms_of_json(images: Path) -> None:
         assert set(found.train.labels or ()) == {0}
 
 
+def test_numbers_of_a_column_that_once_had_gaps(images: Path) -> None:
+    """pandas writes whole numbers beside a missing one as 2.0: they are numbers, not names."""
+    names = [file.relative_to(images).as_posix() for file in sorted(images.rglob("*.png"))]
+    labels = [float(i % 11) for i in range(len(names))]
+    rows = ["file,label", *map("{},{}".format, names, labels)]
+    (images / "labels.csv").write_text("\n".join(rows))
+    (images / "labels.json").write_text(json.dumps(dict(zip(names, labels, strict=True))))
+    for file in ("labels.csv", "labels.json"):
+        found = list_folder(images, labels=file)
+        assert found.classes == tuple(map(str, range(11)))
+        given = dict(zip(names, labels, strict=True))
+        assert [given[name] for name in found.train.names] == list(found.train.labels or ())
+
+
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [

@@ -24,7 +24,7 @@ from PIL import Image
         ("search=optuna_lr", r"search=optuna_lr is a sweep of many runs: add -m"),
         ("-m optimizer.lr=interval(1,2)", r"optimizer\.lr=interval\(1,2\) is for a sweeper that"),
         ("-m network=glob(x*)", r"network=glob\(x\*\) fits none of .*mlp"),
-        ("objective_metric=fid", r"objective_metric=fid must match"),
+        ("objective_metric=fid", r"objective_metric=fid must begin with train/ or val/"),
         ("callbacks=[1,2]", r"callbacks=1 is unknown; .*choose from early_stopping"),
         ("network=[1,2]", r"network=1 is unknown; .*choose from ddpmpp"),
         ("--steps 100", r"--steps 100 is two words: write --steps=100 or steps=100"),

@@ -17,7 +17,7 @@ from betasigma.errors import UserError, did_you_mean
 from betasigma.options import DataOptions
 from betasigma.options.base import typed
 from betasigma.options.composition import numbered
-from betasigma.options.data import OF_OUR_SETS, height_and_width
+from betasigma.options.data import CROP, OF_OUR_SETS, height_and_width
 
 CHANNELS = (1, 2, 3, 4)
 """Channels that image files can be converted to."""
@@ -229,7 +229,7 @@ def crop_size(name: str, crop: str | None) -> int | None:
     refuse_what_does_not_apply(name, {"crop": crop})
     if crop is None:
         return None
-    match = re.fullmatch(r"center_([1-9]\d*)", crop)
+    match = re.fullmatch(CROP, crop)
     if match is None:
         raise UserError(f"data.crop={crop} is not a crop; use center_<side>, e.g. center_140")
     return int(match[1])

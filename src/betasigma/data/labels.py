@@ -3,7 +3,8 @@
 CSV has a line of names of columns: the image's (``file_name``, ``file``, ``image``, ``path``), its
 label's (``label``, ``class``) and perhaps its split's (``split``: train, val or test). JSON is
 ``{"labels": [[name, label], …]}``, ``{name: label, …}``, or a list of objects with the keys of the
-columns. Labels are integers from 0, or names of classes, which are numbered in their order.
+columns. Labels are integers from 0 (also written as ``1.0``), or names of classes, which are
+numbered in their order.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +172,8 @@ def _labels(rows: list[Row], source: str, key: str) -> Labels:
         if not isinstance(image, str) or not image:
             raise UserError(f"{key} has a row without the name of an image")
         name = image.removeprefix("./")
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
         if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
             raise UserError(
                 f"{key} gives {name} the label {label!r}: a label is an integer from 0, or the "
@@ -183,18 +187,29 @@ def _labels(rows: list[Row], source: str, key: str) -> Labels:
     return Labels(source, *_numbered(labels, key), splits)
 
 
-def _whole(label: int | str) -> int:
-    """The number of a label; ``MOST_CLASSES`` for all that are too large to be one."""
-    if isinstance(label, str) and len(label.strip().lstrip("0")) > len(str(MOST_CLASSES)):
-        return MOST_CLASSES
-    return min(int(label), MOST_CLASSES)
+_WHOLE = re.compile(r"\s*(\d+)(\.0*)?\s*")
+"""A number as tables have it in which some label was once missing: ``3.0``."""
+
+
+def _whole(label: int | str) -> int | None:
+    """The number of a label, ``MOST_CLASSES`` for all that are too large to be one; ``None`` of a
+    name.
+    """
+    if isinstance(label, int):
+        return min(label, MOST_CLASSES)
+    found = _WHOLE.fullmatch(label)
+    if found is None:
+        return None
+    digits = found[1].lstrip("0") or "0"
+    return MOST_CLASSES if len(digits) > len(str(MOST_CLASSES)) else min(int(digits), MOST_CLASSES)
 
 
 def _numbered(labels: Mapping[str, int | str], key: str) -> tuple[dict[str, int], tuple[str, ...]]:
     if not labels:
         raise UserError(f"{key} gives no labels: it names no image")
-    if all(isinstance(label, int) or label.strip().isdecimal() for label in labels.values()):
-        numbers = {name: _whole(label) for name, label in labels.items()}
+    read = {name: _whole(label) for name, label in labels.items()}
+    numbers = {name: number for name, number in read.items() if number is not None}
+    if len(numbers) == len(read):
         if not 0 <= min(numbers.values()) <= max(numbers.values()) < MOST_CLASSES:
             raise UserError(
                 f"{key} has a label that is below 0 or above {MOST_CLASSES - 1}; labels are "

@@ -26,6 +26,7 @@ SYNONYMS = {
     "device": "write hardware=cpu or hardware=gpu",
     "gpus": "write hardware=gpu, or hardware=ddp hardware.devices={value}",
     "dataset": "write data={value}",
+    "logger._target_": "logger=csv has the place for it: logger=csv logger._target_={value}",
     "model.family": "the family follows from the class of the model: write model={value}",
 }
 """Keys of other programs, and what to write here."""

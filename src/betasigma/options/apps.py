@@ -19,6 +19,7 @@ from betasigma.options.base import (
     option,
     parse_component,
     typed,
+    written,
 )
 from betasigma.options.composition import Composition, DataFacts
 from betasigma.options.dashboards import DashboardOptions
@@ -64,7 +65,8 @@ OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional
 OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
 LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
 Film = Literal["gif", "mp4", "png"]
-Range = Annotated[str, Field(pattern=r"^\d+-\d+$", max_length=30)]
+Range = Annotated[str, written(r"\d{1,15}-\d{1,15}", "be a first and a last number, as in 0-99")]
+TrainingMetric = Annotated[str, written(r"(train|val)/.+", "begin with train/ or val/")]
 ClassLabel = Index | str
 """A class, by its number or its name."""
 
@@ -109,7 +111,7 @@ class ModelConfig(Options):
 class Train(ModelConfig, BatchOptions):
     """The config of ``train.py``."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] = option(
+    name: Annotated[str, written(r"[\w.+-]+", "be of letters, digits, and _ . + -")] = option(
         "run", "of the run, on the dashboard and in its directory"
     )
     tags: list[str] = option([], "of the run, on the dashboard")
@@ -122,8 +124,8 @@ class Train(ModelConfig, BatchOptions):
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")
-    objective_metric: Annotated[str, Field(pattern=r"^(train|val)/.+")] = option(
-        VALIDATION_ERROR, "whose last value a sweeper that searches is given"
+    objective_metric: Annotated[str, written(r"(train|val)/.+", "begin with train/ or val/")] = (
+        option(VALIDATION_ERROR, "whose last value a sweeper that searches is given")
     )
     study: StudyOptions | None = option(None, "which point of a study this is")
     cluster: dict[str, Any] = option({"name": "none"}, "where the jobs of a sweep run")

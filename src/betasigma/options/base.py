@@ -63,6 +63,21 @@ def option(default: Any, meaning: str) -> Any:
     return Field(default, description=meaning)
 
 
+class Unfit(ValueError):
+    """What a value must be, without the key and the value."""
+
+
+def written(pattern: str, how: str) -> BeforeValidator:
+    """A type of text that fits ``pattern`` as a whole: it must be ``how``, as messages say."""
+
+    def check(text: Any) -> Any:
+        if not isinstance(text, str) or not re.fullmatch(pattern, text):
+            raise Unfit(f"must {how}")
+        return text
+
+    return BeforeValidator(check)
+
+
 class Options(BaseModel):
     """A node of the config. It has no other keys, converts no types and takes finite numbers."""
 
@@ -281,7 +296,7 @@ def sentence(
     first = error.errors()[0]
     own = _key(first["loc"], content)
     key = _join(node, getattr(schema, "turned", {}).get(own, own))
-    if first["type"] == "value_error":
+    if first["type"] == "value_error" and not isinstance(first["ctx"]["error"], Unfit):
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
         return unknown_key(key, first["input"], known_keys(schema, first["loc"][:-1]))
@@ -384,7 +399,7 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
 
 def _accepted(text: str) -> str:
     """Turn pydantic's message into what a value must be."""
-    message = re.sub(r"^(Input|String|List) should", "must", text)
+    message = re.sub(r"^((Input|String|List) should|Value error, must)", "must", text)
     message = message.replace(" after validation", "").replace("input", "value")
     for theirs, plain in _BOUNDS_IN_WORDS.items():
         message = message.replace(theirs, plain)

@@ -7,13 +7,15 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from betasigma.options.base import ComponentOptions, Count, option, typed
+from betasigma.options.base import ComponentOptions, Count, option, typed, written
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
 MixtureName = Literal["ring", "two", "grid"]
 Layout = Literal["flat", "classes", "splits", "splits_in_classes"]
 Axes = Literal["CHW", "HWC"]
+CROP = r"center_([1-9]\d*)"
+Crop = Annotated[str, written(CROP, "be center_<side>, as in center_140")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
 Background = (
@@ -82,7 +84,7 @@ class DataOptions(ComponentOptions):
     channels: Count | None = option(
         None, "of an image_folder: 3 for RGB, 1 for greyscale, 4 and 2 with transparency"
     )
-    crop: str | None = option(None, "center_<side>, cut out before resizing")
+    crop: Crop | None = option(None, "center_<side>, cut out before resizing")
     background: Annotated[Background, BeforeValidator(_background)] = option(
         "white", "what shows through transparent parts of images"
     )
