@@ -65,7 +65,7 @@ OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional
 OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
 LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
 Film = Literal["gif", "mp4", "png"]
-Range = Annotated[str, written(r"\d{1,15}-\d{1,15}", "be a first and a last number, as in 0-99")]
+Range = Annotated[str, written(r"\d{1,30}-\d{1,30}", "be a first and a last number, as in 0-99")]
 TrainingMetric = Annotated[str, written(r"(train|val)/.+", "begin with train/ or val/")]
 ClassLabel = Index | str
 """A class, by its number or its name."""
