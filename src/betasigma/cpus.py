@@ -1,4 +1,5 @@
-"""How many CPUs this process may use, and how many of them others leave idle.
+"""How many CPUs this process may use, how many of them others leave idle, and the control groups by
+which Linux, containers and jobs limit it.
 
 PyTorch shares an operation among threads that wait for one another. Where other processes take
 CPUs, all wait for the slowest thread: beside one busy process, two threads on two CPUs do a sixth

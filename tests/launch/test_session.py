@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from launching import TINY, launch
 import betasigma
 from betasigma.errors import UserError
 from betasigma.runs.checkpoint import read
+from betasigma.runs.status import FAILED, read_status
 
 
 def test_a_run_is_returned_and_equals_the_command_s(here: Path) -> None:
@@ -61,3 +63,13 @@ def test_what_fails_inside_a_run_is_raised_and_recorded(
         betasigma.train(*TINY)
     (run,) = here.glob("outputs/*")
     assert "ZeroDivisionError" in (run / "error.txt").read_text()
+
+
+def test_what_fails_before_pytorch_is_there_is_recorded_too(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "betasigma.commands.train", None)
+    with pytest.raises(ImportError):
+        betasigma.train(*TINY)
+    (run,) = here.glob("outputs/*")
+    assert read_status(run)["status"] == FAILED

@@ -366,6 +366,12 @@ class AsksForTheFamily(DDIM):
         return x * 1.01 if isinstance(model.schedule, VariancePreserving) else x
 
 
+class LooksForTheFamily(DDIM):
+    def step(self, model: Any, x: Tensor, t: float, s: float, rng: Any) -> Tensor:
+        x = super().step(model, x, t, s, rng)
+        return x * 1.01 if hasattr(model.schedule, "alpha_bar") else x
+
+
 class Unclipped(DDIM):
     def trajectory(self, model: Any, x: Tensor, rng: Any) -> Any:
         model._range = None
@@ -406,6 +412,7 @@ for contract, sampler in {
     "sampler.law": JumpsToTheMean(steps=8),
 }.items():
     breaks(contract, check_sampler, sampler)
+breaks("sampler.family", check_sampler, LooksForTheFamily(steps=8))
 breaks("sampler.converges", check_sampler, Stepping(drifts_when_fine), bias=1.0)
 # labels that stay behind when the batches go on
 breaks(

@@ -80,7 +80,11 @@ class Figure:
     of_models = figures.FigureOptions.of_models
 
     def draw(self, request: FigureRequest) -> Path:
-        """Draw it, and return the path of its first file."""
+        """Draw it, and return the path of its first file.
+
+        Raises:
+            UserError: for runs that it cannot be drawn of.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define draw(request)")
 
 

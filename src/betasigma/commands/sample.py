@@ -233,11 +233,11 @@ FREE = ("seeds", "run")
 
 
 class SampleFolder:
-    """The folder.
+    """A folder of samples: a PNG each, named by seed and index, begun once and filled up later.
 
     Args:
         root: its path; made where it is not there.
-        told: what its samples depend on.
+        told: what its samples depend on. A folder that says something else of them is refused.
         classes: names of the classes, each of which gets a sub-folder; ``None`` for none.
     """
 

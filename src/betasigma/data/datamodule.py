@@ -183,7 +183,11 @@ class ImageDataModule(LightningDataModule):
 
     @cached_property
     def files(self) -> Listing | HubTable | ArrayFile | None:
-        """The files that a user brings, found once; ``None`` of another data set."""
+        """The files that a user brings, found once; ``None`` of another data set.
+
+        Raises:
+            UserError: if there are none, or they can be read in two ways.
+        """
         return None if self._custom is not None else find_files(self._node)
 
     @property

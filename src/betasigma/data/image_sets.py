@@ -43,6 +43,9 @@ def open_images(
         shape: ``(C, H, W)`` that files are brought to, as those of a data set are; ``None`` to take
             them as they are, which must be of one size.
         channels: of files that are taken as they are, 1 or 3; ``None``: 1 where all are greyscale.
+
+    Raises:
+        UserError: if it cannot be read, or has no images, or images of several sizes.
     """
     place = Path(path).expanduser()
     if place.suffix.lower() in ARRAYS:

@@ -146,6 +146,9 @@ def load(
         seed: from which the points of a ``mixture`` are drawn.
         decoding: what else :class:`~betasigma.options.DataOptions` has of how files are read and
             images decoded.
+
+    Raises:
+        UserError: if files are missing or unreadable, or an option does not apply.
     """
     node = {"name": name, "root": root, "in_memory": in_memory, **decoding}
     catalog.refuse_what_does_not_apply(name, node)
@@ -181,6 +184,9 @@ def download(name: str, root: str | Path) -> None:
 
     Files are moved there when all are complete. So an interrupted download, or one that several
     jobs start at once, leaves no incomplete file.
+
+    Raises:
+        UserError: if it cannot be downloaded or written.
     """
     base = Path(root).expanduser()
     if not catalog.missing(name, base):

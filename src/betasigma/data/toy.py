@@ -55,7 +55,11 @@ BY_NAME: dict[str, Callable[[], Mixture]] = {made.__name__: made for made in (ri
 
 
 def mixture(name: str) -> Mixture:
-    """The toy distribution ``name``, a :data:`~betasigma.options.data.MixtureName`."""
+    """The toy distribution ``name``, a :data:`~betasigma.options.data.MixtureName`.
+
+    Raises:
+        UserError: for another name.
+    """
     DataOptions.check(mixture=name)
     return BY_NAME[name]()
 

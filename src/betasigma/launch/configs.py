@@ -1,4 +1,4 @@
-"""Read the configs on an app's search path.
+"""Read the configs on an app's search path, and check that points of a study stand alone.
 
 The search path has our tree, ``--config-dir``, ``hydra.searchpath`` and outside packages.
 """

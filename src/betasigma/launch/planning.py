@@ -324,7 +324,7 @@ def _say_left_alone(alone: Counter[str], left: int, directory: Path) -> None:
         sys.exit(0)
 
 
-KEY = "resume="
+RESUME = "resume="
 
 
 class Continued(NamedTuple):
@@ -338,10 +338,10 @@ def add_place(line: CommandLine) -> CommandLine:
     """Add to ``-m resume=SWEEP`` the words that say where the sweep's jobs run, unless the command
     line says it.
     """
-    named = [word for word in line.overrides if word.startswith(KEY)]
+    named = [word for word in line.overrides if word.startswith(RESUME)]
     if not line.sweeps or len(named) != 1 or sweep_record.chooses_place(line.overrides):
         return line
-    directory = Path(named[0].removeprefix(KEY).strip("'\""))
+    directory = Path(named[0].removeprefix(RESUME).strip("'\""))
     record = sweep_record.read_sweep(directory)
     if record is None:
         return line

@@ -1,4 +1,5 @@
-"""Refuse bad input before a directory is made, a job is submitted or PyTorch is imported.
+"""Refuse bad input, and what this machine cannot do, before a directory is made, a job is submitted
+or PyTorch is imported.
 
 Hydra calls ``Preflight`` at the start of a run or a sweep, when the config is composed. Hydra only
 logs exceptions of callbacks, so ``Preflight`` prints the error itself and ends the process.

@@ -26,6 +26,7 @@ from betasigma.launch.consent import allow_typed, register_search_path
 from betasigma.launch.planning import loader_of_hydra
 from betasigma.launch.preflight import prepare_run, refuse_search
 from betasigma.runs.directory import LOG
+from betasigma.runs.start import Start
 
 
 def train(*overrides: str) -> FinishedRun:
@@ -71,11 +72,9 @@ def _run(words: list[str]) -> FinishedRun:
     _use_one_device(config)
     loader = loader_of_hydra()
     prepare_run(config, CHECKS["train"])
-    from betasigma.commands.train import train as train_here  # imports PyTorch
-
     with _logged(Path(config.hydra.run.dir) / LOG), _warnings_as_before():
         done = run_job(
-            app.in_directory(train_here),
+            app.in_directory(_train),
             config,
             "hydra.run.dir",
             None,
@@ -86,6 +85,13 @@ def _run(words: list[str]) -> FinishedRun:
         raise done._return_value
     finished: FinishedRun = done.return_value
     return finished
+
+
+def _train(config: DictConfig, start: Start) -> FinishedRun:
+    # PyTorch comes after what it reads of the environment, and where the run records what fails
+    from betasigma.commands.train import train as command
+
+    return command(config, start)
 
 
 def _use_one_device(config: DictConfig) -> None:

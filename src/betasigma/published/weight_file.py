@@ -1,4 +1,5 @@
-"""Files of weights that others wrote, read without running anything in them.
+"""Weights that others wrote, in a file or a folder with configs, read without running anything in
+them.
 
 Zip archives of ``torch.save``, the older format before it, and safetensors. Nothing is unpickled
 that could run code (``weights_only=True``), and sizes are checked before memory is taken: a file

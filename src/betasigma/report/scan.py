@@ -1,4 +1,5 @@
-"""Find run directories of any state, and read what they hold without loading a checkpoint.
+"""Find run directories of any state, and read what they hold without loading a checkpoint, and how
+long they have worked.
 
 A run that has just begun, failed or was killed counts: a dashboard shows how it stands. Whatever is
 read here may be damaged or of a stranger, so sizes are bounded and nothing is resolved.
@@ -201,7 +202,7 @@ def _read(directory: Path) -> Recorded | None:
 
 
 class WorkTime:
-    """Seconds of work of a run.
+    """Seconds of work of a run: the time between two starts is none.
 
     Args:
         run: whose start of the process counts, or its first value where that is not known.

@@ -66,14 +66,16 @@ class BareDenoiser:
 
 
 class Disguised(NoiseSchedule):
-    """A schedule of no family: the same numbers from a class that nobody has heard of."""
+    """A schedule of no family: the same numbers from a class that nobody has heard of, which has
+    nothing but what every schedule has.
+    """
 
     def __init__(self, schedule: NoiseSchedule) -> None:
         self._schedule = schedule
 
     def __getattribute__(self, name: str) -> Any:
-        schedule = object.__getattribute__(self, "_schedule")
-        return Disguised if name == "__class__" else getattr(schedule, name)
+        known = not name.startswith("_") and hasattr(NoiseSchedule, name)
+        return getattr(self._schedule, name) if known else super().__getattribute__(name)
 
 
 class BesideTheTruth(nn.Module):
