@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,20 @@ def test_several_callbacks_with_values_of_their_own(train: Launch) -> None:
         *("training.validate_every=2", "steps=8"),
     ).run
     assert Record(run / "metrics.csv").curve("train/objective")[0] == [2]
+
+
+def test_early_stopping_watches_what_the_run_measures(train: Launch) -> None:
+    """A schedule that covers a part of the grid has another name for its mean."""
+    outcome = train("callbacks=early_stopping", "model=ncsn", "sigma.max=0.3", "steps=2")
+    names = {row["metric"] for row in Record.of(outcome.run).rows()}
+    assert any(name.startswith("val/denoising_error/mean_log_snr_") for name in names)
+    assert "val/denoising_error" not in names
+    monitor = "callbacks.early_stopping.monitor=val/loss"
+    wrong = launch("train", *TINY, "callbacks=early_stopping", monitor)
+    assert wrong.status == 1
+    assert re.fullmatch(
+        r"error: monitor=val/loss .* not measured .*val/denoising_error\n", wrong.err
+    )
 
 
 @pytest.mark.parametrize("name", CHOICES["logger"])

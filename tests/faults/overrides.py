@@ -110,6 +110,8 @@ def bases(count: int, seed: int = 0) -> list[tuple[str, ...]]:
         words += STEPPED.get(sampler, ("sampler.steps=3",))
         if chosen.get("evaluation"):
             words += ["evaluation.n=4", "evaluation.metrics=[neighbours]"]
+        if chosen.get("likelihood"):
+            words += ["likelihood.n=1"]
         found[tuple(words)] = None
     return list(found)
 

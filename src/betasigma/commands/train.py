@@ -86,6 +86,7 @@ from betasigma.training.trainer import (
     make_callbacks,
     make_trainer,
     measured_samples,
+    refuse_unmeasured,
     shown_between,
     shown_samples,
     tenth_of_training,
@@ -127,7 +128,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     nfe = evaluations(sampler, denoiser.schedule)
     meter = Meter(with_measured(content, nfe), data, sampler, loggers, display)
     callbacks = [
-        *make_callbacks(content["callbacks"]),
+        *make_callbacks(content["callbacks"], module.monitor),
         *run_callbacks(content, run, data, sampler, display, meter),
     ]
     interrupts = next(c for c in callbacks if isinstance(c, Interrupts))
@@ -193,6 +194,7 @@ def _fit(
     try:
         trainer.fit(module, data, ckpt_path=str(resumed) if resumed else None)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        refuse_unmeasured(callbacks, trainer, error)
         begun = any(isinstance(c, Interrupts) and c.seconds_here for c in callbacks)
         other = worker_failure(error) or isinstance(error, torch.OutOfMemoryError)
         if resumed is None or begun or other:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.loggers.logger import DummyLogger
 from pytorch_lightning.plugins.environments import SLURMEnvironment
@@ -18,8 +19,10 @@ from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from pytorch_lightning.strategies import Strategy
 
 from betasigma.build import make
+from betasigma.errors import UserError
 from betasigma.objectives.error_curve import GRID
 from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, most_samples
+from betasigma.options.training import VALIDATION_ERROR
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.progress import EVALUATIONS
 
@@ -157,13 +160,38 @@ def make_trainer(
     )
 
 
-def make_callbacks(nodes: Mapping[str, Config]) -> list[Callback]:
+def make_callbacks(nodes: Mapping[str, Config], monitor: str) -> list[Callback]:
     """Callbacks of the user's own, in the order of the config.
+
+    Args:
+        nodes: of the config, by name.
+        monitor: what the mean of the denoising error is called in this run: early stopping watches
+            it where it is to watch that of the whole grid.
 
     Raises:
         UserError: where one names what is no callback, may not be imported, or does not take its
             arguments.
     """
-    return [
+    made = [
         make(node, "callbacks", f"callbacks.{name}", kind=Callback) for name, node in nodes.items()
     ]
+    for callback in made:
+        if isinstance(callback, EarlyStopping) and callback.monitor == VALIDATION_ERROR:
+            callback.monitor = monitor
+    return made
+
+
+def refuse_unmeasured(callbacks: list[Callback], trainer: Trainer, error: Exception) -> None:
+    """Refuse to stop early by what is not measured, where Lightning's ``error`` is that.
+
+    Raises:
+        UserError: naming the metric, and those that there are.
+    """
+    measured = trainer.callback_metrics
+    for callback in callbacks:
+        unknown = isinstance(callback, EarlyStopping) and callback.monitor not in measured
+        if unknown and f"metric `{callback.monitor}` which is not available" in str(error):
+            raise UserError(
+                f"monitor={callback.monitor} of a callback is not measured at a validation; choose "
+                f"from {', '.join(name for name in measured if name.startswith('val/'))}"
+            ) from None
