@@ -187,11 +187,10 @@ def refuse_unmeasured(callbacks: list[Callback], trainer: Trainer, error: Except
     Raises:
         UserError: naming the metric, and those that there are.
     """
-    measured = trainer.callback_metrics
-    for callback in callbacks:
-        unknown = isinstance(callback, EarlyStopping) and callback.monitor not in measured
-        if unknown and f"metric `{callback.monitor}` which is not available" in str(error):
+    for monitor in (c.monitor for c in callbacks if isinstance(c, EarlyStopping)):
+        if f"metric `{monitor}` which is not available" in str(error):
+            measured = [name for name in trainer.callback_metrics if name.startswith("val/")]
             raise UserError(
-                f"monitor={callback.monitor} of a callback is not measured at a validation; choose "
-                f"from {', '.join(name for name in measured if name.startswith('val/'))}"
+                f"monitor={monitor} of a callback is not measured at a validation; choose from "
+                f"{', '.join(measured)}"
             ) from None
