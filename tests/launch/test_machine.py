@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from betasigma.errors import UserError
 from betasigma.launch.preflight import check_machine, fit_processes
+from betasigma.runs.checkpoint import HEADER, read, save
 from betasigma.runs.status import TORCHRUN, StartedBy, read_status
 
 
@@ -50,8 +51,22 @@ def test_a_run_is_continued_by_as_many_processes_as_there_are(
     monkeypatch.setenv("WORLD_SIZE", "3")
     refused = launch("train", f"resume={ddpm_run}", "steps=1000")
     assert refused.err.startswith("error: batch_size=")
-    assert "3" in refused.err
+    assert "on each of 3 devices" in refused.err
     assert read_status(ddpm_run) == before
+
+
+def test_a_run_of_several_machines_is_continued_on_as_many(
+    copy_of_ddpm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = copy_of_ddpm_run / "checkpoints" / "last.ckpt"
+    content = read(last)
+    content[HEADER]["config"]["hardware"] |= {"nodes": 2, "devices": 2}
+    save(content, last)
+    monkeypatch.setenv(TORCHRUN, "tests")
+    monkeypatch.setenv("WORLD_SIZE", "6")
+    refused = launch("train", f"resume={copy_of_ddpm_run}", "steps=1000")
+    assert refused.err.startswith("error: batch_size=")
+    assert "on each of 6 devices" in refused.err
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "gpu"])

@@ -169,16 +169,18 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     overrides = list(config.hydra.overrides.task)
     check_consent(config)
     Studies(config).check(overrides)
-    starter = started_by()
+    starter, resumes = started_by(), config.get("resume") is not None
     if app.needs_machine:
+        fit_processes(config, starter, overrides)
+        if not resumes:
+            check_machine(config)
+    directory = app.check(config, overrides)
+    if app.needs_machine and resumes:  # the hardware is the run's now, and so are its nodes
+        earlier = config.hardware.devices
         fitted = fit_processes(config, starter, overrides)
         check_machine(config)
-        if config.get("resume") is not None:  # whose run may have had another number
-            overrides += fitted
-    directory = app.check(config, overrides)
-    if app.needs_machine and config.get("resume") is not None:  # the hardware is the run's now
-        fit_processes(config, starter, overrides)
-        check_machine(config)
+        if config.hardware.devices != earlier:
+            directory = app.check(config, [*overrides, *fitted])
     refuse_unsearched(config, overrides)
     decision = app.decide(config)
     _print_note(_note(app, config, decision))
