@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from betasigma.launch import planning
 from betasigma.launch.snapshot import digest_of_code, keep_code
 from betasigma.runs.job_states import JobState, read_jobs
 from betasigma.runs.lock import LOCK
-from betasigma.runs.slurm_queue import QueuedJob
+from betasigma.runs.slurm_queue import QueuedJob, queued_jobs
 from betasigma.runs.sweep_record import RecordedJob, SweepRecord, read_sweep, write_sweep
 
 WORDS = ("-m", *TINY, "steps=2", "hydra.sweep.dir=sweep")
@@ -255,6 +256,9 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         a_job(sweep, "ending", status="failed", slurm_job="7_9", ended=stamp(1)),
         a_job(sweep, "alone", status="finished", started=stamp(10))._replace(slurm="7_10"),
         a_job(sweep, "lost", status="finished", started=stamp(900))._replace(slurm="7_11"),
+        a_job(
+            sweep, "on its own", status="running", slurm_job=None, started=stamp(10), **own
+        )._replace(slurm="7_12"),
         a_job(sweep, "here", status="running", **own),
         a_job(sweep, "dead", status="running", host=own["host"], process=2**22 + 1),
         a_job(sweep, "not begun"),
@@ -264,7 +268,7 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     os.utime(sweep / "stalled" / "status.json", (an_hour_ago, an_hour_ago))
     activity = {"work": "training", "done": 40, "total": 100, "per_second": 2.0, "time": 0.0}
     (sweep / "running" / "activity.json").write_text(json.dumps({"training": activity}))
-    for submitted in ("7_4", "7_10", "7_11"):
+    for submitted in ("7_4", "7_10", "7_11", "7_12"):
         (sweep / "slurm" / submitted).mkdir(parents=True)
         os.utime(sweep / "slurm" / submitted, (time.time() - 300,) * 2)
     logs = sweep / "slurm" / "7_4"
@@ -273,7 +277,7 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     found = read_jobs(sweep)
     expected = {"killed": "failed", "no start": "failed", "again": "queued", "here": "running"}
     expected |= {"dead": "stopped", "restarted": "running", "ending": "failed"}
-    expected |= {"alone": "finished", "lost": "failed"}
+    expected |= {"alone": "finished", "lost": "failed", "on its own": "running"}
     assert of_seeds(found) == {
         job.directory: expected.get(job.directory, job.directory) for job in jobs
     }
@@ -293,7 +297,7 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     shown = launch("jobs", "sweep")
     assert shown.status == 0, shown.err
-    for word in ("40/100", "0:00:30", "node3", "7_2", "preempted", "3 running", "2 queued"):
+    for word in ("40/100", "0:00:30", "node3", "7_2", "preempted", "4 running", "2 queued"):
         assert word in shown.out
     assert launch("jobs", "sweep", "conclude=true", "dpi=300").status == 1
     refused = launch("jobs", "sweep", "dpi=300")
@@ -305,6 +309,22 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [job.directory.name for job in unknown] == ["queued", "no start", "again", "lost"]
     assert all("SLURM does not answer: it may wait or have ended" in job.error for job in unknown)
     assert "4 unknown" in launch("jobs", "sweep").out
+
+
+def test_times_are_read_however_the_user_has_squeue_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        "#!/bin/sh\n"
+        'test "$SLURM_TIME_FORMAT" = standard && t=2026-11-27T04:00:00 || t="4 hours ago"\n'
+        'echo "7_1|RUNNING|node3|$t|None"\n'
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    began = datetime(2026, 11, 27, 4).timestamp()
+    assert queued_jobs() == {"7_1": QueuedJob("RUNNING", "node3", "None", began)}
 
 
 def test_a_job_of_which_slurm_says_nothing_goes_on_elsewhere_only() -> None:

@@ -145,6 +145,8 @@ def _state(
     waiting = (queue or {}).get(slurm)
     if slurm and _is_of_an_earlier_start(run, status, slurm, waiting):
         status = {}  # it was submitted or started once more, and has not said so yet
+    elif status.get("slurm_job") is None and waiting is None:
+        slurm = ""  # it was continued without SLURM, which knows nothing of that
     word = status.get("status")
     works = read_activities(run)
     trained = works.get(TRAINING)

@@ -115,8 +115,16 @@ def _seconds(when: str) -> float:
 
 
 def _ask(*command: str) -> str | None:
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "standard"}  # whatever the user likes to see
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=True,
+            env=environment,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
