@@ -51,16 +51,24 @@ def test_it_continues_to_the_same_weights(here: Path, family: str) -> None:
     assert OmegaConf.load(outcome.run / "config.yaml")["sampler"] == saved["sampler"]
 
 
+@pytest.mark.parametrize("later", [[], ["resume=run"]])
 @pytest.mark.parametrize(
     ("words", "kept"),
-    [(["steps=9"], True), (["steps=12", "name=more"], True), (["sampler=ddim"], False)],
+    [
+        (["model=ddpm", "steps=9"], True),
+        (["model=ddpm", "steps=12", "name=more"], True),
+        (["model=ddpm", "sampler=ddim"], False),
+    ],
 )
 def test_a_command_that_is_repeated_measures_by_what_the_run_did(
-    tmp_path: Path, words: list[str], kept: bool
+    tmp_path: Path, words: list[str], kept: bool, later: list[str]
 ) -> None:
-    """Whatever the defaults have become since."""
+    """Whatever the defaults have become since, and whoever has continued it."""
     run = Path(shutil.copytree(FROZEN / "run", tmp_path / "run"))
-    (run / "environment.json").write_text(json.dumps({"overrides": ["steps=9"]}))
+    environment: dict[str, Any] = {"overrides": ["model=ddpm", "steps=9"]}
+    if later:
+        environment = {"overrides": later, "resumed_after": [environment]}
+    (run / "environment.json").write_text(json.dumps(environment))
     saved = complete(saved_header(run)["config"])
     other = {"_target_": "betasigma.samplers.Heun", "steps": 7}
     config = OmegaConf.create({**saved, "steps": 12, "sampler": other})

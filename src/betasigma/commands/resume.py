@@ -122,7 +122,9 @@ def continue_in(config: DictConfig, overrides: list[str], directory: Path) -> No
 
 def _changed_words(overrides: list[str], directory: Path) -> set[str]:
     """The overrides in which a command differs from the one that a run was started by."""
-    earlier = read_json(directory / ENVIRONMENT).get("overrides")
+    newest = read_json(directory / ENVIRONMENT)
+    first = [*newest.get("resumed_after", []), newest][0]  # resume= may have continued it since
+    earlier = first.get("overrides")
     return set(overrides) ^ set(map(str, earlier if isinstance(earlier, list) else ()))
 
 
