@@ -70,7 +70,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     measured = {f"eval/fd_{EXTRACTOR}": 1.0}
     told |= {"n_reference": 1437, "split": "train", "settings": "steps=10 eta=0.0"}
     Record.of(best.parent).append(30, measured, told)
-    failed = make_run(top / "mnist", "ncsn", 1, 0.01, data="mnist", n=50, status="failed")
+    failed = make_run(top / "mnist", "ncsn", 12345, 0.01, data="mnist", n=50, status="failed")
     (failed / "error.txt").write_text(f"Traceback\nRuntimeError: {HOSTILE}\n")
     write_status(failed, "failed", job=None, error=f"RuntimeError: {HOSTILE}")
     make_run(top / "growing", "ddpm", 3, 0.01, steps=[10, 20])
@@ -415,6 +415,7 @@ def test_axes_smoothing_colours_and_groups_change_the_curves(shown: Page) -> Non
     )
     shown.press("g")
     assert len(shown.rows()) == 10
+    assert "ncsn lr=0.01 seed=12345" in [row[0] for row in shown.rows()]
     assert len(lines(shown.charts("error")[0])) == 9
 
 

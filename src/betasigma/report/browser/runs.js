@@ -185,8 +185,9 @@ function nameGroups(view) {
   });
 }
 
-/** A number that a search has drawn as it is read. */
-const rounded = (value) => (isNumber(value) ? String(Number(value.toPrecision(4))) : String(value));
+/** A number that a search has drawn as it is read; whole numbers (a seed) and what somebody may have typed stay. */
+const rounded = (value) =>
+  isNumber(value) && !Number.isInteger(value) && String(value).length > 8 ? String(Number(value.toPrecision(4))) : String(value);
 
 function called(content, run, colour, keys, written) {
   const last = (key) => {
