@@ -63,12 +63,12 @@ def image_of(pixels: Tensor) -> Image.Image:
 def scatter(points: Tensor) -> Image.Image:
     """Scatter plot of the first two coordinates of points ``(n, d)``; of one, a histogram."""
     with panels(1, (5, 5)) as (figure, (axes,)):
-        first, *others = points.T.numpy()
+        first, *others = points.T
         if others:
-            axes.scatter(first, others[0], s=4, alpha=0.6, color=BLUE)
+            axes.scatter(first.numpy(), others[0].numpy(), s=4, alpha=0.6, color=BLUE)
             axes.set_aspect("equal")
         else:
-            axes.hist(first, bins="sqrt", color=BLUE)
+            axes.hist(first[first.isfinite()].numpy(), bins="sqrt", color=BLUE)
         axes.set(xlabel="first coordinate", ylabel="second coordinate" if others else "samples")
         axes.set_title(f"{len(points)} samples")
         return rendered(figure)

@@ -109,9 +109,9 @@ def test_labels_that_are_names_or_numbers(tmp_path: Path) -> None:
         assert {type(label) for label in found.split("train").labels or ()} == {int}
 
 
-@pytest.mark.parametrize("label", [10**9, None, -1])
-def test_labels_that_are_none(tmp_path: Path, label: int | None) -> None:
-    rows_of = {"img": [picture(i) for i in range(2)], "label": [0, label]}
+@pytest.mark.parametrize(("first", "label"), [(0, 10**9), (0, None), (0, -1), ("a", None)])
+def test_labels_that_are_none(tmp_path: Path, first: int | str, label: int | None) -> None:
+    rows_of = {"img": [picture(i) for i in range(2)], "label": [first, label]}
     datasets.Dataset.from_dict(rows_of).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match=rf"labels like {label}; .*data\.columns=\[img\] leaves th"):
         assert open_table(str(tmp_path / "a.parquet"), None, download=False).classes

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from launching import TINY, Outcome, launch
+from torch import nn
 
 import betasigma
+from betasigma.commands.assemble import _check_call
 from betasigma.errors import UserError
 from betasigma.options import plugins
 from betasigma.options.base import dump, parse_component
@@ -347,6 +351,14 @@ def test_no_config_hides_another_of_the_same_name(spy: Path, second: bool) -> No
 )
 def test_what_is_made_is_of_its_kind(spy: Path, words: tuple[str, ...], sentence: str) -> None:
     assert sentence in refused(launch("train", "plugins=[spy]", *TINY[4:], *words))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_network_that_torchscript_has_traced_is_not_asked_for_a_signature() -> None:
+    traced = torch.jit.trace(nn.Identity(), torch.ones(1))
+    with pytest.raises(ValueError, match="no signature"):
+        inspect.signature(traced.forward)
+    _check_call(traced, "spy.nets.traced")
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,10 @@ def make_schedule(node: Config) -> NoiseSchedule:
 
 def _check_call(network: nn.Module, target: str) -> None:
     """Refuse a network that is called in another way than ours."""
-    signature = inspect.signature(network.forward)
+    try:
+        signature = inspect.signature(network.forward)
+    except ValueError:  # TorchScript's methods have none
+        return
     try:
         signature.bind("x", "c_noise", "y")
     except TypeError:

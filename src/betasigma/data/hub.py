@@ -69,10 +69,11 @@ class HubTable:
         others = {v for v in values if not (isinstance(v, int) and 0 <= v < MOST_CLASSES)}
         if not others:
             return numbered(int(max(values)) + 1)
+        odd = min(others, key=lambda value: isinstance(value, str))  # of names, one that is none
         raise UserError(
-            f"data.root={self.root} has a column {self.label} of labels like "
-            f"{next(iter(others))!r}; labels are integers from 0 to {MOST_CLASSES - 1}, or names: "
-            f"data.columns=[{self.image}] leaves them out"
+            f"data.root={self.root} has a column {self.label} of labels like {odd!r}; labels are "
+            f"integers from 0 to {MOST_CLASSES - 1}, or names: data.columns=[{self.image}] leaves "
+            f"them out"
         )
 
     def split(self, split: Split) -> ListedSplit:
