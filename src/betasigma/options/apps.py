@@ -124,8 +124,8 @@ class Train(ModelConfig, BatchOptions):
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")
-    objective_metric: Annotated[str, written(r"(train|val)/.+", "begin with train/ or val/")] = (
-        option(VALIDATION_ERROR, "whose last value a sweeper that searches is given")
+    objective_metric: TrainingMetric = option(
+        VALIDATION_ERROR, "whose last value a sweeper that searches is given"
     )
     study: StudyOptions | None = option(None, "which point of a study this is")
     cluster: dict[str, Any] = option({"name": "none"}, "where the jobs of a sweep run")

@@ -135,7 +135,7 @@ def _launch(fabric: Fabric) -> None:
         place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
             f"the processes of this command cannot meet at {place} ({first_line(error)}): see "
-            f"that MASTER_ADDR is this machine, and MASTER_PORT a free port"
+            f"that MASTER_ADDR is the machine of the first one, and MASTER_PORT a free port there"
         ) from None
 
 
