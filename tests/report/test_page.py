@@ -419,6 +419,12 @@ def test_axes_smoothing_colours_and_groups_change_the_curves(shown: Page) -> Non
     assert len(lines(shown.charts("error")[0])) == 9
 
 
+def test_the_mean_of_equal_values_is_that_value(shown: Page) -> None:
+    """Times of seeds differ in no digit, else an axis is too short for a tick."""
+    script = "import('page/runs.js').then((runs) => arguments[0](runs.mean([0.1, 0.1, 0.1])))"
+    assert shown.driver.execute_async_script(script) == 0.1
+
+
 def test_keys_reach_everything(shown: Page) -> None:
     shown.press("j")
     first = shown.run("return document.activeElement.dataset.run")

@@ -258,8 +258,10 @@ function settingsOf(text = "") {
   return Object.fromEntries(text.split(" ").filter((word) => word.includes("=")).map((word) => word.split(/=(.*)/s).slice(0, 2)));
 }
 
+/** The mean; of equal values exactly that: an axis as long as an error of rounding has no ticks. */
 export function mean(values) {
-  return values.reduce((a, b) => a + b, 0) / values.length;
+  const [first] = values;
+  return first + values.reduce((sum, value) => sum + (value - first), 0) / values.length;
 }
 
 export function deviation(values) {
