@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from betasigma.commands import memory
 from betasigma.commands.config import (
     interpolated_keys,
+    key_and_place,
+    key_of,
     leave_out_former_keys,
     parsed,
     plain,
@@ -144,7 +146,7 @@ def _refuse_unused(overrides: Sequence[str], unused: Mapping[str, str]) -> None:
 def _refuse_nodes(overrides: Sequence[str], nodes: Sequence[str], why: str) -> None:
     """Refuse what was typed of these keys and nodes."""
     for override in overrides:
-        if override.lstrip("+~").partition("=")[0].partition(".")[0] in nodes:
+        if key_and_place(override).partition(".")[0] in nodes:
             raise UserError(f"{override} has no effect: {why}")
 
 
@@ -748,7 +750,7 @@ def _refuse_training(config: DictConfig, overrides: list[str]) -> None:
     if config.get("resume") is not None:
         refuse_oracle(plain(config))
     for override in overrides:
-        key = override.partition("=")[0].lstrip("+~").partition("@")[0]
+        key = key_of(override)
         if key.partition(".")[0] in OF_TRAINING and key not in FOR_ALL:
             raise UserError(f"{override} does not fit model=oracle, which trains nothing")
 

@@ -92,11 +92,23 @@ def filled(content: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     return whole
 
 
+def key_and_place(override: str) -> str:
+    """The key of an override as it is typed: ``sampler@edit.sampler`` of
+    ``+sampler@edit.sampler=ddim``.
+    """
+    return override.partition("=")[0].lstrip("+~")
+
+
+def key_of(override: str) -> str:
+    """The key of an override: ``sampler`` of ``+sampler@edit.sampler=ddim``."""
+    return key_and_place(override).partition("@")[0]
+
+
 def leave_out_former_keys(config: DictConfig, overrides: Sequence[str]) -> None:
     """Where another class is typed (``network._target_=mylab.nets.DiT``), leave out what the chosen
     file says of the former one: all that is not typed too, and no key that the classes share.
     """
-    typed = [word.partition("=")[0].lstrip("+~").partition("@")[0] for word in overrides]
+    typed = list(map(key_of, overrides))
     for group in REGISTRY:
         node = config.get(group)
         if f"{group}._target_" not in typed or not isinstance(node, DictConfig):

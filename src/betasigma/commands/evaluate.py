@@ -24,12 +24,12 @@ from betasigma.commands.load import Loaded, load_run, with_place
 from betasigma.commands.measure import (
     COLUMNS,
     Meter,
+    data_as_typed,
     label,
     log_measurements,
     make_evaluator,
     measure_error_curve,
     measure_likelihood,
-    named,
     rank_and_world_size,
     results,
 )
@@ -211,7 +211,7 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
         data.setup()
         images = open_images(content["images"], "images", channels=data.sample_shape[0])
         compared: DataSource = data
-        against, shape = named(data), data.sample_shape
+        against, shape = data_as_typed(data), data.sample_shape
     else:
         other = open_images(reference, "reference")
         images = open_images(content["images"], "images", channels=other.shape[0])

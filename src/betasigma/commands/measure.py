@@ -134,7 +134,13 @@ class Meter:
             shape, device = self._data.sample_shape, denoiser.device
             n = most_measured(self._settings)
             self._evaluator = make_evaluator(
-                self._settings, n, self._data, named(self._data), shape, device, self._display
+                self._settings,
+                n,
+                self._data,
+                data_as_typed(self._data),
+                shape,
+                device,
+                self._display,
             )
         return self._evaluator
 
@@ -150,8 +156,8 @@ def with_measured(content: Config, nfe: int) -> Config:
     return {**content, "evaluation": measured}
 
 
-def named(data: ImageDataModule) -> str:
-    """What messages call the data."""
+def data_as_typed(data: ImageDataModule) -> str:
+    """What messages call the data: ``data=mnist``."""
     return f"data={data.data_name}"
 
 

@@ -15,7 +15,7 @@ from betasigma.commands.assemble import Config, make_data, make_module, make_sam
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.commands.config import trains
-from betasigma.commands.measure import evaluations, make_evaluator, named, with_measured
+from betasigma.commands.measure import data_as_typed, evaluations, make_evaluator, with_measured
 from betasigma.commands.train import make_model, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
@@ -61,7 +61,7 @@ def _measure_references(content: Config, data: ImageDataModule, display: Display
         return
     device = torch.device("cuda" if uses_gpu(content["hardware"]) else "cpu")
     n, shape = most_measured(node), data.sample_shape
-    evaluator = make_evaluator(node, n, data, named(data), shape, device, display)
+    evaluator = make_evaluator(node, n, data, data_as_typed(data), shape, device, display)
     display.line(f"features  {evaluator.extractor.name}")
     wanted: set[tuple[Split, int | None]] = {
         ("train", evaluator.n_reference),

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from betasigma.commands.config import complete, plain, saved_header, trains, upgrade
+from betasigma.commands.config import complete, key_of, plain, saved_header, trains, upgrade
 from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
@@ -62,7 +62,7 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     refuse_oracle(saved)
     continued: DictConfig = OmegaConf.create(saved)
     for override in overrides:
-        key = _key_of(override)
+        key = key_of(override)
         if key in ("resume", "overwrite"):
             continue
         if _changeable(key):
@@ -130,7 +130,7 @@ def _changed_words(overrides: list[str], directory: Path) -> set[str]:
 
 def _may_set(word: str, node: str) -> bool:
     """Whether an override gives ``node`` a value: its own, or of a group that has no node."""
-    key = _key_of(word)
+    key = key_of(word)
     return key.partition(".")[0] == node or not (_changeable(key) or key in ("resume", "overwrite"))
 
 
@@ -268,10 +268,6 @@ def _fixed(content: dict[str, Any]) -> dict[str, Any]:
 def _in_run(checkpoint: Path) -> bool:
     """Whether a checkpoint lies in a run directory."""
     return checkpoint.parent.name == CHECKPOINTS
-
-
-def _key_of(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def _changeable(key: str) -> bool:

@@ -32,10 +32,10 @@ from betasigma.commands.measure import (
     Meter,
     Result,
     check_splits,
+    data_as_typed,
     evaluations,
     make_estimator,
     measure_likelihood,
-    named,
     results,
     say_not_finite,
     with_measured,
@@ -114,7 +114,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     data.prepare_data()
     data.setup()
     if measures(content["evaluation"]):
-        check_splits(data, named(data))
+        check_splits(data, data_as_typed(data))
     content, reasons, ladder = resolve_auto(content, data, display)
     denoiser = make_model(content, data)
     initial = None

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from betasigma.commands.config import key_and_place
 from betasigma.errors import did_you_mean
 from betasigma.launch.configs import ConfigFile, Configs
 from betasigma.options import plugins
@@ -75,7 +76,7 @@ class UnknownKey(NamedTuple):
 
     @property
     def key(self) -> str:
-        return self.override.partition("=")[0].lstrip("+~")
+        return key_and_place(self.override)
 
     @property
     def value(self) -> str:
@@ -128,7 +129,7 @@ def _beside_resume(word: UnknownKey) -> str | None:
 
 
 def _without_sampler(word: UnknownKey) -> str | None:
-    typed = {other.partition("=")[0].lstrip("+~") for other in word.configs.line.overrides}
+    typed = set(map(key_and_place, word.configs.line.overrides))
     of_a_run = word.configs.config_name in ("sample", "evaluate")
     if not of_a_run or word.node != "sampler" or word.node in typed:
         return None
@@ -250,7 +251,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _with_value(key: str, typed: list[str]) -> str:
     """``key=value`` as typed on the command line, or the key alone."""
     for word in typed:
-        if word.lstrip("+~").partition("=")[0] == key:
+        if key_and_place(word) == key:
             return re.sub(r"=choice\((.*)\)$", r"=\1", word)
     return key
 

@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from betasigma.commands.config import key_and_place
 from betasigma.errors import UserError
 from betasigma.launch.command_line import CommandLine, quoted
 from betasigma.launch.composing import SweepLoader
@@ -372,12 +373,8 @@ def sweep_to_continue(resume: str) -> Continued | None:
 def changed(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     """The words of a job, with those that are typed in the place of those recorded."""
     new = sweep_record.of_the_job(typed)
-    keys = {_key(word) for word in new}
-    return [*(word for word in recorded if _key(word) not in keys), *new]
-
-
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+~")
+    keys = {key_and_place(word) for word in new}
+    return [*(word for word in recorded if key_and_place(word) not in keys), *new]
 
 
 BASIC = f"{BasicSweeper.__module__}.{BasicSweeper.__name__}"

@@ -6,8 +6,9 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable
-from datetime import datetime
 from typing import NamedTuple
+
+from betasigma.runs.status import seconds_of
 
 PATIENCE = 30.0
 """Seconds that SLURM has for an answer."""
@@ -62,7 +63,7 @@ def queued_jobs() -> dict[str, QueuedJob] | None:
     for line in said.splitlines():
         if line.count("|") >= 4:
             job, state, node, began, reason = line.split("|", 4)
-            when = 0.0 if state in WAITING else _seconds(began)
+            when = 0.0 if state in WAITING else seconds_of(began)
             found[job.strip()] = QueuedJob(state, node, reason.strip("() "), when)
     return found
 
@@ -104,14 +105,6 @@ def _minutes(limit: str) -> int | None:
         return None
     days, hours, minutes = (int(part or 0) for part in found.groups()[:3])
     return (24 * days + hours) * 60 + minutes
-
-
-def _seconds(when: str) -> float:
-    """Seconds since 1970 of SLURM's local time; 0 where it says none."""
-    try:
-        return datetime.fromisoformat(when).timestamp()
-    except ValueError:
-        return 0.0
 
 
 def _ask(*command: str) -> str | None:

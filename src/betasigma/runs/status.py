@@ -72,8 +72,15 @@ def read_status(run: Path) -> dict[str, Any]:
 
 def written_at(status: Mapping[str, Any], key: str) -> float:
     """When a run ``started`` or ``ended``, in seconds since 1970; 0 where that is not said."""
+    return seconds_of(status.get(key))
+
+
+def seconds_of(moment: Any) -> float:
+    """Seconds since 1970 of a moment as ISO 8601 writes it, which is local without a zone; 0 of
+    anything else.
+    """
     try:
-        return datetime.fromisoformat(status.get(key, "")).timestamp()
+        return datetime.fromisoformat(moment).timestamp()
     except (TypeError, ValueError):
         return 0.0
 
