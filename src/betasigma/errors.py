@@ -57,7 +57,12 @@ class Stopped(SystemExit):
 
     Args:
         number: of the signal.
+
+    Attributes:
+        asked: whether SLURM was asked to start the job again.
     """
+
+    asked = False
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)

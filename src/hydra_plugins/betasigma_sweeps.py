@@ -64,6 +64,18 @@ class SlurmJobs(SlurmLauncher):
         jobs = submit(self, self.params, job_overrides, initial_job_idx)
         return wait_for(jobs)
 
+    def __call__(self, *call: Any) -> JobReturn:
+        """Run a job, on its node. Its signals are ours from here, not submitit's."""
+        from betasigma.errors import Stopped
+        from betasigma.training.stop_signals import caught_signals, queue_again
+
+        try:
+            with caught_signals():
+                return super().__call__(*call)
+        except Stopped as stop:
+            queue_again(stop)
+            raise
+
     def __getstate__(self) -> dict[str, Any]:
         """What a job needs of this: not what it was submitted with."""
         return {**self.__dict__, "params": {}}

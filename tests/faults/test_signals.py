@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra_plugins.betasigma_sweeps import SlurmJobs
+from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from launching import ROOT, TINY, launch, typed
 
+from betasigma.errors import Stopped
 from betasigma.modules import DiffusionModule
 from betasigma.runs.checkpoint import read
 from betasigma.runs.record import Record
@@ -96,6 +99,33 @@ def test_a_job_that_never_takes_a_step_is_not_queued_for_ever(
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
     outcome = launch("train", *TINY)
     assert "not queued again: it has not taken a step" in outcome.err
+    assert scontrol.read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize("app", ["train", "evaluate"])
+def test_a_signal_before_pytorch_is_imported(
+    here: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, app: str
+) -> None:
+    """It comes while the command line is read. Only a run that trains goes on when it is repeated."""
+    monkeypatch.setattr(
+        "betasigma.launch.app.fetch_named", lambda line: signal.raise_signal(signal.SIGUSR2)
+    )
+    signals = signal.getsignal(signal.SIGUSR2)
+    outcome = launch(app)
+    assert (outcome.status, outcome.out, outcome.err) == (128 + signal.SIGUSR2, "", "")
+    assert scontrol.exists() == (app == "train")
+    assert signal.getsignal(signal.SIGUSR2) == signals
+
+
+def test_a_signal_before_a_job_of_a_sweep_imports_pytorch(
+    scontrol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """submitit's own handlers, which stand then, would start it again by a way of their own."""
+    monkeypatch.setattr(
+        SlurmLauncher, "__call__", lambda self, *call: signal.raise_signal(signal.SIGUSR1)
+    )
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        SlurmJobs()()
     assert scontrol.read_text() == "requeue 77\n"
 
 

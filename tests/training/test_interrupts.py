@@ -12,7 +12,8 @@ import torch
 
 from betasigma.display import Display
 from betasigma.errors import Stopped
-from betasigma.training.interrupts import STOPS, Interrupts
+from betasigma.training.interrupts import Interrupts
+from betasigma.training.stop_signals import STOPS
 
 
 @pytest.fixture

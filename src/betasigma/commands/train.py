@@ -72,12 +72,13 @@ from betasigma.schedules import NoiseSchedule
 from betasigma.training import tracking
 from betasigma.training.checkpoints import Checkpoints, KeptCheckpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
-from betasigma.training.interrupts import Interrupts, caught_signals, queued_again
+from betasigma.training.interrupts import Interrupts
 from betasigma.training.periodic import MissedValidation, PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
 from betasigma.training.progress import Estimate, Forecast, Metrics, ShowProgress, Work
 from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import EVALUATION, LIKELIHOOD, SAMPLING, VALIDATION, Stopwatch
+from betasigma.training.stop_signals import caught_signals, queued_again
 from betasigma.training.trainer import (
     GRID_SAMPLES,
     PER_IMAGE,

@@ -45,6 +45,7 @@ from betasigma.runs.lock import locked
 from betasigma.runs.start import Start
 from betasigma.runs.status import process_rank, recorded, summary
 from betasigma.runs.sweep_record import number_of
+from betasigma.training.stop_signals import caught_signals, queue_again
 
 TRACEBACK = "HYDRA_FULL_ERROR"
 """Hydra's environment variable that asks for tracebacks."""
@@ -114,6 +115,7 @@ def app(
         run = start(in_directory(task))
 
         @wraps(task)
+        @caught_signals()
         def main() -> None:
             register_resolvers()
             os.environ[PASSED_ON] = "1" if tracebacks_wanted() else "0"
@@ -156,7 +158,11 @@ def app(
                 sweep = this_sweep()
                 if sweep is not None:
                     print(left_behind(sweep), file=sys.stderr)
-                sys.exit(stop.code if isinstance(stop, Stopped) else 130)
+                if isinstance(stop, Stopped):
+                    if sweep is None and config_name == "train" and not always:
+                        queue_again(stop)
+                    raise
+                sys.exit(130)
             finally:
                 forget_sweep()
                 os.environ.pop(PASSED_ON)
