@@ -175,6 +175,30 @@ def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
     assert {"eval/kid_identity", "eval/fd_identity_test"} <= {row["metric"] for row in kept}
 
 
+def test_an_evaluation_that_is_repeated_in_its_directory_replaces_its_values(
+    here: Path, ddpm_run: Path
+) -> None:
+    words = (f"run={ddpm_run}", "evaluation=none", "error_curve=0", "hydra.run.dir=measured")
+    words = (*words, "likelihood=continuous_bound", "likelihood.n=4", "likelihood.draws=1")
+    assert "replaced" not in done("evaluate", *words).out
+    first = rows_of(here / "measured")
+    assert "measured holds an evaluation: its values are replaced" in done("evaluate", *words).out
+    assert rows_of(here / "measured") == first != []
+
+
+@pytest.mark.parametrize("words", ["evaluate evaluation=none", "sample n=1", "compare runs={run}"])
+def test_what_is_done_with_a_run_does_not_write_into_its_directory(
+    here: Path, ddpm_run: Path, words: str
+) -> None:
+    status = (ddpm_run / "status.json").read_text()
+    app, *more = words.replace("{run}", f"[{ddpm_run}]").split()
+    more += [] if app == "compare" else [f"run={ddpm_run}"]
+    refused = launch(app, *more, f"hydra.run.dir={ddpm_run}")
+    assert refused.status == 1
+    assert f"{ddpm_run} is the directory of a run: give another hydra.run.dir" in refused.err
+    assert (ddpm_run / "status.json").read_text() == status
+
+
 def test_a_sweep_of_evaluations_ends_with_one_table(
     here: Path, ddpm_run: Path, ncsn_run: Path
 ) -> None:

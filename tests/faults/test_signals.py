@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra_plugins.betasigma_sweeps import SlurmJobs
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from launching import ROOT, TINY, launch, typed
 
@@ -22,6 +21,7 @@ from betasigma.runs.checkpoint import read
 from betasigma.runs.record import Record
 from betasigma.runs.status import INTERRUPTED, read_status
 from betasigma.training.checkpoints import Checkpoints
+from hydra_plugins.betasigma_sweeps import SlurmJobs
 
 
 def step(run: Path) -> int:
@@ -106,7 +106,7 @@ def test_a_job_that_never_takes_a_step_is_not_queued_for_ever(
 def test_a_signal_before_pytorch_is_imported(
     here: Path, scontrol: Path, monkeypatch: pytest.MonkeyPatch, app: str
 ) -> None:
-    """It comes while the command line is read. Only a run that trains goes on when it is repeated."""
+    """It comes while the command line is read. Only what trains goes on when it is repeated."""
     monkeypatch.setattr(
         "betasigma.launch.app.fetch_named", lambda line: signal.raise_signal(signal.SIGUSR2)
     )

@@ -52,6 +52,7 @@ from betasigma.report.scan import (
     leaves,
     run_directories,
 )
+from betasigma.runs.directory import holds_run
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 from betasigma.runs.status import STATUS
 from betasigma.runs.sweep_record import SWEEP, read_sweep
@@ -84,6 +85,12 @@ Check = Callable[[DictConfig, list[str]], Path | None]
 """What refuses a config that cannot work."""
 
 
+def leave_run_alone(config: DictConfig, overrides: list[str], directory: Path) -> None:
+    """Refuse to write into the directory of a run, whose status and log would be another's."""
+    if holds_run(directory):
+        raise UserError(f"{directory} is the directory of a run: give another hydra.run.dir")
+
+
 class AppChecks(NamedTuple):
     """What ``Preflight`` does for one app."""
 
@@ -95,7 +102,7 @@ class AppChecks(NamedTuple):
     """Choose what the config leaves open."""
     preview: Callable[[DictConfig], str] = lambda config: ""
     """Say what the command will do, in one line; empty where it says nothing."""
-    enter: Callable[[DictConfig, list[str], Path], None] = lambda config, overrides, directory: None
+    enter: Callable[[DictConfig, list[str], Path], None] = leave_run_alone
     """Look at what the run directory holds already."""
     writes: bool = True
     """Whether it writes into its directory, and holds it against other commands."""

@@ -66,6 +66,9 @@ def evaluate(config: DictConfig, start: Start) -> None:
     first = process_rank() == 0
     plain_warnings(quiet=not first)
     display = Display(quiet=not first, note=ActivityLog(out).note)
+    if first and Record.of(out).path.exists():
+        display.line(f"{out} holds an evaluation: its values are replaced")
+        Record.of(out).path.unlink()
     if content.get("images") is not None:
         evaluate_images(content, start, display)
         return

@@ -136,6 +136,11 @@ def wandb_id(run: Path) -> str | None:
     return text if re.fullmatch(r"[\w-]{1,128}", text) else None
 
 
+def holds_run(directory: Path) -> bool:
+    """Whether a run of ours was begun in a directory."""
+    return (directory / CONFIG).is_file() and (directory / ENVIRONMENT).is_file()
+
+
 def clear(run: Path, overwrite: bool) -> None:
     """Remove what an earlier start of a run has left in its directory, and nothing else.
 
@@ -143,8 +148,8 @@ def clear(run: Path, overwrite: bool) -> None:
         run: the directory.
         overwrite: whether the run on the dashboard is another one too.
     """
-    if not ((run / CONFIG).is_file() and (run / ENVIRONMENT).is_file()):
-        return  # no run of ours was here
+    if not holds_run(run):
+        return
     left = [*(run / CHECKPOINTS).glob("*.ckpt"), *(run / SAMPLES).glob("step_*.png")]
     names = (
         METRICS,
