@@ -291,13 +291,20 @@ def test_that_imports_nothing_heavy_and_leaves_nothing_behind(report: Report) ->
     assert report.left == []
 
 
-def test_an_optimizer_that_torch_does_not_have(here: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Adamm", r"is not a class or function of torch\.optim.*did you mean torch\.optim\.Adam"),
+        ("LBFGS", r"take an optimizer whose step\(\) needs no closure"),
+    ],
+)
+def test_optimizers_that_torch_lacks_or_that_need_more(
+    here: Path, name: str, sentence: str
+) -> None:
     """Only PyTorch knows its optimizers, so that it is asked."""
-    outcome = launching.launch("train", "optimizer._target_=torch.optim.Adamm")
+    outcome = launching.launch("train", f"optimizer._target_=torch.optim.{name}")
     assert outcome.status == 1
-    sentence = "optimizer._target_=torch.optim.Adamm is not a class or function of torch.optim"
-    assert sentence in outcome.err
-    assert "did you mean torch.optim.Adam" in outcome.err
+    assert re.search(rf"error: optimizer\._target_=torch\.optim\.{name} .*{sentence}", outcome.err)
     assert list(here.iterdir()) == []
 
 

@@ -54,6 +54,11 @@ class Narrow(Plain):
         return self.layers(x)
 
 
+class Fixed(nn.Module):
+    def forward(self, x, c_noise, y=None):
+        return x
+
+
 @cache
 def tensor():
     return 3
@@ -346,6 +351,8 @@ def test_no_config_hides_another_of_the_same_name(spy: Path, second: bool) -> No
     [
         (("network._target_=spy.nets.tensor",), "gives int, and network takes a torch Module"),
         (("network._target_=spy.nets.Narrow",), "has forward(x, c_noise), and a network is called"),
+        (("network._target_=spy.nets.Fixed",), "spy.nets.Fixed has no parameters to train"),
+        (("optimizer._target_=torch.optim.Muon",), "Muon cannot be made: Muon only supports 2D"),
         (("+likelihood._target_=spy.nets.flow",), "gives int, which has no name and no settings"),
     ],
 )

@@ -14,7 +14,7 @@ from betasigma.commands.config import learns_variance, trains
 from betasigma.data import toy
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.modules.learning_rate import LearningRate, after_warmup
 from betasigma.objectives import Objective
@@ -135,16 +135,15 @@ def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredM
     target = config["model"]["_target_"]
     if not trains(config):
         return make({"_target_": target}, "model", denoiser=denoiser)
-    optimizer = config["optimizer"]
-    offered = {"fused": True} if optimizer["_target_"] in FUSED else {}
+    if not any(parameter.requires_grad for parameter in denoiser.parameters()):
+        network = config["network"]["_target_"]
+        raise UserError(f"network._target_={network} has no parameters to train")
     return make(
         {"_target_": target},
         "model",
         denoiser=denoiser,
         objective=make_objective(config, denoiser.schedule),
-        optimizer=lambda parameters: make(
-            optimizer, "optimizer", offered=offered, params=list(parameters)
-        ),
+        optimizer=lambda parameters: make_optimizer(config["optimizer"], list(parameters)),
         seed=config["seed"],
         warmup=config["training"]["warmup"],
         decay=config["ema"]["decay"],
@@ -152,6 +151,17 @@ def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredM
         offered={"lr_schedule": make_lr_schedule(config)},
         kind=DiffusionModule,
     )
+
+
+def make_optimizer(node: Config, parameters: list[nn.Parameter]) -> Optimizer:
+    """Make the optimizer of these parameters."""
+    offered = {"fused": True} if node["_target_"] in FUSED else {}
+    try:
+        return make(node, "optimizer", offered=offered, params=parameters)
+    except ValueError as error:  # its own: it does not take such parameters, or such a rate
+        raise UserError(
+            f"optimizer._target_={node['_target_']} cannot be made: {first_line(error)}"
+        ) from error
 
 
 def make_lr_schedule(config: Config) -> LearningRate:
