@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from betasigma import display
-from betasigma.display import Display
+from betasigma.display import Display, clock
 
 
 @pytest.fixture
@@ -30,3 +30,11 @@ def test_steps_are_counted_and_shares_are_percent(told: list[str]) -> None:
             advance(1 / 8)
     assert told[0] == "training 20/40"
     assert told[1:] == [f"sampling {n} %" for n in (12, 25, 37, 50, 62, 75, 87, 100)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(59.9, "0:00:59"), (172799, "47:59:59"), (172800, "2 days 0:00:00")],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert clock(seconds) == said

@@ -267,7 +267,8 @@ def sparkline(values: Sequence[float], heights: str = BLOCKS) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration as ``h:mm:ss``."""
+    """A duration as ``h:mm:ss``, of two days and more as ``d days h:mm:ss``."""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    days = f"{hours // 24} days " if hours >= 48 else ""
+    return f"{days}{hours % 24 if days else hours}:{minutes:02d}:{rest:02d}"

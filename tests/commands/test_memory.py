@@ -44,6 +44,7 @@ def small_machine(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         ("data.image_size=4096", r"data\.image_size=4096 needs 22.5 GB for 1437 images that are"),
         ("hardware=cpu hardware.devices=16", r"hardware\.devices=16 are as many processes"),
+        ("steps=1000000000000", r"steps=1000000000000 must be at most 1000000000"),
         ("sampler.steps=1000000000000", r"sampler\.steps=1000000000000 must be at most 1000000"),
         ("beta.steps=1000000000000", r"beta\.steps=1000000000000 must be at most 1000000"),
         ("network.blocks=1000000000", r"network\.blocks=1000000000 must be at most 1000"),

@@ -116,7 +116,7 @@ class Train(ModelConfig, BatchOptions):
     )
     tags: list[str] = option([], "of the run, on the dashboard")
     plugins: list[str] = option([], "outside packages that the config may name")
-    steps: Index = option(2000, "optimizer steps")
+    steps: Annotated[int, Field(ge=0, le=10**9)] = option(2000, "optimizer steps")
     hardware: HardwareOptions = option(HardwareOptions(), "what computes")
     resume: str | None = option(None, "a run or checkpoint to continue; auto: the newest match")
     init: InitOptions = option(InitOptions(), "the weights that training starts from")
