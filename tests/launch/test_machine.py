@@ -75,8 +75,12 @@ def test_more_devices_than_gpus_are_refused(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     check_machine(config(devices=3, accelerator=accelerator))
-    sentence = r"hardware\.devices=4 are more GPUs than .* give hardware\.devices=3 or fewer, or ha"
+    sentence = r"hardware\.devices=4 are more GPUs than .* give hardware\.devices=3 or fewer, or gi"
     with pytest.raises(UserError, match=sentence):
+        check_machine(config(devices=4, accelerator=accelerator))
+    monkeypatch.setenv(TORCHRUN, "tests")  # which decides how many there are
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="than this machine has: have torchrun start 3 or fewer on"):
         check_machine(config(devices=4, accelerator=accelerator))
 
 

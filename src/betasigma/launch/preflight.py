@@ -368,8 +368,11 @@ def _check_gpus(config: DictConfig) -> None:
             "leave hardware at auto, or give hardware=cpu"
         )
     if hardware.devices != "auto" and hardware.devices > found:
+        starter, fewer = started_by(), " or fewer" if found > 1 else ""
+        cure = f"give hardware.devices={found}{fewer}"
+        if starter is not None:
+            cure = f"have {starter.name} start {found}{fewer} on each machine"
         raise UserError(
-            f"hardware.devices={hardware.devices} are more GPUs than this machine has: give "
-            f"hardware.devices={found}{' or fewer' if found > 1 else ''}, or "
-            f"hardware.accelerator=cpu"
+            f"hardware.devices={hardware.devices} are more GPUs than this machine has: {cure}, or "
+            f"give hardware.accelerator=cpu"
         )
