@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import ROOT, TINY, launch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from betasigma.runs.directory import kernel_folder
 
@@ -73,6 +74,8 @@ def test_kernels_are_kept_in_the_project_s_cache(monkeypatch: pytest.MonkeyPatch
     assert kernel_folder() == Path("/elsewhere")
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     monkeypatch.setenv("BETASIGMA_CACHE", "/scratch")
+    assert kernel_folder() == Path("/scratch/compiled")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", default_cache_dir())  # as import torchvision does
     assert kernel_folder() == Path("/scratch/compiled")
 
 

@@ -8,6 +8,7 @@ import re
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib import metadata
@@ -104,12 +105,14 @@ def kernel_folder() -> Path:
     user says so, else in the cache.
     """
     given = os.environ.get(KERNELS)
-    users_own = given and given != os.environ.get(OWN_KERNELS)
+    # that PyTorch enters where torchvision, say, was imported before
+    default = str(Path(tempfile.gettempdir(), "torchinductor_"))
+    users_own = given and given != os.environ.get(OWN_KERNELS) and not given.startswith(default)
     return Path(given) if given and users_own else cache_folder() / "compiled"
 
 
 def keep_kernels() -> None:
-    """Have PyTorch keep compiled kernels there. It may choose a folder when it is imported."""
+    """Have PyTorch keep compiled kernels there. It looks up the folder whenever it compiles."""
     folder = str(kernel_folder())
     if folder != os.environ.get(KERNELS):
         os.environ[KERNELS] = os.environ[OWN_KERNELS] = folder
