@@ -77,17 +77,11 @@ SENTENCES = {
     ),
     "train model.family=ncsn": r"model\.family=ncsn is unknown: .* write model=ncsn",
     "evaluate run=somewhere evaluation.n=16": r"evaluation\.n=16 is for training.*: n=16 says",
-    "evaluate images=a reference=b data.image_size=16": (
-        r"data\.image_size=16 has no effect: images=… and reference=… are compared as they are"
-    ),
     "evaluate images=a reference=b data.root=c": (
         r"data\.root=c has no effect: images=… and reference=… are compared as they are"
     ),
     "evaluate images=a data.image_size=16": (
-        r"data\.image_size=16 needs a data set beside it: give data=image_folder or another"
-    ),
-    "evaluate run=a data.image_size=16": (
-        r"data\.image_size=16 is no key of evaluate\.py: the data of run=… are prepared as in train"
+        r"data\.image_size=16 needs a data set to compare images=… with beside it: give data=\w+ or"
     ),
     "train data=array data.root=.": r"data\.root=\. is a folder: data=image_folder reads",
     "sample run=a save=npz out=b": r"out=b belongs to save=folder; .* hydra\.run\.dir=… would name",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
@@ -216,22 +216,6 @@ def dotted_keys(node: dict[Any, Any], prefix: str = "") -> set[str]:
     return keys
 
 
-class ChosenFile(NamedTuple):
-    """A file of a config group that the command line names.
-
-    Attributes:
-        word: the override, without quotes: ``model=ncsn``.
-        group: its group.
-        chooses: choices for other groups, by this file and the files in its defaults.
-        is_point: whether it is a point of a study.
-    """
-
-    word: str
-    group: str
-    chooses: dict[str, str]
-    is_point: bool
-
-
 class Studies:
     """Checks the points of a study: config files that set ``study``, for runs to be compared.
 
@@ -244,53 +228,40 @@ class Studies:
         for source in config.hydra.runtime.config_sources:
             path.append(source.provider, f"{source.schema}://{source.path}")
         self._files = CachingConfigRepository(ConfigRepository(path))
-        self._choices: dict[str, ChosenFile | None] = {}
+        self._chosen = cache(self._find)
 
     def check(self, overrides: Sequence[str]) -> None:
         """Refuse a point of a study together with another choice of the same group.
 
         A file that chooses nothing for other groups (a sampler, for example) is allowed.
         """
-        typed = map(self._choice, overrides)
-        choices = [choice for choice in typed if choice is not None]
-        for point in choices:
-            if not point.is_point:
-                continue
-            for group, name in point.chooses.items():
-                if not _read(self._files, f"{group}/{name}")[0]:
+        files = [file for word in overrides if (file := self._chosen(word)) is not None]
+        for point in files:
+            for group, name in point.chooses.items() if point.is_point else ():
+                if not _whole(self._files, f"{group}/{name}").chooses:
                     continue
-                for other in choices:
+                for other in files:
                     if other is not point and group in (other.group, *other.chooses):
                         raise UserError(
-                            f"{point.word} and {other.word} both choose the {group}; leave one out"
+                            f"{point.group}={point.choice} and {other.group}={other.choice} both "
+                            f"choose the {group}; leave one out"
                         )
 
-    def _choice(self, override: str) -> ChosenFile | None:
-        if override not in self._choices:
-            self._choices[override] = _choice(override, self._files)
-        return self._choices[override]
+    def _find(self, override: str) -> ConfigFile | None:
+        """The file that an override chooses; ``None`` if it chooses none."""
+        group, _, choice = override.lstrip("+").partition("=")
+        choice = choice.strip("'")
+        name = f"{group}/{choice}"
+        there = choice != "null" and self._files.config_exists(name)
+        return _whole(self._files, name) if there else None
 
 
-def _choice(override: str, repository: IConfigRepository) -> ChosenFile | None:
-    """Return the file that an override chooses; ``None`` if it chooses none."""
-    group, _, name = override.lstrip("+").partition("=")
-    name = name.strip("'")
-    if name == "null" or not repository.config_exists(f"{group}/{name}"):
-        return None
-    chooses, is_point = _read(repository, f"{group}/{name}")
-    return ChosenFile(f"{group}={name}", group, chooses, is_point)
-
-
-def _read(repository: IConfigRepository, path: str) -> tuple[dict[str, str], bool]:
-    """Return the choices of a file for other groups, and whether it is a point of a study.
-
-    Files in its defaults count as part of it.
-    """
-    file = load_file(repository, path)
-    chooses, is_point = file.chooses, file.is_point
+def _whole(files: IConfigRepository, name: str) -> ConfigFile:
+    """A file together with those of its group that it is made from."""
+    file = load_file(files, name)
     for default in file.defaults:
         if isinstance(default, ConfigDefault) and default.path != "_self_":
-            below, below_is_point = _read(repository, f"{file.group}/{default.path}")
-            chooses = below | chooses
-            is_point = is_point or below_is_point
-    return chooses, is_point
+            base = _whole(files, f"{file.group}/{default.path}")
+            content, defaults = base.content | file.content, [*base.defaults, *file.defaults]
+            file = file._replace(content=content, defaults=defaults)
+    return file

@@ -32,6 +32,9 @@ SYNONYMS = {
 }
 """Keys of other programs, and what to write here."""
 
+TAKEN_FROM_THE_RUN = {"sampler": "a sampler", "data": "a data set to compare images=… with"}
+"""Groups of which sample and evaluate choose nothing by themselves."""
+
 
 def explain(error: BaseException, configs: Configs) -> str:
     """Explain an error of composition in one sentence."""
@@ -68,10 +71,9 @@ def explain(error: BaseException, configs: Configs) -> str:
 
 
 class UnknownKey(NamedTuple):
-    """``key=value`` of a key that the config does not have."""
+    """``key=value``, as typed, of a key that the config does not have."""
 
     override: str
-    """As typed."""
     configs: Configs
 
     @property
@@ -128,25 +130,13 @@ def _beside_resume(word: UnknownKey) -> str | None:
     )
 
 
-def _without_sampler(word: UnknownKey) -> str | None:
+def _without_its_group(word: UnknownKey) -> str | None:
     typed = set(map(key_and_place, word.configs.line.overrides))
-    of_a_run = word.configs.config_name in ("sample", "evaluate")
-    if not of_a_run or word.node != "sampler" or word.node in typed:
+    of_a_run = word.configs.config_name in ("sample", "evaluate") and word.node not in typed
+    if not of_a_run or word.node not in TAKEN_FROM_THE_RUN or not word.owners:
         return None
-    return f"{word.override} needs a sampler beside it: give {word.belongs_to}, say"
-
-
-def _without_data(word: UnknownKey) -> str | None:
-    typed = {other.partition("=")[0] for other in word.configs.line.overrides}
-    if word.configs.config_name != "evaluate" or word.node != "data" or "data" in typed:
-        return None
-    if "reference" in typed:
-        return f"{word.override} has no effect: images=… and reference=… are compared as they are"
-    if "images" in typed:
-        return f"{word.override} needs a data set beside it: give data=image_folder or another"
-    return (
-        f"{word.override} is no key of evaluate.py: the data of run=… are prepared as in training"
-    )
+    what = TAKEN_FROM_THE_RUN[word.node]
+    return f"{word.override} needs {what} beside it: give {word.belongs_to}, say"
 
 
 def _of_ones_own(word: UnknownKey) -> str | None:
@@ -176,8 +166,7 @@ def _of_another_choice(word: UnknownKey) -> str | None:
 WHY_UNKNOWN = (
     _refused_flag,
     _beside_resume,
-    _without_sampler,
-    _without_data,
+    _without_its_group,
     _of_ones_own,
     _of_another_choice,
 )

@@ -340,7 +340,11 @@ def add_place(line: CommandLine) -> CommandLine:
     line says it.
     """
     named = [word for word in line.overrides if word.startswith(RESUME)]
-    if not line.sweeps or len(named) != 1 or sweep_record.chooses_place(line.overrides):
+    if (
+        not line.sweeps
+        or len(named) != 1
+        or any(word.startswith(("cluster=", "hydra/launcher=")) for word in line.overrides)
+    ):
         return line
     directory = Path(named[0].removeprefix(RESUME).strip("'\""))
     record = sweep_record.read_sweep(directory)

@@ -61,8 +61,8 @@ Data = Annotated[DataOptions, component("data")]
 Optimizer = Annotated[OptimizerOptions, component("optimizer")]
 Sampler = Annotated[SamplerOptions, component("sampler")]
 AnEdit = Annotated[EditOptions, component("edit")]
-OptionalSampler = Annotated[SamplerOptions | None, component("sampler", optional=True)]
-OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood", optional=True)]
+OptionalSampler = Annotated[SamplerOptions | None, component("sampler")]
+OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood")]
 LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
 Film = Literal["gif", "mp4", "png"]
 Range = Annotated[str, written(r"\d{1,30}-\d{1,30}", "be a first and a last number, as in 0-99")]
@@ -506,7 +506,7 @@ class Dashboard(Options):
     @model_validator(mode="after")
     def _has_effect(self) -> Self:
         if self.to == "wandb":
-            require_package("wandb-workspaces", "to=wandb", module="wandb_workspaces")
+            require_package("wandb-workspaces", "to=wandb")
             if self.serve is not None:
                 raise ValueError(f"serve={self.serve} has no effect with to=wandb")
             return self

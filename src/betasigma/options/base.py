@@ -185,20 +185,17 @@ REGISTRY: dict[str, dict[str, type[ComponentOptions]]] = {}
 """Options models by group and ``_target_``."""
 
 
-def component(
-    group: str, optional: bool = False, only: type[ComponentOptions] | None = None
-) -> Any:
+def component(group: str, only: type[ComponentOptions] | None = None) -> Any:
     """Return the type of a field that holds a component of this group.
 
     Args:
         group: of the config.
-        optional: whether there may be none.
         only: the options model of the one kind that is accepted.
     """
 
     def parse(node: Any, info: ValidationInfo) -> Any:
-        if node is None and optional:
-            return None
+        if node is None:
+            return None  # which the field allows or not
         options = parse_component(group, node, gone=info.context)
         if only is not None and not isinstance(options, only):
             accepted = " or ".join(only.targets)
@@ -302,11 +299,14 @@ def sentence(
         return unknown_key(key, first["input"], known_keys(schema, first["loc"][:-1]))
     if first["type"] == "missing":
         return f"{key} has no value; give {key}=…"
-    if first["type"].startswith("union_tag"):
-        known = first["ctx"].get("expected_tags", "")
-        tag = "_target_" if "_target_" in _at(first["loc"], content) else "kind"
-        value = _at(first["loc"], content).get(tag)
-        return f"{key}.{tag}={value} is not one of {known}"
+    if first["type"] == "union_tag_not_found":
+        return f"{key}.kind has no value; give {key}.kind=…"
+    if first["type"] == "union_tag_invalid":
+        kind, known = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
+        near = did_you_mean(kind, known.split(", "), cutoff=0.5)
+        return " ".join(
+            filter(None, [f"{key}.kind={kind} is unknown;", near, f"kinds are {known}"])
+        )
     # a value that may be of several types fails once for each
     same = [e["msg"] for e in error.errors() if _key(e["loc"], content) == own]
     accepted = " or ".join(map(_accepted, same)).replace(" or must ", " or ")
@@ -401,6 +401,7 @@ def _accepted(text: str) -> str:
     """Turn pydantic's message into what a value must be."""
     message = re.sub(r"^((Input|String|List) should|Value error, must)", "must", text)
     message = message.replace(" after validation", "").replace("input", "value")
+    message = re.sub(r"a valid dictionary or .*", "a node with keys", message)
     for theirs, plain in _BOUNDS_IN_WORDS.items():
         message = message.replace(theirs, plain)
     return message if "must" in message else f"is not possible: {message}"

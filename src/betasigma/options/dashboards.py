@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from betasigma.errors import UserError, did_you_mean
-from betasigma.options.base import Count, Options, Probability, option, typed
+from betasigma.options.base import Count, Options, Probability, option, written
 from betasigma.options.evaluation import EXTRACTORS, METRICS
 from betasigma.options.training import (
     AT_LOG_SNR,
@@ -29,24 +29,14 @@ Axis = Literal["step", "images", "time"]
 """Optimizer steps, images seen (steps times batch size), hours since the start."""
 
 
-def _check_pattern(text: str) -> str:
-    if not text or text != text.strip():
-        raise ValueError(f"'{text}' must be the name of a metric, or a pattern with *")
-    return text
-
-
 def _flattened(node: Any, prefix: str = "") -> Any:
     """Values by dotted key; a command line gives nodes within nodes."""
     if not isinstance(node, Mapping):
-        return node
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        inner = isinstance(value, Mapping)
-        found |= _flattened(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
+        return {prefix.rstrip("."): node} if prefix else node
+    return {k: v for key in node for k, v in _flattened(node[key], f"{prefix}{key}.").items()}
 
 
-Pattern = Annotated[str, AfterValidator(_check_pattern)]
+Pattern = Annotated[str, written(r"\S(.*\S)?", "be the name of a metric, or a pattern with *")]
 Patterns = Annotated[list[Pattern], Field(min_length=1)]
 Value = str | bool | int | float | None
 Filters = Annotated[dict[str, Value | list[Value]], BeforeValidator(_flattened)]
@@ -55,8 +45,6 @@ Filters = Annotated[dict[str, Value | list[Value]], BeforeValidator(_flattened)]
 
 class PanelOptions(Options):
     """What every panel says."""
-
-    node = "dashboard.panels"
 
     title: str = option("", "above the panel; empty: its name")
     about: str = option("", "one line below the title")
@@ -157,52 +145,28 @@ class HealthOptions(PanelOptions):
     )
 
 
-KINDS: Mapping[str, type[PanelOptions]] = {
-    str(model.model_fields["kind"].default): model
-    for model in (
-        RunTableOptions,
-        CurvesOptions,
-        NoiseOptions,
-        QualityOptions,
-        PrecisionRecallOptions,
-        BitsOptions,
-        SamplesOptions,
-        SweepOptions,
-        RunPageOptions,
-        HealthOptions,
-    )
-}
-"""Options of each kind of panel."""
+Panel = Annotated[
+    RunTableOptions
+    | CurvesOptions
+    | NoiseOptions
+    | QualityOptions
+    | PrecisionRecallOptions
+    | BitsOptions
+    | SamplesOptions
+    | SweepOptions
+    | RunPageOptions
+    | HealthOptions,
+    Field(discriminator="kind"),
+]
 
 
-def _parse_panels(node: Any) -> Any:
-    """The panels by name; one that is null is left out."""
-    if not isinstance(node, Mapping):
-        raise ValueError(f"dashboard.panels={typed(node)} must be panels by name")
-    return {
-        str(name): _panel(str(name), panel) for name, panel in node.items() if panel is not None
-    }
+def _shown(panels: Any) -> Any:
+    """The panels that are not null, which leaves one out."""
+    known = isinstance(panels, Mapping)
+    return {str(k): v for k, v in panels.items() if v is not None} if known else panels
 
 
-def _panel(name: str, node: Any) -> PanelOptions:
-    if isinstance(node, PanelOptions):
-        return node
-    key = f"dashboard.panels.{name}"
-    if not isinstance(node, Mapping):
-        raise UserError(f"{key}={typed(node)} must be a node with a kind: {', '.join(KINDS)}")
-    kind = str(node.get("kind"))
-    if kind not in KINDS:
-        near = did_you_mean(kind, KINDS, cutoff=0.5)
-        hint = f"{near} Kinds" if near else "kinds"
-        raise UserError(f"{key}.kind={kind} is unknown; {hint} are {', '.join(KINDS)}")
-    model = KINDS[kind]
-    try:
-        return model.parse(node)
-    except UserError as error:  # which names the node of all panels
-        raise UserError(str(error).replace(f"{PanelOptions.node}.", f"{key}.")) from None
-
-
-Panels = Annotated[dict[str, Any], BeforeValidator(_parse_panels), Field(min_length=1)]
+Panels = Annotated[dict[str, Panel], BeforeValidator(_shown), Field(min_length=1)]
 
 
 class DashboardOptions(Options):

@@ -73,6 +73,14 @@ class LightningLoggerOptions(ComponentOptions):
 
     group: ClassVar[str] = "logger"
     model_config = ConfigDict(extra="allow")
+    package: ClassVar[str | None] = None
+    """That it needs, beside Lightning."""
+
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        if self.package is not None:
+            require_package(self.package, f"logger={self.package.partition('-')[0]}")
+        return self
 
 
 class CSVLoggerOptions(LightningLoggerOptions):
@@ -88,6 +96,7 @@ class CSVLoggerOptions(LightningLoggerOptions):
 class MLFlowOptions(LightningLoggerOptions):
     model_config = ConfigDict(extra="forbid")
     targets = ("pytorch_lightning.loggers.MLFlowLogger",)
+    package = "mlflow"
 
     experiment_name: str = option("betasigma", "where runs appear")
     run_name: str | None = option(None, "of the run; null: one of MLflow's own")
@@ -99,28 +108,19 @@ class MLFlowOptions(LightningLoggerOptions):
     artifact_location: str | None = option(None, "where the server keeps files")
     run_id: str | None = option(None, "a run to continue; null: a new one")
 
-    @model_validator(mode="after")
-    def _installed(self) -> Self:
-        require_package("mlflow", "logger=mlflow")
-        return self
-
 
 class CometOptions(LightningLoggerOptions):
     """The account's key is read from ``COMET_API_KEY``: a config is kept in every checkpoint."""
 
     model_config = ConfigDict(extra="forbid")
     targets = ("pytorch_lightning.loggers.CometLogger",)
+    package = "comet-ml"
 
     project: str | None = option("betasigma", "where runs appear")
     workspace: str | None = option(None, "team or user; null: the account's default")
     online: bool | None = option(None, "false: files, to be uploaded later")
     prefix: str | None = option(None, "of the metrics' names")
     experiment_key: str | None = option(None, "an experiment to continue; null: a new one")
-
-    @model_validator(mode="after")
-    def _installed(self) -> Self:
-        require_package("comet-ml", "logger=comet", module="comet_ml")
-        return self
 
 
 KINDS: dict[str, type[Options]] = {
@@ -130,13 +130,13 @@ KINDS: dict[str, type[Options]] = {
 }
 
 
-def require_package(package: str, asked: str, module: str | None = None) -> None:
+def require_package(package: str, asked: str) -> None:
     """Refuse what needs a package that is not installed.
 
     Raises:
         ValueError: naming the package.
     """
-    if importlib.util.find_spec(module or package) is None:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
         raise ValueError(f"{asked} needs the {package} package: pip install {package}")
 
 

@@ -405,7 +405,7 @@ def takes(made: Callable[..., Any], name: str) -> bool:
 
 
 _PLAIN = (bool, int, float, str, type(None))
-_INNER = {"group", "node", "targets", "knobs", "outside"}
+_INNER = {"group", "node", "targets", "knobs", "outside", "package"}
 
 
 def not_arguments(group: str) -> tuple[str, ...]:

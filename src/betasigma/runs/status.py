@@ -20,6 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from betasigma.errors import first_line
 from betasigma.runs.files import read_json, write_json, write_text
 
@@ -200,6 +202,9 @@ class Activity(NamedTuple):
         return (self.total - self.done) / self.per_second if self.per_second else None
 
 
+_ACTIVITIES = TypeAdapter(dict[str, Activity])
+
+
 class ActivityLog:
     """Keeps the newest state of each piece of work of a run in its directory."""
 
@@ -219,10 +224,7 @@ class ActivityLog:
 
 def read_activities(run: Path) -> dict[str, Activity]:
     """What a run has done and does, by name of the work, the newest last."""
-    found = {}
-    for work, content in read_json(run / ACTIVITY).items():
-        with suppress(LookupError, TypeError, ValueError):
-            done, total = int(content["done"]), int(content["total"])
-            pace, when = float(content["per_second"]), float(content["time"])
-            found[work] = Activity(work, done, total, pace, when)
-    return found
+    try:
+        return _ACTIVITIES.validate_python(read_json(run / ACTIVITY))
+    except ValidationError:
+        return {}

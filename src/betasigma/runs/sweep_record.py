@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter, ValidationError
+
 from betasigma.errors import UserError
 from betasigma.runs.directory import OUTPUTS
 from betasigma.runs.files import read_json, write_json
@@ -62,6 +64,9 @@ class SweepRecord(NamedTuple):
     code: dict[str, Any] | None = None
 
 
+_RECORD = TypeAdapter(SweepRecord)
+
+
 def write_sweep(directory: Path, record: SweepRecord) -> None:
     """Write the record of a sweep."""
     content = {**record._asdict(), "jobs": [job._asdict() for job in record.jobs]}
@@ -70,26 +75,9 @@ def write_sweep(directory: Path, record: SweepRecord) -> None:
 
 def read_sweep(directory: Path) -> SweepRecord | None:
     """Read the record of a sweep; ``None`` where there is none that can be read."""
-    content = read_json(directory / SWEEP)
     try:
-        jobs = [
-            RecordedJob(
-                str(job["directory"]),
-                _words(job["overrides"]),
-                None if job["steps"] is None else int(job["steps"]),
-                None if job["slurm"] is None else str(job["slurm"]),
-            )
-            for job in content["jobs"]
-        ]
-        code = content["code"]
-        return SweepRecord(
-            str(content["app"]),
-            jobs,
-            _words(content["place"]),
-            bool(content["search"]),
-            code if isinstance(code, dict) else None,
-        )
-    except (LookupError, TypeError, ValueError):
+        return _RECORD.validate_python(read_json(directory / SWEEP))
+    except ValidationError:
         return None
 
 
@@ -131,11 +119,6 @@ def of_the_place(words: Iterable[str]) -> list[str]:
     return [word for word in words if OF_A_PLACE.fullmatch(word)]
 
 
-def chooses_place(words: Iterable[str]) -> bool:
-    """Whether some word chooses a cluster or a launcher."""
-    return any(word.startswith(("cluster=", "hydra/launcher=")) for word in words)
-
-
 def check_words(record: SweepRecord, directory: Path) -> None:
     """Refuse a record that would set Hydra itself, or read this machine's environment: a sweep
     directory may come from somebody else.
@@ -164,9 +147,3 @@ def place_of(record: SweepRecord, directory: Path, typed: Sequence[str]) -> list
                 f"again, or say with cluster=… where its jobs go on"
             )
     return kept
-
-
-def _words(value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
-        raise TypeError("a list of words is expected")
-    return list(value)
