@@ -77,7 +77,7 @@ def test_a_schedule_of_pytorchs_by_its_name(train: Launch) -> None:
             "did you mean lr_schedule.power?",
         ),
         (["+trainer.max_steps=4"], "trainer.max_steps=4 cannot be passed on: it is set by steps"),
-        (["trainer.max_time=x"], "trainer.max_time=x must be days, hours, minutes and seconds as"),
+        (["trainer.max_time=x"], "trainer.max_time=x must be DD:HH:MM:SS, as in"),
         (["trainer.max_steps=4"], "trainer.max_steps=4 cannot be passed on: it is set by steps"),
         (["logger=comet", "+logger.api_key=secret"], "logger.api_key=secret is unknown"),
         (["logger.kind=mlflow"], "logger.kind=mlflow is unknown; choose from wandb"),

@@ -18,7 +18,6 @@ from betasigma.options.base import (
     dump,
     option,
     parse_component,
-    typed,
     written,
 )
 from betasigma.options.composition import Composition, DataFacts
@@ -65,7 +64,7 @@ OptionalSampler = Annotated[SamplerOptions | None, component("sampler")]
 OptionalLikelihood = Annotated[LikelihoodOptions | None, component("likelihood")]
 LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
 Film = Literal["gif", "mp4", "png"]
-Range = Annotated[str, written(r"\d{1,30}-\d{1,30}", "be a first and a last number, as in 0-99")]
+Range = Annotated[str, written(r"\d{1,18}-\d{1,18}", "be a first and a last number, as in 0-99")]
 TrainingMetric = Annotated[str, written(r"(train|val)/.+", "begin with train/ or val/")]
 ClassLabel = Index | str
 """A class, by its number or its name."""
@@ -232,34 +231,35 @@ class Sample(OfARun):
     @property
     def chosen_indices(self) -> list[int]:
         """Indices of the samples of each seed."""
-        return list(range(self.n) if self.indices is None else _listed(self.indices))
+        return list(range(self.n) if self.indices is None else _numbers(self.indices))
 
     @property
     def chosen_seeds(self) -> list[int]:
         """Seeds of the samples."""
-        return [self.seed] if self.seeds is None else list(_listed(self.seeds))
+        return [self.seed] if self.seeds is None else list(_numbers(self.seeds))
 
     @property
     def total(self) -> int:
         """Number of samples, of all seeds."""
-        return _count(self.seeds) * (self.n if self.indices is None else _count(self.indices))
+        seeds = 1 if self.seeds is None else len(_numbers(self.seeds))
+        return seeds * (self.n if self.indices is None else len(_numbers(self.indices)))
 
     @model_validator(mode="after")
     def _written(self) -> Self:
         for key in ("indices", "seeds"):
             value = getattr(self, key)
-            twice = isinstance(value, list) and len(set(value)) < len(value)
-            if twice or not 0 < _count(value) <= MOST:
+            count = 1 if value is None else len(_numbers(value))
+            twice = isinstance(value, list) and len(set(value)) < count
+            if twice or not 0 < count <= MOST:
                 raise ValueError(
                     f"{key}={value} must name at least one, at most {MOST:,}, and none twice"
                 )
-        for key in ("out", "subfolders"):
-            if getattr(self, key) and self.save != "folder":
-                raise ValueError(
-                    f"{key}={typed(getattr(self, key))} belongs to save=folder; what "
-                    f"save={self.save} writes goes to a new directory, which hydra.run.dir=… would "
-                    f"name"
-                )
+        if self.save != "folder":
+            why = (
+                f"belongs to save=folder; what save={self.save} writes goes to a new directory, "
+                f"which hydra.run.dir=… would name"
+            )
+            self.refuse_given(("out", "subfolders"), why)
         if self.trajectory == "mp4":
             require_package("av", "trajectory=mp4")
         return self
@@ -328,11 +328,8 @@ class Evaluate(WithAModel):
                 raise ValueError(f"{key} is what images=… are compared with: give images=… too")
             return self
         if self.reference is not None and isinstance(self.data, DataPlace):
-            for key, value in self.data.given.items():
-                raise ValueError(
-                    f"data.{key}={typed(value)} has no effect: images=… and reference=… are "
-                    f"compared as they are"
-                )
+            why = "has no effect: images=… and reference=… are compared as they are"
+            self.data.refuse_given(DataPlace.model_fields, why)
         given = [bool(self.run), chosen, self.reference is not None]
         if sum(given) != 1:
             raise ValueError(
@@ -418,21 +415,20 @@ class Import(Options):
 
     @model_validator(mode="after")
     def _converts(self) -> Self:
-        if self.convert is None and self.code is not None:
-            raise ValueError(f"code={self.code} has no effect without convert=edm")
-        if self.convert is not None and (self.code is None or self.to is None):
+        if self.convert is None:
+            self.refuse_given(["code"], "has no effect without convert=edm")
+            return self
+        if self.code is None or self.to is None:
             raise ValueError(
                 f"convert={self.convert} needs code=FOLDER, a clone of the code that the pickle "
                 f"asks for, and to=FOLDER, which takes the plain tensors"
             )
-        said = {key: getattr(self, key) for key in ("format", "published", "flags")}
-        said |= {f"data.{key}": value for key, value in dump(self.data).items()}
-        for key, value in said.items() if self.convert is not None else ():
-            if value is not None:
-                raise ValueError(
-                    f"{key}={typed(value)} has no effect with convert={self.convert}, which takes "
-                    f"a pickle as it is: give it to the import of what convert writes"
-                )
+        why = (
+            f"has no effect with convert={self.convert}, which takes a pickle as it is: give it to "
+            f"the import of what convert writes"
+        )
+        self.refuse_given(("format", "published", "flags"), why)
+        self.data.refuse_given(ImportedData.model_fields, why)
         return self
 
 
@@ -507,12 +503,9 @@ class Dashboard(Options):
     def _has_effect(self) -> Self:
         if self.to == "wandb":
             require_package("wandb-workspaces", "to=wandb")
-            if self.serve is not None:
-                raise ValueError(f"serve={self.serve} has no effect with to=wandb")
-            return self
-        for key in ("project", "entity"):
-            if getattr(self, key) is not None:
-                raise ValueError(f"{key}={getattr(self, key)} has no effect without to=wandb")
+            self.refuse_given(["serve"], "has no effect with to=wandb")
+        else:
+            self.refuse_given(("project", "entity"), "has no effect without to=wandb")
         return self
 
 
@@ -544,33 +537,17 @@ class Jobs(DrawingOptions):
 
     @model_validator(mode="after")
     def _draws(self) -> Self:
-        for key in DrawingOptions.model_fields if not self.conclude else ():
-            if (value := getattr(self, key)) != DrawingOptions.model_fields[key].default:
-                raise ValueError(f"{key}={typed(value)} has no effect without conclude=true")
+        if not self.conclude:
+            self.refuse_given(DrawingOptions.model_fields, "has no effect without conclude=true")
         return self
 
 
-def _count(numbers: list[int] | str | None) -> int:
-    """How many numbers a list or a range names, 1 for none; a range may name more than ``len`` can
-    say.
-    """
-    if isinstance(numbers, str):
-        first, last = _ends(numbers)
-        return last + 1 - first
-    return 1 if numbers is None else len(numbers)
-
-
-def _listed(numbers: list[int] | str) -> Sequence[int]:
+def _numbers(named: list[int] | str) -> Sequence[int]:
     """The numbers of a list, or of a range with both its ends."""
-    if isinstance(numbers, list):
-        return numbers
-    first, last = _ends(numbers)
+    if isinstance(named, list):
+        return named
+    first, last = map(int, named.split("-"))
     return range(first, last + 1)
-
-
-def _ends(numbers: str) -> tuple[int, int]:
-    first, _, last = numbers.partition("-")
-    return int(first), int(last)
 
 
 TOP_LEVEL: dict[str, type[Options]] = {

@@ -15,7 +15,7 @@ import copy
 import json
 import re
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -131,6 +131,17 @@ class Options(BaseModel):
             UserError: for the first impossible value, by its name in the config.
         """
         return cls.check(**{key: values[key] for key in cls.model_fields if key in values})
+
+    def refuse_given(self, keys: Iterable[str], why: str) -> None:
+        """Refuse those of these keys that have another value than their default.
+
+        Raises:
+            ValueError: with ``why`` after the key and its value.
+        """
+        for key in keys:
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                raise ValueError(f"{_join(self.node, key)}={typed(value)} {why}")
 
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> Self:
@@ -290,8 +301,11 @@ def sentence(
     error: ValidationError, content: dict[str, Any], node: str, schema: type[BaseModel]
 ) -> str:
     """Describe the first error in one sentence: the key, the value, what is accepted."""
-    first = error.errors()[0]
+    # of what may be of several types, the one that fails furthest inside was meant
+    first = max(error.errors(), key=lambda one: _key(one["loc"], content).count("["))
     own = _key(first["loc"], content)
+    if first["type"] == "missing":
+        own = _join(own, str(first["loc"][-1]))
     key = _join(node, getattr(schema, "turned", {}).get(own, own))
     if first["type"] == "value_error" and not isinstance(first["ctx"]["error"], Unfit):
         return str(first["ctx"]["error"])
@@ -304,9 +318,8 @@ def sentence(
     if first["type"] == "union_tag_invalid":
         kind, known = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
         near = did_you_mean(kind, known.split(", "), cutoff=0.5)
-        return " ".join(
-            filter(None, [f"{key}.kind={kind} is unknown;", near, f"kinds are {known}"])
-        )
+        hint = f"{near} " if near else ""
+        return f"{key}.kind={kind} is unknown; {hint}kinds are {known}"
     # a value that may be of several types fails once for each
     same = [e["msg"] for e in error.errors() if _key(e["loc"], content) == own]
     accepted = " or ".join(map(_accepted, same)).replace(" or must ", " or ")
@@ -380,7 +393,7 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
         nested = [m for item in more for m in getattr(item, "metadata", [item])]
         return _words(inner, [*nested, *metadata])
     if get_origin(annotation) is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
+        return " | ".join(dict.fromkeys(map(str, get_args(annotation))))
     if get_origin(annotation) in (Union, types.UnionType):
         return " | ".join(_words(member, []) for member in get_args(annotation))
     if get_origin(annotation) is list:
@@ -428,8 +441,6 @@ def _key(loc: tuple[int | str, ...], content: Any) -> str:
         elif isinstance(node, list) and isinstance(part, int):
             parts[-1] += f"[{part}]"
             node = node[part]
-        elif part == loc[-1] and isinstance(node, dict):
-            parts.append(str(part))
     return ".".join(parts)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from betasigma.options.base import ComponentOptions, Count, option, typed, written
+from betasigma.options.base import ComponentOptions, Count, option, written
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
@@ -36,28 +36,6 @@ Ghostscript), call for a library of drawings (WMF), or only recognise a file (HD
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
-def _image_size(value: Any) -> Any:
-    """One sentence where pydantic would have one for each type."""
-    sides = value if isinstance(value, list) and len(value) == 2 else [value]
-    if value is None or all(isinstance(side, int) and side >= 1 for side in sides):
-        return value
-    raise ValueError(
-        f"data.image_size={typed(value)} must be at least 1, or [height,width], each at least 1"
-    )
-
-
-def _background(value: Any) -> Any:
-    colour = isinstance(value, list) and len(value) == 3
-    if colour and all(isinstance(part, int) and 0 <= part <= 255 for part in value):
-        return value
-    if isinstance(value, str) and value in COLOURS:
-        return value
-    raise ValueError(
-        f"data.background={typed(value)} must be {', '.join(COLOURS)}, or [red,green,blue] from 0 "
-        f"to 255"
-    )
-
-
 class DataOptions(ComponentOptions):
     """Options of the datamodule. ``source`` names a callable of an outside package."""
 
@@ -78,15 +56,15 @@ class DataOptions(ComponentOptions):
     labels: str | None = option(
         None, "a CSV or JSON file of labels; null: dataset.json if there is one, else the folders"
     )
-    image_size: Annotated[ImageSize | None, BeforeValidator(_image_size)] = option(
+    image_size: ImageSize | None = option(
         None, "height and width to resize to, or [height, width]; null: the native size"
     )
     channels: Count | None = option(
         None, "of an image_folder: 3 for RGB, 1 for greyscale, 4 and 2 with transparency"
     )
     crop: Crop | None = option(None, "center_<side>, cut out before resizing")
-    background: Annotated[Background, BeforeValidator(_background)] = option(
-        "white", "what shows through transparent parts of images"
+    background: Background = option(
+        "white", "what shows through transparent parts of images, by name or as [red, green, blue]"
     )
     bits: Annotated[int, Field(ge=9, le=16)] | None = option(
         None, "that 16-bit greyscale images use; null: all"
@@ -132,12 +110,9 @@ class DataOptions(ComponentOptions):
 
     @model_validator(mode="after")
     def _of_ones_own(self) -> Self:
-        for key in OF_OUR_SETS if self.source is not None else ():
-            if getattr(self, key) != self.DEFAULTS[key]:
-                raise ValueError(
-                    f"data.{key}={typed(getattr(self, key))} does not apply to a data set of one's "
-                    f"own (data.source): leave it out"
-                )
+        if self.source is not None:
+            why = "does not apply to a data set of one's own (data.source): leave it out"
+            self.refuse_given(OF_OUR_SETS, why)
         return self
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from betasigma.options.base import Count, Index, Options, option
 from betasigma.options.composition import Composition
@@ -25,7 +25,7 @@ class HardwareOptions(Options):
         "how several devices share a step; fsdp: each keeps a part of the trained network, for one "
         "that is larger than a device",
     )
-    precision: Literal["auto", "bf16", "32"] | int = option("auto", "of the network's arithmetic")
+    precision: Literal["auto", "bf16", "32", 32] = option("auto", "of the network's arithmetic")
     channels_last: bool | Literal["auto"] = option(
         "auto", "memory format of the network; auto: on GPUs, and a U-Net's in float32 on x86 CPUs"
     )
@@ -51,14 +51,6 @@ class HardwareOptions(Options):
         if composition.data.points:
             return {"channels_last": f"on data={composition.data.name}: points have no channels"}
         return {}
-
-    @model_validator(mode="after")
-    def _known_precision(self) -> Self:
-        if isinstance(self.precision, int) and self.precision != 32:
-            raise ValueError(
-                f"hardware.precision={self.precision} is unknown; choose from auto, 32, bf16"
-            )
-        return self
 
 
 CodeSource = Literal["snapshot", "unchanged", "live"]

@@ -7,13 +7,18 @@ refused with the reason.
 
 from __future__ import annotations
 
-import re
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, field_validator, model_validator
+from pydantic import ConfigDict, model_validator
 
-from betasigma.errors import did_you_mean
-from betasigma.options.base import ComponentOptions, Options, option, parse_component, typed
+from betasigma.options.base import (
+    ComponentOptions,
+    Options,
+    option,
+    parse_component,
+    typed,
+    written,
+)
 
 NO_EPOCHS = "has no meaning here: training counts steps and its data have no end"
 
@@ -57,6 +62,9 @@ REFUSED_FLAGS = {
 """Flags of the Trainer that cannot be passed on, with the reason."""
 
 
+DAYS_TO_SECONDS = "be DD:HH:MM:SS, as in '00:12:00:00' for twelve hours"
+
+
 class TrainerOptions(Options):
     """Flags that are passed on to Lightning's Trainer."""
 
@@ -65,7 +73,9 @@ class TrainerOptions(Options):
     gradient_clip_algorithm: Literal["norm", "value"] | None = option(
         None, "what training.clip limits; null: the norm"
     )
-    max_time: str | None = option(None, "when to stop, as DD:HH:MM:SS of training; null: never")
+    max_time: Annotated[str, written(r"\d{1,4}(:\d\d){3}", DAYS_TO_SECONDS)] | None = option(
+        None, "when to stop, as DD:HH:MM:SS of training; null: never"
+    )
     profiler: Literal["simple", "advanced", "pytorch"] | None = option(
         None, "report of where the time goes, in the run directory"
     )
@@ -74,30 +84,12 @@ class TrainerOptions(Options):
     inference_mode: bool = option(True, "validate without any record for gradients")
     sync_batchnorm: bool = option(False, "share the statistics of batch normalisation")
 
-    @field_validator("max_time")
-    @classmethod
-    def _check_time(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"\d{1,4}:\d\d:\d\d:\d\d", value):
-            raise ValueError(
-                f"trainer.max_time={value} must be days, hours, minutes and seconds as "
-                f"DD:HH:MM:SS: '00:12:00:00' for twelve hours"
-            )
-        return value
-
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, content: Any) -> Any:
         for flag, value in content.items() if isinstance(content, dict) else ():
             if flag in REFUSED_FLAGS:
                 raise ValueError(refuse_flag(flag, value))
-            if flag not in cls.model_fields:
-                known = [*cls.model_fields, *REFUSED_FLAGS]
-                near = did_you_mean(flag, known, before="trainer.")
-                hint = f"{near} " if near else ""
-                raise ValueError(
-                    f"trainer.{flag}={typed(value)} is unknown: Lightning's Trainer has no flag "
-                    f"{flag}; {hint}choose from {', '.join(cls.model_fields)}"
-                )
         return content
 
 
