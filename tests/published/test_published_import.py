@@ -452,6 +452,50 @@ def test_attention_has_two_namings(digits_pipeline: Path, tmp_path: Path) -> Non
     assert all(torch.equal(now[name], then[name]) for name in now)
 
 
+INDEX = "diffusion_pytorch_model.safetensors.index.json"
+
+
+@pytest.fixture
+def sharded(digits_pipeline: Path, tmp_path: Path) -> Path:
+    """The same pipeline, with its weights in several files."""
+    folder = tmp_path / "ddpm-digits"
+    shutil.copytree(digits_pipeline / "scheduler", folder / "scheduler")
+    model = UNet2DModel.from_pretrained(digits_pipeline / "unet")
+    model.save_pretrained(folder / "unet", max_shard_size=20_000)
+    assert len(list((folder / "unet").glob("*.safetensors"))) > 2
+    return folder
+
+
+def test_weights_in_several_files_are_one_model(sharded: Path, digits_pipeline: Path) -> None:
+    whole, parts = (
+        read_published(Import.parse({"from": str(folder)})) for folder in (digits_pipeline, sharded)
+    )
+    assert parts.config == whole.config
+    assert parts.model.weights.keys() == whole.model.weights.keys()
+    for name, weight in parts.model.weights.items():
+        torch.testing.assert_close(weight, whole.model.weights[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "named", ["../model.safetensors", "/etc/passwd", "", "gone.safetensors", "config.json", None]
+)
+def test_an_index_names_files_beside_it(sharded: Path, named: str | None) -> None:
+    shutil.copy(next(sharded.glob("unet/*.safetensors")), sharded / "model.safetensors")
+    content = {"weight_map": {"conv_in.weight": named} if named is not None else []}
+    (sharded / "unet" / INDEX).write_text(json.dumps(content))
+    assert f"{INDEX} must name .safetensors files beside it" in refusal(sharded)
+
+
+def test_a_part_of_a_model_is_no_model(sharded: Path) -> None:
+    index = json.loads((sharded / "unet" / INDEX).read_text())
+    first = min(index["weight_map"].values())
+    names = {name: file for name, file in index["weight_map"].items() if file == first}
+    (sharded / "unet" / INDEX).write_text(json.dumps({"weight_map": names}))
+    assert "from=" in refusal(sharded)
+    (sharded / "unet" / INDEX).unlink()
+    assert "has several files of weights" in refusal(sharded)
+
+
 def test_weights_of_no_known_code_are_refused(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(3)}, tmp_path / "w.safetensors")
     assert "weights of no known code (diffusers, " in refusal(tmp_path / "w.safetensors")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,7 +117,7 @@ def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
         "format": form.name,
         "published": asked.published or form.published_name(source),
         "file": str(source.path),
-        "sha256": _digest(source.weights),
+        "sha256": _digest(source.files),
         "flags": {key: value for key, value in settings.items() if key in form.defaults},
         "code": form.origin,
         "licence": settings.get("licence", form.licence),
@@ -164,7 +164,7 @@ def imported_run(path: Path, key: str, display: Display) -> Path | None:
         _format(source, None)
     except UserError:
         return None
-    told = json.dumps([_digest(source.weights), source.settings], sort_keys=True)
+    told = json.dumps([_digest(source.files), source.settings], sort_keys=True)
     identity = hashlib.sha256(told.encode()).hexdigest()
     directory = OUTPUTS / IMPORTED / f"{plain_name(path)}_{identity[:8]}"
     if not (directory / CHECKPOINTS / LAST).is_file():
@@ -286,6 +286,9 @@ def _check_weights(
             raise UserError(f"{source.named} has weights that are not finite: {name}")
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _digest(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()

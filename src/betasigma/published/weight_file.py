@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, few
 from betasigma.runs.header import WEIGHTS
 
 LARGEST_JSON = 2**20
@@ -43,14 +43,14 @@ class WeightFile:
     Attributes:
         path: as it was given.
         content: plain containers with tensors, as its writer nested them.
-        weights: the file that the tensors are in.
+        files: those that the tensors are in.
         settings: plain content of JSON files beside the weights, by name without ``.json``.
         key: the config key that named it.
     """
 
     path: Path
     content: Any
-    weights: Path
+    files: tuple[Path, ...]
     settings: dict[str, Any] = field(default_factory=dict)
     key: str = "from"
 
@@ -111,12 +111,12 @@ def read_json(file: Path, key: str = "from") -> dict[str, Any]:
 
 
 def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str, Tensor]:
-    """The tensors by name, each dense and of floating point, together no larger than the file.
+    """The tensors by name, each dense and of floating point, together no larger than the files.
 
     Views of one another (a stride of 0) would take more memory than the file has; integers and
     sparse tensors are no weights.
     """
-    left = source.weights.stat().st_size
+    left = sum(file.stat().st_size for file in source.files)
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"{source.named} has {name}, which is no tensor with a name")
@@ -216,33 +216,56 @@ def open_weights(path: Path, key: str = "from") -> WeightFile:
     if not path.exists():
         raise UserError(f"{key}={path} does not exist; give a file or a folder of weights")
     if path.is_file():
-        return WeightFile(path, read_weights(path, key), path, key=key)
+        return WeightFile(path, read_weights(path, key), (path,), key=key)
     places = [place for place in (path / "unet", path, path / "scheduler") if place.is_dir()]
-    weights = _weights_in(places, path, key)
+    files = _weights_in(places, path, key)
+    content = read_weights(files[0], key)
+    for file in files[1:]:
+        more = read_weights(file, key)
+        if not (isinstance(content, dict) and isinstance(more, dict)):
+            raise UserError(f"{key}={file} is no part of a model: it holds no tensors by name")
+        content |= more
     settings = {}
     for name in CONFIGS:
         beside = [place / f"{name}.json" for place in places]
         found = next((file for file in beside if file.is_file()), None)
         if found is not None:
             settings[name] = read_json(found, key)
-    return WeightFile(path, read_weights(weights, key), weights, settings, key)
+    return WeightFile(path, content, files, settings, key)
 
 
-def _weights_in(places: list[Path], path: Path, key: str) -> Path:
+def _weights_in(places: list[Path], path: Path, key: str) -> tuple[Path, ...]:
     for place in places:
         for ending in WEIGHTS:
             files = sorted(place.glob(f"*{ending}"))
             usual = place / f"{USUAL}{ending}"
             if usual in files:  # beside others in half precision, say
-                return usual
+                return (usual,)
+            index = place / f"{usual.name}.index.json"
+            if index.is_file():
+                return _indexed(index, ending, key)
             if len(files) > 1:
                 raise UserError(
                     f"{key}={path} has several files of weights ({', '.join(f.name for f in files)}"
                     f"): give the path of one"
                 )
             if files:
-                return files[0]
+                return (files[0],)
     raise UserError(
         f"{key}={path} has no weights ({', '.join(WEIGHTS)}); give a file of weights, or a folder "
         f"with one"
     )
+
+
+def _indexed(index: Path, ending: str, key: str) -> tuple[Path, ...]:
+    """The files of one model, which an index beside them names, tensor by tensor."""
+    names = read_json(index, key).get("weight_map")
+    named = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    inside = all(name.endswith(ending) and Path(name).name == name for name in named)
+    files = tuple(index.with_name(name) for name in named) if inside else ()
+    if not files or not all(file.is_file() for file in files):
+        raise UserError(
+            f"{key}={index} must name {ending} files beside it under weight_map; it names "
+            f"{few(named) or 'none'}"
+        )
+    return files
