@@ -38,3 +38,13 @@ def test_steps_are_counted_and_shares_are_percent(told: list[str]) -> None:
 )
 def test_durations(seconds: float, said: str) -> None:
     assert clock(seconds) == said
+
+
+def test_names_in_a_narrow_table_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Display()
+    shown.console.width = 80
+    name = "val/fd_efficientnet_lite0_floor"
+    shown.table("", ["metric", "first_" * 5, "second_" * 4], [[f"{name} n=20", "33.91", "34.02"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(name in line for line in lines)
+    assert max(map(len, lines)) <= 80

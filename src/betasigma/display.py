@@ -29,6 +29,9 @@ NOTE_SECONDS = 5.0
 FILE_WIDTH = 120
 """Width of a table that is written to a file or a pipe."""
 
+NUMBER = 7
+"""Width of most numbers in a table."""
+
 log = logging.getLogger("betasigma")
 log.addHandler(logging.NullHandler())
 
@@ -94,9 +97,25 @@ class Display:
             table.add_column(column, justify="left" if left else "right", overflow="fold")
         for row in rows:
             table.add_row(*map(self._shown, row))
+        self._keep_names_whole(table, [row[0] for row in rows])
         self.console.print(table)
         for row in rows:
             self._log(f"{title}: {' '.join(cell for cell in row if cell)}")
+
+    def _keep_names_whole(self, table: Table, names: Sequence[str]) -> None:
+        """Have the other columns of a table that is too wide give way, where numbers still fit into
+        them: the names in the first are pasted.
+        """
+        unbound = self.console.options.update(max_width=sys.maxsize)
+        if self.console.measure(table, options=unbound).maximum <= self.console.width:
+            return
+        first, *others = table.columns
+        longest = max((len(word) for name in names for word in name.split()), default=0)
+        room = (self.console.width - longest - 4) // max(1, len(others)) - 3
+        if room >= NUMBER:
+            first.min_width = longest
+            for column in others:
+                column.max_width = room
 
     def _shown(self, cell: str) -> Text:
         """A cell as it is: brackets in it are no markup."""

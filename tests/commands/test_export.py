@@ -104,6 +104,9 @@ def test_diffusers_draws_the_same(run: Path, tmp_path: Path) -> None:
 
 def test_safetensors_are_loaded_as_the_run_is(run: Path, tmp_path: Path) -> None:
     exported(run, "safetensors", tmp_path / "model", "licence=MIT", "name=digits")
+    for named in (tmp_path / "model", tmp_path / "model" / "model.safetensors"):
+        imported = launch("import", f"from={named}")
+        assert f"needs no import: give run={named} wherever" in imported.err
     whole, small = betasigma.load(run), betasigma.load(tmp_path / "model")
     for name, weight in whole[0].state_dict().items():
         assert torch.equal(weight, small[0].state_dict()[name])

@@ -35,6 +35,7 @@ from betasigma.runs.checkpoint import AVERAGED, HEADER, save
 from betasigma.runs.directory import CONFIG, ENVIRONMENT, OUTPUTS, describe_environment
 from betasigma.runs.files import write_json
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST
+from betasigma.runs.portable import is_portable
 from betasigma.runs.start import Start
 from betasigma.version import VERSION
 
@@ -191,6 +192,11 @@ def _format(source: WeightFile, name: str | None) -> ModelFormat:
     for form in FORMATS:
         if form.detect(source):
             return form
+    if is_portable(source.files[0]):
+        raise UserError(
+            f"{source.named} is a model that this package has exported, which needs no import: "
+            f"give run={source.path} wherever a run is taken"
+        )
     raise UserError(
         f"{source.named} has weights of no known code ({', '.join(known)}); a diffusers model "
         f"is recognised by its folder with config.json"
