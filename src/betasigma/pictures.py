@@ -118,10 +118,16 @@ CAPTION = "Description"
 """Name in a PNG file of the text that says what it shows."""
 
 
-def save(image: Image.Image, path: Path, caption: str = "") -> None:
+COUNT = "Samples"
+"""Name in a PNG file of the number of images in its grid, whose last row may have gaps."""
+
+
+def save(image: Image.Image, path: Path, caption: str = "", count: int | None = None) -> None:
     """Write a PNG file, whole or not at all, with what it shows as text in it."""
     text = PngInfo()
     if caption:
         text.add_text(CAPTION, caption)
+    if count is not None:
+        text.add_text(COUNT, str(count))
     with replace_file(path) as partial:
         image.save(partial, format="PNG", pnginfo=text)

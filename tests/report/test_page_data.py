@@ -16,7 +16,7 @@ from made import EXTRACTOR, level_of, make_run, write_status
 
 from betasigma.errors import UserError
 from betasigma.options.dashboards import DashboardOptions, SamplesOptions
-from betasigma.pictures import grid
+from betasigma.pictures import grid, save
 from betasigma.report import page_data as page_data_module
 from betasigma.report.page import in_script, render, to_json
 from betasigma.report.page_data import _fitting, _thinned, page_data
@@ -267,6 +267,13 @@ def test_a_grid_of_fewer_samples_shows_the_first_of_the_others(tmp_path: Path) -
     _, few, last = described(run)["runs"][0]["grids"]
     assert (few["count"], few["columns"], last["count"]) == (5, 3, 9)
     assert torch.equal(pixels(few["picture"])[8:, :16], pixels(last["picture"])[8:16, :16])
+
+
+def test_a_white_sample_is_no_gap(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    path = run / "samples" / "step_0000030.png"
+    save(grid(torch.full((8, 1, 8, 8), 255, dtype=torch.uint8)), path, count=8)
+    assert described(run)["runs"][0]["grids"][-1]["count"] == 8
 
 
 def test_pictures_leave_room_for_each_other(

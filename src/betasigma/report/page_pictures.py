@@ -19,7 +19,7 @@ from torch import Tensor
 
 from betasigma.evaluation.neighbours import nearest_examples
 from betasigma.options.dashboards import SamplesOptions
-from betasigma.pictures import GAP, enlargement
+from betasigma.pictures import COUNT, GAP, enlargement
 from betasigma.report.scan import Recorded
 from betasigma.runs.directory import DATA, SAMPLES
 from betasigma.runs.files import read_json
@@ -168,9 +168,14 @@ def _cut(path: Path, tiles: Tiles | None, most: int) -> tuple[Image.Image | None
 
 
 def _count(image: Image.Image, tiles: Tiles) -> int:
-    """How many samples a grid has: the rest of its last row is as white as its gaps."""
+    """How many samples a grid has, as its file says; one of an earlier version does not, and the
+    rest of its last row is as white as its gaps.
+    """
     count = tiles.columns * tiles.rows
     least = count - tiles.columns + 1
+    for known in range(least, count + 1):
+        if image.info.get(COUNT) == str(known):
+            return known
     while count > least and set(_tile(image, tiles, count - 1).getextrema()) == {(255, 255)}:
         count -= 1
     return count

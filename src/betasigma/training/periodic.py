@@ -101,7 +101,7 @@ class SampleGrids(Periodic):
             samples, how = self._draw(module.average, self._last_size if n is None else n)
             image, caption = picture(samples), f"step {step}: {how}"
             path = self._path(step)
-            write_patiently(lambda: save(image, path, caption), path, self._wait)
+            write_patiently(lambda: save(image, path, caption, len(samples)), path, self._wait)
             log_picture(trainer.loggers, "samples", image, step, caption)
             log_histogram(trainer.loggers, "pixels/samples", samples, step)
         trainer.strategy.barrier()
