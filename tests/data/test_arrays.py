@@ -183,7 +183,7 @@ def test_more_than_the_machine_holds(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ({"pictures": BYTES}, "has pictures; images must be under one of images, image, x, arr_0"),
         ({"images": BYTES, "labels": LABELS[:5]}, r"labels of shape \(5,\) .* do not fit 40"),
-        ({"images": BYTES, "labels": LABELS / 2}, "float64 do not fit 40 images"),
+        ({"images": BYTES, "labels": LABELS / 2}, "float64 do not fit 40 examples"),
         ({"images": BYTES, "labels": LABELS - 1}, "labels from -1 to 1; they are integers from 0"),
         ({"images": BYTES, "labels": LABELS + 10**6}, "to 1000002; they are integers from 0 to"),
         ({"images": np.uint8(3)}, "has images; images must be under one of images"),

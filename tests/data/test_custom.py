@@ -84,8 +84,9 @@ def test_a_class_that_only_test_examples_have_counts() -> None:
         (np.array(["a.png", "b.png"]), None, "returned a ndarray of <U5; images and points are"),
         (torch.zeros(4, 8, 8) * 1j, (0, 1), r"returned a tensor of torch\.complex64; images"),
         (Items(["a.png"]), None, "has a str of <U5 in the place of image 0; an image is a PIL"),
-        ((IMAGES, ["a", "b", "c", "d", "e"]), None, "labels that are not integers from 0"),
-        ((IMAGES, LABELS * 10**9), None, "returned the label 2000000000; labels are integers from"),
+        ((IMAGES, ["a", "b", "c", "d", "e"]), None, "<U1 do not fit 5 examples; there must be"),
+        ((IMAGES, [[0], [1, 2]]), None, "labels that are not integers from 0"),
+        ((IMAGES, LABELS * 10**9), None, "labels from 0 to 2000000000; they are integers from 0"),
     ],
 )
 def test_what_is_no_data_set_is_refused(found: Any, value_range: Any, sentence: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from betasigma.data.file_tree import LeftOut
 from betasigma.data.labels import MOST_CLASSES
-from betasigma.data.listing import split_of
+from betasigma.data.listing import split_of, used_parts
 from betasigma.errors import UserError
 from betasigma.options.composition import DataFacts, numbered
 from betasigma.options.data import Axes
@@ -112,11 +112,11 @@ class ArrayFile:
         if self.values is not None and len(self.shape) > 1:
             low, high = self.values
             rounded = f", its values from {low:g} to {high:g} rounded to 256 levels"
-        found = [
+        return [
             f"{self.path.name}: {', '.join(self.parts)} as {images.dtype} of shape {images.shape}"
-            f"{rounded}"
+            f"{rounded}",
+            *self.left_out.sentences(),
         ]
-        return [*found, f"left out: {self.left_out}"] if self.left_out.counts else found
 
 
 def open_array(
@@ -126,7 +126,8 @@ def open_array(
     arrays, left_out = read_arrays(path, f"data.root={path}"), LeftOut()
     parts = _parts(arrays, path, left_out)
     for split, (images, labels) in parts.items():
-        _check_labels(labels, images, f"data.root={path}, {split}")
+        if labels is not None:
+            check_labels(labels, len(images), f"data.root={path}, {split}")
     shapes = {images.shape[1:] for images, _ in parts.values()}
     if len(shapes) > 1 or len({labels is None for _, labels in parts.values()}) > 1:
         raise UserError(
@@ -208,20 +209,12 @@ def _parts(
         if images is not None and images.ndim:
             column = labels is not None and labels.shape == (len(images), 1)
             found[split] = images, labels[:, 0] if labels is not None and column else labels
-    if "whole" in found:
-        parts = {"whole": found.pop("whole")}
-    else:
-        tested = "test" if "test" in found else "val"
-        parts = {split: found.pop(split) for split in ("train", tested) if split in found}
-    if next(iter(parts), None) not in ("whole", "train"):
+    if not {"whole", "train"} & found.keys():
         raise UserError(
             f"data.root={path} has {', '.join(arrays) or 'no array'}; images must be under one of "
             f"{', '.join(IMAGE_KEYS)}, or x_train and x_test"
         )
-    for split, (images, _) in found.items():
-        left_out.counts[f"of the split {split}"] += len(images)
-        left_out.first.setdefault(f"of the split {split}", split)
-    return parts
+    return used_parts(found, left_out, lambda part: len(part[0]))
 
 
 def _named(name: str) -> tuple[str, str]:
@@ -235,13 +228,12 @@ def _named(name: str) -> tuple[str, str]:
     return "whole", lower
 
 
-def _check_labels(labels: np.ndarray | None, images: np.ndarray, key: str) -> None:
-    if labels is None:
-        return
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+def check_labels(labels: np.ndarray, count: int, key: str) -> None:
+    """Refuse labels that are not one integer for each of ``count`` examples."""
+    if labels.shape != (count,) or labels.dtype.kind not in "biu":
         raise UserError(
-            f"{key}: labels of shape {labels.shape} and {labels.dtype} do not fit {len(images)} "
-            f"images; there must be an integer from 0 for each"
+            f"{key}: labels of shape {labels.shape} and {labels.dtype} do not fit {count} "
+            f"examples; there must be an integer from 0 for each"
         )
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < MOST_CLASSES:
         raise UserError(

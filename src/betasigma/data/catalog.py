@@ -7,8 +7,7 @@ sentence before PyTorch is imported.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from betasigma.errors import UserError, did_you_mean
 from betasigma.options import DataOptions
 from betasigma.options.base import typed
 from betasigma.options.composition import numbered
-from betasigma.options.data import CROP, OF_OUR_SETS, height_and_width
+from betasigma.options.data import OF_OUR_SETS, height_and_width
 
 CHANNELS = (1, 2, 3, 4)
 """Channels that image files can be converted to."""
@@ -132,6 +131,9 @@ DATA_SETS = {
 }
 NAMES = tuple(DATA_SETS)
 
+SPECIAL = frozenset().union(*(known.takes for known in DATA_SETS.values()))
+"""Keys that only some data sets have."""
+
 
 def describe(name: str) -> DataSet:
     """Return the facts about the data set ``name``."""
@@ -181,8 +183,7 @@ def class_names(name: str, mixture: str = DataOptions.DEFAULTS["mixture"]) -> tu
 
 def refuse_what_does_not_apply(name: str, node: Mapping[str, Any]) -> None:
     """Refuse keys of other data sets."""
-    special = frozenset().union(*(known.takes for known in DATA_SETS.values()))
-    for key in sorted(special - describe(name).takes):
+    for key in sorted(SPECIAL - describe(name).takes):
         default = DataOptions.DEFAULTS[key]
         if node.get(key, default) != default:
             raise UserError(
@@ -207,8 +208,7 @@ def unused(node: Mapping[str, Any]) -> dict[str, str]:
     facts = DATA_SETS.get(name)
     if facts is None:  # that of a model which others have trained
         return {}
-    special = frozenset().union(*(known.takes for known in DATA_SETS.values()))
-    found = dict.fromkeys(special - facts.takes, f"on data={name}")
+    found = dict.fromkeys(SPECIAL - facts.takes, f"on data={name}")
     if name == "mixture":
         found |= dict.fromkeys(("image_size", "channels"), f"on data={name}: points have no pixels")
     if facts.channels is not None:
@@ -222,17 +222,6 @@ def unused(node: Mapping[str, Any]) -> dict[str, str]:
     if not facts.files and name not in OF_THE_USER:
         found["root"] = f"on data={name}, which has no files"
     return found
-
-
-def crop_size(name: str, crop: str | None) -> int | None:
-    """Return the side of the square that ``center_<side>`` keeps; ``None`` without a crop."""
-    refuse_what_does_not_apply(name, {"crop": crop})
-    if crop is None:
-        return None
-    match = re.fullmatch(CROP, crop)
-    if match is None:
-        raise UserError(f"data.crop={crop} is not a crop; use center_<side>, e.g. center_140")
-    return int(match[1])
 
 
 def check(name: str, root: str | Path | None, download: bool = False) -> None:
@@ -252,8 +241,9 @@ def check(name: str, root: str | Path | None, download: bool = False) -> None:
     lacking = missing(name, root)
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-        advice = _elsewhere(name, Path(root)) or f"give the folder that has it, or {remedy}"
-        raise UserError(f"data.root={root} has no {lacking[0]}{more}: {advice}")
+        raise UserError(
+            f"data.root={root} has no {lacking[0]}{more}: give the folder that has it, or {remedy}"
+        )
 
 
 def missing(name: str, root: str | Path) -> list[str]:
@@ -289,18 +279,3 @@ def place(name: str, root: str | Path | None) -> Path:
     if not os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK):
         raise UserError(f"data.root={root} cannot be read: `chmod -R u+rX {root}` would allow it")
     return path
-
-
-def _elsewhere(name: str, root: Path) -> str | None:
-    """Return advice if the files are in a folder near ``root``."""
-    found = (str(place) for place in _around(root.expanduser()) if not missing(name, place))
-    place = next(found, None)
-    return None if place is None else f"did you mean data.root={place}?"
-
-
-def _around(root: Path) -> Iterator[Path]:
-    yield from root.absolute().parents[:2]
-    try:
-        yield from sorted(entry for entry in root.iterdir() if entry.is_dir())
-    except OSError:
-        return

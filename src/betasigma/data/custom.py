@@ -22,7 +22,6 @@ depends on the examples only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,12 @@ from torch.utils.data import Dataset
 
 from betasigma.build import make
 from betasigma.data import arrays
-from betasigma.data.labels import MOST_CLASSES
-from betasigma.data.listing import HELD_OUT
+from betasigma.data.listing import hold_out
 from betasigma.data.sources import InMemory, Source, load
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.composition import numbered
-from betasigma.options.data import OF_OUR_SETS, Axes, Split
+from betasigma.options.data import OPENING, Axes, Split
 from betasigma.options.plugins import locate, takes
 
 KEY = "data.source"
@@ -134,8 +132,7 @@ def open_split(node: Mapping[str, Any], split: Split, seed: int) -> Source:
     """
     if node["source"] is not None:
         return open_examples(node["source"], node["root"], seed, node["axes"])[split]
-    own = {key: node[key] for key in (*OF_OUR_SETS, "axes") if key != "download"}
-    return load(node["name"], node["root"], split, seed=seed, **own)
+    return load(node["name"], split=split, seed=seed, **{key: node[key] for key in OPENING})
 
 
 def as_examples(
@@ -180,22 +177,11 @@ def as_examples(
     if labels is None:
         return InMemory(tensor)
     try:
-        numbers = _as_tensor(labels)
-    except (TypeError, ValueError):
+        own = np.asarray(labels)
+    except (TypeError, ValueError):  # lists of several lengths, say
         raise UserError(f"{key}: {name} returned labels that are not integers from 0") from None
-    if len(numbers) != len(tensor) or numbers.ndim != 1:
-        raise UserError(
-            f"{key}: {name} returned {len(tensor)} examples and labels of shape "
-            f"{tuple(numbers.shape)}; there must be one label for each"
-        )
-    if numbers.is_floating_point() or int(numbers.min()) < 0:
-        raise UserError(f"{key}: {name} returned labels that are not integers from 0")
-    if int(numbers.max()) >= MOST_CLASSES:
-        raise UserError(
-            f"{key}: {name} returned the label {int(numbers.max())}; labels are integers from 0 to "
-            f"{MOST_CLASSES - 1}"
-        )
-    return InMemory(tensor, numbers.long(), int(numbers.max()) + 1)
+    arrays.check_labels(own, len(tensor), f"{key}: {name}")
+    return InMemory(tensor, torch.from_numpy(own.astype(np.int64)), int(own.max()) + 1)
 
 
 def held_out(whole: InMemory, key: str = KEY) -> tuple[InMemory, InMemory]:
@@ -206,15 +192,9 @@ def held_out(whole: InMemory, key: str = KEY) -> tuple[InMemory, InMemory]:
     """
     if len(whole) < 2:
         raise UserError(f"{key} has one example only; a training and a test split need two")
-    rows = np.ascontiguousarray(whole.images.numpy()).reshape(len(whole), -1)
-    ranks = [
-        int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows
-    ]
-    order = np.argsort(np.array(ranks, dtype=np.uint64), kind="stable")
-    count = sum(rank < HELD_OUT * 2**64 for rank in ranks)
-    tested = np.zeros(len(whole), dtype=bool)
-    tested[order[: min(max(count, 1), len(whole) - 1)]] = True
-    return whole.only(np.flatnonzero(~tested)), whole.only(np.flatnonzero(tested))
+    rows = whole.images.numpy()
+    train, test = hold_out(range(len(whole)), lambda number: rows[number].tobytes())
+    return whole.only(np.array(train)), whole.only(np.array(test))
 
 
 def _collected(data: Any, name: str, axes: Axes | None) -> Any:
@@ -249,13 +229,12 @@ def _collected(data: Any, name: str, axes: Axes | None) -> Any:
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
         raise UserError(f"{KEY}: {name} has {unlabelled} of {len(labels)} examples without a label")
-    return stacked if unlabelled else (stacked, np.asarray(labels))
+    return stacked if unlabelled else (stacked, labels)
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
-        image = next((item[key] for key in arrays.IMAGE_KEYS if key in item), None)
-        return image, next((item[key] for key in arrays.LABEL_KEYS if key in item), None)
+        return arrays.images_and_labels(item)
     return (item[0], item[1]) if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
 
 

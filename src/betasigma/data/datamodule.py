@@ -9,8 +9,8 @@ Bytes travel to the device and become float32 there (:mod:`betasigma.data.pixels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -38,7 +38,7 @@ from betasigma.data.order import (
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
-from betasigma.options.data import Axes, DataOptions, Layout, OnCorrupt, Split
+from betasigma.options.data import OPENING, Axes, DataOptions, Layout, OnCorrupt, Split
 from betasigma.options.training import BatchOptions
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
@@ -50,13 +50,6 @@ VALIDATION_EXAMPLES = 1000
 
 MOMENT_EXAMPLES = 4096
 """Training examples from which moments are taken: enough for a Gaussian, quick to decode."""
-
-
-DECODING = (
-    *("layout", "labels", "channels", "crop", "background", "bits", "window", "max_pixels"),
-    *("values", "columns", "axes"),
-)
-"""Arguments that say how the files of a user become images."""
 
 
 class ImageDataModule(LightningDataModule):
@@ -136,13 +129,8 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         self.data_name = name
         DataOptions.check_own(given)
-        decoding = {key: given[key] for key in DECODING}
         self._custom = None if source is None else open_examples(source, _text(root), seed, axes)
-        self._given = {"image_size": image_size, "in_memory": in_memory, **decoding}
-        self._node = {
-            **{"name": name, "root": root, "mixture": mixture, "download": download},
-            **self._given,
-        }
+        self._node = {"name": name, **{key: given[key] for key in OPENING}}
         self.facts: DataFacts = (
             described_facts(self._node) if self._custom is None else self._custom.facts(name)
         )
@@ -161,17 +149,6 @@ class ImageDataModule(LightningDataModule):
         Division(batch_size)  # which refuses what is below 1
         if not self.has_pixels:
             catalog.refuse_pixels(name, flip, dequantize or self.val_dequantize)
-        self._load: Callable[..., Source] = partial(
-            sources.load,
-            name,
-            root,
-            image_size=image_size,
-            on_corrupt=on_corrupt,
-            in_memory=in_memory,
-            mixture=mixture,
-            seed=seed,
-            **decoding,
-        )
         self._sources: dict[Split, Source] = {}
 
     # ------------------------------------------------------------------ the data set
@@ -207,9 +184,10 @@ class ImageDataModule(LightningDataModule):
             UserError: if files are missing or unreadable.
         """
         if split not in self._sources:
-            custom = self._custom
             self._sources[split] = (
-                self._load(split, found=self.files) if custom is None else custom[split]
+                sources.load(split=split, found=self.files, seed=self.seed, **self._node)
+                if self._custom is None
+                else self._custom[split]
             )
         return self._sources[split]
 

@@ -39,7 +39,6 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
             )
         return open_examples(node["source"], root, seed, node.get("axes")).facts(name)
     catalog.refuse_what_does_not_apply(name, node)
-    catalog.crop_size(name, node.get("crop"))
     catalog.check(name, root, node.get("download", False))
     return described_facts(node, find_files(node))
 

@@ -30,10 +30,14 @@ class LeftOut:
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)
 
-    def add(self, reason: str, name: str) -> None:
+    def add(self, reason: str, name: str, count: int = 1) -> None:
         """Count ``name``. ``reason`` reads after a number: ``hidden``, ``.txt``."""
-        self.counts[reason] += 1
+        self.counts[reason] += count
         self.first.setdefault(reason, printable(name))
+
+    def sentences(self) -> list[str]:
+        """What the user is told: one sentence, or none where nothing is left out."""
+        return [f"left out: {self}"] if self.counts else []
 
     def __str__(self) -> str:
         return ", ".join(

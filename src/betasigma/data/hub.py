@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from betasigma.data.file_tree import LeftOut, printable
 from betasigma.data.labels import MOST_CLASSES
-from betasigma.data.listing import ListedSplit, hold_out, split_of
+from betasigma.data.listing import ListedSplit, hold_out, split_of, used_parts
 from betasigma.errors import UserError, first_line
 from betasigma.options.composition import numbered
 from betasigma.options.data import Split
@@ -120,8 +120,8 @@ class HubTable:
         """What was found, for the user."""
         labels = f", labels in {self.label}" if self.label else ", no labels"
         held_out = " (test images held out)" if len(self.parts) == 1 else ""
-        found = [f"{', '.join(self.parts)}{held_out}: images in column {self.image}{labels}"]
-        return [*found, f"left out: {self.left_out}"] if self.left_out.counts else found
+        found = f"{', '.join(self.parts)}{held_out}: images in column {self.image}{labels}"
+        return [found, *self.left_out.sentences()]
 
     def _cached(self, path: str) -> Path | None:
         """A file that the library has fetched; no other, since the table may name any."""
@@ -147,7 +147,7 @@ class HubTable:
             ((part, whole),) = names.items()
             cells = (row[self.image] for row in self.parts[part])
             digests = {name: _digest(_as_cell(c)) for name, c in zip(whole, cells, strict=True)}
-            train, test = hold_out(whole, digests.__getitem__)
+            train, test = hold_out(whole, lambda name: digests[name].encode())
         if not train or not test:
             raise UserError(
                 f"data.root={self.root} has {len(train)} images to train on and {len(test)} to "
@@ -255,13 +255,7 @@ def _parts(found: Any, root: str) -> tuple[dict[str, Any], LeftOut]:
         )
     if "train" not in by_split:
         return {"whole": next(iter(by_split.values()))}, left_out
-    tested = "test" if "test" in by_split else "val"
-    parts = {split: by_split[split] for split in ("train", tested) if split in by_split}
-    for split, rows in by_split.items():
-        if split not in parts:
-            left_out.counts[f"of the split {split}"] = len(rows)
-            left_out.first[f"of the split {split}"] = printable(split)
-    return parts, left_out
+    return used_parts(by_split, left_out, len), left_out
 
 
 def _columns(

@@ -8,7 +8,6 @@ are left out is another set.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from betasigma.cpus import usable_cpus
 from betasigma.data.arrays import channels_last, read_images
 from betasigma.data.file_tree import Files, LeftOut
 from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable, upright_size
-from betasigma.data.listing import endings
+from betasigma.data.listing import endings, images_among, once
 from betasigma.data.order import subset
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
@@ -80,18 +79,8 @@ def _files(root: Path, key: str) -> Files:
 
 def _images(files: Files, left_out: LeftOut) -> list[str]:
     found = files.list(lambda name: False, left_out)
-    names, known = [], set(found.names)
-    for name in found.names:
-        if name == DRAWN:
-            continue
-        end = os.path.splitext(name)[1].lower()
-        if end not in endings():
-            left_out.add(end or "without an ending", name)
-        elif found.targets.get(name) in known:
-            left_out.add("linking to an image that is read already", name)
-        else:
-            names.append(name)
-    return names
+    names = images_among([name for name in found.names if name != DRAWN], left_out)
+    return sorted(once(names, found.targets, left_out))
 
 
 def _common_shape(

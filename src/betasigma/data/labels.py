@@ -187,21 +187,18 @@ def _labels(rows: list[Row], source: str, key: str) -> Labels:
     return Labels(source, *_numbered(labels, key), splits)
 
 
-_WHOLE = re.compile(r"\s*(\d+)(\.0*)?\s*")
-"""A number as tables have it in which some label was once missing: ``3.0``."""
+_WHOLE = re.compile(r"\s*(\d{1,4000})(\.0*)?\s*")
+"""A number, as tables have it in which some label was once missing: ``3.0``. Python converts no
+more digits.
+"""
 
 
 def _whole(label: int | str) -> int | None:
-    """The number of a label, ``MOST_CLASSES`` for all that are too large to be one; ``None`` of a
-    name.
-    """
+    """The number of a label; ``None`` of a name."""
     if isinstance(label, int):
-        return min(label, MOST_CLASSES)
+        return label
     found = _WHOLE.fullmatch(label)
-    if found is None:
-        return None
-    digits = found[1].lstrip("0") or "0"
-    return MOST_CLASSES if len(digits) > len(str(MOST_CLASSES)) else min(int(digits), MOST_CLASSES)
+    return None if found is None else int(found[1])
 
 
 def _numbered(labels: Mapping[str, int | str], key: str) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from betasigma.data.file_tree import ZIP, Files, LeftOut, printable
 from betasigma.data.labels import Labels, find_labels
@@ -95,11 +95,11 @@ class Listing:
         """What was found, for the user."""
         tested = self.tested_on or "held out"
         labels = f", labels of {self.labels_from}" if self.labels_from else ""
-        found = [
+        return [
             f"layout {self.layout}{labels}: {len(self.train.names):,} images to train on, "
-            f"{len(self.test.names):,} to test ({tested})"
+            f"{len(self.test.names):,} to test ({tested})",
+            *self.left_out.sentences(),
         ]
-        return [*found, f"left out: {self.left_out}"] if self.left_out.counts else found
 
 
 @cache
@@ -131,7 +131,7 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
     """
     files, left_out = Files(root), LeftOut()
     found = files.list(lambda name: split_of(name) is not None, left_out)
-    names = _images(found.names, left_out)
+    names = images_among(found.names, left_out)
     if not names:
         shown = f" (it has {left_out})" if left_out.counts else ""
         raise UserError(
@@ -146,9 +146,12 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
         left_out.add(why, name)
     if told is not None:
         train, test = _told(told, tree.prefix, train, test, left_out)
-    train, test = _once(train, test, found.targets, left_out)
+    kept = once([*train, *(test or ())], found.targets, left_out)
+    train = [name for name in train if name in kept]
     if test is None:
-        train, test = hold_out(train, lambda name: name.removeprefix(reading.base))
+        train, test = hold_out(train, lambda name: os.fsencode(name.removeprefix(reading.base)))
+    else:
+        test = [name for name in test if name in kept]
     _check_enough(root, reading, train, test)
     classes, label = _classes(told, tree.prefix, reading, train, test)
     return Listing(
@@ -393,7 +396,8 @@ def _by_folder(names: Sequence[str], prefix: str) -> dict[str, list[str]]:
 # ---------------------------------------------------------------- splits and classes
 
 
-def _images(names: Sequence[str], left_out: LeftOut) -> list[str]:
+def images_among(names: Sequence[str], left_out: LeftOut) -> list[str]:
+    """Those names that have the ending of an image."""
     images: list[str] = []
     known = endings() if names else frozenset()  # an empty folder needs no Pillow to be refused
     for name in names:
@@ -446,35 +450,54 @@ def _in_file(name: str, prefix: str, known: Mapping[str, object]) -> str | None:
     return next((n for n in (name, name.removeprefix(prefix)) if n in known), None)
 
 
-def _once(
-    train: list[str], test: list[str] | None, targets: Mapping[str, str], left_out: LeftOut
-) -> tuple[list[str], list[str] | None]:
-    """Leave out links to images that are there already, on either side."""
+def once(names: Sequence[str], targets: Mapping[str, str], left_out: LeftOut) -> set[str]:
+    """The names without links to images that are among them already."""
     if not targets:
-        return train, test
-    seen, kept = set(), set()
-    for name in sorted([*train, *(test or ())], key=lambda name: name in targets):
+        return set(names)
+    kept: dict[str, str] = {}
+    for name in sorted(names, key=lambda name: name in targets):
         target = targets.get(name, name)
-        if target in seen:
+        if target in kept:
             left_out.add("linking to an image that is there already", name)
         else:
-            kept.add(name)
-        seen.add(target)
-    return [n for n in train if n in kept], None if test is None else [n for n in test if n in kept]
+            kept[target] = name
+    return set(kept.values())
 
 
-def hold_out(names: Sequence[str], key: Callable[[str], str]) -> tuple[list[str], list[str]]:
-    """Train and test names; each has at least one where there are two names or more."""
-    ranks = {name: _hash(key(name)) for name in names}
-    ranked = sorted(names, key=ranks.__getitem__)
+Item = TypeVar("Item", int, str)
+
+
+def hold_out(
+    items: Sequence[Item], content: Callable[[Item], bytes]
+) -> tuple[list[Item], list[Item]]:
+    """Items to train on and to test, by the hash of their content. Each has at least one where
+    there are two items or more.
+    """
+    ranks = {
+        item: int.from_bytes(blake2b(content(item), digest_size=8).digest(), "little")
+        for item in items
+    }
     count = sum(rank < HELD_OUT * 2**64 for rank in ranks.values())
-    count = min(max(count, 1), len(ranked) - 1)
-    held_out = set(ranked[: max(count, 0)])
-    return [n for n in names if n not in held_out], sorted(held_out)
+    count = max(0, min(max(count, 1), len(items) - 1))
+    held_out = set(sorted(items, key=ranks.__getitem__)[:count])
+    return [item for item in items if item not in held_out], sorted(held_out)
 
 
-def _hash(name: str) -> int:
-    return int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest(), "little")
+Part = TypeVar("Part")
+
+
+def used_parts(
+    found: Mapping[str, Part], left_out: LeftOut, size: Callable[[Part], int]
+) -> dict[str, Part]:
+    """The parts of a data set that are used, by split: ``whole``, or ``train`` and ``test`` (else
+    ``val``). The others are counted.
+    """
+    tested = "test" if "test" in found else "val"
+    used = ("whole",) if "whole" in found else ("train", tested)
+    for split, part in found.items():
+        if split not in used:
+            left_out.add(f"of the split {split}", split, size(part))
+    return {split: found[split] for split in used if split in found}
 
 
 def _check_enough(root: Path, reading: _Reading, train: list[str], test: list[str]) -> None:

@@ -27,7 +27,7 @@ from betasigma.data.facts import described_facts, find_files
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
 from betasigma.errors import UserError, first_line
-from betasigma.options.data import DataOptions, OnCorrupt, Split
+from betasigma.options.data import DataOptions, Split
 from betasigma.randomness import philox
 
 IN_MEMORY_BYTES = 2**28
@@ -130,11 +130,8 @@ def load(
     image_size: int | Sequence[int] | None = None,
     *,
     found: Listing | HubTable | ArrayFile | None = None,
-    on_corrupt: OnCorrupt = DataOptions.DEFAULTS["on_corrupt"],
-    in_memory: bool | None = None,
-    mixture: str = DataOptions.DEFAULTS["mixture"],
     seed: int = 0,
-    **decoding: Any,
+    **options: Any,
 ) -> Source:
     """Open one split of a data set.
 
@@ -142,22 +139,21 @@ def load(
         name: one of ``catalog.NAMES``.
         root: folder of the files, in torchvision's layout where torchvision has the data set.
         found: the files that a user brings; ``None`` to look for them.
-        in_memory: ``None`` holds at most ``IN_MEMORY_BYTES``.
         seed: from which the points of a ``mixture`` are drawn.
-        decoding: what else :class:`~betasigma.options.DataOptions` has of how files are read and
-            images decoded.
+        options: others of ``OPENING`` (:class:`~betasigma.options.DataOptions`). Without
+            ``in_memory``, at most ``IN_MEMORY_BYTES`` are held.
 
     Raises:
         UserError: if files are missing or unreadable, or an option does not apply.
     """
-    node = {"name": name, "root": root, "in_memory": in_memory, **decoding}
+    DataOptions.check(**options)
+    node = {**DataOptions.DEFAULTS, "name": name, "root": root, "image_size": image_size, **options}
     catalog.refuse_what_does_not_apply(name, node)
     found = found or find_files(node)
-    shape = described_facts({**node, "image_size": image_size}, found).shape
-    side = catalog.crop_size(name, decoding.get("crop"))
+    shape = described_facts(node, found).shape
     catalog.check(name, root)
     if name == "mixture":
-        return _mixture(mixture, split, seed)
+        return _mixture(node["mixture"], split, seed)
     if name == "digits":
         return _resized(_digits(split), shape)
     if isinstance(found, ArrayFile):
@@ -170,13 +166,15 @@ def load(
     if name in _TORCHVISION:
         return _resized(_torchvision(name, base, split), shape)
     channels, height, width = shape
-    of_values = {key: decoding[key] for key in catalog.OF_VALUES if decoding.get(key) is not None}
+    side = None if node["crop"] is None else int(node["crop"].removeprefix("center_"))
+    of_values = {key: node[key] for key in catalog.OF_VALUES}
     decoder = image_files.Decoder((height, width), channels, side, **of_values)
     images = image_files.celeba(base, split) if found is None else image_files.listed(found, split)
     size = len(images.names) * int(np.prod(shape))
-    if size <= IN_MEMORY_BYTES if in_memory is None else in_memory:
-        return InMemory(*image_files.decode_all(images, decoder, on_corrupt), images.num_classes)
-    return image_files.ImageFiles(images, decoder, on_corrupt, scan=name != "celeba")
+    if size <= IN_MEMORY_BYTES if node["in_memory"] is None else node["in_memory"]:
+        decoded = image_files.decode_all(images, decoder, node["on_corrupt"])
+        return InMemory(*decoded, images.num_classes)
+    return image_files.ImageFiles(images, decoder, node["on_corrupt"], scan=name != "celeba")
 
 
 def download(name: str, root: str | Path) -> None:

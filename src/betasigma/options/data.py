@@ -122,6 +122,9 @@ OF_OUR_SETS = (
 )
 """Keys of the data sets that have a name here."""
 
+OPENING = ("root", "axes", *OF_OUR_SETS)
+"""Keys that say how such a data set is opened."""
+
 
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return ``data.image_size`` as height and width."""
