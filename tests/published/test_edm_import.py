@@ -292,12 +292,16 @@ NETWORK = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class": "DiT"}, "has class=DiT; what is read has SongUNet or DhariwalUNet"),
-        ({"resample_filter": [1, 2, 1]}, r"resample_filter=\[1, 2, 1\]"),
-        ({"num_blocks": "many"}, "num_blocks=many, which must be a number"),
-        ({"model_channels": 0}, "model_channels=0, which must be a number of at least 1"),
-        ({"class": "DhariwalUNet", "channel_mult": []}, "list of positive integers"),
-        ({"channel_mult": [1, 2.5]}, r"channel_mult=\[1, 2.5\], which must be a list of positive"),
+        ({"class": "DiT"}, "class=DiT, which is not read: Input should be 'SongUNet' or"),
+        ({"resample_filter": [1, 2, 1]}, r"resample_filter=\(1, 2, 1\) is none of \(1, 1\), "),
+        ({"num_blocks": "many"}, "num_blocks=many, which is not read: Input should be a valid int"),
+        ({"model_channels": 0}, "model_channels=0, which is not read: Input should be greater"),
+        (
+            {"class": "DhariwalUNet", "channel_mult": []},
+            r"channel_mult=\[\], which is not read: List",
+        ),
+        ({"channel_mult": [1, 2.5]}, r"channel_mult=\[1, 2.5\], which is not read: Input"),
+        ({"channel_mult_noise": 2}, "channel_mult_noise=2, which is not read: Input should be 1"),
         ({"attn_resolutions": [3]}, "none of the resolutions with attention"),
         ({}, "has no map_layer0.weight"),
     ],

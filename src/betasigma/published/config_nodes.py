@@ -5,42 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from betasigma.errors import UserError
-
 Node = dict[str, Any]
-
-GROUPS = 32
-"""Groups of a normalisation in all of the public codes, at any width."""
-
-
-def unet_node(
-    size: int, widths: Sequence[int], blocks: int, attending: Sequence[bool], **others: Any
-) -> Node:
-    """The node ``network``.
-
-    Args:
-        size: side of the images.
-        widths: channels of each level, from fine to coarse.
-        blocks: residual blocks of a level on the way down.
-        attending: which levels attend.
-        others: options that differ from ours.
-    """
-    first = widths[0]
-    if any(width % first for width in widths):
-        raise UserError(
-            f"the levels have {', '.join(map(str, widths))} channels; ours are multiples of the "
-            f"first"
-        )
-    return {
-        "_target_": "betasigma.networks.unet.UNet",
-        "channels": first,
-        "multipliers": [width // first for width in widths],
-        "blocks": blocks,
-        "attention": [size >> level for level, attends in enumerate(attending) if attends],
-        "norm_groups": GROUPS,
-        "group_width": 1,
-        **others,
-    }
 
 
 def ddpm_config(

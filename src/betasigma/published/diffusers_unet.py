@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
+from betasigma.published.config_nodes import Node, ddpm_config, schedule_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.unet_weights import Tensors, Weights, cosines_first, joined, unet_weights
-from betasigma.published.weight_file import WeightFile, checked_tensors
+from betasigma.published.unet_weights import Tensors, UNetShape, Weights, cosines_first, joined
+from betasigma.published.weight_file import WeightFile
 
 BLOCK = {
     "norm1": "norm1",
@@ -19,6 +19,15 @@ BLOCK = {
     "conv2": "conv2",
 }
 """Layers of a residual block, and our names."""
+
+LAYERS = {
+    "conv_in": "enter",
+    "time_embedding.linear_1": "conditioning.hidden",
+    "time_embedding.linear_2": "conditioning.out",
+    "conv_norm_out": "leave.0",
+    "conv_out": "leave.2",
+}
+"""The first and the last layers, and our names."""
 
 BLOCKS = (
     *("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"),
@@ -127,55 +136,45 @@ class DiffusersUNet(ModelFormat):
         config = {**FIXED, **DEFAULTS, **source.settings["config"]}
         scheduler = {**SCHEDULER, **source.settings.get("scheduler_config", {})}
         shape = _sample_shape(config)
-        for key, value in FIXED.items():
-            if config[key] != value:
-                raise _unlike(source, "config", key, config[key], value)
+        known: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in FIXED.items()}
+        known["act_fn"] = ("silu", "swish")
+        known["attn_norm_num_groups"] = (config["norm_num_groups"], None)
+        known["resnet_time_scale_shift"] = ("default", "scale_shift")
+        for key, values in known.items():
+            _check(source, "config", key, config.get(key), values)
         for key in ("down_block_types", "up_block_types"):
             for kind in config[key]:
-                if kind not in BLOCKS:
-                    raise _unlike(source, "config", key, kind, " or ".join(BLOCKS))
-        groups = config["norm_num_groups"]
-        for key, known in (
-            ("act_fn", ("silu", "swish")),
-            ("attn_norm_num_groups", (None, groups)),
-            ("resnet_time_scale_shift", ("default", "scale_shift")),
-        ):
-            if config.get(key) not in known:
-                raise _unlike(source, "config", key, config.get(key), known[0])
-        tensors = Tensors(checked_tensors(source.content, source), source.named)
-        structure = _DiffusersWeights(config, tensors)
-        network = structure.network(config, min(shape[1:]))
-        weights = structure.weights()
+                _check(source, "config", key, kind, BLOCKS)
+        tensors = Tensors(source.content, source)
+        layers = _DiffusersLayers(config, min(shape[1:]), tensors)
+        network, weights = layers.network(), layers.weights()
         tensors.finish()
-        notes = []
-        if "scheduler_config" not in source.settings:
-            notes.append(
-                "there is no scheduler_config.json: DDPM's linear schedule of 1000 steps is taken"
-            )
+        note = "there is no scheduler_config.json: DDPM's linear schedule of 1000 steps is taken"
         return PublishedModel(
             _diffusion(source, scheduler, config, network),
             weights,
             shape,
             data=settings.get("data"),
-            notes=tuple(notes),
+            notes=() if "scheduler_config" in source.settings else (note,),
         )
 
 
-class _DiffusersWeights:
+class _DiffusersLayers:
     """Which layers the file has, and what ours are called."""
 
-    def __init__(self, config: Settings, tensors: Tensors) -> None:
-        self._tensors = tensors
-        self._widths = list(config["block_out_channels"])
-        self._blocks = int(config["layers_per_block"])
-        self._flip = bool(config["flip_sin_to_cos"])
-        levels = range(len(self._widths))
+    def __init__(self, config: Settings, size: int, tensors: Tensors) -> None:
+        self._config, self._tensors = config, tensors
+        widths = list(config["block_out_channels"])
+        levels = range(len(widths))
         down = ["Attn" in kind for kind in config["down_block_types"]]
         up = ["Attn" in kind for kind in config["up_block_types"]][::-1]
-        self._attending = [down[level] or up[level] for level in levels]
-        self._middle = bool(config.get("add_attention", True))
-        if self._middle and not any(self._attending):
-            self._attending[-1] = True
+        self._shape = UNetShape(
+            size,
+            widths,
+            int(config["layers_per_block"]),
+            attending=[down[level] or up[level] for level in levels],
+            middle=bool(config.get("add_attention", True)),
+        )
         between = {
             f"{side}.{level}": f"{self._place(side, level)}.{side}samplers.0.conv1.weight"
             in tensors
@@ -189,14 +188,11 @@ class _DiffusersWeights:
                 "at others; ours has one of the two everywhere"
             )
 
-    def network(self, config: Settings, size: int) -> dict[str, Any]:
-        """The network node of the config."""
+    def network(self) -> Node:
+        """The node ``network``."""
+        config = self._config
         labels = config["num_class_embeds"]
-        return unet_node(
-            size,
-            self._widths,
-            self._blocks,
-            self._attending,
+        return self._shape.network(
             head_channels=config["attention_head_dim"],
             dropout=float(config["dropout"]),
             num_classes=labels or 0,
@@ -210,26 +206,14 @@ class _DiffusersWeights:
         )
 
     def weights(self) -> Weights:
+        """All weights of the network."""
         tensors = self._tensors
-        weights = tensors.layers(
-            "",
-            {
-                "conv_in": "enter",
-                "time_embedding.linear_1": "conditioning.hidden",
-                "time_embedding.linear_2": "conditioning.out",
-                "conv_norm_out": "leave.0",
-                "conv_out": "leave.2",
-            },
-        )
-        if self._flip:
-            name = "conditioning.hidden.weight"
-            weights[name] = cosines_first(weights[name])
+        weights = tensors.layers("", LAYERS)
+        if self._config["flip_sin_to_cos"]:
+            weights |= cosines_first(weights)
         if "class_embedding.weight" in tensors:
             weights |= tensors.layer("class_embedding", "conditioning.labels")
-        middle = any(self._attending)
-        return weights | unet_weights(
-            self._widths, self._blocks, self._attending, middle, self._part
-        )
+        return weights | self._shape.weights(self._part)
 
     def _part(self, side: str, level: int, block: int | None) -> Weights:
         place = self._place(side, level)
@@ -245,7 +229,7 @@ class _DiffusersWeights:
     def _place(self, side: str, level: int) -> str:
         if side == "middle":
             return "mid_block"
-        place = level if side == "down" else len(self._widths) - 1 - level
+        place = level if side == "down" else len(self._shape.widths) - 1 - level
         return f"{side}_blocks.{place}"
 
     def _block(self, place: str) -> Weights:
@@ -282,22 +266,19 @@ def _diffusion(
             f"not DDPM's: those of {', '.join(SCHEDULERS)} are read"
         )
     for key in ("trained_betas", "rescale_betas_zero_snr", "thresholding", "use_flow_sigmas"):
-        if scheduler[key]:
-            raise _unlike(source, "scheduler_config", key, scheduler[key], SCHEDULER[key])
-    if scheduler["clip_sample"] and scheduler.get("clip_sample_range", 1) != 1:
-        given = scheduler["clip_sample_range"]
-        raise _unlike(source, "scheduler_config", "clip_sample_range", given, 1)
+        _check(source, "scheduler_config", key, scheduler[key] or None, (None, False))
+    if scheduler["clip_sample"]:
+        clipped = scheduler.get("clip_sample_range", 1)
+        _check(source, "scheduler_config", "clip_sample_range", clipped, (1,))
     for key, known in (
         ("beta_schedule", SCHEDULES),
         ("prediction_type", PREDICTIONS),
         ("variance_type", VARIANCES),
     ):
-        if scheduler[key] not in known:
-            raise _unlike(source, "scheduler_config", key, scheduler[key], " or ".join(known))
+        _check(source, "scheduler_config", key, scheduler[key], tuple(known))
     variance = VARIANCES[scheduler["variance_type"]]
     channels = config["in_channels"] * (2 if variance == "learned" else 1)
-    if config["out_channels"] != channels:
-        raise _unlike(source, "config", "out_channels", config["out_channels"], channels)
+    _check(source, "config", "out_channels", config["out_channels"], (channels,))
     nodes = ddpm_config(
         network,
         schedule_node(SCHEDULES[kind], steps, scheduler["beta_start"], scheduler["beta_end"]),
@@ -311,10 +292,10 @@ def _diffusion(
     return nodes
 
 
-def _unlike(source: WeightFile, file: str, key: str, value: Any, needed: Any) -> UserError:
-    if isinstance(value, list):
-        value = f"a list of {len(value)}"
-    return UserError(
-        f"{source.named} has {key}={value} in {file}.json, and this package computes only "
-        f"{key}={needed}"
-    )
+def _check(source: WeightFile, file: str, key: str, value: Any, accepted: tuple[Any, ...]) -> None:
+    if value not in accepted:
+        shown = f"a list of {len(value)}" if isinstance(value, list) else value
+        raise UserError(
+            f"{source.named} has {key}={shown} in {file}.json, and this package computes only "
+            f"{key}={' or '.join(map(str, accepted))}"
+        )

@@ -8,24 +8,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from betasigma.errors import UserError
 from betasigma.published import config_nodes
+from betasigma.published.config_nodes import Node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
 from betasigma.published.score_sde import FREQUENCIES
 from betasigma.published.unet_weights import (
     NCSNppShape,
     Tensors,
+    UNetShape,
     Weights,
     as_linear,
+    attending,
     cosines_first,
-    unet_weights,
 )
-from betasigma.published.weight_file import WeightFile, checked_tensors
+from betasigma.published.weight_file import WeightFile
 
 EDM = "edm"
 """Of the format, and of ``convert=…``."""
@@ -79,16 +88,13 @@ class EDMWeights(ModelFormat):
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
         outer, inner = _Said(source, "preconditioning"), _Said(source, "network")
-        inner.need("channel_mult_emb", (4,))
-        kind = inner.need("class", ("SongUNet", "DhariwalUNet"))
-        tensors = source.content.get("weights")
-        if not isinstance(tensors, dict):
-            raise UserError(f"{source.named} has no weights")
-        layers = (_SongLayers if kind == "SongUNet" else _DhariwalLayers)(
-            inner, checked_tensors(tensors, source), source.named
-        )
+        inner.need("channel_mult_emb", Literal[4])
+        kind = inner.need("class", Literal["SongUNet", "DhariwalUNet"])
+        tensors = Tensors(source.content["weights"], source)
+        layers = (_SongLayers if kind == "SongUNet" else _DhariwalLayers)(inner, tensors)
         network, weights = layers.network(), layers.weights()
-        size = inner.need_number("img_resolution", int, least=1)
+        tensors.finish()
+        size = inner.need("img_resolution", PositiveInt)
         notes = ("the layer of augmentation labels, which sampling leaves out, is left out",)
         return PublishedModel(
             _diffusion(network, outer, settings),
@@ -99,62 +105,44 @@ class EDMWeights(ModelFormat):
         )
 
 
+Sizes = Annotated[list[PositiveInt], Field(min_length=1)]
+
+
 class _Said:
     """Plain settings of one of the classes in a file."""
 
     def __init__(self, source: WeightFile, part: str) -> None:
-        said = source.content.get(part)
-        self._said = said if isinstance(said, dict) else {}
+        self._said: dict[str, Any] = source.content[part]
         self._named = source.named
 
-    def need(self, key: str, accepted: tuple[Any, ...]) -> Any:
-        """The setting, which must be one of these."""
+    def need(self, key: str, kind: Any) -> Any:
+        """The setting, which must be of this type."""
         value = self._said.get(key)
-        if not any(type(value) is type(a) and value == a for a in accepted):
-            raise UserError(
-                f"{self._named} has {key}={value}; what is read has "
-                f"{' or '.join(map(str, accepted))}"
-            )
-        return value
-
-    def need_number(self, key: str, kind: type[int] | type[float], least: int = 0) -> Any:
-        """The setting, a number of at least ``least``."""
-        value = self._said.get(key)
-        kinds = (int,) if kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
-            raise UserError(
-                f"{self._named} has {key}={value}, which must be a number of at least {least}"
-            )
-        return kind(value)
-
-    def need_integers(self, key: str) -> list[int]:
-        """The setting, a list of positive integers."""
-        value = self._said.get(key)
-        members = value if isinstance(value, list) else []
-        if not members or not all(type(member) is int and member > 0 for member in members):
-            raise UserError(
-                f"{self._named} has {key}={value}, which must be a list of positive integers"
-            )
-        return members
+        try:
+            return TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError as error:
+            why = error.errors()[0]["msg"]
+            raise UserError(f"{self._named} has {key}={value}, which is not read: {why}") from None
 
 
-def _diffusion(network: config_nodes.Node, outer: _Said, settings: Settings) -> config_nodes.Node:
+def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
     """All nodes of the config, by the class that the network is in.
 
     ``VEPrecond`` tells log(σ/2) for images in [−1, 1], which is log σ for images in [0, 1].
     """
-    kind = outer.need("class", ("EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond"))
+    kind = outer.need("class", Literal["EDMPrecond", "VPPrecond", "VEPrecond", "iDDPMPrecond"])
     if kind == "iDDPMPrecond":  # the cosine of Nichol & Dhariwal
-        for key, value in {"M": 1000, "C_1": 0.001, "C_2": 0.008}.items():
-            outer.need(key, (value,))
+        outer.need("M", Literal[1000])
+        outer.need("C_1", Annotated[float, Field(ge=0.001, le=0.001)])
+        outer.need("C_2", Annotated[float, Field(ge=0.008, le=0.008)])
         cosine = {**config_nodes.schedule_node("cosine", 1000), "offset": 0.008, "max_beta": 0.999}
         return config_nodes.ddpm_config(network, cosine, variance="learned", clip=False)
     if kind == "VPPrecond":
-        outer.need("M", (1000,))  # c_noise is (M − 1)·t
-        start, rise = (outer.need_number(key, float) for key in ("beta_min", "beta_d"))
+        outer.need("M", Literal[1000])  # c_noise is (M − 1)·t
+        start, rise = (outer.need(key, NonNegativeFloat) for key in ("beta_min", "beta_d"))
         return config_nodes.sde_config(network, "vp_sde", 1000, start, start + rise)
     if kind == "VEPrecond":
-        low, high = (outer.need_number(f"sigma_{end}", float) / 2 for end in ("min", "max"))
+        low, high = (outer.need(f"sigma_{end}", NonNegativeFloat) / 2 for end in ("min", "max"))
         sampler = {"_target_": "betasigma.samplers.PredictorCorrector"}
         return config_nodes.ncsn_config(network, 1000, high, low, sampler, continuous=True)
     sampler = {"_target_": "betasigma.samplers.Heun", **settings.get("sampler", {})}
@@ -168,34 +156,33 @@ def _diffusion(network: config_nodes.Node, outer: _Said, settings: Settings) -> 
         continuous=True,
         value_range=(-1.0, 1.0),
     )
-    config["preconditioning"]["sigma_data"] = outer.need_number("sigma_data", float)
+    config["preconditioning"]["sigma_data"] = outer.need("sigma_data", NonNegativeFloat)
     return config
 
 
 class _EDMLayers:
     """Layers by their names, which both networks share."""
 
-    def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
-        self._said, self._named = said, named
-        self._size = said.need_number("img_resolution", int, least=1)
-        self._channels = said.need_number("model_channels", int, least=1)
-        self._multipliers = said.need_integers("channel_mult")
-        self._blocks = said.need_number("num_blocks", int, least=1)
-        self._sides = said.need_integers("attn_resolutions")
-        self._classes = said.need_number("label_dim", int)
-        self._dropout = said.need_number("dropout", float)
-        filters = {n: t for n, t in tensors.items() if n.endswith(".resample_filter")}
-        self._left = Tensors({n: t for n, t in tensors.items() if n not in filters}, named)
+    def __init__(self, said: _Said, tensors: Tensors) -> None:
+        self._said, self._left = said, tensors
+        self._size = said.need("img_resolution", PositiveInt)
+        self._channels = said.need("model_channels", PositiveInt)
+        self._multipliers = said.need("channel_mult", Sizes)
+        self._blocks = said.need("num_blocks", PositiveInt)
+        self._sides = said.need("attn_resolutions", Sizes)
+        self._classes = said.need("label_dim", NonNegativeInt)
+        self._dropout = said.need("dropout", NonNegativeFloat)
         one = torch.tensor(self._taps(), dtype=torch.float32)
         expected = torch.outer(one, one)[None, None] / one.sum() ** 2
-        for name, value in filters.items():
-            if value.shape != expected.shape or not torch.allclose(value.float(), expected):
-                raise UserError(f"{named} has {name}, which is not the filter {self._taps()}")
-        self.augmented = "map_augment.weight" in self._left
+        for name in [name for name in tensors if name.endswith(".resample_filter")]:
+            value = tensors.take(name)
+            if value.shape != expected.shape or not torch.allclose(value, expected):
+                raise UserError(f"{name} is not the filter {self._taps()}")
+        self.augmented = "map_augment.weight" in tensors
 
-    def _taps(self) -> list[int]:
+    def _taps(self) -> tuple[int, ...]:
         """Resampling filter."""
-        return [1, 1]
+        return (1, 1)
 
     def _first(self) -> Weights:
         """Of the noise level and the image."""
@@ -214,8 +201,6 @@ class _EDMLayers:
         found |= self._left.layer(f"{place}.norm2", "attention.norm")
         # rows by head, then by channel, in turns of q, k and v; for ours all of q, then k, then v
         for name, value in as_linear(self._left.layer(f"{place}.qkv", "attention.qkv")).items():
-            if len(value) % (3 * head_channels):
-                raise UserError(f"{self._named} has {place}.qkv of {len(value)} rows")
             parts = value.reshape(-1, head_channels, 3, *value.shape[1:])
             found[name] = parts.movedim(2, 0).reshape(value.shape)
         return found | as_linear(self._left.layer(f"{place}.proj", "attention.out"))
@@ -228,29 +213,33 @@ class _EDMLayers:
 class _SongLayers(_EDMLayers):
     """``SongUNet``: DDPM++ and NCSN++."""
 
-    def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
-        super().__init__(said, tensors, named)
-        self._fourier = said.need("embedding_type", ("positional", "fourier")) == "fourier"
-        said.need("channel_mult_noise", (2 if self._fourier else 1,))
+    def __init__(self, said: _Said, tensors: Tensors) -> None:
+        super().__init__(said, tensors)
+        embedding = said.need("embedding_type", Literal["positional", "fourier"])
+        self._fourier = embedding == "fourier"
+        said.need("channel_mult_noise", Literal[2] if self._fourier else Literal[1])
         self._shape = NCSNppShape(
             self._size,
             self._channels,
             self._multipliers,
             self._blocks,
             self._sides,
-            progressive_input=INPUTS[said.need("encoder_type", tuple(INPUTS))],
-            progressive_output=OUTPUTS[said.need("decoder_type", tuple(OUTPUTS))],
+            progressive_input=INPUTS[said.need("encoder_type", Literal[tuple(INPUTS)])],
+            progressive_output=OUTPUTS[said.need("decoder_type", Literal[tuple(OUTPUTS)])],
         )
 
-    def _taps(self) -> list[int]:
-        return self._said.need("resample_filter", tuple(map(list, FILTERS)))
+    def _taps(self) -> tuple[int, ...]:
+        taps = tuple(self._said.need("resample_filter", Sizes))
+        if taps not in FILTERS:
+            raise UserError(f"resample_filter={taps} is none of {', '.join(map(str, FILTERS))}")
+        return taps
 
-    def network(self) -> config_nodes.Node:
+    def network(self) -> Node:
         """The node ``network``."""
         return self._shape.network(
             dropout=self._dropout,
             embedding="radians" if self._fourier else "positional",
-            resample_filter=FILTERS[tuple(self._taps())],
+            resample_filter=FILTERS[self._taps()],
             num_classes=self._classes,
         )
 
@@ -264,9 +253,7 @@ class _SongLayers(_EDMLayers):
             columns, bias = (self._left.take(f"map_label.{kind}") for kind in ("weight", "bias"))
             rows = torch.cat([columns.T * self._classes**0.5, torch.zeros(1, len(columns))])
             weights["conditioning.labels.weight"] = rows + bias
-        weights |= self._shape.weights(self._part)
-        self._left.finish()
-        return weights
+        return weights | self._shape.weights(self._part)
 
     def _part(self, side: str, level: int, block: int | None) -> Weights:
         if side == "outputs":
@@ -290,20 +277,18 @@ class _SongLayers(_EDMLayers):
 class _DhariwalLayers(_EDMLayers):
     """``DhariwalUNet``: ADM."""
 
-    def __init__(self, said: _Said, tensors: Mapping[str, Tensor], named: str) -> None:
-        super().__init__(said, tensors, named)
-        self._widths = [self._channels * m for m in self._multipliers]
-        self._attending = [self._size >> i in self._sides for i in range(len(self._widths))]
-        if not any(self._attending):
-            raise UserError(f"{named} attends at {self._sides}, none of which occurs")
-
-    def network(self) -> config_nodes.Node:
-        """The node ``network``."""
-        return config_nodes.unet_node(
+    def __init__(self, said: _Said, tensors: Tensors) -> None:
+        super().__init__(said, tensors)
+        self._shape = UNetShape(
             self._size,
-            self._widths,
-            self._blocks,
-            self._attending,
+            widths=[self._channels * m for m in self._multipliers],
+            blocks=self._blocks,
+            attending=attending(self._size, len(self._multipliers), self._sides),
+        )
+
+    def network(self) -> Node:
+        """The node ``network``."""
+        return self._shape.network(
             head_channels=HEAD,
             dropout=self._dropout,
             num_classes=self._classes,
@@ -318,24 +303,25 @@ class _DhariwalLayers(_EDMLayers):
     def weights(self) -> Weights:
         """All weights of the network."""
         weights = self._first()
-        hidden = "conditioning.hidden.weight"
-        weights[hidden] = cosines_first(weights[hidden])
+        weights |= cosines_first(weights)
         if self._classes:
             columns = self._left.take("map_label.weight")  # no label is zero
             rows = torch.cat([columns.T, torch.zeros(1, len(columns))])
             weights["conditioning.labels.weight"] = rows
-        weights |= unet_weights(self._widths, self._blocks, self._attending, True, self._part)
-        weights |= self._left.layer("out_norm", "leave.0") | self._left.layer("out_conv", "leave.2")
-        self._left.finish()
-        return weights
+        weights |= self._shape.weights(self._part)
+        return (
+            weights
+            | self._left.layer("out_norm", "leave.0")
+            | self._left.layer("out_conv", "leave.2")
+        )
 
     def _part(self, side: str, level: int, block: int | None) -> Weights:
         if side == "middle":
-            last = len(self._widths) - 1
+            last = len(self._shape.widths) - 1
             return self._block(self._place("dec", last, f"in{block}"), None if block else HEAD)
         code = {"down": "enc", "up": "dec"}[side]
         if block is None:
             between = level + 1 if side == "down" else level - 1
             return self._block(self._place(code, between, side), None)
-        attends = HEAD if self._attending[level] else None
+        attends = HEAD if self._shape.attending[level] else None
         return self._block(self._place(code, level, f"block{block}"), attends)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from betasigma.errors import UserError, did_you_mean
@@ -61,8 +62,6 @@ class ModelFormat(ABC):
     """Settings that the files do not hold, with the public code's own defaults."""
     training: ClassVar[tuple[str, ...]] = ()
     """Flags of the public code that the model does not depend on: they are left aside."""
-    alike: ClassVar[tuple[type[ModelFormat], ...]] = ()
-    """Formats whose files may look the same."""
 
     @abstractmethod
     def detect(self, source: WeightFile) -> bool:
@@ -97,13 +96,14 @@ class ModelFormat(ABC):
             raise UserError(f"published={name} is not known; {nearest(name, self.published)}")
         given = _words(flags) if isinstance(flags, str) else flags
         given = {key: value for key, value in given.items() if key not in self.training}
-        for form in self.alike:
-            if own := [key for key in given if key in form.defaults and key not in self.defaults]:
+        for key, value in given.items():
+            if key not in self.defaults:
+                advice = nearest(str(key), self.defaults)
                 raise UserError(
-                    f"flags.{own[0]}={given[own[0]]} is a setting of {form.name}, whose files may "
-                    f"look like those of {self.name}: add format={form.name}"
+                    f"flags.{key}={value} is unknown to {self.name}, which {source.named} is read "
+                    f"as (format=… says another); {advice}"
                 )
-        typed = _typed(given, self.defaults)
+        typed = {key: _like(key, value, self.defaults[key]) for key, value in given.items()}
         if self.defaults and name is None and not typed:
             raise UserError(
                 f"{source.named} is of {self.name}, whose files do not hold all of its settings: "
@@ -134,16 +134,6 @@ def nearest(word: str, known: Mapping[str, Any]) -> str:
     return did_you_mean(word, known) or f"known: {', '.join(known) or 'none'}"
 
 
-def _typed(given: Settings, defaults: Settings) -> Settings:
-    """The typed settings, each of the type of its default."""
-    typed: Settings = {}
-    for key, value in given.items():
-        if key not in defaults:
-            raise UserError(f"flags.{key}={value} is unknown; {nearest(str(key), defaults)}")
-        typed[key] = _like(key, value, defaults[key])
-    return typed
-
-
 def _words(text: str) -> Settings:
     """``--key value --other=value`` as a mapping."""
     found = re.findall(r"--(\w+)(?:=|\s+)(\S+)", text)
@@ -153,19 +143,11 @@ def _words(text: str) -> Settings:
 
 
 def _like(key: str, value: Any, default: Any) -> Any:
-    """``value`` with the type of ``default``; text is read as the public codes read it."""
+    """``value`` with the type of ``default``."""
     kind = type(default)
-    if isinstance(value, str) and kind is bool and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
     try:
-        if isinstance(value, str) and kind in (int, float):
-            return kind(value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-    except ValueError:
-        pass
-    if type(value) is not kind:
-        raise UserError(f"flags.{key}={value} must be of type {kind.__name__}, as {default!r} is")
-    return value
+        return TypeAdapter(kind).validate_strings(str(value))  # as on a command line
+    except ValidationError:
+        raise UserError(
+            f"flags.{key}={value} must be of type {kind.__name__}, as {default!r} is"
+        ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,8 +13,8 @@ from betasigma.errors import UserError
 from betasigma.options.networks import Pooling
 from betasigma.published.config_nodes import Node, ncsn_config
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.unet_weights import Tensors, Weights
-from betasigma.published.weight_file import WeightFile, checked_tensors
+from betasigma.published.unet_weights import Weights
+from betasigma.published.weight_file import WeightFile, checked_averages, checked_tensors
 
 PREFIX = "module."
 """Of the names, by ``DataParallel``."""
@@ -22,9 +22,6 @@ PREFIX = "module."
 STAGES = ("res1", "res2", "res3", "res31", "res4", "res5")
 REFINEMENTS = ("refine1", "refine2", "refine31", "refine3", "refine4", "refine5")
 """Their names in the order in which they compute; the three networks have 4, 5 and 6 of each."""
-
-BLOCK = {"normalize1": "norm1", "conv1": "conv1", "normalize2": "norm2", "conv2": "conv2"}
-"""Layers of a residual block, and our names."""
 
 
 class NCSNCheckpoint(ModelFormat):
@@ -50,12 +47,10 @@ class NCSNCheckpoint(ModelFormat):
         return f"{PREFIX}res1.0.normalize1.embed.weight" in _states(source)
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        raw = checked_tensors(_states(source), source)
-        structure = _RefineNetWeights({k.removeprefix(PREFIX): v for k, v in raw.items()}, source)
-        levels = structure.rows
+        weights = _refine_net_weights(_raw(source))
         config = ncsn_config(
-            structure.network("average", conditional=True),
-            levels,
+            _refine_net(weights, "average", conditional=True),
+            len(weights["norm.rows"]),
             settings["sigma_begin"],
             settings["sigma_end"],
             _langevin(settings, denoise=False),
@@ -63,7 +58,7 @@ class NCSNCheckpoint(ModelFormat):
             conditioning="level_number",
         )
         step = re.search(r"_(\d+)$", source.path.stem)
-        return structure.model(config, settings, int(step[1]) if step else 0)
+        return _model(config, weights, settings, int(step[1]) if step else 0)
 
 
 def _settings(image_size: int, n_steps_each: int, step_lr: float) -> Settings:
@@ -95,8 +90,7 @@ class NCSNv2Checkpoint(ModelFormat):
         return f"{PREFIX}res1.0.normalize1.alpha" in _states(source)
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        states = checked_tensors(_states(source), source)
-        raw = {name.removeprefix(PREFIX): value for name, value in states.items()}
+        raw = _raw(source)
         sigmas = raw.pop("sigmas", None)
         if sigmas is None or sigmas.ndim != 1 or len(sigmas) < 2:
             raise UserError(f"{source.named} has no sigmas, its noise levels")
@@ -107,10 +101,11 @@ class NCSNv2Checkpoint(ModelFormat):
             sigmas.double(), first * (last / first) ** ladder, rtol=1e-4, atol=0
         ):
             raise UserError(f"{source.named} has sigmas that are no falling geometric ladder")
-        averaged = {**raw, **self._averages(source, raw)}
-        structure = _RefineNetWeights(averaged, source)
+        # the averaged parameters are last in the list, where some were kept
+        averages = source.content[4] if len(source.content) > 4 else raw
+        weights = _refine_net_weights(checked_averages(averages, raw, source))
         config = ncsn_config(
-            structure.network("max", conditional=False),
+            _refine_net(weights, "max", conditional=False),
             levels,
             first,
             last,
@@ -118,130 +113,82 @@ class NCSNv2Checkpoint(ModelFormat):
             conditioning="none",
         )
         step = source.content[3] if len(source.content) > 3 else 0
-        return structure.model(config, settings, step if isinstance(step, int) else 0)
-
-    @staticmethod
-    def _averages(source: WeightFile, raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The averaged parameters, last in the list; none where none were kept."""
-        if len(source.content) < 5:
-            return {}
-        averages = source.content[4]
-        if not isinstance(averages, dict) or averages.keys() != raw.keys():
-            raise UserError(f"{source.named} has averages of other weights than its own")
-        checked = checked_tensors(averages, source)
-        for name, value in checked.items():
-            if value.shape != raw[name].shape:
-                raise UserError(f"{source.named} has an average of {name} of another shape")
-        return checked
+        return _model(config, weights, settings, step if isinstance(step, int) else 0)
 
 
-class _RefineNetWeights:
-    """Weights of a RefineNet under our names."""
+def _refine_net_weights(tensors: Mapping[str, Tensor]) -> Weights:
+    """Weights of a RefineNet under our names; a name that is not known stays."""
+    stages = [s for s in STAGES if f"{s}.0.conv1.weight" in tensors]
+    refinements = [r for r in REFINEMENTS if f"{r}.crp.convs.0.weight" in tensors]
+    weights: Weights = {}
+    norms: dict[str, Weights] = {}
+    for theirs, value in tensors.items():
+        first, dot, rest = theirs.partition(".")
+        if first in stages:
+            first = f"down.{stages.index(first)}"
+        elif first in refinements:
+            first = f"refine.{refinements.index(first)}"
+        ours = first + dot + rest
+        for pattern, name in RENAMED:
+            ours = re.sub(pattern, name, ours)
+        place, _, kind = ours.rpartition(".")
+        if kind in NORM:
+            norms.setdefault(place, {})[kind] = value.float()
+        else:
+            weights[ours] = value.float()
+    for place, parts in norms.items():
+        weights[f"{place}.rows"] = torch.cat([parts[kind] for kind in NORM])[None]
+    return weights
 
-    def __init__(self, tensors: Mapping[str, Tensor], source: WeightFile) -> None:
-        self._all = tensors
-        self._left = Tensors(tensors, source.named)
-        self._named = source.named
-        self._stages = [s for s in STAGES if f"{s}.0.conv1.weight" in tensors]
-        self._refinements = [r for r in REFINEMENTS if f"{r}.crp.convs.0.weight" in tensors]
-        self._entry = self._shape("begin_conv.weight", 4)
-        self._widths = [self._shape(f"{stage}.1.conv2.weight", 4)[0] for stage in self._stages]
 
-    @property
-    def rows(self) -> int:
-        """Noise levels that have a normalisation of their own."""
-        return self._shape("normalizer.embed.weight", 2)[0]
+def _unit(found: re.Match[str]) -> str:
+    """A layer of residual units: ``2_1_conv`` is the convolution 2, counted from 0."""
+    unit, layer, kind = found.groups()
+    return f".{kind}s.{2 * (int(unit) - 1) + int(layer) - 1}"
 
-    def network(self, pooling: Pooling, conditional: bool) -> Node:
-        """The node ``network``."""
-        first = self._entry[0]
-        if not first or any(width % first for width in self._widths):
-            raise UserError(
-                f"{self._named} has stages of {', '.join(map(str, self._widths))} channels; ours "
-                f"are multiples of the first convolution's {first}"
-            )
-        return {
-            "_target_": "betasigma.networks.refinenet.RefineNet",
-            "channels": first,
-            "multipliers": [width // first for width in self._widths],
-            "pooling": pooling,
-            "conditional": conditional,
-        }
 
-    def model(self, config: Node, settings: Settings, step: int) -> PublishedModel:
-        """The model with this config; every tensor has found its place."""
-        weights = self._weights()
-        self._left.finish()
-        size = settings["image_size"]
-        shape = (self._entry[1], size, size)
-        return PublishedModel(config, weights, shape, step, settings.get("data"))
+NORM = ("gamma", "alpha", "beta")
+"""Vectors of an unconditional normalisation, in the order of ours."""
 
-    def _weights(self) -> Weights:
-        take = self._left.layer
-        weights = take("begin_conv", "enter") | take("end_conv", "leave")
-        weights |= self._norm("normalizer", "norm")
-        for place, stage in enumerate(self._stages):
-            for block in range(2):
-                weights |= self._block(f"{stage}.{block}", f"down.{place}.{block}")
-        for place, refinement in enumerate(self._refinements):
-            weights |= self._refinement(refinement, f"refine.{place}")
-        return weights
+RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
+    (r"^begin_conv\.", "enter."),
+    (r"^end_conv\.", "leave."),
+    (r"^normalizer\.", "norm."),
+    (r"\.embed\.weight$", ".rows"),
+    (r"\.normalize(\d)\.", r".norm\1."),
+    (r"\.(conv\d|shortcut)\.conv\.", r".\1."),  # of a layer that pools afterwards
+    (r"\.adapt_convs\.", ".adapt."),
+    (r"\.output_convs\.", ".out."),
+    (r"\.(\d)_(\d)_(conv|norm)(?=\.)", _unit),
+    (r"\.msf\.", ".fuse."),
+    (r"\.crp\.", ".pool."),
+)
+"""Parts of their names, and ours."""
 
-    def _block(self, theirs: str, ours: str) -> Weights:
-        found: Weights = {}
-        layers = {**BLOCK, "shortcut": "shortcut"} if self._has(f"{theirs}.shortcut") else BLOCK
-        for name, our_name in layers.items():
-            if name.startswith("normalize"):
-                found |= self._norm(f"{theirs}.{name}", f"{ours}.{our_name}")
-            else:  # a layer that pools afterwards has its convolution one deeper
-                pools = f"{theirs}.{name}.conv.weight" in self._left
-                place = f"{theirs}.{name}.conv" if pools else f"{theirs}.{name}"
-                found |= self._left.layer(place, f"{ours}.{our_name}")
-        return found
 
-    def _refinement(self, theirs: str, ours: str) -> Weights:
-        inputs = 2 if self._has(f"{theirs}.adapt_convs.1") else 1
-        found: Weights = {}
-        for i in range(inputs):
-            found |= self._units(f"{theirs}.adapt_convs.{i}", f"{ours}.adapt.{i}", 2)
-        if inputs > 1:
-            found |= self._pairs(f"{theirs}.msf", f"{ours}.fuse")
-        found |= self._pairs(f"{theirs}.crp", f"{ours}.pool")
-        last = theirs == self._refinements[-1]
-        return found | self._units(f"{theirs}.output_convs", f"{ours}.out", 3 if last else 1)
+def _refine_net(weights: Weights, pooling: Pooling, conditional: bool) -> Node:
+    """The node ``network``."""
+    first, places = len(weights["enter.weight"]), range(len(STAGES))
+    last = [f"down.{place}.1.conv2.weight" for place in places]
+    widths = [len(weights[name]) for name in last if name in weights]
+    if any(width % first for width in widths):
+        raise UserError(
+            f"the stages have {', '.join(map(str, widths))} channels; ours are multiples of the "
+            f"first convolution's {first}"
+        )
+    return {
+        "_target_": "betasigma.networks.refinenet.RefineNet",
+        "channels": first,
+        "multipliers": [width // first for width in widths],
+        "pooling": pooling,
+        "conditional": conditional,
+    }
 
-    def _units(self, theirs: str, ours: str, units: int) -> Weights:
-        found: Weights = {}
-        for i in range(2 * units):
-            name = f"{theirs}.{i // 2 + 1}_{i % 2 + 1}"
-            found |= self._left.layer(f"{name}_conv", f"{ours}.convs.{i}")
-            if self._has(f"{name}_norm"):
-                found |= self._norm(f"{name}_norm", f"{ours}.norms.{i}")
-        return found
 
-    def _pairs(self, theirs: str, ours: str) -> Weights:
-        """Two convolutions, and their normalisations where they have some."""
-        found: Weights = {}
-        for i in range(2):
-            found |= self._left.layer(f"{theirs}.convs.{i}", f"{ours}.convs.{i}")
-            if self._has(f"{theirs}.norms.{i}"):
-                found |= self._norm(f"{theirs}.norms.{i}", f"{ours}.norms.{i}")
-        return found
-
-    def _norm(self, theirs: str, ours: str) -> Weights:
-        if self._has(f"{theirs}.embed"):
-            return {f"{ours}.rows": self._left.take(f"{theirs}.embed.weight")}
-        parts = [self._left.take(f"{theirs}.{part}") for part in ("gamma", "alpha", "beta")]
-        return {f"{ours}.rows": torch.cat(parts)[None]}
-
-    def _has(self, place: str) -> bool:
-        return any(name.startswith(f"{place}.") for name in self._all)
-
-    def _shape(self, name: str, ndim: int) -> tuple[int, ...]:
-        tensor = self._all.get(name)
-        if tensor is None or tensor.ndim != ndim:
-            raise UserError(f"{self._named} has no {name} of {ndim} dimensions")
-        return tuple(tensor.shape)
+def _model(config: Node, weights: Weights, settings: Settings, step: int) -> PublishedModel:
+    size = settings["image_size"]
+    shape = (weights["enter.weight"].shape[1], size, size)
+    return PublishedModel(config, weights, shape, step, settings.get("data"))
 
 
 def _states(source: WeightFile) -> Mapping[Any, Any]:
@@ -249,6 +196,11 @@ def _states(source: WeightFile) -> Mapping[Any, Any]:
     content = source.content
     first = content[0] if isinstance(content, list) and content else None
     return first if isinstance(first, dict) else {}
+
+
+def _raw(source: WeightFile) -> dict[str, Tensor]:
+    found = checked_tensors(_states(source), source)
+    return {name.removeprefix(PREFIX): value for name, value in found.items()}
 
 
 def _langevin(settings: Settings, denoise: bool) -> Node:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
+from betasigma.published.config_nodes import Node, ddpm_config, schedule_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
 from betasigma.published.unet_weights import (
     Tensors,
+    UNetShape,
     Weights,
     as_linear,
+    attending,
     cosines_first,
-    unet_weights,
 )
-from betasigma.published.weight_file import WeightFile, checked_tensors
+from betasigma.published.weight_file import WeightFile
 
 BLOCK = {
     "in_layers.0": "norm1",
@@ -34,6 +35,15 @@ BLOCK = {
 """Layers of a residual block, and our names."""
 
 ATTENTION = {"norm": "attention.norm", "qkv": "attention.qkv", "proj_out": "attention.out"}
+
+LAYERS = {
+    "input_blocks.0.0": "enter",
+    "time_embed.0": "conditioning.hidden",
+    "time_embed.2": "conditioning.out",
+    "out.0": "leave.0",
+    "out.2": "leave.2",
+}
+"""The first and the last layers, and our names."""
 
 MULTIPLIERS = {
     32: (1, 2, 2, 2),
@@ -117,15 +127,15 @@ class ImprovedDiffusion(ModelFormat):
         return _is_unet(source) and _has_strided_convolutions(source)
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        tensors = Tensors(checked_tensors(source.content, source), source.named)
-        structure = _OpenAIWeights(source, settings, tensors)
-        weights = structure.weights()
+        tensors = Tensors(source.content, source)
+        layers = _OpenAILayers(settings, tensors)
+        weights = layers.weights()
         tensors.finish()
-        size = settings["image_size"]
+        channels, size = weights["enter.weight"].shape[1], settings["image_size"]
         return PublishedModel(
-            _diffusion(settings, structure.network()),
+            _diffusion(settings, layers.network(weights)),
             weights,
-            (structure.channels, size, size),
+            (channels, size, size),
             step=settings.get("step", _step(source)),
             data=settings.get("data"),
             notes=self._notes(settings),
@@ -137,7 +147,7 @@ class ImprovedDiffusion(ModelFormat):
         if steps == 1000 or "step" in settings:
             return ()
         told = f"{1000 / steps:g} times the number of" if scaled else "the number of"
-        others = " or ".join(form.name for form in self.alike)
+        others = "guided-diffusion" if self.name == "improved-diffusion" else "improved-diffusion"
         return (
             f"read as {self.name}, with rescale_timesteps={scaled}: the network is told {told} "
             f"each of {steps} steps; {others} may write the same file, and has another default",
@@ -190,10 +200,6 @@ class GuidedDiffusion(ImprovedDiffusion):
         return _is_unet(source) and not _has_strided_convolutions(source)
 
 
-ImprovedDiffusion.alike = (GuidedDiffusion,)
-GuidedDiffusion.alike = (ImprovedDiffusion,)
-
-
 def _is_unet(source: WeightFile) -> bool:
     names = ("time_embed.0.weight", "input_blocks.0.0.weight", "out.2.weight")
     return isinstance(source.content, dict) and all(name in source.content for name in names)
@@ -209,68 +215,50 @@ def _step(source: WeightFile) -> int:
     return int(found[1]) if found else 0
 
 
-class _OpenAIWeights:
+class _OpenAILayers:
     """Which layers the settings describe, and what ours are called."""
 
-    def __init__(self, source: WeightFile, settings: Settings, tensors: Tensors) -> None:
+    def __init__(self, settings: Settings, tensors: Tensors) -> None:
         self._settings, self._tensors = settings, tensors
-        size = settings["image_size"]
-        text = settings.get("channel_mult", "")
+        size, text = settings["image_size"], settings.get("channel_mult", "")
         multipliers = integers("channel_mult", text) if text else MULTIPLIERS.get(size)
         if multipliers is None:
             raise UserError(
                 f"flags.image_size={size} has no channel_mult: it must be one of "
                 f"{', '.join(map(str, MULTIPLIERS))}, or channel_mult be given"
             )
-        self._widths = [int(m * settings["num_channels"]) for m in multipliers]
-        sides = integers("attention_resolutions", settings["attention_resolutions"])
-        self._attending = [size >> level in sides for level in range(len(self._widths))]
-        self.size = size
-        entry = source.content["input_blocks.0.0.weight"]
-        if not isinstance(entry, Tensor) or entry.ndim != 4:
-            raise UserError(f"{source.named} has no image as its input")
-        self.channels = entry.shape[1]
-        last = source.content["out.2.weight"]
-        outputs = self.channels * (2 if settings["learn_sigma"] else 1)
-        if not isinstance(last, Tensor) or last.shape[:1] != (outputs,):
-            raise UserError(
-                f"{source.named} takes {self.channels} channels and gives "
-                f"{tuple(getattr(last, 'shape', ()))[:1]}, not {outputs}: learn_sigma="
-                f"{settings['learn_sigma']} is wrong, or it is an upsampler, which is shown a "
-                f"small image too and is no model of images alone"
-            )
-        labels = source.content.get("label_emb.weight")
-        self._classes = len(labels) if isinstance(labels, Tensor) else 0
-        if bool(self._classes) != settings["class_cond"]:
-            raise UserError(
-                f"flags.class_cond={settings['class_cond']} does not fit {source.named}, which "
-                f"has {self._classes} classes"
-            )
         if settings["num_heads_upsample"] not in (-1, settings["num_heads"]):
             raise UserError(
                 f"flags.num_heads_upsample={settings['num_heads_upsample']} must be num_heads: "
                 f"ours has as many on the way up as on the way down"
             )
-        if not any(self._attending):
-            raise UserError(
-                f"flags.attention_resolutions={settings['attention_resolutions']} must name a "
-                f"resolution of images of {size}x{size}"
-            )
+        sides = integers("attention_resolutions", settings["attention_resolutions"])
+        self._shape = UNetShape(
+            size,
+            widths=[int(m * settings["num_channels"]) for m in multipliers],
+            blocks=settings["num_res_blocks"],
+            attending=attending(size, len(multipliers), sides),
+        )
 
-    def network(self) -> dict[str, Any]:
-        """The network node of the config."""
+    def weights(self) -> Weights:
+        """All weights of the network."""
+        weights = self._tensors.layers("", LAYERS)
+        weights |= cosines_first(weights)
+        if self._settings["class_cond"]:
+            weights |= self._tensors.layer("label_emb", "conditioning.labels")
+        return weights | self._shape.weights(self._part)
+
+    def network(self, weights: Weights) -> Node:
+        """The node ``network``; the rows of labels say how many classes there are."""
         settings = self._settings
         heads = settings.get("num_head_channels", -1)
-        return unet_node(
-            self.size,
-            self._widths,
-            settings["num_res_blocks"],
-            self._attending,
+        classes = len(weights.get("conditioning.labels.weight", ()))
+        return self._shape.network(
             heads=settings["num_heads"] if heads == -1 else 1,
             head_channels=None if heads == -1 else heads,
             dropout=settings["dropout"],
-            num_classes=self._classes,
-            null_class=not self._classes,
+            num_classes=classes,
+            null_class=not classes,
             norm_eps=1e-5,
             scale_shift=settings["use_scale_shift_norm"],
             resampling="residual" if settings.get("resblock_updown") else "convolution",
@@ -279,44 +267,19 @@ class _OpenAIWeights:
             frequency_shift=0.0,
         )
 
-    def weights(self) -> Weights:
-        """All weights of the network."""
-        tensors = self._tensors
-        weights = tensors.layers(
-            "",
-            {
-                "input_blocks.0.0": "enter",
-                "time_embed.0": "conditioning.hidden",
-                "time_embed.2": "conditioning.out",
-                "out.0": "leave.0",
-                "out.2": "leave.2",
-            },
-        )
-        hidden = "conditioning.hidden.weight"
-        weights[hidden] = cosines_first(weights[hidden])
-        if self._settings["class_cond"]:
-            weights |= tensors.layer("label_emb", "conditioning.labels")
-        blocks = self._settings["num_res_blocks"]
-        return weights | unet_weights(self._widths, blocks, self._attending, True, self._part)
-
     def _part(self, side: str, level: int, block: int | None) -> Weights:
-        blocks, levels = self._settings["num_res_blocks"], len(self._widths)
+        blocks, levels = self._shape.blocks, len(self._shape.widths)
         if side == "middle":
             found = self._block(f"middle_block.{2 * (block or 0)}")
             return found if block else found | self._attention("middle_block.1", levels - 1)
-        attends = self._attending[level]
-        if side == "down":
-            place = (
-                f"input_blocks.{1 + level * (blocks + 1) + (blocks if block is None else block)}"
-            )
-            last = f"{place}.0"
-        else:
-            passed = (levels - 1 - level) * (blocks + 1)
-            place = f"output_blocks.{passed + (blocks if block is None else block)}"
-            last = f"{place}.{2 if attends else 1}"
+        attends = self._shape.attending[level]
+        passed = (level if side == "down" else levels - 1 - level) * (blocks + 1)
+        number = passed + (blocks if block is None else block)
+        place = f"input_blocks.{number + 1}" if side == "down" else f"output_blocks.{number}"
         if block is not None:
             found = self._block(f"{place}.0")
             return found | self._attention(f"{place}.1", level) if attends else found
+        last = f"{place}.0" if side == "down" else f"{place}.{2 if attends else 1}"
         if self._settings.get("resblock_updown"):
             return self._block(last)
         return self._tensors.layer(f"{last}.{'op' if side == 'down' else 'conv'}", "conv")
@@ -329,7 +292,7 @@ class _OpenAIWeights:
         if self._settings.get("use_new_attention_order"):
             return found
         width = self._settings.get("num_head_channels", -1)
-        heads = self._settings["num_heads"] if width == -1 else self._widths[level] // width
+        heads = self._settings["num_heads"] if width == -1 else self._shape.widths[level] // width
         for kind in ("weight", "bias"):
             name = f"attention.qkv.{kind}"
             found[name] = _by_head(found[name], heads)
@@ -343,7 +306,7 @@ def _by_head(qkv: Tensor, heads: int) -> Tensor:
     return qkv.unflatten(0, (heads, 3, -1)).transpose(0, 1).flatten(0, 2)
 
 
-def _diffusion(settings: Settings, network: dict[str, Any]) -> dict[str, Any]:
+def _diffusion(settings: Settings, network: Node) -> Node:
     steps, kind = settings["diffusion_steps"], settings["noise_schedule"]
     if kind not in ("linear", "cosine"):
         raise UserError(f"flags.noise_schedule={kind} must be linear or cosine")

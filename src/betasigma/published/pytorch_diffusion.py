@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import product
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from betasigma.errors import UserError
-from betasigma.published.config_nodes import ddpm_config, schedule_node, unet_node
+from betasigma.published.config_nodes import ddpm_config, schedule_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.unet_weights import Tensors, Weights, as_linear, joined, unet_weights
-from betasigma.published.weight_file import WeightFile, checked_tensors
+from betasigma.published.unet_weights import Tensors, UNetShape, Weights, as_linear, joined
+from betasigma.published.weight_file import WeightFile
 
 BLOCK = {
     "norm1": "norm1",
@@ -23,6 +23,15 @@ BLOCK = {
     "conv2": "conv2",
 }
 """Layers of a residual block, and our names."""
+
+LAYERS = {
+    "conv_in": "enter",
+    "temb.dense.0": "conditioning.hidden",
+    "temb.dense.1": "conditioning.out",
+    "norm_out": "leave.0",
+    "conv_out": "leave.2",
+}
+"""The first and the last layers, and our names."""
 
 VARIANCES = {"fixedlarge": "beta", "fixedsmall": "posterior"}
 
@@ -58,16 +67,15 @@ class PytorchDiffusion(ModelFormat):
         return isinstance(source.content, dict) and all(name in source.content for name in names)
 
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
-        tensors = Tensors(checked_tensors(source.content, source), source.named)
-        structure = _NamedWeights(source.content)
-        weights = structure.weights(tensors)
+        tensors = Tensors(source.content, source)
+        shape = _shape(source.content, settings["resolution"])
+        weights = _weights(shape, tensors)
         tensors.finish()
         variance = settings["model_var_type"]
         if variance not in VARIANCES:
             raise UserError(f"flags.model_var_type={variance} must be {' or '.join(VARIANCES)}")
-        size = settings["resolution"]
         config = ddpm_config(
-            structure.network(size, settings["dropout"]),
+            shape.network(dropout=settings["dropout"]),
             schedule_node(
                 "linear",
                 settings["num_diffusion_timesteps"],
@@ -77,74 +85,42 @@ class PytorchDiffusion(ModelFormat):
             VARIANCES[variance],
             clip=True,
         )
-        shape = (weights["enter.weight"].shape[1], size, size)
+        images = (weights["enter.weight"].shape[1], shape.size, shape.size)
         step = re.fullmatch(r"model-(\d+)", source.path.stem)
         return PublishedModel(
-            config, weights, shape, step=int(step[1]) if step else 0, data=settings.get("data")
+            config, weights, images, step=int(step[1]) if step else 0, data=settings.get("data")
         )
 
 
-class _NamedWeights:
+def _shape(content: Mapping[str, Tensor], size: int) -> UNetShape:
     """Which layers a file has, by the names of its tensors."""
 
-    def __init__(self, content: Mapping[str, Any]) -> None:
-        self._levels = _count(content, r"down\.(\d+)\.block\.0\.norm1\.weight")
-        self._blocks = _count(content, r"down\.0\.block\.(\d+)\.norm1\.weight")
-        self._widths = [
-            _rows(content, f"down.{level}.block.0.conv1.weight") for level in range(self._levels)
-        ]
-        self._attending = [
-            f"down.{level}.attn.0.q.weight" in content for level in range(self._levels)
-        ]
-        # in the middle there is attention always
-        if not any(self._attending):
-            self._attending[-1] = True
+    def count(pattern: str) -> int:
+        return len({found[1] for name in content if (found := re.fullmatch(pattern, name))})
 
-    def network(self, size: int, dropout: float) -> dict[str, Any]:
-        """The network node of the config, for images of this size."""
-        widths, blocks, attending = self._widths, self._blocks, self._attending
-        return unet_node(size, widths, blocks, attending, dropout=dropout)
+    levels = range(count(r"down\.(\d+)\.block\.0\.norm1\.weight"))
+    return UNetShape(
+        size,
+        widths=[len(content[f"down.{level}.block.0.conv1.weight"]) for level in levels],
+        blocks=count(r"down\.0\.block\.(\d+)\.norm1\.weight"),
+        attending=[f"down.{level}.attn.0.q.weight" in content for level in levels],
+    )
 
-    def weights(self, tensors: Tensors) -> Weights:
-        """All weights of the network."""
-        weights = tensors.layers(
-            "",
-            {
-                "conv_in": "enter",
-                "temb.dense.0": "conditioning.hidden",
-                "temb.dense.1": "conditioning.out",
-                "norm_out": "leave.0",
-                "conv_out": "leave.2",
-            },
+
+def _weights(shape: UNetShape, tensors: Tensors) -> Weights:
+    def part(side: str, level: int, block: int | None) -> Weights:
+        if block is None:
+            return tensors.layer(f"{side}.{level}.{side}sample.conv", "conv")
+        place = f"mid.block_{block + 1}" if side == "middle" else f"{side}.{level}.block.{block}"
+        attention = "mid.attn_1" if side == "middle" else f"{side}.{level}.attn.{block}"
+        found = tensors.block(place, BLOCK, "nin_shortcut")
+        if (side, block) == ("middle", 1) or f"{attention}.q.weight" not in tensors:
+            return found
+        projections = [tensors.layer(f"{attention}.{name}", name) for name in "qkv"]
+        return found | as_linear(
+            joined(projections, "attention.qkv")
+            | tensors.layer(f"{attention}.proj_out", "attention.out")
+            | tensors.layer(f"{attention}.norm", "attention.norm")
         )
 
-        def part(side: str, level: int, block: int | None) -> Weights:
-            if block is None:
-                return tensors.layer(f"{side}.{level}.{side}sample.conv", "conv")
-            place = (
-                f"mid.block_{block + 1}" if side == "middle" else f"{side}.{level}.block.{block}"
-            )
-            attention = "mid.attn_1" if side == "middle" else f"{side}.{level}.attn.{block}"
-            found = tensors.block(place, BLOCK, "nin_shortcut")
-            if (side, block) == ("middle", 1) or f"{attention}.q.weight" not in tensors:
-                return found
-            projections = [tensors.layer(f"{attention}.{name}", name) for name in "qkv"]
-            return found | as_linear(
-                joined(projections, "attention.qkv")
-                | tensors.layer(f"{attention}.proj_out", "attention.out")
-                | tensors.layer(f"{attention}.norm", "attention.norm")
-            )
-
-        return weights | unet_weights(self._widths, self._blocks, self._attending, True, part)
-
-
-def _count(content: Mapping[str, Any], pattern: str) -> int:
-    """How many numbers a name has."""
-    return len({found[1] for name in content if (found := re.fullmatch(pattern, str(name)))})
-
-
-def _rows(content: Mapping[str, Any], name: str) -> int:
-    tensor = content.get(name)
-    if not isinstance(tensor, Tensor) or tensor.ndim != 4:
-        raise UserError(f"the file has no convolution {name}")
-    return len(tensor)
+    return tensors.layers("", LAYERS) | shape.weights(part)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from betasigma.errors import UserError
 from betasigma.published import config_nodes
+from betasigma.published.config_nodes import Node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
-from betasigma.published.unet_weights import Tensors, Weights, joined, unet_weights
-from betasigma.published.weight_file import WeightFile, checked_tensors
+from betasigma.published.unet_weights import Tensors, UNetShape, Weights, attending, joined
+from betasigma.published.weight_file import WeightFile, checked_averages, checked_tensors
 
 PREFIX = "module."
 """Of the names, by ``DataParallel``."""
@@ -78,11 +80,7 @@ def averaged_weights(source: WeightFile) -> dict[str, Tensor]:
             f"{source.named} has {len(raw)} parameters, and "
             f"{len(averages) if isinstance(averages, list) else 'no'} averages of them"
         )
-    averaged = checked_tensors(dict(zip(raw, averages, strict=True)), source)
-    for name, value in averaged.items():
-        if value.shape != raw[name].shape:
-            raise UserError(f"{source.named} has an average of {name} of another shape")
-    return averaged | fixed
+    return checked_averages(dict(zip(raw, averages, strict=True)), raw, source) | fixed
 
 
 def trained_steps(source: WeightFile) -> int:
@@ -144,15 +142,25 @@ class ScoreSdeDDPM(ModelFormat):
         explodes = settings["sde"] == "vesde"
         read = {"sde": sdes, "centered": (not explodes,), "scale_by_sigma": (explodes,)}
         refuse_others(self.name, settings, read)
-        tensors = Tensors(averaged_weights(source), source.named)
-        structure = _SequentialWeights(settings, tensors)
-        weights = structure.weights()
+        size, multipliers = settings["image_size"], integers("ch_mult", settings["ch_mult"])
+        sides = integers("attn_resolutions", settings["attn_resolutions"])
+        shape = UNetShape(
+            size,
+            widths=[settings["nf"] * m for m in multipliers],
+            blocks=settings["num_res_blocks"],
+            attending=attending(size, len(multipliers), sides),
+        )
+        tensors = Tensors(averaged_weights(source), source)
+        weights = _weights(shape, tensors)
         tensors.finish()
-        size = settings["image_size"]
-        config = (_ve_config if explodes else vp_config)(structure.network(), settings)
-        shape = (weights["enter.weight"].shape[1], size, size)
-        data = settings.get("data")
-        return PublishedModel(config, weights, shape, step=trained_steps(source), data=data)
+        network = shape.network(dropout=settings["dropout"])
+        return PublishedModel(
+            (_ve_config if explodes else vp_config)(network, settings),
+            weights,
+            (weights["enter.weight"].shape[1], size, size),
+            trained_steps(source),
+            settings.get("data"),
+        )
 
 
 def refuse_others(name: str, settings: Settings, read: Mapping[str, tuple[Any, ...]]) -> None:
@@ -166,7 +174,7 @@ def refuse_others(name: str, settings: Settings, read: Mapping[str, tuple[Any, .
             )
 
 
-def vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
+def vp_config(network: Node, settings: Settings) -> Node:
     """The discrete levels of DDPM; or, of a continuous model, the VP or the sub-VP SDE, whose time
     it is told.
     """
@@ -177,7 +185,7 @@ def vp_config(network: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return config_nodes.ddpm_config(network, schedule, variance="beta", clip=False)
 
 
-def ve_config(network: config_nodes.Node, settings: Settings, **others: Any) -> config_nodes.Node:
+def ve_config(network: Node, settings: Settings, **others: Any) -> Node:
     """A model of the VE SDE, sampled as they do."""
     sampler = {"_target_": "betasigma.samplers.PredictorCorrector", "snr": settings["snr"]}
     told = {
@@ -190,67 +198,43 @@ def ve_config(network: config_nodes.Node, settings: Settings, **others: Any) -> 
     )
 
 
-def _ve_config(network: config_nodes.Node, settings: Settings) -> config_nodes.Node:
+def _ve_config(network: Node, settings: Settings) -> Node:
     """Images in [0, 1] that the network sees as 2x − 1: images in [−1, 1] at twice the noise."""
     ends = {f"sigma_{end}": 2 * settings[f"sigma_{end}"] for end in ("max", "min")}
     return ve_config(network, settings, value_range=(-1.0, 1.0), **ends)
 
 
-class _SequentialWeights:
-    """Layers by their number in ``all_modules``, taken in order."""
+def _weights(shape: UNetShape, tensors: Tensors) -> Weights:
+    """All weights of the network; the layers are numbered as they compute."""
+    places = numbered_layers()
 
-    def __init__(self, settings: Settings, tensors: Tensors) -> None:
-        self._settings, self._tensors = settings, tensors
-        self._widths = [settings["nf"] * m for m in integers("ch_mult", settings["ch_mult"])]
-        sides = integers("attn_resolutions", settings["attn_resolutions"])
-        size = settings["image_size"]
-        self._attending = [size >> level in sides for level in range(len(self._widths))]
-        # in the middle there is attention always
-        self._shown = self._attending
-        if not any(self._attending):
-            self._shown = [*self._attending[:-1], True]
-        self._next = 0
-
-    def network(self) -> dict[str, Any]:
-        """The network node of the config."""
-        settings = self._settings
-        return config_nodes.unet_node(
-            settings["image_size"],
-            self._widths,
-            settings["num_res_blocks"],
-            self._shown,
-            dropout=settings["dropout"],
-        )
-
-    def weights(self) -> Weights:
-        """All weights of the network."""
-        weights: Weights = {}
-        for name in FIRST:
-            weights |= self._tensors.layer(self._place(), name)
-        blocks = self._settings["num_res_blocks"]
-        weights |= unet_weights(self._widths, blocks, self._shown, True, self._part)
-        for name in ("leave.0", "leave.2"):
-            weights |= self._tensors.layer(self._place(), name)
-        return weights
-
-    def _place(self) -> str:
-        self._next += 1
-        return f"all_modules.{self._next - 1}"
-
-    def _part(self, side: str, level: int, block: int | None) -> Weights:
+    def part(side: str, level: int, block: int | None) -> Weights:
+        place = next(places)
         if block is None:
-            return self._tensors.layer(f"{self._place()}.Conv_0", "conv")
-        place = self._place()
-        found = self._tensors.layers(f"{place}.", BLOCK)
-        if f"{place}.NIN_0.W" in self._tensors:
-            found |= _one_by_one(self._tensors, f"{place}.NIN_0", "shortcut", (1, 1))
+            return tensors.layer(f"{place}.Conv_0", "conv")
+        found = tensors.layers(f"{place}.", BLOCK)
+        if f"{place}.NIN_0.W" in tensors:
+            found |= _one_by_one(tensors, f"{place}.NIN_0", "shortcut", (1, 1))
         # on the way up, one layer attends at each resolution: the last
         attends = {
-            "down": self._attending[level],
+            "down": shape.attending[level],
             "middle": block == 0,
-            "up": self._attending[level] and block == self._settings["num_res_blocks"],
+            "up": shape.attending[level] and block == shape.blocks,
         }[side]
-        return found | attention_weights(self._tensors, self._place()) if attends else found
+        return found | attention_weights(tensors, next(places)) if attends else found
+
+    weights: Weights = {}
+    for name in FIRST:
+        weights |= tensors.layer(next(places), name)
+    weights |= shape.weights(part)
+    for name in ("leave.0", "leave.2"):
+        weights |= tensors.layer(next(places), name)
+    return weights
+
+
+def numbered_layers() -> Iterator[str]:
+    """Names of layers in the order in which they compute."""
+    return (f"all_modules.{number}" for number in count())
 
 
 def attention_weights(tensors: Tensors, place: str) -> Weights:

@@ -129,8 +129,8 @@ class ScoreSdeNCSNpp(ModelFormat):
             embedding=settings["embedding_type"],
             resample_filter="fir" if settings["fir"] else "box",
         )
-        tensors = Tensors(score_sde.averaged_weights(source), source.named)
-        weights = _NumberedLayers(shape, tensors).weights(settings["embedding_type"] == "fourier")
+        tensors = Tensors(score_sde.averaged_weights(source), source)
+        weights = _weights(shape, tensors, settings["embedding_type"] == "fourier")
         tensors.finish()
         size = settings["image_size"]
         return PublishedModel(
@@ -172,35 +172,25 @@ def _diffusion(network: Node, settings: Settings) -> Node:
     return {**score_sde.vp_config(network, settings), "model": {"value_range": value_range}}
 
 
-class _NumberedLayers:
-    """Layers by their number in ``all_modules``, taken in order."""
+def _weights(shape: NCSNppShape, tensors: Tensors, fourier: bool) -> Weights:
+    """All weights of the network; the layers are numbered as they compute."""
+    places = score_sde.numbered_layers()
 
-    def __init__(self, shape: NCSNppShape, tensors: Tensors) -> None:
-        self._shape, self._tensors = shape, tensors
-        self._next = 0
-
-    def weights(self, fourier: bool) -> Weights:
-        """All weights of the network."""
-        weights: Weights = {}
-        if fourier:
-            weights[score_sde.FREQUENCIES] = self._tensors.take(f"{self._place()}.W")
-        for name in score_sde.FIRST:
-            weights |= self._tensors.layer(self._place(), name)
-        return weights | self._shape.weights(self._part)
-
-    def _place(self) -> str:
-        self._next += 1
-        return f"all_modules.{self._next - 1}"
-
-    def _part(self, side: str, level: int, block: int | None) -> Weights:
-        place = self._place()
+    def part(side: str, level: int, block: int | None) -> Weights:
+        place = next(places)
         if side == "inputs":
-            one = "Conv_0" if self._shape.progressive_input == "skip" else "Conv2d_0"
-            return self._tensors.layer(f"{place}.{one}", "conv")
+            one = "Conv_0" if shape.progressive_input == "skip" else "Conv2d_0"
+            return tensors.layer(f"{place}.{one}", "conv")
         if side == "outputs":
-            norm = self._tensors.layer(place, "0")
-            return norm | self._tensors.layer(self._place(), "2")
-        found = self._tensors.block(place, score_sde.BLOCK, "Conv_2")
-        if not self._shape.attends(side, level, block):
+            return tensors.layer(place, "0") | tensors.layer(next(places), "2")
+        found = tensors.block(place, score_sde.BLOCK, "Conv_2")
+        if not shape.attends(side, level, block):
             return found
-        return found | score_sde.attention_weights(self._tensors, self._place())
+        return found | score_sde.attention_weights(tensors, next(places))
+
+    weights: Weights = {}
+    if fourier:
+        weights[score_sde.FREQUENCIES] = tensors.take(f"{next(places)}.W")
+    for name in score_sde.FIRST:
+        weights |= tensors.layer(next(places), name)
+    return weights | shape.weights(part)

@@ -8,16 +8,22 @@ attention is missing: there it is put in with zeros, which adds nothing to the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
+from betasigma.published.config_nodes import Node
+from betasigma.published.weight_file import WeightFile, checked_tensors
 
 Weights = dict[str, Tensor]
+
+GROUPS = 32
+"""Groups of a normalisation in all of the public codes, at any width."""
 
 Part = Callable[[str, int, int | None], Weights]
 """Tensors of one layer by our names in it, for ``("down" | "up", level, block)``, where the block
@@ -26,11 +32,22 @@ is ``None`` for the layer between this level and the next; ``("middle", 0, 0 | 1
 
 
 class Tensors:
-    """Tensors of a file, each to be taken once."""
+    """Tensors of a file, each to be taken once.
 
-    def __init__(self, tensors: Mapping[str, Tensor], named: str) -> None:
-        self._left = dict(tensors)
-        self._named = named
+    Args:
+        tensors: by name.
+        source: the file.
+
+    Raises:
+        UserError: where they are no weights (:func:`checked_tensors`).
+    """
+
+    def __init__(self, tensors: Mapping[Any, Any], source: WeightFile) -> None:
+        self._left = checked_tensors(tensors, source)
+        self._named = source.named
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._left)
 
     def __contains__(self, name: str) -> bool:
         return name in self._left
@@ -71,47 +88,82 @@ class Tensors:
             )
 
 
-def unet_weights(
-    widths: Sequence[int], blocks: int, attending: Sequence[bool], middle: bool, part: Part
-) -> Weights:
-    """Weights of all layers between the first and the last convolution.
+@dataclass(frozen=True)
+class UNetShape:
+    """What says which layers a U-Net has.
 
-    Args:
-        widths: of each level, from fine to coarse.
+    Attributes:
+        size: side of the images.
+        widths: channels of each level, from fine to coarse.
         blocks: residual blocks of a level on the way down.
-        attending: whether blocks of each level have attention in our network.
-        middle: whether the first block of the middle has.
-        part: tensors of each layer, asked for in the order of the network.
+        attending: which levels attend.
+        middle: whether the middle attends; ours does where any level does.
     """
-    levels = range(len(widths))
-    last = levels[-1]
-    weights: Weights = {}
 
-    def put(side: str, place: int, level: int, block: int | None, attends: bool) -> None:
-        found = part(side, level, block)
-        if attends and not any(name.startswith("attention.") for name in found):
-            found |= silent_attention(widths[last if side == "middle" else level])
-        weights.update({f"{side}.{place}.{name}": value for name, value in found.items()})
+    size: int
+    widths: list[int]
+    blocks: int
+    attending: list[bool]
+    middle: bool = True
 
-    place = 0
-    for level in levels:
-        for block in range(blocks):
-            put("down", place, level, block, attending[level])
-            place += 1
-        if level < last:
-            put("down", place, level, None, False)
-            place += 1
-    put("middle", 0, 0, 0, middle)
-    put("middle", 1, 0, 1, False)
-    place = 0
-    for level in reversed(levels):
-        for block in range(blocks + 1):
-            put("up", place, level, block, attending[level])
-            place += 1
-        if level > 0:
-            put("up", place, level, None, False)
-            place += 1
-    return weights
+    @property
+    def shown(self) -> list[bool]:
+        """Which levels attend in our network."""
+        alone = self.middle and not any(self.attending)
+        return [*self.attending[:-1], True] if alone else self.attending
+
+    def network(self, **others: Any) -> Node:
+        """The node ``network``, with ``others``, options that differ from ours."""
+        first = self.widths[0]
+        if any(width % first for width in self.widths):
+            raise UserError(
+                f"the levels have {', '.join(map(str, self.widths))} channels; ours are multiples "
+                f"of the first"
+            )
+        return {
+            "_target_": "betasigma.networks.unet.UNet",
+            "channels": first,
+            "multipliers": [width // first for width in self.widths],
+            "blocks": self.blocks,
+            "attention": [self.size >> level for level, shown in enumerate(self.shown) if shown],
+            "norm_groups": GROUPS,
+            "group_width": 1,
+            **others,
+        }
+
+    def weights(self, part: Part) -> Weights:
+        """Weights of all layers between the first and the last convolution.
+
+        Args:
+            part: tensors of each layer, asked for in the order of the network.
+        """
+        shown, last = self.shown, len(self.widths) - 1
+        weights: Weights = {}
+
+        def put(side: str, place: int, level: int, block: int | None, attends: bool) -> None:
+            found = part(side, level, block)
+            if attends and not any(name.startswith("attention.") for name in found):
+                found |= silent_attention(self.widths[last if side == "middle" else level])
+            weights.update({f"{side}.{place}.{name}": value for name, value in found.items()})
+
+        def put_levels(side: str, levels: Sequence[int], blocks: int) -> None:
+            places = count()
+            for level in levels:
+                for block in range(blocks):
+                    put(side, next(places), level, block, shown[level])
+                if level != levels[-1]:
+                    put(side, next(places), level, None, False)
+
+        put_levels("down", range(last + 1), self.blocks)
+        put("middle", 0, 0, 0, any(shown))
+        put("middle", 1, 0, 1, False)
+        put_levels("up", range(last, -1, -1), self.blocks + 1)
+        return weights
+
+
+def attending(size: int, levels: int, sides: Sequence[int]) -> list[bool]:
+    """Which levels attend, by the resolutions that do."""
+    return [size >> level in sides for level in range(levels)]
 
 
 def silent_attention(width: int) -> Weights:
@@ -143,15 +195,13 @@ def _names(weights: Weights) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
 
 
-def cosines_first(weight: Tensor) -> Tensor:
+def cosines_first(weights: Weights) -> Weights:
     """The first matrix of a noise embedding whose features are cosines and then sines, for ours,
     which are sines and then cosines.
     """
-    cosines, sines = weight.chunk(2, dim=1)
-    return torch.cat([sines, cosines], dim=1)
-
-
-Node = dict[str, Any]
+    name = "conditioning.hidden.weight"
+    cosines, sines = weights[name].chunk(2, dim=1)
+    return {name: torch.cat([sines, cosines], dim=1)}
 
 
 @dataclass(frozen=True)
@@ -182,7 +232,7 @@ class NCSNppShape:
         Raises:
             UserError: where none does: theirs attends in the middle all the same, ours does not.
         """
-        levels = [self.size >> level in self.sides for level in range(len(self.multipliers))]
+        levels = attending(self.size, len(self.multipliers), self.sides)
         if not any(levels):
             raise UserError(
                 f"none of the resolutions with attention, {self.sides}, occurs in the network; "

@@ -134,6 +134,19 @@ def checked_tensors(tensors: Mapping[Any, Any], source: WeightFile) -> dict[str,
     return dict(tensors)
 
 
+def checked_averages(
+    averages: Any, raw: Mapping[str, Tensor], source: WeightFile
+) -> dict[str, Tensor]:
+    """Averages of the weights ``raw``, by the same names and of the same shapes."""
+    if not isinstance(averages, dict) or averages.keys() != raw.keys():
+        raise UserError(f"{source.named} has averages of other weights than its own")
+    checked = checked_tensors(averages, source)
+    for name, value in checked.items():
+        if value.shape != raw[name].shape:
+            raise UserError(f"{source.named} has an average of {name} of another shape")
+    return checked
+
+
 def _check_archive(file: Path, key: str) -> None:
     """Refuse an archive whose entries are compressed: ``torch.save`` compresses nothing, and one
     could take more memory than the file's size.
