@@ -100,29 +100,39 @@ def _to_safetensors(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) 
 
 def _to_program(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) -> Written:
     off = graphs.write_program(denoiser, folder / PROGRAM)
-    _with_levels(folder, denoiser, off)
     labels = ", labels=labels" if denoiser.num_classes else ""
     use = (
         "import torch\n\n"
         f'model = torch.export.load("FOLDER/{PROGRAM}").module()\n'
-        f"x0, eps = model(x_t=x_t, level=level{labels})  # level 0 … "
-        f"{denoiser.schedule.levels - 1}, rising with the noise: {LEVELS}"
+        f"x0, eps = model(x_t=x_t, level=level{labels})"
     )
-    return Written(use, ["pytorch"], [_compared(off)])
+    return _graph(folder, denoiser, off, use, "pytorch")
 
 
 def _to_onnx(folder: Path, denoiser: Denoiser, loaded: Loaded, run: str) -> Written:
     off = graphs.write_onnx(denoiser, folder / ONNX)
-    _with_levels(folder, denoiser, off)
     labels = ', "labels": labels' if denoiser.num_classes else ""
     use = (
         "import onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("FOLDER/{ONNX}")\n'
-        f'x0, eps = session.run(None, {{"x_t": x_t, "level": level{labels}}})  # level 0 … '
-        f"{denoiser.schedule.levels - 1}, rising with the noise: {LEVELS}"
+        f'x0, eps = session.run(None, {{"x_t": x_t, "level": level{labels}}})'
     )
-    note = "not compared: onnxruntime is not installed" if off is None else _compared(off)
-    return Written(use, ["onnx"], [note])
+    return _graph(folder, denoiser, off, use, "onnx")
+
+
+def _graph(folder: Path, denoiser: Denoiser, off: float | None, use: str, tag: str) -> Written:
+    """Write α and σ of the levels beside a graph; refuse one that came out as another model."""
+    if off is not None and not off <= CLOSE:
+        raise UserError(
+            f"the exported model differs from the run's by {off:.2g} of its largest number; "
+            f"nothing was kept"
+        )
+    write_json(folder / LEVELS, schedule_of(denoiser.schedule))
+    use += f"  # level 0 … {denoiser.schedule.levels - 1}, rising with the noise: {LEVELS}"
+    note = "not compared: onnxruntime is not installed"
+    if off is not None:
+        note = f"it differs from the run's model by at most {off:.1g} of its largest number"
+    return Written(use, [tag], [note])
 
 
 WRITERS: dict[Target, Callable[[Path, Denoiser, Loaded, str], Written]] = {
@@ -131,20 +141,6 @@ WRITERS: dict[Target, Callable[[Path, Denoiser, Loaded, str], Written]] = {
     "torch_export": _to_program,
     "onnx": _to_onnx,
 }
-
-
-def _compared(off: float) -> str:
-    return f"it differs from the run's model by at most {off:.1g} of its largest number"
-
-
-def _with_levels(folder: Path, denoiser: Denoiser, off: float | None) -> None:
-    """Write α and σ of the levels; refuse a model that came out as another one."""
-    if off is not None and not off <= CLOSE:
-        raise UserError(
-            f"the exported model differs from the run's by {off:.2g} of its largest number; "
-            f"nothing was kept"
-        )
-    write_json(folder / LEVELS, schedule_of(denoiser.schedule))
 
 
 def _card(content: dict[str, Any], loaded: Loaded, written: Written) -> str:

@@ -15,6 +15,7 @@ from betasigma.commands.load import averaged_weights
 from betasigma.errors import UserError, few
 from betasigma.options.base import parse_component, typed
 from betasigma.options.noise_schedules import LinearOptions
+from betasigma.report.scan import leaves
 from betasigma.runs.checkpoint import read
 from betasigma.runs.header import checkpoint_path
 
@@ -118,39 +119,32 @@ def _check(
 
 def _network(there: Config, here: Config) -> list[str]:
     """Words that make the network here that of ``there``; ``[]`` where the classes differ."""
-    if _at(here, "network._target_") != _at(there, "network._target_"):
+    if here["network"].get("_target_") != there["network"].get("_target_"):
         return []
+    known = leaves(there)
     return [
-        f"{key}={json.dumps(_at(there, key), separators=(',', ':'))}"
-        for key in _leaves(("network",), there)
-        if _at(here, key) != _at(there, key)
+        f"{key}={json.dumps(theirs, separators=(',', ':'))}"
+        for key, (theirs, _) in _unlike(there, here, "network").items()
+        if key in known
     ]
 
 
 def _differences(there: Config, here: Config) -> list[str]:
-    there, here = _with_ends(there), _with_ends(here)
+    unlike = _unlike(_with_ends(there), _with_ends(here), *MEANING)
     return [
-        f"{key}={typed(_at(here, key))} here, {typed(_at(there, key))} there"
-        for key in _leaves(MEANING, there, here)
-        if _at(here, key) != _at(there, key)
+        f"{key}={typed(ours)} here, {typed(theirs)} there" for key, (theirs, ours) in unlike.items()
     ]
 
 
-def _leaves(keys: tuple[str, ...], *configs: Config) -> list[str]:
-    found = dict[str, None]()
-    for key in keys:
-        nodes = [_at(config, key) for config in configs]
-        inner = [name for node in nodes if isinstance(node, dict) for name in node]
-        found.update(dict.fromkeys(f"{key}.{name}" for name in inner))
-        if not inner:
-            found[key] = None
-    return list(found)
-
-
-def _at(config: Any, key: str) -> Any:
-    for part in key.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return config
+def _unlike(there: Config, here: Config, *nodes: str) -> dict[str, tuple[Any, Any]]:
+    """Values there and here of the keys of these nodes in which two configs differ."""
+    theirs, ours = leaves(there), leaves(here)
+    return {
+        key: (theirs.get(key), ours.get(key))
+        for node in nodes
+        for key in theirs | ours
+        if f"{key}.".startswith(f"{node}.") and theirs.get(key) != ours.get(key)
+    }
 
 
 def _with_ends(config: Config) -> Config:

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -34,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserAround, DenoiserLike, Prediction, perturb
-from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
+from betasigma.editing.request import Edit, Edited, Request, drawn, last_of
 from betasigma.errors import UserError
 from betasigma.options import edits
 from betasigma.pictures import readable_formats
@@ -93,8 +94,8 @@ class Conditioned(DenoiserAround):
         """
         time = torch.as_tensor(t, dtype=torch.float64, device="cpu")
         x0 = self.x0.to(x_t.dtype)
-        drawn = perturb(self.schedule, x0, time, self.rng.normal(x_t.shape[1:], x_t.dtype))
-        x = x_t + self.known(drawn - x_t)
+        noisy = perturb(self.schedule, x0, time, self.rng.normal(x_t.shape[1:], x_t.dtype))
+        x = x_t + self.known(noisy - x_t)
         found = self.denoiser(x, t, y)
         x0_hat = found.x0 + self.known(x0 - found.x0)
         return Prediction(
@@ -242,26 +243,10 @@ class Colourisation(Edit):
 
 
 def _completed(request: Request, known: Projection, repeats: int, first: list[Tensor]) -> Edited:
-    images, variants = request.given, request.variants
-    drawn = complete(
-        request.denoiser,
-        request.sampler,
-        images.repeat_interleave(variants, 0),
-        known,
-        seed=request.seed,
-        y=None if request.y is None else request.y.repeat_interleave(variants),
-        repeats=repeats,
-        batch_size=request.batch_size,
-        progress=request.progress,
-    )
-    results = drawn.x.unflatten(0, (len(images), variants))
     other = "" if request.sampler.repeatable else "sampler=predictor_corrector with "
-    return Edited(
-        beside(first, results),
-        ["image", "known", *numbered(variants)],
-        drawn.nfe,
-        note="" if repeats > 1 else APPROXIMATE.format(other),
-    )
+    note = "" if repeats > 1 else APPROXIMATE.format(other)
+    draw = partial(complete, known=known, repeats=repeats)
+    return drawn(request, draw, first, ["image", "known"], note)
 
 
 def hole_of(name: str, sample_shape: tuple[int, ...]) -> Tensor:

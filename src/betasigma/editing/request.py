@@ -10,7 +10,7 @@ from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike
 from betasigma.options.edits import BATCH_SIZE, EditOptions
-from betasigma.samplers import Sampler
+from betasigma.samplers import Sampler, Samples
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,28 @@ def last_of(
     return state.float().cpu()
 
 
-def numbered(variants: int) -> list[str]:
-    """Names of the columns of drawn results."""
-    return [f"result {number}" for number in range(variants)]
+def drawn(
+    request: Request,
+    draw: Callable[..., Samples],
+    first: list[Tensor],
+    columns: list[str],
+    note: str = "",
+) -> Edited:
+    """Rows of ``first``, called ``columns``, and of the results that ``draw`` makes of each image.
+
+    Args:
+        draw: as :func:`~betasigma.editing.vary` and :func:`~betasigma.editing.complete`.
+    """
+    images, variants = request.given, request.variants
+    found = draw(
+        request.denoiser,
+        request.sampler,
+        images.repeat_interleave(variants, 0),
+        seed=request.seed,
+        y=None if request.y is None else request.y.repeat_interleave(variants),
+        batch_size=request.batch_size,
+        progress=request.progress,
+    )
+    results = found.x.unflatten(0, (len(images), variants))
+    columns = [*columns, *(f"result {number}" for number in range(variants))]
+    return Edited(beside(first, results), columns, found.nfe, note=note)

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, perturb
-from betasigma.editing.request import Edit, Edited, Request, beside, last_of, numbered
+from betasigma.editing.request import Edit, Edited, Request, drawn, last_of
 from betasigma.errors import UserError
 from betasigma.options.edits import BATCH_SIZE, VariationOptions, check_time
 from betasigma.randomness import Stream
@@ -92,16 +93,4 @@ class Variation(Edit):
         Raises:
             UserError: for a time below the schedule's first level.
         """
-        images, variants = request.given, request.variants
-        drawn = vary(
-            request.denoiser,
-            request.sampler,
-            images.repeat_interleave(variants, 0),
-            self.t,
-            seed=request.seed,
-            y=None if request.y is None else request.y.repeat_interleave(variants),
-            batch_size=request.batch_size,
-            progress=request.progress,
-        )
-        results = drawn.x.unflatten(0, (len(images), variants))
-        return Edited(beside([images], results), ["image", *numbered(variants)], drawn.nfe)
+        return drawn(request, partial(vary, t=self.t), [request.given], ["image"])

@@ -25,7 +25,7 @@ from betasigma.errors import UserError
 from betasigma.networks.layers import Conditioning, Fourier, Positional
 from betasigma.networks.unet import Attention, Downsample, ResidualBlock, UNet, Upsample
 from betasigma.options.samplers import AncestralOptions, SamplerOptions
-from betasigma.published.diffusers_unet import PREDICTIONS, VARIANCES
+from betasigma.published.diffusers_unet import BLOCK, PREDICTIONS, VARIANCES
 from betasigma.schedules import NoiseSchedule, VarianceExploding, VariancePreserving, cosine
 
 DIFFUSERS = "0.30.0"
@@ -203,12 +203,11 @@ def _unet(network: UNet, sample_shape: tuple[int, ...], fourier: bool) -> tuple[
             elif between is not None:
                 assert isinstance(between, Downsample | Upsample)
                 weights |= _layer(f"{place}.{side}samplers.0.conv", between.conv)
-    first, second = network.middle
-    assert isinstance(first, ResidualBlock)
-    assert isinstance(second, ResidualBlock)
-    weights |= _block("mid_block.resnets.0", first, emb)
-    weights |= _block("mid_block.resnets.1", second, emb)
-    weights |= _attention("mid_block.attentions.0", first.attention)
+    for number, inner in enumerate(network.middle):
+        assert isinstance(inner, ResidualBlock)
+        weights |= _block(f"mid_block.resnets.{number}", inner, emb)
+        weights |= _attention(f"mid_block.attentions.{number}", inner.attention)
+    middle = any(isinstance(module, Attention) for module in network.middle.modules())
 
     residual = any(isinstance(between, ResidualBlock) for _, between in down)
     plain = "ResnetDownsampleBlock2D" if residual else "DownBlock2D"
@@ -239,8 +238,8 @@ def _unet(network: UNet, sample_shape: tuple[int, ...], fourier: bool) -> tuple[
         "norm_num_groups": groups,
         "attn_norm_num_groups": groups,  # in the middle, where scale_shift would have none
         "norm_eps": norm.eps,
-        "resnet_time_scale_shift": "scale_shift" if first.scale_shift else "default",
-        "add_attention": first.attention is not None,
+        "resnet_time_scale_shift": "scale_shift" if down[0][0][0].scale_shift else "default",
+        "add_attention": middle,
     }
     return config, {name: weight.detach().contiguous() for name, weight in weights.items()}
 
@@ -305,16 +304,15 @@ def _frequencies(features: Positional | Fourier) -> Tensor:
 
 
 def _block(place: str, block: ResidualBlock, emb: int) -> Weights:
-    weights = _layer(f"{place}.norm1", block.norm1) | _layer(f"{place}.conv1", block.conv1)
-    weights |= _layer(f"{place}.norm2", block.norm2) | _layer(f"{place}.conv2", block.conv2)
-    if block.shift is not None:
-        weights |= _layer(f"{place}.time_emb_proj", block.shift)
-    else:
-        width = block.conv1.out_channels
-        weights[f"{place}.time_emb_proj.weight"] = torch.zeros(width, emb)
-        weights[f"{place}.time_emb_proj.bias"] = torch.zeros(width)
-    if block.shortcut is not None:
-        weights |= _layer(f"{place}.conv_shortcut", block.shortcut)
+    width = block.conv1.out_channels
+    weights = {
+        f"{place}.time_emb_proj.weight": torch.zeros(width, emb),
+        f"{place}.time_emb_proj.bias": torch.zeros(width),
+    }
+    for theirs, ours in {**BLOCK, "conv_shortcut": "shortcut"}.items():
+        layer = getattr(block, ours)
+        if layer is not None:
+            weights |= _layer(f"{place}.{theirs}", layer)
     return weights
 
 

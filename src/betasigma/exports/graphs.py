@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from betasigma.denoiser import Denoiser, expand
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 
 OUTPUTS = ("x0", "eps")
 
@@ -183,8 +183,7 @@ def _exported(denoiser: Denoiser, to: str) -> torch.export.ExportedProgram:
                 dynamic_shapes={name: {0: batch} for name in inputs},
             )
     except Exception as error:  # of PyTorch's tracer, which may raise anything
-        lines = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(
             f"to={to} does not fit network={type(denoiser.network).__name__}, which PyTorch cannot "
-            f"trace: {lines[0] if lines else type(error).__name__}"
+            f"trace: {first_line(error)}"
         ) from error
