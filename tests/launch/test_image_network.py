@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 
 from betasigma.config_tree import conf_directory
-from betasigma.launch.configs import typed_configs
+from betasigma.launch.command_line import CommandLine
+from betasigma.launch.configs import Configs
 from betasigma.launch.image_network import fitting_network
+
+CONFIGS = Configs(conf_directory(), "train", CommandLine({}, []))
 
 
 @pytest.mark.parametrize(
@@ -21,11 +24,9 @@ def test_the_network_is_the_nearest_that_takes_such_images(
     size: int | str, network: str | None
 ) -> None:
     """``None`` keeps the data set's own, or lets it refuse."""
-    configs = typed_configs(conf_directory(), "train", [])
-    assert fitting_network(["data=celeba", f"data.image_size={size}"], configs) == network
+    assert fitting_network(["data=celeba", f"data.image_size={size}"], CONFIGS) == network
 
 
 @pytest.mark.parametrize("other", ["network=unet", "experiment=mnist_ddpm", "data=digits"])
 def test_a_choice_of_the_users_stands(other: str) -> None:
-    configs = typed_configs(conf_directory(), "train", [])
-    assert fitting_network(["data=celeba", "data.image_size=32", other], configs) is None
+    assert fitting_network(["data=celeba", "data.image_size=32", other], CONFIGS) is None

@@ -31,7 +31,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from betasigma.errors import UserError
-from betasigma.launch.command_line import PLACES, CommandLine, read_command_line
+from betasigma.launch.command_line import PLACES, CommandLine
 from betasigma.launch.consent import check_search_path
 
 BASE = "base"
@@ -162,11 +162,6 @@ class Configs:
         for where in self._more_places():
             path.prepend("hydra.searchpath", where, anchor=SearchPathQuery(provider="schema"))
         return ConfigRepository(path)
-
-
-def typed_configs(folder: Path, config_name: str, words: list[str]) -> Configs:
-    """Read configs for a command line."""
-    return Configs(folder, config_name, read_command_line(words))
 
 
 def load_file(repository: IConfigRepository, name: str) -> ConfigFile:

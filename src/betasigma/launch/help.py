@@ -8,7 +8,6 @@ accepted values behind it, which the options models know.
 from __future__ import annotations
 
 import inspect
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -169,23 +168,10 @@ def _kind(model: type[Options]) -> Any:
 
 
 def _arguments(group: str, target: str) -> Fields:
-    """What a class without an options model takes, by its type hints and docstring."""
+    """What a class without an options model takes, by its type hints."""
     try:
-        made = locate(target, group)
-        parameters = inspect.signature(made, eval_str=True).parameters
+        parameters = inspect.signature(locate(target, group), eval_str=True).parameters
     except (UserError, NameError, TypeError, ValueError):
         return {}
     hinted = {n: p.annotation for n, p in parameters.items() if p.annotation is not p.empty}
-    meanings = _documented(inspect.getdoc(made) or "")
-    return {n: FieldInfo(annotation=h, description=meanings.get(n)) for n, h in hinted.items()}
-
-
-def _documented(docstring: str) -> dict[str, str]:
-    """Meanings of arguments, as the section ``Args:`` of a docstring has them."""
-    section = re.search(r"^Args:\n((?: {4}.*\n?|\n)*)", docstring, re.MULTILINE)
-    entry = re.compile(r"^ {4}(\w+(?:, \w+)*):(.*(?:\n {5}.*)*)", re.MULTILINE)
-    return {
-        name: " ".join(found[2].split())
-        for found in entry.finditer(section[1] if section else "")
-        for name in found[1].split(", ")
-    }
+    return {name: FieldInfo(annotation=hint) for name, hint in hinted.items()}

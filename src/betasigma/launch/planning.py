@@ -111,6 +111,12 @@ def set_key(config: DictConfig, key: str, value: Any) -> None:
         OmegaConf.update(config, key, value, merge=False, force_add=True)
 
 
+def all_keys(config: DictConfig) -> set[str]:
+    """Every dotted key of a config."""
+    plain: Any = OmegaConf.to_container(config)
+    return dotted_keys(plain)
+
+
 class Planner:
     """Finds out which jobs a command with ``-m`` launches."""
 
@@ -132,18 +138,15 @@ class Planner:
         else:
             continued = sweep_to_continue(str(resume)) if resume is not None else None
         if continued is not None:
-            set_key(self._config, "hydra.sweep.dir", str(continued.directory))
-            own = list(self._config.hydra.overrides.hydra)
-            words = [*own, f"hydra.sweep.dir={quoted(str(continued.directory))}"]
-            set_key(self._config, "hydra.overrides.hydra", words)
-            return self._go_on(continued)
+            set_key(self._config, "hydra.sweep.dir", str(continued[0]))
+            return self._go_on(*continued)
         sweep = expand(self._config.hydra.sweeper, self._task, self._loader)
         if not sweep.complete:
             jobs = [PlannedJob("", words) for words in sweep.jobs]
             return Plan(self._app, jobs, False, sweep.swept, [], self._place(), self._compose)
         return self._begin(sweep)
 
-    def _newest(self) -> Continued | None:
+    def _newest(self) -> tuple[Path, sweep_record.SweepRecord] | None:
         """The newest sweep of the same jobs, which ``resume=auto`` continues."""
         jobs = expand(self._config.hydra.sweeper, self._task, self._loader).jobs
         found = sweep_record.newest_sweep(self._app, jobs)
@@ -154,9 +157,8 @@ class Planner:
         self._task = sweep_record.of_the_place(self._task)  # its jobs are those that were typed
         return sweep_to_continue(str(found))
 
-    def _go_on(self, continued: Continued) -> Plan:
+    def _go_on(self, directory: Path, record: sweep_record.SweepRecord) -> Plan:
         """Plan a sweep that is continued by ``resume=``."""
-        directory, record = continued
         if record.app != self._app:
             raise UserError(f"resume={directory} is a sweep of {record.app}, not of {self._app}")
         words = [word for word in self._task if not word.startswith("resume=")]
@@ -245,7 +247,7 @@ class Planner:
             run = _continued_run(config)
             subdirectory = str(config.hydra.sweep.subdir) if by_user else None
             given.append(str(run) if run is not None else subdirectory)
-            known |= _keys(config)
+            known |= all_keys(config)
         written = short_keys(sweep.swept, known, self._config.hydra.runtime.choices)
         numbered = repeats(sweep.jobs, written)
         names = [
@@ -256,19 +258,6 @@ class Planner:
         if twice:
             raise UserError(f"two jobs of this sweep would write into the directory {twice[0]}")
         return names
-
-
-def written_keys(
-    swept: Sequence[str], configs: Iterable[DictConfig], config: DictConfig
-) -> dict[str, str]:
-    """The short form of each key that is swept."""
-    known = {key for job in configs for key in _keys(job)}
-    return short_keys(swept, known, config.hydra.runtime.choices)
-
-
-def _keys(config: DictConfig) -> set[str]:
-    plain: Any = OmegaConf.to_container(config)
-    return dotted_keys(plain)
 
 
 def _continued_run(config: DictConfig) -> Path | None:
@@ -325,28 +314,18 @@ def _say_left_alone(alone: Counter[str], left: int, directory: Path) -> None:
         sys.exit(0)
 
 
-RESUME = "resume="
-
-
-class Continued(NamedTuple):
-    """A sweep that is continued."""
-
-    directory: Path
-    record: sweep_record.SweepRecord
-
-
 def add_place(line: CommandLine) -> CommandLine:
     """Add to ``-m resume=SWEEP`` the words that say where the sweep's jobs run, unless the command
     line says it.
     """
-    named = [word for word in line.overrides if word.startswith(RESUME)]
+    named = [word for word in line.overrides if word.startswith("resume=")]
     if (
         not line.sweeps
         or len(named) != 1
         or any(word.startswith(("cluster=", "hydra/launcher=")) for word in line.overrides)
     ):
         return line
-    directory = Path(named[0].removeprefix(RESUME).strip("'\""))
+    directory = Path(named[0].removeprefix("resume=").strip("'\""))
     record = sweep_record.read_sweep(directory)
     if record is None:
         return line
@@ -354,8 +333,8 @@ def add_place(line: CommandLine) -> CommandLine:
     return line._replace(overrides=[*place, *line.overrides])
 
 
-def sweep_to_continue(resume: str) -> Continued | None:
-    """The sweep that ``resume`` names; ``None`` where it names a run."""
+def sweep_to_continue(resume: str) -> tuple[Path, sweep_record.SweepRecord] | None:
+    """The sweep that ``resume`` names, and its record; ``None`` where it names a run."""
     directory = Path(resume).expanduser()
     record = sweep_record.read_sweep(directory)
     if record is None:
@@ -371,7 +350,7 @@ def sweep_to_continue(resume: str) -> Continued | None:
             f"sweeper's own storage (of Optuna hydra.sweeper.storage and hydra.sweeper.study_name)"
         )
     sweep_record.check_words(record, directory)
-    return Continued(directory, record)
+    return directory, record
 
 
 def changed(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:

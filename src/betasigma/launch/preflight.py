@@ -25,10 +25,11 @@ from betasigma.data.facts import found_once
 from betasigma.errors import UserError
 from betasigma.launch import slurm
 from betasigma.launch.app import as_typed, fail, is_refusal, tracebacks_wanted
-from betasigma.launch.configs import Studies, typed_configs
+from betasigma.launch.command_line import quoted, read_command_line
+from betasigma.launch.configs import Configs, Studies
 from betasigma.launch.consent import check_consent
-from betasigma.launch.job_names import subdirectory
-from betasigma.launch.planning import Plan, Planner, is_basic, set_key, written_keys
+from betasigma.launch.job_names import short_keys, subdirectory
+from betasigma.launch.planning import Plan, Planner, all_keys, is_basic, set_key
 from betasigma.launch.slurm import is_cluster
 from betasigma.launch.snapshot import LIVE, keep_code
 from betasigma.launch.submitting import announce
@@ -37,6 +38,9 @@ from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import TORCHRUN, StartedBy, process_rank, started_by
 from betasigma.runs.sweep_record import write_sweep
 from betasigma.training.account import logged_in
+
+LISTED_JOBS = "hydra_plugins.betasigma_sweeps.ListedJobs"
+"""The sweeper that launches the jobs it is given, in the place of Hydra's own."""
 
 
 class Preflight(Callback):
@@ -114,7 +118,9 @@ class Preflight(Callback):
         directory = Path(config.hydra.sweep.dir)
         launched = [job.launched([*decided, *requested]) for job in sweep.jobs]
         if sweep.complete:
-            set_key(config, "hydra.sweeper", listed_jobs(config.hydra.sweeper))
+            size = config.hydra.sweeper.get("max_batch_size")
+            listed = {"_target_": LISTED_JOBS, "max_batch_size": size}
+            set_key(config, "hydra.sweeper", listed)
         else:
             launched = []
         of_cluster = config.cluster if slurm.is_cluster(config) else None
@@ -245,29 +251,20 @@ def _fix_directory(config: DictConfig) -> None:
 
     Each job composes its config again, possibly where the resolver of the name does not exist.
     """
-    own = list(config.hydra.overrides.hydra)
-    if not any(word.startswith("hydra.sweep.dir=") for word in own):
-        directory = str(config.hydra.sweep.dir)
-        set_key(config, "hydra.sweep.dir", directory)
-        set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.dir='{directory}'"])
+    directory = str(config.hydra.sweep.dir)
+    set_key(config, "hydra.sweep.dir", directory)
+    own = [w for w in config.hydra.overrides.hydra if not w.startswith("hydra.sweep.dir=")]
+    set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.dir={quoted(directory)}"])
 
 
 def _name_jobs(config: DictConfig, sweep: Plan) -> None:
     """Name the directories of a search's jobs by what is swept, unless the user names them."""
     own = list(config.hydra.overrides.hydra)
     if sweep.swept and not any(word.startswith("hydra.sweep.subdir=") for word in own):
-        configs = (sweep.compose(job.words) for job in sweep.jobs)
-        written = written_keys(sweep.swept, configs, config)
+        known = {key for job in sweep.jobs for key in all_keys(sweep.compose(job.words))}
+        written = short_keys(sweep.swept, known, config.hydra.runtime.choices)
         name = subdirectory(written, numbered=True)
         set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.subdir='{name}'"])
-
-
-def listed_jobs(sweeper: DictConfig) -> dict[str, Any]:
-    """The sweeper that launches the jobs it is given, in the place of Hydra's own."""
-    return {
-        "_target_": "hydra_plugins.betasigma_sweeps.ListedJobs",
-        "max_batch_size": sweeper.get("max_batch_size"),
-    }
 
 
 def _make(directory: str) -> None:
@@ -302,7 +299,8 @@ def _ending(config: DictConfig) -> Iterator[None]:
             traceback.print_exc()
             raise SystemExit(1) from None
         sources = [s.path for s in config.hydra.runtime.config_sources if s.provider == "main"]
-        fail(error, typed_configs(Path(sources[0]), config.hydra.job.config_name, sys.argv[1:]))
+        line = read_command_line(sys.argv[1:])
+        fail(error, Configs(Path(sources[0]), config.hydra.job.config_name, line))
 
 
 def check_machine(config: DictConfig) -> None:

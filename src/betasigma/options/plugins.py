@@ -319,7 +319,8 @@ def _check_kind(made: Callable[..., Any], group: str, key: str, target: str) -> 
             f"{key}._target_={target} is no {name}: {key} takes a class of {home}.{name}"
         )
     if group == "optimizer":
-        closure = inspect.signature(made.step).parameters.get("closure")
+        step = made.step  # type: ignore[attr-defined]
+        closure = inspect.signature(step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             raise UserError(
                 f"{key}._target_={target} evaluates the loss again and again within a step, and a "

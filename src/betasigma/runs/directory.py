@@ -21,7 +21,7 @@ from betasigma.cpus import usable_cpus
 from betasigma.runs.files import read_json, remove_partial
 from betasigma.runs.header import CHECKPOINTS, LAST, PREVIOUS, is_readable
 from betasigma.runs.record import METRICS
-from betasigma.runs.start import subcommand
+from betasigma.runs.start import CLONE, subcommand
 
 OUTPUTS = Path("outputs")
 
@@ -63,9 +63,6 @@ OVERRIDES = ".hydra/overrides.yaml"
 
 COMMIT = "commit.json"
 """Git state of the code, in a copy of it that a sweep's jobs run."""
-
-CODE = Path(__file__).resolve().parents[3]
-"""Top of the clone, or of such a copy."""
 
 DRAWN = "samples.json"
 """Description of samples, beside them."""
@@ -212,8 +209,8 @@ def describe_environment(overrides: list[str]) -> dict[str, Any]:
             "usable_cpus": usable_cpus(),
             "slurm_job": os.environ.get("SLURM_JOB_ID"),
         },
-        "code": str(CODE),
-        "git": read_json(CODE / COMMIT) or git_state(Path(__file__).parent),
+        "code": str(CLONE),
+        "git": read_json(CLONE / COMMIT) or git_state(Path(__file__).parent),
     }
 
 

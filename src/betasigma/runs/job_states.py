@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from betasigma.runs.directory import LOG, OVERRIDES, SUMMARY, short
 from betasigma.runs.files import read_json
-from betasigma.runs.lock import holder_of
+from betasigma.runs.lock import is_held
 from betasigma.runs.record import METRICS
 from betasigma.runs.slurm_queue import QueuedJob, how_they_ended, queued_jobs
 from betasigma.runs.status import (
@@ -26,7 +26,6 @@ from betasigma.runs.status import (
     INTERRUPTED,
     RUNNING,
     STATUS,
-    Activity,
     job_number,
     read_activities,
     read_status,
@@ -102,46 +101,37 @@ def read_jobs(sweep: Path, quiet_minutes: float = QUIET_MINUTES) -> list[JobStat
         begun = sorted((path.parent for path in sweep.glob(f"*/{STATUS}")), key=job_number)
         jobs += [RecordedJob(run.name, _overrides(run)) for run in begun]
     statuses = {job.directory: read_status(sweep / job.directory) for job in jobs}
+    # a job that was submitted again has not written its status yet
     slurm = {
-        job.directory: str(statuses[job.directory].get("slurm_job") or job.slurm or "")
-        for job in jobs
+        job.directory: _newest(statuses[job.directory].get("slurm_job"), job.slurm) for job in jobs
     }
-    for job in jobs:  # a job that was submitted again has not written its status yet
-        if job.slurm and _is_newer(job.slurm, slurm[job.directory]):
-            slurm[job.directory] = job.slurm
     queue = queued_jobs() if any(slurm.values()) else {}
     lost = [
         slurm[name]
         for name, status in statuses.items()
         if slurm[name] and queue is not None and slurm[name] not in queue and not _ended(status)
     ]
-    ends = how_they_ended(lost)
-    started = holder_of(sweep)
+    asked = _Asked(queue, how_they_ended(lost), is_held(sweep), quiet_minutes)
     return [
-        _state(
-            sweep / job.directory,
-            job,
-            statuses[job.directory],
-            slurm[job.directory],
-            queue,
-            ends,
-            started,
-            quiet_minutes,
-        )
+        _state(sweep / job.directory, job, statuses[job.directory], slurm[job.directory], asked)
         for job in jobs
     ]
 
 
+class _Asked(NamedTuple):
+    """What is known of all jobs of a sweep."""
+
+    queue: Mapping[str, QueuedJob] | None
+    ends: Mapping[str, str]
+    goes_on: bool
+    """Whether the command that started it runs."""
+    quiet_minutes: float
+
+
 def _state(
-    run: Path,
-    job: RecordedJob,
-    status: Mapping[str, Any],
-    slurm: str,
-    queue: Mapping[str, QueuedJob] | None,
-    ends: Mapping[str, str],
-    started: str | None,
-    quiet_minutes: float,
+    run: Path, job: RecordedJob, status: Mapping[str, Any], slurm: str, asked: _Asked
 ) -> JobState:
+    queue = asked.queue
     waiting = (queue or {}).get(slurm)
     if slurm and _is_of_an_earlier_start(run, status, slurm, waiting):
         status = {}  # it was submitted or started once more, and has not said so yet
@@ -177,21 +167,17 @@ def _state(
         if slurm and queue is None:
             return found._replace(state=UNKNOWN, error=UNANSWERED)
         if slurm:
-            return found._replace(state=FAILED, error=_unsaid(run, slurm, ends))
-        return found._replace(state=QUEUED if started else NOT_BEGUN)
+            return found._replace(state=FAILED, error=_unsaid(run, slurm, asked.ends))
+        return found._replace(state=QUEUED if asked.goes_on else NOT_BEGUN)
     if slurm and queue is not None and waiting is None:
-        return found._replace(state=FAILED, error=_unsaid(run, slurm, ends))
+        return found._replace(state=FAILED, error=_unsaid(run, slurm, asked.ends))
     if not slurm and is_dead(status):
         died = f"process {status.get('process')} has ended without saying why; it was killed"
         return found._replace(state=STOPPED, error=died)
     quiet = time.time() - max(_last_sign(run), waiting.began if waiting is not None else 0.0)
-    if quiet > 60 * quiet_minutes:
+    if quiet > 60 * asked.quiet_minutes:
         silent = f"no sign of life for {quiet / 60:.0f} minutes"
         return found._replace(state=STALLED, error=silent)
-    return _with_work(found, now)
-
-
-def _with_work(found: JobState, now: Activity | None) -> JobState:
     if now is None:
         return found
     shown = "" if now.work == TRAINING else f"{now.work} {100 * now.done // max(1, now.total)} %"
@@ -217,10 +203,10 @@ def _ended(status: Mapping[str, Any]) -> bool:
     return status.get("status") in (FINISHED, FAILED, INTERRUPTED)
 
 
-def _is_newer(job: str, other: str) -> bool:
-    """Whether SLURM has given an id later than another one."""
-    first, second = (re.match(r"\d+", word) for word in (job, other))
-    return bool(first and (not second or int(first[0]) > int(second[0])))
+def _newest(*ids: Any) -> str:
+    """The one of SLURM's ids that it has given last; ``""`` where there is none."""
+    numbers = {str(job): re.match(r"\d+", str(job)) for job in ids if job}
+    return max(numbers, key=lambda job: int(found[0]) if (found := numbers[job]) else 0, default="")
 
 
 def is_dead(status: Mapping[str, Any]) -> bool:

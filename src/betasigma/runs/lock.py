@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from betasigma.errors import UserError
+from betasigma.runs.files import read_json
 
 LOCK = ".lock"
 """Name of the file in a run directory."""
@@ -50,18 +51,9 @@ def refuse_locked(run: Path) -> None:
             _take(file, run)
 
 
-def holder_of(run: Path) -> str | None:
-    """Who holds the lock of a directory, as ``process 17 on host``; ``None`` if nobody of this
-    machine does. The lock itself is left alone.
-    """
-    try:
-        with (run / LOCK).open(encoding="utf-8") as file:
-            holder = _holder(file)
-    except OSError:
-        return None
-    if not _is_alive(holder):
-        return None
-    return f"process {holder['process']} on {holder['host']}"
+def is_held(run: Path) -> bool:
+    """Whether a process of this machine holds the lock of a directory, which is left alone."""
+    return _is_alive(read_json(run / LOCK))
 
 
 def _take(file: IO[str], run: Path) -> None:

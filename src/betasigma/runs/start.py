@@ -30,7 +30,7 @@ def within(name: str) -> Iterator[None]:
 
 
 CLONE = Path(__file__).resolve().parents[3]
-"""Top of the clone, where this is one."""
+"""Top of the clone, or of the copy of its code that a sweep's jobs run, where this is one."""
 
 
 @dataclass(frozen=True)
