@@ -51,8 +51,6 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         with _ending(config):
-            slurm.refuse_single(config)
-            refuse_search(config)
             prepare_run(config, self._app)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
@@ -173,6 +171,8 @@ def _decide_once(decisions: Sequence[Decision], given: set[str]) -> list[str]:
 def prepare_run(config: DictConfig, app: AppChecks) -> None:
     """Check the config of a run, choose what it leaves open, and make the run directory."""
     overrides = list(config.hydra.overrides.task)
+    slurm.refuse_single(config)
+    refuse_search(config)
     check_consent(config)
     Studies(config).check(overrides)
     starter, resumes = started_by(), config.get("resume") is not None
@@ -241,9 +241,11 @@ def _request(
     if wanted is None:
         return []
     slurm.check_cluster(wanted, Path(config.hydra.sweep.dir))
+    setup = [*slurm.SETUP, *wanted["setup"]]
     with open_dict(config):
-        config.cluster = slurm.launcher(wanted)
-    return [o for o in slurm.overrides(wanted) if o.partition("=")[0] not in given]
+        config.cluster = {**wanted, "gpus": wanted["gpus"] or None, "setup": setup}
+    keys = {"cluster.tasks", "hardware.devices"} - given
+    return [f"{key}={wanted['tasks']}" for key in sorted(keys)]
 
 
 def _fix_directory(config: DictConfig) -> None:

@@ -19,12 +19,12 @@ from betasigma.commands.checks import CHECKS
 from betasigma.commands.finished import FinishedRun
 from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
-from betasigma.launch import app, slurm
+from betasigma.launch import app
 from betasigma.launch.command_line import read_command_line
 from betasigma.launch.configs import Configs
 from betasigma.launch.consent import allow_typed, register_search_path
 from betasigma.launch.planning import loader_of_hydra
-from betasigma.launch.preflight import prepare_run, refuse_search
+from betasigma.launch.preflight import prepare_run
 from betasigma.runs.directory import LOG
 from betasigma.runs.start import Start
 
@@ -67,8 +67,6 @@ def _run(words: list[str]) -> FinishedRun:
     config = hydra.compose_config(
         "train", [*words, "hydra.mode=RUN"], run_mode=RunMode.RUN, with_log_configuration=False
     )
-    slurm.refuse_single(config)
-    refuse_search(config)
     _use_one_device(config)
     loader = loader_of_hydra()
     prepare_run(config, CHECKS["train"])

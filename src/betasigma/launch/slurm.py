@@ -56,16 +56,6 @@ def common_request(requests: Sequence[dict[str, Any] | None]) -> dict[str, Any] 
     return first
 
 
-def overrides(wanted: dict[str, Any]) -> list[str]:
-    """Return the overrides by which every job knows the request."""
-    return [f"cluster.tasks={wanted['tasks']}", f"hardware.devices={wanted['tasks']}"]
-
-
-def launcher(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Return the request in the form that the launcher accepts."""
-    return {**wanted, "gpus": wanted["gpus"] or None, "setup": [*SETUP, *wanted["setup"]]}
-
-
 UNWRITABLE = re.compile(r"""[%'"\\\n]""")
 """Characters that SLURM does not take as they are in the path of a log."""
 

@@ -20,8 +20,6 @@ Time = Annotated[float, Field(gt=0, le=1)]
 
 
 class EditOptions(ComponentOptions):
-    """Options of an edit."""
-
     group: ClassVar[str] = "edit"
     needs_images: ClassVar[bool] = True
     """Whether there is nothing to do without images."""

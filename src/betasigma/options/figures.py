@@ -14,8 +14,6 @@ Columns = Annotated[int, Field(ge=2, le=40)]
 
 
 class FigureOptions(ComponentOptions):
-    """Options of a figure."""
-
     group: ClassVar[str] = "figure"
     of_models: ClassVar[bool] = False
     """Whether it loads models; else it reads what runs have recorded."""

@@ -32,8 +32,6 @@ PRIOR = "N(0, prior_std^2), or the Gaussian with the moments of the noisiest dat
 
 
 class LikelihoodOptions(ComponentOptions):
-    """Options of a likelihood."""
-
     group: ClassVar[str] = "likelihood"
     between_levels: ClassVar[bool] = False
     """Whether it visits times between the noise levels."""

@@ -49,8 +49,6 @@ def check_dimensions(dimensions: int) -> None:
 
 
 class ScheduleOptions(ComponentOptions):
-    """Options of a noise schedule."""
-
     group: ClassVar[str] = "schedule"
     model: ClassVar[str] = ""
     """Family that takes this schedule by default, for messages."""

@@ -19,8 +19,6 @@ TRACE_LIMIT = 256
 
 
 class ObjectiveOptions(ComponentOptions):
-    """Options of an objective."""
-
     group: ClassVar[str] = "objective"
     learns_variance: ClassVar[bool] = False
     differentiates: ClassVar[bool] = False

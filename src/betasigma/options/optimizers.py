@@ -10,8 +10,6 @@ from betasigma.options.base import ComponentOptions, NonNegative, Positive, Prob
 
 
 class OptimizerOptions(ComponentOptions):
-    """Options of an optimizer."""
-
     group: ClassVar[str] = "optimizer"
 
     lr: Positive = option(1e-3, "learning rate, after the warm-up")

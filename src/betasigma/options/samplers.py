@@ -51,8 +51,6 @@ SPACING = "how the times are spaced; strided: DDIM's levels 1, 1+k, 1+2k, …"
 
 
 class SamplerOptions(ComponentOptions):
-    """Options of a sampler."""
-
     group: ClassVar[str] = "sampler"
     repeatable: ClassVar[bool] = True
     """Whether a step depends on the state alone, so that it can be taken again."""

@@ -74,8 +74,6 @@ class InitOptions(Options):
 
 
 class BatchOptions(Options):
-    """Options of an optimizer step."""
-
     batch_size: Count = option(128, "examples per optimizer step, over all devices")
 
 
