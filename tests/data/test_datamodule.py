@@ -1,3 +1,4 @@
+import multiprocessing
 from itertools import islice
 
 import numpy as np
@@ -184,6 +185,7 @@ def test_a_worker_s_error_is_still_one_sentence(folder):
     with pytest.raises(UserError) as caught:
         next(iter(loader))
     assert "\n" not in str(caught.value)
+    assert multiprocessing.active_children() == []  # nor is a worker waited for later
 
 
 def test_options_out_of_range():

@@ -66,16 +66,19 @@ class Batches:
             generator=torch.Generator().manual_seed(0),
         )
         batches = iter(loader)
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                raise worker_failure(error) or error from None
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except RuntimeError as error:
+                    raise worker_failure(error) or error from None
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
+        finally:
+            del batches  # which the error would keep: found as garbage it waits 5 s for its workers
 
 
 def worker_failure(error: BaseException) -> UserError | None:
