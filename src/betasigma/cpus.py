@@ -27,11 +27,7 @@ class ControlGroup(NamedTuple):
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlGroup]:
     """The groups whose ``controller`` (``cpu``, ``memory``) limits this process, each before those
-    above it, whose limits hold as well.
-
-    Args:
-        controller: what is limited.
-        root: where ``/proc`` and ``/sys`` are.
+    above it, whose limits hold as well. ``/proc`` and ``/sys`` are in ``root``.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -53,11 +49,7 @@ PER_TASK, ON_NODE = "SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE"
 
 
 def usable_cpus(root: Path = Path("/")) -> int:
-    """CPUs that this process may run on, within the quota of its container; at least 1.
-
-    Args:
-        root: where ``/proc`` and ``/sys`` are.
-    """
+    """CPUs that this process may run on, within the quota of its container; at least 1."""
     known = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     # rounded up: one thread cannot use up a quota of 1.5 CPUs, and two can
@@ -81,11 +73,7 @@ _idle_at_start: list[int | None] = []
 
 
 def look_for_idle_cpus(root: Path = Path("/")) -> None:
-    """Count the CPUs that other processes leave idle now, unless this process did so before.
-
-    Args:
-        root: where ``/proc`` is.
-    """
+    """Count the CPUs that other processes leave idle now, unless this process did so before."""
     if not _idle_at_start:
         _idle_at_start.append(_idle_cpus(root))
 

@@ -42,19 +42,12 @@ def computes_bf16(accelerator: str) -> bool:
 def prepare_model(
     denoiser: nn.Module, hardware: Config, begun_with: int | None = None
 ) -> str | None:
-    """Set memory format, number of threads and, on a CPU, the memory allocator.
+    """Set memory format, number of threads (:func:`use_threads`) and, on a CPU, the allocator of
+    memory. Return why there are fewer threads than CPUs, if there are.
 
     ``channels_last=auto`` is true on GPUs, and on CPUs for a network that says so
     (:func:`faster_channels_last`); not where parameters are shared out, which PyTorch does in the
     default format alone.
-
-    Args:
-        denoiser: the model.
-        hardware: the config of the hardware.
-        begun_with: threads of a run that is continued.
-
-    Returns:
-        Why there are fewer threads than CPUs, if there are.
     """
     fewer = use_threads(hardware, begun_with)
     gpu = uses_gpu(hardware)

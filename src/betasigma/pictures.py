@@ -88,15 +88,8 @@ def rendered(figure: Figure) -> Image.Image:
 
 
 def save_figure(figure: Figure, path: Path, look: DrawingOptions) -> Path:
-    """Write a matplotlib figure in every format, each file whole or not at all.
-
-    Args:
-        figure: what is drawn.
-        path: of the files; each has the suffix of its format.
-        look: formats, and the resolution of a PNG.
-
-    Returns:
-        Path of the first format.
+    """Write a matplotlib figure in every format of ``look``, each file whole or not at all, beside
+    ``path`` with its own suffix. Return the path of the first.
     """
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph of a PDF
     undated: dict[str, dict[str, Any]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}

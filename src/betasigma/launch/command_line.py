@@ -25,20 +25,8 @@ PLACES = ("--config-path", "--config-name", "--config-dir")
 """Options that say where configs are."""
 
 PATHS = (
-    *(
-        "run",
-        "runs",
-        "resume",
-        "init",
-        "init.run",
-        "from",
-        "to",
-        "data.root",
-        "images",
-        "reference",
-        "out",
-        "sweep",
-    ),
+    *("run", "runs", "resume", "init", "init.run", "from", "to", "data.root", "images"),
+    *("reference", "out", "sweep"),
     *("evaluation.inception_weights", "evaluation.dinov2_weights", "evaluation.cache"),
 )
 """Keys whose values are paths, relative to the user's directory."""

@@ -40,12 +40,8 @@ def repeats(jobs: Sequence[Sequence[str]], written: Mapping[str, str]) -> bool:
 def job_name(
     written: Mapping[str, str], overrides: Sequence[str], number: int | None = None
 ) -> str:
-    """Return the name of a job, valid as the name of a directory.
-
-    Args:
-        written: short form of each swept key.
-        overrides: of the job.
-        number: of the job, if the swept values do not identify it.
+    """Name of a job, valid as that of a directory; with its ``number`` where the swept values do
+    not identify it.
     """
     values = dict(override.split("=", 1) for override in overrides if "=" in override)
     parts = [f"{short}={_safe(values[key])}" for key, short in written.items() if key in values]

@@ -33,15 +33,8 @@ LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
 def keep_code(sweep: Path, source: str) -> dict[str, Any]:
-    """Keep the code of a sweep's jobs, as asked, and describe it.
-
-    Args:
-        sweep: directory of the sweep.
-        source: ``snapshot``, ``unchanged`` or ``live``.
-
-    Returns:
-        For the sweep's record: where jobs take it from, its digest, and commit, branch and changed
-        files.
+    """Keep the code of a sweep's jobs, as asked. Return for the sweep's record where jobs take it
+    from, its digest, and commit, branch and changed files.
     """
     found = {"from": source, "digest": digest_of_code(), **(git_state(PACKAGE) or {})}
     if source != SNAPSHOT:

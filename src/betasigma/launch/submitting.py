@@ -47,12 +47,8 @@ COMMON = (
 
 
 def announce(launcher: DictConfig, names: Sequence[str], dry: bool) -> None:
-    """Print what will be submitted: the parameters of ``sbatch`` and the jobs.
-
-    Args:
-        launcher: ``hydra.launcher``.
-        names: directories of the jobs; none of a search.
-        dry: whether nothing follows, so that all jobs are listed.
+    """Print what will be submitted: the parameters of ``sbatch``, and the directories of the jobs,
+    of many only the first ones unless nothing follows (``dry``).
     """
     params: Any = OmegaConf.to_container(launcher, resolve=True)
     executor = _executor(params)

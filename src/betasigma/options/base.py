@@ -197,12 +197,7 @@ REGISTRY: dict[str, dict[str, type[ComponentOptions]]] = {}
 
 
 def component(group: str, only: type[ComponentOptions] | None = None) -> Any:
-    """Return the type of a field that holds a component of this group.
-
-    Args:
-        group: of the config.
-        only: the options model of the one kind that is accepted.
-    """
+    """Type of a field that holds a component of this group, or of the one kind ``only``."""
 
     def parse(node: Any, info: ValidationInfo) -> Any:
         if node is None:

@@ -88,12 +88,12 @@ class Composition:
         levels_only = self.objective.times == "levels" and self.denoiser.off_levels == "refuse"
         return self.trains and levels_only
 
-    def refuse_between_levels(self, what: str) -> None:
+    def refuse_between_levels(self, what: str, instead: str = "") -> None:
         """Refuse what visits times between the noise levels, where the model refuses these."""
         if self.refuses_between_levels and not self.one_level:
             raise UserError(
                 f"{what} visits times between the model's {self.schedule.level_count} noise "
-                f"levels, and the model has denoiser.off_levels=refuse: train it with "
+                f"levels, and the model has denoiser.off_levels=refuse: {instead}train it with "
                 f"denoiser.off_levels=snap or interpolate"
             )
 

@@ -183,11 +183,8 @@ class DashboardOptions(Options):
     panels: Panels = option({}, "by name, in their order; null leaves one out")
 
     def check_metrics(self, recorded: Iterable[str]) -> None:
-        """Refuse a metric that no run has and that betasigma does not know. A pattern may fit none,
-        which the panel says.
-
-        Args:
-            recorded: names of the metrics of the runs.
+        """Refuse a metric that is not among the ``recorded`` ones of the runs and that betasigma
+        does not know. A pattern may fit none, which the panel says.
         """
         there = sorted(set(recorded))
         known = {*there, *known_metrics()}

@@ -89,10 +89,8 @@ class NetworkOptions(ComponentOptions):
         }
 
     def size(self, shape: Sequence[int]) -> NetworkSize:
-        """A lower bound of what the network takes of memory; 0 where only the class knows.
-
-        Args:
-            shape: of one example.
+        """A lower bound of what the network takes of memory for one such example; 0 where only the
+        class knows.
         """
         return NetworkSize(0, 0, 0)
 

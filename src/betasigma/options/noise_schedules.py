@@ -26,12 +26,7 @@ FEWEST_DIMENSIONS = 5
 
 
 def check_path(levels: int, what: str) -> None:
-    """Refuse what needs a path from noise to data, of a model that has none.
-
-    Args:
-        levels: of the model.
-        what: needs it, for the message.
-    """
+    """Refuse what needs a path from noise to data, of a model that has none."""
     if levels < 2:
         raise UserError(
             f"{what} needs at least 2 noise levels (sigma.levels or beta.steps); this model has 1"

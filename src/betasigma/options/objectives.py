@@ -183,13 +183,8 @@ def check_trace(
     times: str = "a step",
     instead: str = "objective=sliced_vr or denoising",
 ) -> None:
-    """Refuse the exact trace of a Jacobian in many dimensions, with what it would cost.
-
-    Args:
-        dimensions: of the data.
-        what: takes the trace.
-        times: how often.
-        instead: what to use.
+    """Refuse the exact trace of a Jacobian in many dimensions, with what it would cost: as many
+    backward passes, so many ``times``.
     """
     if dimensions > TRACE_LIMIT:
         raise UserError(

@@ -152,12 +152,8 @@ def config_folders() -> list[Path]:
 
 
 def versions(content: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the outside packages that a config names, with their versions.
-
-    The version is ``None`` if the package has none.
-
-    Args:
-        content: the config in plain containers.
+    """The outside packages that a config in plain containers names, with their versions; ``None``
+    for one that has none.
     """
     from betasigma.options.evaluation import class_node
 
@@ -170,11 +166,7 @@ def versions(content: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def changed_versions(recorded: Mapping[str, str | None]) -> list[str]:
-    """Describe the packages whose version has changed since a run began.
-
-    Args:
-        recorded: what :func:`versions` found when the run began.
-    """
+    """Describe the packages whose version is not what :func:`versions` found when a run began."""
     let_in = {name.partition(".")[0] for name in _allowed}
     pairs = [(name, then, _version(name)) for name, then in recorded.items() if name in let_in]
     return [f"{name} {then}, now {now}" for name, then, now in pairs if then != now]
@@ -271,9 +263,6 @@ def check_traits(options: Options) -> None:
 
     The checks before a run ask the options model, and the run asks the class. The class is
     imported, so whatever a model refuses by itself is refused before.
-
-    Args:
-        options: of a node, with those of the nodes within.
     """
     for name in type(options).model_fields:
         if isinstance(within := getattr(options, name), Options):

@@ -226,12 +226,9 @@ class HeunOptions(GridOptions):
 
     def check_with(self, composition: Composition) -> None:
         super().check_with(composition)
-        if self.s_churn and not composition.one_level and composition.refuses_between_levels:
-            levels = composition.schedule.level_count
-            raise UserError(
-                f"sampler.s_churn={self.s_churn:g} adds noise to times between the model's "
-                f"{levels} noise levels, and {only_levels(levels)}, with sampler.s_churn=0"
-            )
+        if self.s_churn:
+            what = f"sampler.s_churn={self.s_churn:g}"
+            composition.refuse_between_levels(what, "give sampler.s_churn=0, or ")
 
     def unused(self, composition: Composition) -> dict[str, str]:
         found = super().unused(composition)
@@ -278,13 +275,7 @@ class AdaptiveODEOptions(SamplerOptions):
     atol: Positive = option(1e-5, "absolute tolerance of the solver")
 
     def check_with(self, composition: Composition) -> None:
-        if composition.refuses_between_levels and not composition.one_level:
-            levels = composition.schedule.level_count
-            raise UserError(
-                f"sampler=adaptive_ode chooses times between the model's {levels} noise levels, "
-                f"and it has denoiser.off_levels=refuse: use another sampler on "
-                f"sampler.grid=levels, or off_levels=snap or interpolate"
-            )
+        composition.refuse_between_levels("sampler=adaptive_ode", "use another sampler, or ")
 
     def unused(self, composition: Composition) -> dict[str, str]:
         found = super().unused(composition)

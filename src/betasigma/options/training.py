@@ -78,13 +78,7 @@ class BatchOptions(Options):
 
 
 def check_division(batch_size: int, accumulate: int, devices: int) -> None:
-    """Check that a batch can be divided evenly.
-
-    Args:
-        batch_size: examples per optimizer step.
-        accumulate: micro-batches per optimizer step.
-        devices: that share each micro-batch.
-    """
+    """Check that a batch can be divided into micro-batches, and each of these among the devices."""
     if batch_size % (accumulate * devices):
         among = f" on each of {devices} devices" if devices > 1 else ""
         raise UserError(

@@ -68,17 +68,8 @@ DRAWN = "samples.json"
 """Description of samples, beside them."""
 
 PACKAGES = (
-    "betasigma",
-    "torch",
-    "torchvision",
-    "pytorch-lightning",
-    "hydra-core",
-    "omegaconf",
-    "wandb",
-    "torchmetrics",
-    "torch-fidelity",
-    "timm",
-    "numpy",
+    *("betasigma", "torch", "torchvision", "pytorch-lightning", "hydra-core", "omegaconf"),
+    *("wandb", "torchmetrics", "torch-fidelity", "timm", "numpy"),
 )
 
 
@@ -142,24 +133,15 @@ def holds_run(directory: Path) -> bool:
 
 
 def clear(run: Path, overwrite: bool) -> None:
-    """Remove what an earlier start of a run has left in its directory, and nothing else.
-
-    Args:
-        run: the directory.
-        overwrite: whether the run on the dashboard is another one too.
+    """Remove what an earlier start of a run has left in its directory, and nothing else. With
+    ``overwrite`` the run on the dashboard is another one too.
     """
     if not holds_run(run):
         return
     left = [*(run / CHECKPOINTS).glob("*.ckpt"), *(run / SAMPLES).glob("step_*.png")]
-    names = (
-        METRICS,
-        SUMMARY,
-        LADDER,
-        DATA,
-        INITIAL,
-        ENVIRONMENT,
-        *([WANDB_ID] if overwrite else []),
-    )
+    names = [METRICS, SUMMARY, LADDER, DATA, INITIAL, ENVIRONMENT]
+    if overwrite:
+        names.append(WANDB_ID)
     for path in (*left, *(run / name for name in names)):
         path.unlink(missing_ok=True)
 

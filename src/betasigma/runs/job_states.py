@@ -89,11 +89,8 @@ class JobState(NamedTuple):
 
 
 def read_jobs(sweep: Path, quiet_minutes: float = QUIET_MINUTES) -> list[JobState]:
-    """Find out where each job of a sweep is, in the order of their numbers.
-
-    Args:
-        sweep: its directory.
-        quiet_minutes: without a sign of life, after which a running job is stalled.
+    """Find out where each job of a sweep is, in the order of their numbers. A running job without a
+    sign of life for so many minutes is stalled.
     """
     record = read_sweep(sweep)
     jobs = list(record.jobs) if record else []
