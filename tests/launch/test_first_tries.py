@@ -93,7 +93,7 @@ SENTENCES = {
         r"data\.download=true does not apply to a data set of one's own"
     ),
     "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.words": (
-        r"data\.source: words returned labels that are not integers from 0"
+        r"data\.source: words: labels of shape .* do not fit 10 examples; there must be an integer"
     ),
 }
 
