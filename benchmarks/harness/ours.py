@@ -12,9 +12,9 @@ from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 from torch.nn import functional as F
 
-from betasigma.commands.assemble import Config, make_data, make_module, make_sampler
+from betasigma.commands.assemble import Config, make_module, make_sampler, open_data
 from betasigma.commands.checks import check_run
-from betasigma.commands.measure import Meter
+from betasigma.commands.measure import Meter, evaluations
 from betasigma.commands.train import make_model, quiet_libraries, run_callbacks
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
@@ -25,7 +25,7 @@ from betasigma.modules.averaging import averaged_copy, ramped_decay, update_aver
 from betasigma.networks.compiled import compile_in_place
 from betasigma.samplers import Sampler
 from betasigma.training.tracking import close_loggers, make_loggers
-from betasigma.training.trainer import make_trainer
+from betasigma.training.trainer import Affordable, make_trainer
 from harness.report import ROOT
 from harness.timing import Step, Telling, Timings, now, seconds_of
 
@@ -47,9 +47,7 @@ class Parts(NamedTuple):
 
 def parts(config: Config) -> Parts:
     """Data, denoiser, module and sampler, as ``betasigma.commands.train`` makes them."""
-    data = make_data(config)
-    data.prepare_data()
-    data.setup()
+    data = open_data(config)
     denoiser = make_model(config, data)
     prepare_model(denoiser, config["hardware"])
     module = make_module(config, denoiser)
@@ -68,8 +66,10 @@ def fit(config: Config, made: Parts, run: Path, extra: Sequence[Callback] = ()) 
     run.mkdir(parents=True, exist_ok=True)
     display = Display()
     loggers = make_loggers(config["logger"], run, config)
-    meter = Meter(config, made.data, made.sampler, loggers, display)
-    callbacks = run_callbacks(config, run, made.data, made.sampler, display, meter)
+    guidance = config["training"]["guidance"]
+    meter = Meter(config, made.data, made.sampler, loggers, display, guidance)
+    affordable = Affordable(config, evaluations(made.sampler, made.denoiser.schedule))
+    callbacks = run_callbacks(affordable, run, meter)
     trainer = make_trainer(config, run, [*callbacks, *extra], loggers)
     try:
         trainer.fit(made.module, made.data)

@@ -170,8 +170,8 @@ def _worker(rank, world, rendezvous, data, sampler, cache, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     evaluator = Evaluator(Identity(48), data, ALL, cache, batch_size=16)
-    measured = [evaluator.evaluate(None, sampler, 40, 0, None, rank, world) for _ in range(2)]
-    results.put((rank, *measured, evaluator.floor(40, rank, world)))
+    measured = [evaluator.evaluate(None, sampler, 40) for _ in range(2)]
+    results.put((rank, *measured, evaluator.floor(40)))
     dist.destroy_process_group()
 
 

@@ -76,7 +76,7 @@ SENTENCES = {
         r"sampler\.grid=karras .*denoiser\.off_levels=refuse"
     ),
     "train model.family=ncsn": r"model\.family=ncsn is unknown: .* write model=ncsn",
-    "evaluate run=somewhere evaluation.n=16": r"evaluation\.n=16 is for training.*: n=16 says",
+    "evaluate run=somewhere evaluation.n=16": r"evaluation\.n=16 has no effect outside training: n",
     "evaluate images=a reference=b data.root=c": (
         r"data\.root=c has no effect: images=… and reference=… are compared as they are"
     ),

@@ -79,8 +79,8 @@ def test_a_trial_without_the_objective_says_what_it_has(here: Path) -> None:
     for run in jobs(here).values():
         status = json.loads((run / "status.json").read_text())
         assert status["error"].startswith(
-            "UserError: objective_metric=val/denoising_eror was not measured in this run, which "
-            "has val/denoising_error"
+            "UserError: objective_metric=val/denoising_eror was not measured in this run; did "
+            "you mean val/denoising_error"
         )
 
 

@@ -19,7 +19,8 @@ def context(**changed: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run("a", Record(tmp_path / "metrics.csv"), {})
+    (tmp_path / "a").mkdir()
+    return Run(tmp_path / "a", {}, "a")
 
 
 @pytest.mark.parametrize(
@@ -33,18 +34,20 @@ def run(tmp_path: Path) -> Run:
 def test_what_was_measured_otherwise_is_another_row(
     run: Run, changed: dict[str, Any], told: list[str]
 ) -> None:
-    run.record.append(1, {"eval/fid": 1.0}, context())
-    run.record.append(1, {"eval/fid": 3.0}, context())
-    run.record.append(1, {"eval/fid": 2.0}, context(**changed))
+    Record.of(run.directory).append(1, {"eval/fid": 1.0}, context())
+    Record.of(run.directory).append(1, {"eval/fid": 3.0}, context())
+    Record.of(run.directory).append(1, {"eval/fid": 2.0}, context(**changed))
     table = last_values([run])
     assert [name for name, _ in table] == [f"eval/fid n=50 nfe=10 sampler=ddim {t}" for t in told]
     assert {value for _, value in table} == {"3", "2"}
 
 
 def test_what_was_measured_alike_is_one_row(run: Run, tmp_path: Path) -> None:
-    other = Run("b", Record(tmp_path / "other.csv"), {})
+    other = Run(tmp_path, {}, "b")
     for value, one in enumerate((run, other)):
-        one.record.append(1, {"eval/fid": value, "train/objective": value}, context(seed=value))
+        Record.of(one.directory).append(
+            1, {"eval/fid": value, "train/objective": value}, context(seed=value)
+        )
     assert last_values([run, other]) == [
         ["eval/fid n=50 nfe=10 sampler=ddim", "0", "1"],
         ["train/objective n=50 nfe=10 sampler=ddim", "0", "1"],
@@ -52,6 +55,6 @@ def test_what_was_measured_alike_is_one_row(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_value_of_before_settings_were_kept_is_told_apart(run: Run) -> None:
-    run.record.append(1, {"eval/fid": 1.0}, {"n": 50})
-    run.record.append(1, {"eval/fid": 2.0}, {"n": 50, "settings": "eta=0.0"})
+    Record.of(run.directory).append(1, {"eval/fid": 1.0}, {"n": 50})
+    Record.of(run.directory).append(1, {"eval/fid": 2.0}, {"n": 50, "settings": "eta=0.0"})
     assert last_values([run]) == [["eval/fid n=50", "1"], ["eval/fid n=50 eta=0.0", "2"]]

@@ -8,8 +8,8 @@ import pytest
 from made import make_run, write_status
 
 from betasigma.errors import UserError
-from betasigma.report.runs import read_config
-from betasigma.report.scan import check_common, find_recorded, leaves
+from betasigma.report.runs import leaves, read_config
+from betasigma.report.scan import check_common, find_recorded
 from betasigma.report.series import read_series
 from betasigma.runs.record import COLUMNS, Record
 

@@ -17,7 +17,6 @@ from betasigma.runs.files import read_json
 from betasigma.training import progress, steps
 from betasigma.training.progress import (
     MEASURED,
-    Estimate,
     Forecast,
     Metrics,
     ShowProgress,
@@ -50,10 +49,11 @@ def test_the_speed_is_shown_from_the_first_step_on(monkeypatch: pytest.MonkeyPat
         work=lambda *_: nullcontext(lambda step, note, left: shown.append(note))
     )
     watch, trainer = Stopwatch(), SimpleNamespace(global_step=0, is_global_zero=True)
-    module: Any = SimpleNamespace(recent_objective=lambda: 1.0)
-    show = ShowProgress(display, watch, forecast(100), SimpleNamespace(best=1.0), 32, 100)  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(recent_objective=lambda: 1.0, device=CPU)
+    rest = Forecast(watch, 32, 100, dict)
+    show = ShowProgress(display, rest, SimpleNamespace(best=1.0))  # type: ignore[arg-type]
     now += 10.0
-    for callback in (show, Metrics(watch, 50, None, 32, 100)):  # type: ignore[arg-type]
+    for callback in (show, Metrics(rest, 50, None)):  # type: ignore[arg-type]
         callback.on_train_start(trainer, module)  # type: ignore[arg-type]
     show.on_train_batch_start(trainer, module, None, 0)  # type: ignore[arg-type]
     now += 2.0
@@ -68,19 +68,22 @@ def test_the_estimate_is_the_time_of_a_step_without_the_first_and_validation(
     now = 50.0
     monkeypatch.setattr(steps.time, "perf_counter", lambda: now)
     display, total = Lines(), begun + 1000
-    trainer: Any = SimpleNamespace(global_step=begun, strategy=SimpleNamespace(root_device=CPU))
+    trainer: Any = SimpleNamespace(
+        global_step=begun, strategy=SimpleNamespace(root_device=CPU), is_global_zero=False
+    )
     module: Any = SimpleNamespace(device=CPU)
     rest = forecast(total, {EVALUATION: Work(after=3 * 32 * 15)})
-    rest.begin(begun)
-    estimate = Estimate(display, rest, batch_size=32, total=total)  # type: ignore[arg-type]
-    estimate.on_train_start(trainer, module)
+    show = ShowProgress(display, rest, SimpleNamespace(best=1.0))  # type: ignore[arg-type]
+    metrics = Metrics(rest, 50, None)  # type: ignore[arg-type]
+    for callback in (show, metrics):
+        callback.on_train_start(trainer, module)
     now += 90.0  # the first step, which compiles
     for step in range(begun + 1, begun + 20):
-        estimate.on_step(trainer, module, step)
+        show.on_step(trainer, module, step)
         if step == begun + 2:
-            estimate.on_validation_start(trainer, module)
+            metrics.on_validation_start(trainer, module)
             now += 300.0
-            estimate.on_validation_end(trainer, module)
+            metrics.on_validation_end(trainer, module)
         now += 2.0
     left = 1000 - 1 - MEASURED
     minutes, seconds = divmod(2 * left, 60)
@@ -91,12 +94,12 @@ def test_the_estimate_is_the_time_of_a_step_without_the_first_and_validation(
 
 def test_a_short_run_is_not_estimated() -> None:
     display = Lines()
-    estimate = Estimate(display, forecast(20), batch_size=32, total=20)  # type: ignore[arg-type]
-    trainer: Any = SimpleNamespace(global_step=0)
+    show = ShowProgress(display, forecast(20), SimpleNamespace(best=1.0))  # type: ignore[arg-type]
+    trainer: Any = SimpleNamespace(global_step=0, is_global_zero=False)
     module: Any = SimpleNamespace(device=torch.device("cpu"))
-    estimate.on_train_start(trainer, module)
+    show.on_train_start(trainer, module)
     for step in range(1, 21):
-        estimate.on_step(trainer, module, step)
+        show.on_step(trainer, module, step)
     assert display.lines == []
 
 

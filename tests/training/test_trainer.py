@@ -14,10 +14,7 @@ from betasigma.options import lightning as options
 from betasigma.options.lightning import TrainerOptions, check_callbacks
 from betasigma.training.trainer import (
     FEATURES,
-    affordable_validation,
-    measured_samples,
-    shown_between,
-    shown_samples,
+    Affordable,
 )
 
 CALLBACKS = "pytorch_lightning.callbacks"
@@ -87,7 +84,7 @@ def test_a_validation_costs_a_tenth_of_the_steps_before_it(
         "batch_size": batch_size,
         "training": {"validate_every": validate_every},
     }
-    assert affordable_validation(content, 1000) == expected
+    assert Affordable(content, 1).validated(1000) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,8 +106,7 @@ def test_samples_cost_a_tenth_of_the_training_and_their_evaluation_no_more_than_
         "training": {"num_samples": None, "sample_every": 500},
         "evaluation": {"n": None},
     }
-    assert shown_samples(content, nfe) == last
-    assert shown_between(content, nfe) == between
-    assert measured_samples(content, nfe) == measured
-    asked = {**content, "training": {"num_samples": 9, "sample_every": 500}}
-    assert shown_between(asked, nfe) == shown_samples(asked, nfe) == 9
+    found = Affordable(content, nfe)
+    assert (found.shown, found.between, found.measured) == (last, between, measured)
+    asked = Affordable({**content, "training": {"num_samples": 9, "sample_every": 500}}, nfe)
+    assert asked.between == asked.shown == 9

@@ -36,6 +36,14 @@ def make_data(config: Config) -> ImageDataModule:
     )
 
 
+def open_data(config: Config) -> ImageDataModule:
+    """Make the datamodule, with what it fetches at hand and its splits open."""
+    data = make_data(config)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 def make_oracle(config: Config, data: ImageDataModule) -> ExactDenoiser:
     """Make the exact denoiser of a mixture, or the ideal denoiser of the training images.
 

@@ -27,9 +27,7 @@ class Resolved(NamedTuple):
     """A config without ``auto``, and how each number was found."""
 
     config: Config
-    """The config, with numbers only."""
     reasons: list[str]
-    """One line for each number."""
     record: dict[str, Any]
     """What ``ladder.json`` keeps; empty if nothing was ``auto``."""
 
@@ -75,11 +73,8 @@ def resolve_auto(config: Config, data: ImageDataModule, display: Display) -> Res
 
 
 def resolve_step(sampler: Config, schedule: Config) -> tuple[Config, list[str]]:
-    """Compute the Langevin step of a sampler node, and say why it has this value.
-
-    Args:
-        sampler: the node; without ``step: auto`` it is returned unchanged.
-        schedule: node of a geometric schedule that has only numbers.
+    """Compute the Langevin step of a sampler node, and say why it has this value; without ``step:
+    auto`` return it unchanged.
     """
     if sampler.get("step") != AUTO:
         return sampler, []

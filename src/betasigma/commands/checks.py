@@ -17,7 +17,6 @@ from omegaconf import DictConfig, OmegaConf
 from betasigma.commands import memory
 from betasigma.commands.config import (
     interpolated_keys,
-    key_and_place,
     key_of,
     leave_out_former_keys,
     parsed,
@@ -25,6 +24,7 @@ from betasigma.commands.config import (
     saved_header,
     trains,
     unresolved,
+    within,
 )
 from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
 from betasigma.data import catalog
@@ -41,6 +41,7 @@ from betasigma.options.training import check_division
 from betasigma.report.runs import (
     check_comparable,
     curves_to_draw,
+    leaves,
     read_evaluations,
     read_runs,
     runs_in,
@@ -49,7 +50,6 @@ from betasigma.report.scan import (
     check_common,
     check_filters,
     find_recorded,
-    leaves,
     run_directories,
 )
 from betasigma.runs.directory import holds_run
@@ -67,12 +67,12 @@ FOR_ALL = ("network.num_classes", "training.guidance", "training.num_samples")
 
 
 class Decision(NamedTuple):
-    """Choices made once for a run or a whole sweep, so that its jobs can be compared."""
+    """Choices made once for a run or a whole sweep, so that its jobs can be compared: values by
+    key, and one line for the user.
+    """
 
     values: dict[str, Any]
-    """Chosen values, by key."""
     note: str | None = None
-    """One line for the user."""
 
 
 PNG_CHANNELS = 4
@@ -82,7 +82,6 @@ NOTHING = Decision({})
 
 
 Check = Callable[[DictConfig, list[str]], Path | None]
-"""What refuses a config that cannot work."""
 
 
 def leave_run_alone(config: DictConfig, overrides: list[str], directory: Path) -> None:
@@ -129,14 +128,13 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     return directory
 
 
-def check_prefetch(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_prefetch(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/prefetch.py``, which may download."""
     given = {override.partition("=")[0] for override in overrides}
     for name in ("data", "evaluation"):
         if "download" in config[name] and f"{name}.download" not in given:
             config[name].download = True
     check_train(config, overrides)
-    return None
 
 
 def _refuse_unused(overrides: Sequence[str], unused: Mapping[str, str]) -> None:
@@ -150,16 +148,9 @@ def _refuse_unused(overrides: Sequence[str], unused: Mapping[str, str]) -> None:
                 raise UserError(f"{override} has no effect{space}{why}{end or '; leave it out'}")
 
 
-def _refuse_nodes(overrides: Sequence[str], nodes: Sequence[str], why: str) -> None:
-    """Refuse what was typed of these keys and nodes."""
-    for override in overrides:
-        if key_and_place(override).partition(".")[0] in nodes:
-            raise UserError(f"{override} has no effect: {why}")
-
-
 def unused_reason(key: str, unused: Mapping[str, str]) -> str | None:
     """Why a key has no effect; ``None`` if it is not among those that have none."""
-    return next((why for name, why in unused.items() if _within(key, name)), None)
+    return next((why for name, why in unused.items() if within(key, name)), None)
 
 
 def typed_keys(override: str) -> list[str]:
@@ -205,16 +196,11 @@ def unread(config: DictConfig) -> dict[str, str]:
             held = held.get(part) if isinstance(held, dict) else None
         for leaf in leaves(held) if isinstance(held, dict) else ():
             key = f"{node}.{leaf}"
-            if not any(_within(key, name) or _within(name, key) for name in read):
+            if not any(within(key, name) or within(name, key) for name in read):
                 found[key] = ": no other key takes it from there"
     for key in ("overlap", "examples", "found"):  # read by the rules that find what is auto
         found.pop(f"sigma.{key}", None)
     return found
-
-
-def _within(key: str, node: str) -> bool:
-    """Whether a dotted key is a node or lies in it."""
-    return key == node or key.startswith(f"{node}.")
 
 
 def _find_initial(config: DictConfig) -> None:
@@ -243,10 +229,8 @@ class CheckedRun(NamedTuple):
     """The config of a training run, and what it says."""
 
     content: dict[str, Any]
-    """As plain containers."""
     options: apps.Train
     facts: DataFacts
-    """Of the data."""
 
 
 def check_run(config: DictConfig) -> CheckedRun:
@@ -338,17 +322,26 @@ def of_a_run(check: Check) -> Check:
     return checked
 
 
+def _saved_composition(
+    asked: apps.Sample | apps.EditApp | apps.Evaluate, run: str, overrides: list[str]
+) -> tuple[apps.ModelConfig, DataFacts, Composition]:
+    """The model of a run, its data and both together, of which no key may be without effect."""
+    saved, facts = saved_model(run)
+    composition = saved.composition(facts)
+    _check_guidance("guidance", asked.guidance, saved)
+    if asked.sampler is not None:
+        _check_sampler(asked.sampler, composition)
+    unused = {f"data.{key}": why for key, why in catalog.unused(saved.data.arguments).items()}
+    _refuse_unused(overrides, unused | asked.unused(composition))
+    return saved, facts, composition
+
+
 @of_a_run
-def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_sample(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/sample.py``."""
     leave_out_former_keys(config, overrides)
     _, asked = parsed(config, apps.Sample)
-    saved, facts = saved_model(asked.run)
-    _check_guidance("guidance", asked.guidance, saved)
-    composition = saved.composition(facts)
-    if asked.sampler is not None:
-        _check_sampler(asked.sampler, composition)
-    _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
+    saved, facts, _ = _saved_composition(asked, asked.run, overrides)
     memory.check_sampling(asked, saved, facts)
     if not saved.model.trains:
         _check_data(saved, asked.data.given, facts)
@@ -363,23 +356,19 @@ def check_sample(config: DictConfig, overrides: list[str]) -> Path | None:
         )
     if asked.subfolders and not saved.network.num_classes:
         raise UserError("subfolders=true needs a model trained with class labels; this has none")
-    return None
 
 
 @of_a_run
-def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_edit(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/edit.py``."""
     leave_out_former_keys(config, overrides)
     _, asked = parsed(config, apps.EditApp)
-    saved, facts = saved_model(asked.run)
-    composition = saved.composition(facts)
+    saved, facts, composition = _saved_composition(asked, asked.run, overrides)
     asked.edit.check_with(composition)
     if asked.edit.draws:
         sampler = asked.sampler or saved.sampler
         asked.edit.check_sampler(sampler)
         _check_sampler(sampler, composition)
-    _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
-    _check_guidance("guidance", asked.guidance, saved)
     _number_labels(config, saved, facts)
     if asked.labels is None and asked.guidance != 1:
         raise UserError(f"guidance={asked.guidance:g} needs labels=[…] to guide towards")
@@ -402,17 +391,6 @@ def check_edit(config: DictConfig, overrides: list[str]) -> Path | None:
             _check_data(saved, asked.data.given, facts)
         except UserError as error:
             raise UserError(f"{error}; or edit images of your own, images=FOLDER") from None
-    return None
-
-
-def _unused_of_a_run(
-    asked: apps.Sample | apps.EditApp | apps.Evaluate,
-    saved: apps.ModelConfig,
-    composition: Composition,
-) -> dict[str, str]:
-    """Keys of a command that reads a run which have no effect, and why."""
-    of_data = catalog.unused(saved.data.arguments)
-    return {f"data.{key}": why for key, why in of_data.items()} | asked.unused(composition)
 
 
 def _number_labels(config: DictConfig, saved: apps.ModelConfig, facts: DataFacts) -> None:
@@ -447,42 +425,38 @@ def _number(label: int | str, names: list[str]) -> int:
 
 
 @of_a_run
-def check_evaluate(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_evaluate(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/evaluate.py``."""
     leave_out_former_keys(config, overrides)
-    _refuse_nodes(overrides, ("network",), "nothing is trained here")
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        if key in ("evaluation.n", "evaluation.n_during", "evaluation.every"):
-            raise UserError(
-                f"{override} is for training, and has no effect here: n={value} says how many "
-                f"samples are measured"
-            )
+    _refuse_unused(overrides, OF_A_TRAINING)
     _, asked = parsed(config, apps.Evaluate)
     if asked.images is not None:
         _check_images(asked, overrides)
-        return None
+        return
     assert asked.run is not None  # the options refuse what has neither
     assert isinstance(asked.data, apps.DataPlace)
-    saved, facts = saved_model(asked.run)
-    composition = saved.composition(facts)
-    _check_guidance("guidance", asked.guidance, saved)
-    if asked.sampler is not None:
-        _check_sampler(asked.sampler, composition)
-    _refuse_unused(overrides, _unused_of_a_run(asked, saved, composition))
+    saved, facts, composition = _saved_composition(asked, asked.run, overrides)
     _check_data(saved, asked.data.given, facts)
     _number_labels(config, saved, facts)
     evaluation.check_n(asked.n, asked.evaluation.metrics)
     memory.check_evaluation(asked, saved, facts)
     if asked.likelihood is not None:
         asked.likelihood.check_with(composition)
-    return None
 
 
 def look_for_data(model: apps.ModelConfig, given: Mapping[str, Any] | None = None) -> DataFacts:
     """Return the facts of a run's data, which must be where the config or ``given`` says."""
     return find_facts({**model.data.arguments, **(given or {}), "seed": model.seed})
 
+
+OF_A_TRAINING = {
+    "network": "on a model that is trained",
+    **dict.fromkeys(
+        ("evaluation.n", "evaluation.n_during", "evaluation.every"),
+        "outside training: n=… says how many samples are measured",
+    ),
+}
+"""Keys and nodes that ``scripts/evaluate.py`` has no use for, and why."""
 
 OF_SAMPLES = (
     *("n", "seed", "labels", "sampler", "guidance", "likelihood", "error_curve"),
@@ -493,8 +467,8 @@ OF_SAMPLES = (
 
 def _check_images(asked: apps.Evaluate, overrides: list[str]) -> None:
     """Check what is measured of images that there are."""
-    images = f"images={asked.images} are measured, all of them, and nothing is drawn"
-    _refuse_nodes(overrides, OF_SAMPLES, images)
+    images = f": images={asked.images} are measured, all of them, and nothing is drawn"
+    _refuse_unused(overrides, dict.fromkeys(OF_SAMPLES, images))
     for key, path in (("images", asked.images), ("reference", asked.reference)):
         if path is not None and not Path(path).expanduser().exists():
             raise UserError(
@@ -577,16 +551,15 @@ def decide_evaluate(config: DictConfig) -> Decision:
     return _extractor(config, saved_facts(read_header(checkpoint_path(config.run))))
 
 
-def check_compare(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_compare(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/compare.py``."""
     _, asked = parsed(config, apps.Compare)
     runs = read_runs(asked.runs)
     curves_to_draw(runs, asked.metrics)
     check_comparable(runs)
-    return None
 
 
-def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_dashboard(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/dashboard.py``, and that there are runs that it can compare."""
     _, asked = parsed(config, apps.Dashboard)
     with warnings.catch_warnings(action="ignore"):  # said when the runs are read again
@@ -596,10 +569,9 @@ def check_dashboard(config: DictConfig, overrides: list[str]) -> Path | None:
     asked.dashboard.check_metrics({name for run in recorded for name in run.metrics})
     if asked.to == "wandb":
         check_online("to=wandb")
-    return None
 
 
-def check_sync(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_sync(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/sync.py``, that there is an account, and what to send."""
     _, asked = parsed(config, apps.Sync)
     for path in asked.runs:
@@ -610,18 +582,17 @@ def check_sync(config: DictConfig, overrides: list[str]) -> Path | None:
             "sync sends runs to Weights & Biases, and needs an account there: type wandb login "
             "first; run directories have everything in any case"
         )
-    return None
 
 
-def check_plot(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_plot(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/plot.py``, and that the figure can be drawn of these runs."""
     _, asked = parsed(config, apps.Plot)
     if not asked.figure.of_models:
-        recorded = "this figure shows what runs have recorded, and draws nothing from a model"
-        _refuse_nodes(overrides, OF_FIGURES, recorded)
+        recorded = ": this figure shows what runs have recorded, and draws nothing from a model"
+        _refuse_unused(overrides, dict.fromkeys(OF_FIGURES, recorded))
         if not read_evaluations(asked.runs):
             read_runs(asked.runs)
-        return None
+        return
     shapes = {}
     for path in [run for given in asked.runs for run in runs_in(Path(given))]:
         read_header(checkpoint_path(path, "runs"), "runs")
@@ -635,7 +606,6 @@ def check_plot(config: DictConfig, overrides: list[str]) -> Path | None:
     if len(shapes) > 1:
         told = " and ".join(f"{'×'.join(map(str, s))} ({path})" for s, path in shapes.items())
         raise UserError(f"runs of images of several shapes, {told}, make no one figure")
-    return None
 
 
 OF_FIGURES = ("seed", "sampler", "data", "hardware")
@@ -672,7 +642,7 @@ def check_import(config: DictConfig, overrides: list[str]) -> Path | None:
 
 
 @of_a_run
-def check_export(config: DictConfig, overrides: list[str]) -> Path | None:
+def check_export(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/export.py``."""
     _, asked = parsed(config, apps.Export)
     saved, _ = saved_model(asked.run)
@@ -682,7 +652,6 @@ def check_export(config: DictConfig, overrides: list[str]) -> Path | None:
         _check_new(Path(asked.out), "out")
     if asked.to == "diffusers":
         _check_pipeline(asked.run, saved)
-    return None
 
 
 def _check_pipeline(run: str, saved: apps.ModelConfig) -> None:

@@ -118,21 +118,22 @@ def leave_out_former_keys(config: DictConfig, overrides: Sequence[str]) -> None:
             name
             for name in map(str, node)
             if name != "_target_"
-            and not _is_typed(f"{group}.{name}", typed)
+            and not any(within(word, f"{group}.{name}") for word in typed)
             and not plugins.is_shared_key(group, target, name)
         ]
         if group == "schedule":  # the node that users turned
             own = REGISTRY[group].get(target)
             knobs = {known.knobs for known in REGISTRY[group].values()} - {own and own.knobs, None}
             for name in knobs:
-                if name in config and not _is_typed(str(name), typed):
+                if name in config and not any(within(word, str(name)) for word in typed):
                     _delete(config, str(name))
         for name in former:
             _delete(node, name)
 
 
-def _is_typed(key: str, typed: Sequence[str]) -> bool:
-    return any(word == key or word.startswith(f"{key}.") for word in typed)
+def within(key: str, node: str) -> bool:
+    """Whether a dotted key is a node or lies in it."""
+    return key == node or key.startswith(f"{node}.")
 
 
 def _delete(node: DictConfig, name: str) -> None:

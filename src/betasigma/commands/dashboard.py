@@ -22,12 +22,12 @@ from betasigma.options.dashboards import SamplesOptions
 from betasigma.report.page import HOST, Pages, make_server, render, state_of_files
 from betasigma.report.page_data import page_data, panel_of
 from betasigma.report.page_pictures import Album
-from betasigma.report.scan import Recorded, find_recorded, leaves
+from betasigma.report.runs import Run, leaves
+from betasigma.report.scan import find_recorded
 from betasigma.runs.files import write_text
 from betasigma.runs.start import Start
 
 PAGE = "dashboard.html"
-"""Name of the page in the directory of this command."""
 
 
 def dashboard(config: DictConfig, start: Start) -> None:
@@ -59,7 +59,7 @@ def describe(asked: Dashboard, defaults: dict[str, Any]) -> dict[str, Any]:
     return page_data(runs, asked.dashboard, Album(len(runs), options, training_images), defaults)
 
 
-def training_images(run: Recorded) -> Tensor | None:
+def training_images(run: Run) -> Tensor | None:
     """Training images of a run, uint8 ``(N, C, H, W)``; ``None`` where they are not at hand, and of
     points. Nothing is downloaded.
     """

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from betasigma.build import Config
-from betasigma.commands.assemble import make_data
+from betasigma.commands.assemble import open_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import parsed, saved_header
 from betasigma.commands.describe_data import describe_data, warn_of_other_splits
@@ -28,12 +28,8 @@ from betasigma.commands.measure import (
     label,
     log_measurements,
     make_evaluator,
-    measure_error_curve,
-    measure_likelihood,
-    rank_and_world_size,
     results,
 )
-from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.image_sets import ReferenceImages, open_images
 from betasigma.data.sources import Source
 from betasigma.devices import move_to_device, precision_of
@@ -41,7 +37,7 @@ from betasigma.display import Display, plain_warnings, warn
 from betasigma.errors import UserError
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.reference import DataSource
-from betasigma.evaluation.sharding import made_by_first_rank_first, shard
+from betasigma.evaluation.sharding import made_by_first_rank_first, own_share
 from betasigma.options.apps import Evaluate
 from betasigma.options.evaluation import REFERENCE
 from betasigma.report.rows import family_of
@@ -73,9 +69,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
         evaluate_images(content, start, display)
         return
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
-    data = make_data(with_place(loaded.config, content["data"]))
-    data.prepare_data()
-    data.setup()
+    data = open_data(with_place(loaded.config, content["data"]))
     warn_of_other_splits(checkpoint_path(content["run"]).parents[1], data.describe())
     labels, prefix = content["labels"], "eval"
     if labels is not None:
@@ -87,54 +81,29 @@ def evaluate(config: DictConfig, start: Start) -> None:
         move_to_device(loaded.denoiser, content["hardware"], device, display.line)
         loggers = open_loggers(content, loaded, out) if first else []
         records = [logger.record for logger in loggers if isinstance(logger, tracking.RecordLogger)]
+        measured = {**content, "evaluation": {**content["evaluation"], "n": content["n"]}}
+        meter = Meter(measured, data, sampler, loggers, display, content["guidance"], labels)
         try:
-            _measure(content, loaded, data, sampler, loggers, display, prefix, out)
+            _measure(content, loaded, meter, prefix, out)
         finally:
             tracking.close_loggers(loggers)
     display.line(f"metrics {', '.join(str(record.path) for record in records)}")
 
 
-def _measure(
-    content: Config,
-    loaded: Loaded,
-    data: ImageDataModule,
-    sampler: Sampler,
-    loggers: list[Logger],
-    display: Display,
-    prefix: str,
-    out: Path,
-) -> None:
+def _measure(content: Config, loaded: Loaded, meter: Meter, prefix: str, out: Path) -> None:
     """Draw samples, measure and log them, and show the table. All ranks call it together."""
-    labels, run = content["labels"], Path(content["run"])
-    meter = Meter(
-        {
-            **content,
-            "training": {"guidance": content["guidance"]},
-            "evaluation": {**content["evaluation"], "n": content["n"]},
-        },
-        data,
-        sampler,
-        loggers,
-        display,
-        labels=labels,
-    )
-    found = meter.measure(loaded.denoiser, content["n"])
-    meter.log(found, loaded.step, prefix)
-    where = (loaded.denoiser, data, loggers, display, loaded.step)
-    node = content.get("likelihood")
-    rows = measure_likelihood(node, content["seed"], *where, prefix=prefix, out=out)
+    labels, run, sampler = content["labels"], content["run"], meter.sampler
+    denoiser, step = loaded.denoiser, loaded.step
+    found = meter.measure(denoiser, content["n"])
+    meter.log(found, step, prefix)
+    rows = meter.likelihood(denoiser, step, out, prefix)
     family = family_of(loaded.config)
-    show_table(loggers, found, sampler, family, loaded.step, other_than_last(content["run"]))
+    show_table(meter.loggers, found, sampler, family, step, other_than_last(run))
     if content["error_curve"] and labels is None:
-        measure_error_curve(
-            content["error_curve"],
-            *where,
-            out=out,
-            label=str(loaded.config.get("name", run.name)),
-            family=family,
-        )
-    display.table(
-        f"{content['run']} by {sampler.name}, seed {content['seed']}"
+        name = str(loaded.config.get("name", Path(run).name))
+        meter.error_curve(denoiser, content["error_curve"], step, out, name, family)
+    meter.display.table(
+        f"{run} by {sampler.name}, seed {content['seed']}"
         + (f", classes {prefix.removeprefix('eval_of_')}" if labels is not None else ""),
         COLUMNS,
         [row.cells for row in (*results(found), *rows)],
@@ -202,16 +171,14 @@ def show_table(
         rows.append([series, label(m), m.value, nfe, m.sampler, *more])
     for logger in loggers:
         if isinstance(logger, tracking.WandbRun) and rows:
-            logger.log_evaluations(tracking.EVALUATIONS, TABLE, rows, step)
+            tracking.careful(logger.log_evaluations, TABLE, rows, step)
 
 
 def evaluate_images(content: Config, start: Start, display: Display) -> None:
     """Measure ``images`` against a data set or ``reference``. Values go to ``metrics.csv``."""
     reference = content.get("reference")
     if reference is None:
-        data = make_data(data_config(content))
-        data.prepare_data()
-        data.setup()
+        data = open_data(data_config(content))
         images = open_images(content["images"], "images", channels=data.sample_shape[0])
         compared: DataSource = data
         against, shape = data_as_typed(data), data.sample_shape
@@ -240,8 +207,7 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
                 device,
                 display,
                 ("train",) if reference is not None else ("train", "test"),
-            ),
-            *rank_and_world_size(),
+            )
         )
         found = _measure_images(content, evaluator, images, against, display)
     if process_rank() != 0:
@@ -263,21 +229,18 @@ def _measure_images(
     content: Config, evaluator: Evaluator, images: Source, against: str, display: Display
 ) -> list[Measurement]:
     """Measure images, of which each process reads its share."""
-    rank, world_size = rank_and_world_size()
-    if evaluator.left_out and rank == 0:
+    if evaluator.left_out and process_rank() == 0:
         warn(
             f"{', '.join(evaluator.left_out)} left out: needs a test split, and {against} has none"
         )
-    own = shard(len(images), rank, world_size)
+    own = own_share(len(images))
     with display.work(f"features of {len(images)} images", len(own)) as update:
         found = evaluator.evaluate_images(
             _batches(images, own, content["evaluation"]["batch_size"], update),
             sampler=content["images"],
-            rank=rank,
-            world_size=world_size,
         )
     if content.get("reference") is None and evaluator.measures_frechet:
-        found.append(evaluator.floor(len(images), rank, world_size))
+        found.append(evaluator.floor(len(images)))
     return found
 
 

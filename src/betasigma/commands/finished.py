@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, did_you_mean
 from betasigma.runs.directory import SUMMARY
 from betasigma.runs.record import Record, current_name
 
@@ -59,11 +58,9 @@ class FinishedRun:
         """
         metric = current_name(metric)
         if metric not in self.metrics:
-            near = difflib.get_close_matches(metric, self.metrics, n=3, cutoff=0.5)
-            hint = " or ".join(near) or ", ".join(sorted(self.metrics)) or "none"
-            raise UserError(
-                f"objective_metric={metric} was not measured in this run, which has {hint}"
-            )
+            listed = ", ".join(sorted(self.metrics)) or "none"
+            hint = did_you_mean(metric, self.metrics, 3, 0.5) or f"it has {listed}"
+            raise UserError(f"objective_metric={metric} was not measured in this run; {hint}")
         value = self.metrics[metric]
         if not math.isfinite(value):
             raise UserError(f"objective_metric={metric} is {value} at the end of this run")

@@ -21,7 +21,7 @@ from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
 from betasigma.evaluation.likelihood import LikelihoodMeter, error_curve
 from betasigma.evaluation.reference import DataSource
-from betasigma.evaluation.sharding import made_by_first_rank_first
+from betasigma.evaluation.sharding import made_by_first_rank_first, rank_and_world_size
 from betasigma.options.data import Split
 from betasigma.options.evaluation import REFERENCE, most_measured, references
 from betasigma.options.likelihoods import MEASURED
@@ -33,10 +33,9 @@ from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.schedules import NoiseSchedule
 from betasigma.training.compiling import compile_for_sampling
 from betasigma.training.tracking import log_together, log_values
-from betasigma.training.trainer import measured_samples
+from betasigma.training.trainer import Affordable
 
 COLUMNS = ["metric", "value", "n", "NFE"]
-"""Columns of a table of measurements."""
 
 BEST: Mapping[bool | None, Best | None] = {True: "max", False: "min", None: None}
 """Which value of a metric is its best, by ``higher_is_better``."""
@@ -75,7 +74,18 @@ def results(found: Sequence[Measurement]) -> list[Result]:
 
 
 class Meter:
-    """Draws samples and measures them. The extractor is built at the first measurement."""
+    """Measures a model by its samples, its likelihood and its denoising error, and logs the values.
+    All ranks call its methods together. The extractor is built at the first measurement.
+
+    Args:
+        config: ``evaluation``, ``likelihood``, ``seed`` and ``hardware`` are read of it.
+        data: what samples are compared with.
+        sampler: draws them.
+        loggers: take the values; of the first rank alone.
+        display: where progress is shown.
+        guidance: of the samples.
+        labels: the classes to draw; ``None`` for all.
+    """
 
     def __init__(
         self,
@@ -84,41 +94,33 @@ class Meter:
         sampler: Sampler,
         loggers: list[Logger],
         display: Display,
-        guidance: float | None = None,
+        guidance: float,
         labels: Sequence[int] | None = None,
     ) -> None:
-        self._settings = config["evaluation"]
-        self._seed = config["seed"]
-        self._hardware = config["hardware"]
-        self._guidance = config["training"]["guidance"] if guidance is None else guidance
-        self._data, self.sampler, self._labels = data, sampler, labels
-        self._loggers, self._display = loggers, display
+        self._config, self._settings, self._seed = config, config["evaluation"], config["seed"]
+        self.data, self.sampler, self.loggers, self.display = data, sampler, loggers, display
+        self._guidance, self._labels = guidance, labels
         self._evaluator: Evaluator | None = None
 
     def measure(self, denoiser: DenoiserLike, n: int) -> list[Measurement]:
-        """Measure samples 0 … n−1, and the floor: what real images score at the same n.
-
-        All ranks call it together, and each draws its share.
-        """
-        rank, world_size = rank_and_world_size()
+        """Measure samples 0 … n−1, and the floor: what real images score at the same n."""
         if n == 0 or not self._settings["metrics"]:
             return []
-        evaluator = made_by_first_rank_first(lambda: self._open(denoiser), rank, world_size)
-        size, share = self._settings["batch_size"], -(-n // world_size)
-        compile_for_sampling(denoiser, self._hardware, self.sampler, share, size, self._display)
-        with self._display.share(f"evaluating {n} samples") as progress:
+        evaluator = made_by_first_rank_first(lambda: self._open(denoiser))
+        size, share = self._settings["batch_size"], -(-n // rank_and_world_size()[1])
+        hardware = self._config["hardware"]
+        compile_for_sampling(denoiser, hardware, self.sampler, share, size, self.display)
+        with self.display.share(f"evaluating {n} samples") as progress:
             found = evaluator.evaluate(
                 guided(denoiser, self._guidance),
                 self.sampler,
                 n,
                 seed=self._seed,
                 y=labels_in_turn(denoiser.num_classes, n, self._labels),
-                rank=rank,
-                world_size=world_size,
                 progress=progress,
             )
         if evaluator.measures_frechet:
-            found.append(evaluator.floor(n, rank, world_size))
+            found.append(evaluator.floor(n))
         return found
 
     def log(self, found: list[Measurement], step: int, prefix: str = "val") -> None:
@@ -127,21 +129,62 @@ class Meter:
         more = {}
         if found and found[0].nfe is not None:
             more = {NFE: float(found[0].nfe), "sample/n": float(found[0].n)}
-        log_measurements(self._loggers, found, step, prefix, drawn, more)
+        log_measurements(self.loggers, found, step, prefix, drawn, more)
+
+    def likelihood(
+        self, denoiser: Denoiser | ExactDenoiser, step: int, out: Path, prefix: str = "val"
+    ) -> list[Result]:
+        """Measure what the ``likelihood`` node names, log it under ``<prefix>/<name>``, and draw
+        what a discrete bound costs by level into ``out``.
+
+        Returns:
+            Lines of the table, with standard errors. Empty without a node.
+        """
+        node = self._config.get("likelihood")
+        if node is None:
+            return []
+        settings = {key: node[key] for key in MEASURED}
+        estimator = make_estimator(node, self._seed)
+        meter = LikelihoodMeter(estimator, self.data, **settings, seed=self._seed)
+        with self.display.share(f"likelihood of {node['n']} examples") as progress:
+            found = meter.measure(denoiser, progress)
+        own = {k: v for k, v in node.items() if k not in ("_target_", "n", "split", "batch_size")}
+        context = {"settings": format_settings(own)}
+        log_measurements(self.loggers, found.measurements, step, prefix, context)
+        if len(found.per_level) and self.loggers:
+            path = out / "bits_per_level.png"
+            draw_levels(found.per_level.tolist(), found.measurements[0].n, path)
+            self.display.line(f"bits/dim by level {path}")
+        if estimator.name == "flow":
+            ratio = denoiser.schedule.ratio(denoiser.schedule.t_min).item()
+            self.display.line(
+                f"flow: likelihood of data with the smallest noise on them, sigma/alpha = "
+                f"{ratio:.3g}; not a bound on that of clean data"
+            )
+        return [Result(label(m), m.value, m.n, m.nfe, m.std) for m in found.measurements]
+
+    def error_curve(
+        self, denoiser: Denoiser | ExactDenoiser, n: int, step: int, out: Path, name: str, kind: str
+    ) -> None:
+        """Log the denoising error of n test examples at every whole log-SNR, and draw it into
+        ``out`` as that of a model of this name and family.
+        """
+        with self.display.share(f"denoising error of {n} examples") as progress:
+            curve = error_curve(denoiser, self.data, n, progress=progress)
+        if not self.loggers:
+            return
+        values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
+        context = {"n": min(n, self.data.size("test")), "nfe": len(curve), "split": "test"}
+        log_values(self.loggers, values, step, context)
+        curves = [ErrorCurve(name, kind, [curve], f"n={context['n']} test examples")]
+        path = draw_error_curves(curves, out / f"{DENOISING_ERROR}.png")
+        self.display.line(f"denoising error by log-SNR {path}")
 
     def _open(self, denoiser: DenoiserLike) -> Evaluator:
         if self._evaluator is None:
-            shape, device = self._data.sample_shape, denoiser.device
-            n = most_measured(self._settings)
-            self._evaluator = make_evaluator(
-                self._settings,
-                n,
-                self._data,
-                data_as_typed(self._data),
-                shape,
-                device,
-                self._display,
-            )
+            data, n = self.data, most_measured(self._settings)
+            where = (data.sample_shape, denoiser.device, self.display)
+            self._evaluator = make_evaluator(self._settings, n, data, data_as_typed(data), *where)
         return self._evaluator
 
 
@@ -150,10 +193,10 @@ def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
     return len(sampler.reached(sampler.times(schedule)))
 
 
-def with_measured(content: Config, nfe: int) -> Config:
+def with_measured(affordable: Affordable) -> Config:
     """The config of a training run with the number of samples that are measured at its end."""
-    measured = {**content["evaluation"], "n": measured_samples(content, nfe)}
-    return {**content, "evaluation": measured}
+    content = affordable.content
+    return {**content, "evaluation": {**content["evaluation"], "n": affordable.measured}}
 
 
 def data_as_typed(data: ImageDataModule) -> str:
@@ -248,60 +291,11 @@ def say_not_finite(bad: int, n: int) -> None:
         warn(f"{bad} of {n} samples are not finite")
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """Return rank and world size of this process."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
 def label(m: Measurement) -> str:
     """Name of a measurement on the dashboard. It ends in the split, except the training split, and
     other images in its place.
     """
     return m.name if m.split in (None, "train", REFERENCE) else f"{m.name}_{m.split}"
-
-
-def measure_likelihood(
-    node: Config | None,
-    seed: int,
-    denoiser: Denoiser | ExactDenoiser,
-    data: ImageDataModule,
-    loggers: list[Logger],
-    display: Display,
-    step: int,
-    prefix: str,
-    out: Path,
-) -> list[Result]:
-    """Measure what the ``likelihood`` node names. All ranks call it together.
-
-    Args:
-        prefix: of the metrics' names.
-        out: directory for ``bits_per_level.png``, which a discrete bound draws.
-
-    Returns:
-        Lines of the table, with standard errors. Empty without a node.
-    """
-    if node is None:
-        return []
-    settings = {key: node[key] for key in MEASURED}
-    meter = LikelihoodMeter(make_estimator(node, seed), data, **settings, seed=seed)
-    with display.share(f"likelihood of {node['n']} examples") as progress:
-        found = meter.measure(denoiser, *rank_and_world_size(), progress=progress)
-    options = {k: v for k, v in node.items() if k not in ("_target_", "n", "split", "batch_size")}
-    log_measurements(
-        loggers, found.measurements, step, prefix, {"settings": format_settings(options)}
-    )
-    if len(found.per_level) and loggers:
-        draw_levels(found.per_level.tolist(), found.measurements[0].n, out / "bits_per_level.png")
-        display.line(f"bits/dim by level {out}/bits_per_level.png")
-    if meter.estimator.name == "flow":
-        ratio = denoiser.schedule.ratio(denoiser.schedule.t_min).item()
-        display.line(
-            f"flow: likelihood of data with the smallest noise on them, sigma/alpha = {ratio:.3g}; "
-            f"not a bound on that of clean data"
-        )
-    return [Result(label(m), m.value, m.n, m.nfe, m.std) for m in found.measurements]
 
 
 def make_estimator(node: Config, seed: int) -> Any:
@@ -318,30 +312,3 @@ def make_estimator(node: Config, seed: int) -> Any:
             f"{' and no '.join(lacking)}: a likelihood has {', '.join(ESTIMATOR)}"
         )
     return made
-
-
-def measure_error_curve(
-    n: int,
-    denoiser: Denoiser | ExactDenoiser,
-    data: ImageDataModule,
-    loggers: list[Logger],
-    display: Display,
-    step: int,
-    out: Path,
-    label: str,
-    family: str,
-) -> None:
-    """Log the denoising error of n test examples at every whole log-SNR, and draw it. All ranks
-    call it together.
-    """
-    with display.share(f"denoising error of {n} examples") as progress:
-        ranks = rank_and_world_size()
-        curve = error_curve(denoiser, data, n, progress=progress, ranks=ranks)
-    if not loggers:
-        return
-    values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
-    context = {"n": min(n, data.size("test")), "nfe": len(curve), "split": "test"}
-    log_values(loggers, values, step, context)
-    curves = [ErrorCurve(label, family, [curve], f"n={context['n']} test examples")]
-    path = draw_error_curves(curves, out / f"{DENOISING_ERROR}.png")
-    display.line(f"denoising error by log-SNR {path}")

@@ -42,13 +42,16 @@ class Memory(NamedTuple):
 def check_training(options: Train, facts: DataFacts) -> None:
     """Refuse a training run that needs more memory than there is."""
     _check_held(options, facts)
-    _check_processes(options.hardware)
+    hardware, node = options.hardware, options.evaluation
+    count = hardware.devices if isinstance(hardware.devices, int) else 1
+    there, needed = _of_machine(), count * OF_A_PROCESS
+    fits = f"hardware.devices={there.size // OF_A_PROCESS} or fewer would fit"
+    _check(f"hardware.devices={count}", needed, " for as many processes", there, fits)
     if options.model.trains:
         _check_steps(options, facts)
-    node = options.evaluation
     if node.metrics:
         drawn, key = most_measured(dict(node)), "evaluation.batch_size"
-        _check_batch(key, node.batch_size, drawn, options.hardware, options.network, facts)
+        _check_batch(key, node.batch_size, drawn, hardware, options.network, facts)
 
 
 def check_sampling(asked: Sample, saved: ModelConfig, facts: DataFacts) -> None:
@@ -61,10 +64,18 @@ def check_sampling(asked: Sample, saved: ModelConfig, facts: DataFacts) -> None:
 
 def check_evaluation(asked: Evaluate, saved: ModelConfig, facts: DataFacts) -> None:
     """Refuse samples to be measured that would not fit into memory. Errors as above."""
-    if not asked.evaluation.metrics:
-        return
-    key, size = "evaluation.batch_size", asked.evaluation.batch_size
-    _check_batch(key, size, asked.n, asked.hardware, saved.network, facts)
+    if asked.evaluation.metrics:
+        key, size = "evaluation.batch_size", asked.evaluation.batch_size
+        _check_batch(key, size, asked.n, asked.hardware, saved.network, facts)
+
+
+def _check(key: str, needed: int, why: str, there: Memory, fits: str) -> None:
+    """Refuse what needs more than there is, and more than is worth asking for."""
+    if needed > max(SMALL, there.size):
+        raise UserError(
+            f"{key} needs at least {_shown(needed)}{why}, and {there.where} has "
+            f"{_shown(there.size)}: {fits}"
+        )
 
 
 def _check_steps(options: Train, facts: DataFacts) -> None:
@@ -81,45 +92,18 @@ def _check_steps(options: Train, facts: DataFacts) -> None:
     if held + batch * an_example <= SMALL:
         return
     there = _gpu(hardware) or _of_machine()
-    if held + an_example > there.size:
-        key = next((key for key in ("channels", "width") if hasattr(network, key)), None)
-        named = f"network.{key}={getattr(network, key)}" if key else f"data={facts.name}"
-        fits = _fitting_width(network, key, facts, copies, there.size) if key else None
-        raise UserError(
-            f"{named} needs at least {_shown(held + an_example)} for weights, gradients, their "
-            f"averages and one example, and {there.where} has {_shown(there.size)}: "
-            + (f"network.{key}={fits} would fit" if fits else "take a smaller network or images")
-        )
-    if held + batch * an_example > there.size:
-        fits = (there.size - held) // an_example
-        raise UserError(
-            f"batch_size={options.batch_size} needs at least {_shown(held + batch * an_example)} "
-            f"for a micro-batch of {batch}, and {there.where} has {_shown(there.size)}: "
-            f"{_fitting_batch(options, parts, fits)} would fit"
-        )
-
-
-def _fitting_width(
-    network: NetworkOptions, key: str, facts: DataFacts, copies: int, there: int
-) -> int | None:
-    """The largest width by halving with which one example fits; ``None`` where none does."""
-    width: int = getattr(network, key)
-    while width > 8:
-        width = width // 2 // 8 * 8 or 8
-        size = network.model_copy(update={key: width}).size(facts.shape)
-        if FLOAT * copies * size.weights + FLOAT * size.kept <= there:
-            return width
-    return None
-
-
-def _fitting_batch(options: Train, parts: int, most: int) -> str:
-    """The least accumulation whose micro-batches are of ``most`` examples or fewer."""
-    accumulate, batch = options.training.accumulate, options.batch_size
-    devices = parts // accumulate
-    for number in range(accumulate + 1, 10_000):
-        if batch % (number * devices) == 0 and batch // (number * devices) <= most:
-            return f"training.accumulate={number}"
-    return f"batch_size={most * parts}"
+    key = next((key for key in ("channels", "width") if hasattr(network, key)), None)
+    named = f"network.{key}={getattr(network, key)}" if key else f"data={facts.name}"
+    why = " for weights, gradients, their averages and one example"
+    _check(named, held + an_example, why, there, "take a smaller network or images")
+    most = parts * max((there.size - held) // an_example, 1)
+    _check(
+        f"batch_size={options.batch_size}",
+        held + batch * an_example,
+        f" for a micro-batch of {batch}",
+        there,
+        f"batch_size={most} would fit, or a larger training.accumulate",
+    )
 
 
 def _check_held(options: ModelConfig, facts: DataFacts) -> None:
@@ -128,27 +112,15 @@ def _check_held(options: ModelConfig, facts: DataFacts) -> None:
     known = catalog.DATA_SETS.get(node.name) if node.source is None else None
     if known is None or not known.in_memory or not known.train or facts.points:
         return
-    held = known.train * facts.dimensions
     there = _of_machine()
-    if held > max(SMALL, there.size):
-        fits = math.isqrt(there.size // (known.train * facts.shape[0]))
-        raise UserError(
-            f"data.image_size={node.image_size} needs {_shown(held)} for {known.train} images that "
-            f"are held in memory, and {there.where} has {_shown(there.size)}: data.image_size="
-            f"{fits} would fit"
-        )
-
-
-def _check_processes(hardware: HardwareOptions) -> None:
-    """Refuse more processes than the machine has room for."""
-    count = hardware.devices if isinstance(hardware.devices, int) else 1
-    there = _of_machine()
-    if count * OF_A_PROCESS > max(SMALL, there.size):
-        raise UserError(
-            f"hardware.devices={count} are as many processes, which need at least "
-            f"{_shown(count * OF_A_PROCESS)}, and {there.where} has {_shown(there.size)}: "
-            f"hardware.devices={there.size // OF_A_PROCESS} or fewer would fit"
-        )
+    fits = math.isqrt(there.size // (known.train * facts.shape[0]))
+    _check(
+        f"data.image_size={node.image_size}",
+        known.train * facts.dimensions,
+        f" for {known.train} images that are held in memory",
+        there,
+        f"data.image_size={fits} would fit",
+    )
 
 
 def _check_batch(
@@ -160,16 +132,12 @@ def _check_batch(
     facts: DataFacts,
 ) -> None:
     """Refuse to draw more samples at once than fit: on a GPU fewer are taken by themselves."""
-    at_once = min(batch_size, n)
     a_sample = FLOAT * (3 * facts.dimensions + 2 * network.size(facts.shape).widest)
-    if at_once * a_sample <= SMALL or _gpu(hardware):
-        return
-    there = _of_machine()
-    if at_once * a_sample > there.size:
-        raise UserError(
-            f"{key}={batch_size} needs at least {_shown(at_once * a_sample)}, and {there.where} "
-            f"has {_shown(there.size)}: {key}={max(there.size // a_sample, 1)} would fit"
-        )
+    needed = min(batch_size, n) * a_sample
+    if needed > SMALL and not _gpu(hardware):
+        there = _of_machine()
+        fits = f"{key}={max(there.size // a_sample, 1)} would fit"
+        _check(f"{key}={batch_size}", needed, "", there, fits)
 
 
 def _check_drawn(asked: Sample, facts: DataFacts) -> None:
@@ -181,13 +149,13 @@ def _check_drawn(asked: Sample, facts: DataFacts) -> None:
     pictured = asked.save != "npz" and not facts.points
     a_sample = (2 + 2 * shared + 2 * pictured) * (FLOAT if facts.points else 1) * facts.dimensions
     there = _of_machine()
-    if n * a_sample > max(SMALL, there.size):
-        among = " among several processes" if shared else ""
-        raise UserError(
-            f"n, seeds and indices ask for {n:,} samples{among}, which need at least "
-            f"{_shown(n * a_sample)}, and {there.where} has {_shown(there.size)}: "
-            f"{there.size // a_sample:,} would fit, and save=folder writes them as they are drawn"
-        )
+    _check(
+        f"drawing {n:,} samples (n, seeds, indices)",
+        n * a_sample,
+        " among several processes" if shared else "",
+        there,
+        f"{there.size // a_sample:,} would fit, and save=folder writes them as they are drawn",
+    )
 
 
 def _gpu(hardware: HardwareOptions) -> Memory | None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from betasigma.build import make
-from betasigma.commands.assemble import make_data
+from betasigma.commands.assemble import open_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import parsed, saved_header
 from betasigma.commands.load import Loaded, load_run, with_place
@@ -35,23 +35,16 @@ from betasigma.report.quality import draw_quality, quality_of_jobs, quality_of_r
 from betasigma.report.rows import rows_of_settings
 from betasigma.report.runs import read_evaluations, read_runs, runs_in
 from betasigma.report.tables import drawable
+from betasigma.runs.header import run_of
 from betasigma.runs.start import Start
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.schedules import NoiseSchedule
 
 BATCH = 1024
-"""Training images that are compared at once."""
 
 
 class FigureRequest(NamedTuple):
-    """What a figure is drawn from.
-
-    Attributes:
-        asked: the config.
-        content: the same as plain containers.
-        out: directory of the figure.
-        display: where progress is shown.
-    """
+    """What a figure is drawn from: the config, also as plain containers, and where it goes."""
 
     asked: Plot
     content: dict[str, Any]
@@ -63,7 +56,7 @@ class FigureRequest(NamedTuple):
         paths = [run for path in self.asked.runs for run in runs_in(Path(path))]
         names = [saved_header(path)["config"]["model"]["name"] for path in paths]
         labels = [
-            name if names.count(name) == 1 else f"{name}, {_directory(path)}"
+            name if names.count(name) == 1 else f"{name}, {run_of(path).resolve().name}"
             for name, path in zip(names, paths, strict=True)
         ]
         for path, label in zip(paths, labels, strict=True):
@@ -103,10 +96,7 @@ class Model(NamedTuple):
 
     def data(self) -> ImageDataModule:
         """The data that it was trained on."""
-        data = make_data(with_place(self.loaded.config, self.place))
-        data.prepare_data()
-        data.setup()
-        return data
+        return open_data(with_place(self.loaded.config, self.place))
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
         """Class labels of samples, every class in turn; ``None`` without classes."""
@@ -127,10 +117,6 @@ class Model(NamedTuple):
 class Filmstrip(Figure):
     """States on the way from noise to samples. Runs share the seed, and a column is one log-SNR: a
     cell is empty where a run has no state near it.
-
-    Args:
-        samples: rows of each run.
-        columns: noise levels, the last one the sample.
     """
 
     samples: int = 3
@@ -186,11 +172,7 @@ class Filmstrip(Figure):
 @dataclass(frozen=True)
 class DenoisedImage(Figure):
     """One test image with noise, and below it what each run says it was: x̂_0 = E[x_0 | x_t], with
-    the error ‖ε − ε̂‖²/d.
-
-    Args:
-        index: of the image in the test split.
-        columns: noise levels, evenly spaced over the log-SNR that all runs know.
+    the error ‖ε − ε̂‖²/d, over the log-SNR that all runs know.
     """
 
     index: int = 0
@@ -247,10 +229,6 @@ class DenoisedImage(Figure):
 class Neighbours(Figure):
     """Samples above the training images that are nearest to them in pixels, beside test images
     above theirs: has a model learned by heart?
-
-    Args:
-        samples: columns of a sheet.
-        nearest: training images below each.
     """
 
     samples: int = 8
@@ -367,12 +345,6 @@ def _denoised(
 
 def _signed(log_snr: float) -> str:
     return f"{log_snr:.1f}".replace("-", "−")
-
-
-def _directory(path: Path) -> str:
-    """Name of the run directory of a run or of one of its checkpoints."""
-    real = path.resolve()
-    return real.name if real.is_dir() else real.parents[1].name
 
 
 def plot(config: DictConfig, start: Start) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from betasigma.commands.assemble import Config, make_data, make_module, make_sampler, make_schedule
+from betasigma.commands.assemble import Config, make_module, make_sampler, make_schedule, open_data
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.commands.config import trains
@@ -28,7 +28,7 @@ from betasigma.randomness import Stream
 from betasigma.runs.directory import kernel_folder, short
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.compiling import can_be_compiled, is_left_open
-from betasigma.training.trainer import make_trainer, measured_samples, shown_between, shown_samples
+from betasigma.training.trainer import Affordable, make_trainer
 
 
 def prefetch(config: DictConfig) -> None:
@@ -38,9 +38,7 @@ def prefetch(config: DictConfig) -> None:
     """
     content = check_run(config).content
     plain_warnings()
-    display, data = Display(), make_data(content)
-    data.prepare_data()
-    data.setup()
+    display, data = Display(), open_data(content)
     sizes = ", ".join(f"{data.size(split)} {split}" for split in ("train", "test"))
     display.line(f"data      {data.data_name}: {sizes} examples")
     _measure_references(content, data, display)
@@ -52,7 +50,7 @@ def _measure_references(content: Config, data: ImageDataModule, display: Display
     content = resolve_auto(content, data, display).config
     sampler, schedule = make_sampler(content["sampler"]), make_schedule(content["schedule"])
     asked = content["evaluation"]
-    node = with_measured(content, evaluations(sampler, schedule))["evaluation"]
+    node = with_measured(Affordable(content, evaluations(sampler, schedule)))["evaluation"]
     if not measures(node):
         why = "none are asked for"
         if measures(asked):
@@ -125,9 +123,9 @@ def _take_steps(content: Config, data: ImageDataModule, display: Display) -> boo
     if not is_compiled(average.network):
         compile_in_place(average.network)
     sampler = make_sampler(content["sampler"])
-    nfe = evaluations(sampler, average.schedule)
-    measured = min(measured_samples(content, nfe), content["evaluation"]["batch_size"])
-    for n in {shown_between(content, nfe), shown_samples(content, nfe), measured}:
+    affordable = Affordable(content, evaluations(sampler, average.schedule))
+    measured = min(affordable.measured, content["evaluation"]["batch_size"])
+    for n in {affordable.between, affordable.shown, measured}:
         if n:
             _take_step(average, sampler, content, n)
     return is_compiled(denoiser.network)

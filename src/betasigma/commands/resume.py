@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from betasigma.commands.config import complete, key_of, plain, saved_header, trains, upgrade
+from betasigma.commands.config import complete, key_of, plain, saved_header, trains, upgrade, within
 from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
@@ -55,7 +55,7 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
         _found(config) if config.resume == "auto" else checkpoint_path(config.resume, "resume")
     )
     if checkpoint is None:
-        print("resume=auto: no run with this config has a checkpoint; starting one", flush=True)
+        _say("resume=auto: no run with this config has a checkpoint; starting one")
         config.resume = None
         return None
     saved = complete(saved_header(checkpoint, "resume")["config"])
@@ -271,4 +271,4 @@ def _in_run(checkpoint: Path) -> bool:
 
 
 def _changeable(key: str) -> bool:
-    return any(key == known or key.startswith(f"{known}.") for known in CHANGEABLE)
+    return any(within(key, known) for known in CHANGEABLE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,19 +17,26 @@ from torch import Tensor
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import parsed
 from betasigma.commands.load import Loaded, load_run, weights_key
-from betasigma.commands.measure import rank_and_world_size, say_not_finite
-from betasigma.commands.trajectory import save_trajectory
+from betasigma.commands.measure import say_not_finite
+from betasigma.commands.trajectory import SHOWN, save_trajectory
 from betasigma.cpus import usable_cpus
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
 from betasigma.errors import UserError
-from betasigma.evaluation.sharding import broadcast, gather, made_by_first_rank_first, shard
+from betasigma.evaluation.sharding import (
+    broadcast,
+    gather,
+    made_by_first_rank_first,
+    own_share,
+    rank_and_world_size,
+    shard,
+)
 from betasigma.options.apps import Sample
 from betasigma.pictures import image_of, picture, save
 from betasigma.runs.directory import DRAWN
-from betasigma.runs.files import replace_file, write_json
+from betasigma.runs.files import read_json, replace_file, write_json
 from betasigma.runs.record import format_settings
 from betasigma.runs.start import Start
 from betasigma.runs.status import process_rank
@@ -85,20 +91,13 @@ def _sample(
         return
     write_json(out / DRAWN, {**told, "seed": asked.chosen_seeds[0], **counted})
     if asked.trajectory is not None:
-        path = save_trajectory(
-            draw.denoiser,
-            sampler,
-            asked.chosen_indices,
-            asked.chosen_seeds[0],
-            draw.labels,
-            asked.trajectory,
-            out,
-        )
+        first, seed = asked.chosen_indices[:SHOWN], asked.chosen_seeds[0]
+        how = (draw.labels(first), asked.trajectory, out)
+        path = save_trajectory(draw.denoiser, sampler, first, seed, *how)
         display.line(f"trajectory {path}")
 
 
-Place = tuple[int, int]
-"""Seed and index of a sample."""
+Place = tuple[int, int]  # seed and index
 
 
 class DrawnBatch(NamedTuple):
@@ -132,7 +131,7 @@ class Draw:
 
     def __call__(self, places: Sequence[Place], display: Display) -> Iterator[DrawnBatch]:
         """This process's share of the samples of these places, batch by batch, each of one seed."""
-        own = shard(len(places), *rank_and_world_size())
+        own = own_share(len(places))
         first, size = own.start, self.batch_size
         with display.share(f"{self.sampler.name}: {len(places)} samples") as progress:
             while first < own.stop:
@@ -167,8 +166,7 @@ def _gather(draw: Draw, asked: Sample, out: Path, display: Display) -> dict[str,
     tell.
     """
     places = _places(asked)
-    found = list(draw(places, display))
-    gathered = gather(found, *rank_and_world_size())
+    gathered = gather(list(draw(places, display)))
     if gathered is None:
         return {}
     every = [part for of_rank in gathered for part in of_rank]
@@ -196,20 +194,18 @@ def _fill(
     """Draw what the folder lacks, each process its share into files of its own, and return what
     there is to tell.
     """
-    rank, world_size = rank_and_world_size()
     wanted = _places(asked)
     labels = draw.labels([i for _, i in wanted])
     classes = [None] * len(wanted) if labels is None else labels.tolist()
     of_place = dict(zip(wanted, classes, strict=True))
-    into = made_by_first_rank_first(begin, rank, world_size)
-    looked_at = wanted if rank == 0 else []
-    lacking = [place for place in looked_at if not into.path(*place, of_place[place]).is_file()]
-    lacking = broadcast(lacking, world_size)
+    into = made_by_first_rank_first(begin)
+    lacking = [place for place in wanted if not into.path(*place, of_place[place]).is_file()]
+    lacking = broadcast(lacking)  # a slower process would miss what the first has drawn by then
     nfe, bad = 0, 0
     for part in draw(lacking, display):
         into.write([into.path(*place, of_place[place]) for place in part.places], part.images)
         nfe, bad = max(nfe, part.nfe), bad + part.not_finite
-    counts = gather((nfe, bad), rank, world_size)
+    counts = gather((nfe, bad))
     if counts is None:
         return {}
     nfe, bad = max(nfe for nfe, _ in counts), sum(bad for _, bad in counts)
@@ -238,7 +234,7 @@ class SampleFolder:
     Args:
         root: its path; made where it is not there.
         told: what its samples depend on. A folder that says something else of them is refused.
-        classes: names of the classes, each of which gets a sub-folder; ``None`` for none.
+        classes: names of the classes, each of which gets a sub-folder.
     """
 
     def __init__(
@@ -249,7 +245,7 @@ class SampleFolder:
         self._folders = None if classes is None else _folder_names(classes)
         description = root / DRAWN
         if description.is_file():
-            _compare(root, _known(description), told)
+            _compare(root, read_json(description), told)
         elif root.is_dir() and any(root.iterdir()):
             raise UserError(f"out={root} is not empty and holds no samples: give another folder")
         else:
@@ -266,14 +262,6 @@ class SampleFolder:
         """Write images ``(n, C, H, W)``, each whole or not at all."""
         with ThreadPoolExecutor(usable_cpus()) as pool:
             list(pool.map(save, map(image_of, images), paths))
-
-
-def _known(description: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(description.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"out: {description} cannot be read ({error})") from None
-    return known if isinstance(known, dict) else {}
 
 
 def _compare(root: Path, known: Mapping[str, Any], told: Mapping[str, Any]) -> None:

@@ -34,8 +34,8 @@ from betasigma.options.apps import Sync
 from betasigma.options.base import dump, parse_leniently
 from betasigma.options.loggers import WandbOptions
 from betasigma.pictures import CAPTION
-from betasigma.report.runs import read_config
-from betasigma.report.scan import Recorded, WorkTime, run_directories
+from betasigma.report.runs import Run, read_config
+from betasigma.report.scan import WorkTime, run_directories
 from betasigma.runs import directory
 from betasigma.runs.files import read_json, write_json, write_text
 from betasigma.runs.header import CHECKPOINTS, read_header
@@ -53,39 +53,31 @@ SENT = "sent.json"
 LAG = 15.0
 """Seconds in which a server counts what it was sent."""
 
-Value = tuple[str, int]
-"""Metric and step."""
-
-
-class NotSent(UserError):
-    """A run could not be sent."""
+Value = tuple[str, int]  # metric and step
 
 
 class Recipient(NamedTuple):
     """Where runs go: the server, and what the command says instead of the runs' own configs."""
 
     api: Any
-    project: str | None
-    entity: str | None
-    again: bool
-    patience: float
+    asked: Sync
+
+    @property
+    def given(self) -> dict[str, str]:
+        """Project and entity, where the command says them."""
+        wanted = {"project": self.asked.project, "entity": self.asked.entity}
+        return {key: value for key, value in wanted.items() if value is not None}
 
     def options(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         """Options of the logger for a run with this config."""
         node = saved.get("logger") or {}
         own = node if node.get("kind") == "wandb" else {"group": saved.get("name")}
-        wanted = {"project": self.project, "entity": self.entity}
-        given = {key: value for key, value in wanted.items() if value is not None}
-        options = {**dump(parse_leniently(WandbOptions, own)[0]), **given, **OF_THIS_MACHINE}
+        options = {**dump(parse_leniently(WandbOptions, own)[0]), **self.given, **OF_THIS_MACHINE}
         told = wandb_place(options, {"name": saved.get("name"), "tags": []}, Path())
         return {**options, "project": told["project"], "entity": told["entity"]}
 
     def known(self, saved: Mapping[str, Any], identity: str | None) -> Any:
-        """What the server knows of a run; ``None`` for nothing.
-
-        Raises:
-            NotSent: where it does not answer.
-        """
+        """What the server knows of a run; ``None`` for nothing."""
         from wandb.errors import CommError
 
         options = self.options(saved)
@@ -95,7 +87,7 @@ class Recipient(NamedTuple):
         except CommError as error:
             if "Could not find run" in str(error):
                 return None
-            raise NotSent(f"the server does not tell what it has: {error}") from None
+            raise UserError(f"the server does not tell what it has: {error}") from None
 
 
 OF_THIS_MACHINE = {"system": False, "console": False}
@@ -106,8 +98,7 @@ def sync(config: DictConfig, start: Start) -> None:
     """Send runs to Weights & Biases, each as one run with one history."""
     _, asked = parsed(config, Sync)
     os.environ.setdefault("WANDB_SILENT", "true")  # read at import
-    api = connect(asked.timeout)
-    place = Recipient(api, asked.project, asked.entity, asked.again, asked.patience)
+    place = Recipient(connect(asked.timeout), asked)
     display = Display()
     found = [run for path in asked.runs for run in run_directories(Path(path))]
     runs, rows, failed = list(dict.fromkeys(found)), [], 0
@@ -138,8 +129,10 @@ def connect(timeout: float) -> Any:
 
 def send(run: Path, place: Recipient) -> str:
     """Send what the server lacks of a run."""
-    identity = None if place.again else directory.wandb_id(run)
-    legs = sorted((run / directory.WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"), key=_begun)
+    again = place.asked.again
+    identity = None if again else directory.wandb_id(run)
+    legs = list((run / directory.WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"))
+    legs.sort(key=lambda leg: leg.parent.name.removeprefix("offline-"))  # which says when it began
     trained = (run / directory.CONFIG).is_file()
     if not trained and not legs:
         return "nothing: it has no files of Weights & Biases"
@@ -147,12 +140,12 @@ def send(run: Path, place: Recipient) -> str:
         return "nothing: it still runs, and logs online itself"
     pictures = sorted((run / directory.SAMPLES).glob("step_*.png"))
     files = [run / METRICS, *pictures] if trained else legs
-    where = [os.environ.get("WANDB_BASE_URL"), place.entity, place.project]
+    where = [os.environ.get("WANDB_BASE_URL"), place.asked.entity, place.asked.project]
     receipt = [*where, identity, _digest([file for file in files if file.is_file()])]
     if identity is not None and read_json(run / directory.WANDB / SENT).get("sent") == receipt:
         return "nothing new"
     saved = _saved(run) if trained else {}
-    if len(legs) == 1 and not place.again and _can_go_as_it_is(legs[0], run, saved, place):
+    if len(legs) == 1 and not again and _can_go_as_it_is(legs[0], run, saved, place):
         _upload(legs[0], place)
         said = "its file"
     elif trained:
@@ -161,18 +154,13 @@ def send(run: Path, place: Recipient) -> str:
             write_text(run / directory.WANDB_ID, f"{identity}\n")
         said = _continue(run, saved, identity, place)
     else:
-        raise NotSent(f"it has {len(legs)} files of Weights & Biases, which would mix")
+        raise UserError(f"it has {len(legs)} files of Weights & Biases, which would mix")
     kept = _send_checkpoints(run, saved, place) if trained else 0
     if kept:
         said += f", {kept} checkpoint{'s' if kept > 1 else ''}"
     receipt[-2] = identity
     write_json(run / directory.WANDB / SENT, {"sent": receipt})
     return said
-
-
-def _begun(leg: Path) -> str:
-    """When a file was begun, which the name of its folder says."""
-    return leg.parent.name.removeprefix("offline-")
 
 
 def _is_written(run: Path) -> bool:
@@ -197,7 +185,7 @@ def _saved(run: Path) -> dict[str, Any]:
     """The config of a run. Nothing in it is resolved."""
     content = read_config(run / directory.CONFIG)
     if content is None:
-        raise NotSent(f"its {directory.CONFIG} cannot be read")
+        raise UserError(f"its {directory.CONFIG} cannot be read")
     return content
 
 
@@ -220,43 +208,34 @@ def _can_go_as_it_is(leg: Path, run: Path, saved: Mapping[str, Any], place: Reci
 
 
 def _upload(leg: Path, place: Recipient) -> None:
-    """Send a file of Weights & Biases.
-
-    Raises:
-        NotSent: where the server does not take it.
-    """
+    """Send a file of Weights & Biases."""
     marker = leg.with_name(f"{leg.name}.synced")
     marker.unlink(missing_ok=True)
-    given = {"project": place.project, "entity": place.entity}
-    wanted = [f"--{key}={value}" for key, value in given.items() if value is not None]
+    wanted = [f"--{key}={value}" for key, value in place.given.items()]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", "--include-online", *wanted, leg.absolute()],
             capture_output=True,
             text=True,
             check=False,
-            timeout=place.patience,
+            timeout=place.asked.patience,
             cwd=leg.parent,
             env={**os.environ, "WANDB_SILENT": "false"},
         )
     except subprocess.TimeoutExpired:
-        raise NotSent(f"the server did not take it within {place.patience:g} s") from None
+        raise UserError(f"the server did not take it within {place.asked.patience:g} s") from None
     said = f"{done.stdout}\n{done.stderr}".splitlines()
     errors = [line for line in said if re.search("ERROR|panic:", line)]
     if errors or not marker.is_file():  # it marks a file, and exits with 0, whatever arrived
         marker.unlink(missing_ok=True)
-        raise NotSent(next(iter(errors), "the server did not take it").removeprefix("wandb: "))
+        raise UserError(next(iter(errors), "the server did not take it").removeprefix("wandb: "))
 
 
 # ---------------------------------------------------------------- from metrics.csv
 
 
 def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient) -> str:
-    """Send the values and pictures that the server lacks.
-
-    Raises:
-        NotSent: where it has not got all of them in the end.
-    """
+    """Send the values and pictures that the server lacks, and see that it has got all of them."""
     known = place.known(saved, identity)
     rows = list(lacking(run, on_server(known)))
     if not rows:
@@ -269,9 +248,9 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
             identity,
             "online",
             resume="allow",
-            finish_timeout=place.patience,
+            finish_timeout=place.asked.patience,
         )
-        work = WorkTime(Recorded(run, saved, {}))
+        work = WorkTime(Run(run, saved))
         for row in rows:
             size = saved.get("batch_size")
             images = {IMAGES: row[STEP] * size} if isinstance(size, int) else {}
@@ -280,11 +259,11 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
         goes_on = status == RUNNING and _is_written(run)
         experiment.finish(exit_code=0 if goes_on or status == FINISHED else 1)
     except Exception as error:  # of whatever kind
-        raise NotSent(f"the server did not take it ({first_line(error)})") from None
+        raise UserError(f"the server did not take it ({first_line(error)})") from None
     end = time.monotonic() + LAG
     while left := len(list(lacking(run, on_server(place.known(saved, identity))))):
         if time.monotonic() > end:
-            raise NotSent(f"the server has not got {left} of {len(rows)} rows of it")
+            raise UserError(f"the server has not got {left} of {len(rows)} rows of it")
         time.sleep(1)
     began = "" if known is None else ", which the server lacked"
     return f"{len(rows)} rows of {METRICS} and of pictures{began}"
@@ -303,7 +282,7 @@ def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int
         identity,
         "online",
         resume="allow",
-        finish_timeout=place.patience,
+        finish_timeout=place.asked.patience,
     ) as experiment:
         for path in files:
             keep_checkpoint(experiment, path, read_header(path)["step"], path.stem)

@@ -15,7 +15,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
@@ -35,7 +34,6 @@ from betasigma.commands.measure import (
     data_as_typed,
     evaluations,
     make_estimator,
-    measure_likelihood,
     results,
     say_not_finite,
     with_measured,
@@ -66,31 +64,25 @@ from betasigma.runs.files import read_json, write_json, write_patiently, write_t
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST, newest_step, read_header
 from betasigma.runs.record import METRICS, Record
 from betasigma.runs.start import Start, program
-from betasigma.runs.status import ActivityLog
-from betasigma.samplers import Sampler, count_not_finite, labels_in_turn
-from betasigma.schedules import NoiseSchedule
+from betasigma.runs.status import ActivityLog, process_rank
+from betasigma.samplers import count_not_finite, labels_in_turn
 from betasigma.training import tracking
-from betasigma.training.checkpoints import Checkpoints, KeptCheckpoints
+from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.compiling import CompileTraining, can_be_compiled, is_left_open
 from betasigma.training.interrupts import Interrupts
 from betasigma.training.periodic import MissedValidation, PeriodicEvaluation, SampleGrids
 from betasigma.training.processes import launched_processes
-from betasigma.training.progress import Estimate, Forecast, Metrics, ShowProgress, Work
+from betasigma.training.progress import Forecast, Metrics, ShowProgress, Work
 from betasigma.training.skipped import SkippedSteps
 from betasigma.training.steps import EVALUATION, LIKELIHOOD, SAMPLING, VALIDATION, Stopwatch
 from betasigma.training.stop_signals import caught_signals, queued_again
 from betasigma.training.trainer import (
     GRID_SAMPLES,
     PER_IMAGE,
-    affordable_validation,
-    cost_of_measured,
+    Affordable,
     make_callbacks,
     make_trainer,
-    measured_samples,
     refuse_unmeasured,
-    shown_between,
-    shown_samples,
-    tenth_of_training,
     validation_interval,
 )
 from betasigma.version import VERSION
@@ -106,14 +98,12 @@ def train(config: DictConfig, start: Start) -> FinishedRun:
 def _train(content: Config, start: Start) -> FinishedRun:
     run = start.directory
     quiet_libraries()
-    display = Display(quiet=_rank() != 0, note=ActivityLog(run).note)
+    display = Display(quiet=process_rank() != 0, note=ActivityLog(run).note)
     resumed = Path(content["resume"]) if content["resume"] else None
     if resumed and has_ended(resumed, content):
         display.line(f"{run} has ended after {read_header(resumed)['step']} steps: nothing to do")
         return FinishedRun(run)
-    data = assemble.make_data(content)
-    data.prepare_data()
-    data.setup()
+    data = assemble.open_data(content)
     if measures(content["evaluation"]):
         check_splits(data, data_as_typed(data))
     content, reasons, ladder = resolve_auto(content, data, display)
@@ -122,15 +112,20 @@ def _train(content: Config, start: Start) -> FinishedRun:
     if content["init"]["run"] is not None and resumed is None:
         initial = load_initial(denoiser, content)
     fewer_threads = prepare_model(denoiser, content["hardware"], _threads_of(resumed))
-    cost = cost_of(denoiser) if _rank() == 0 and tracking.shows_config(content["logger"]) else {}
+    cost = (
+        cost_of(denoiser)
+        if process_rank() == 0 and tracking.shows_config(content["logger"])
+        else {}
+    )
     module = assemble.make_module(content, denoiser)
     sampler = assemble.make_sampler(content["sampler"])
     loggers = _open_run(content, start, resumed, cost)
-    nfe = evaluations(sampler, denoiser.schedule)
-    meter = Meter(with_measured(content, nfe), data, sampler, loggers, display)
+    affordable = Affordable(content, evaluations(sampler, denoiser.schedule))
+    guidance = content["training"]["guidance"]
+    meter = Meter(with_measured(affordable), data, sampler, loggers, display, guidance)
     callbacks = [
         *make_callbacks(content["callbacks"], module.monitor),
-        *run_callbacks(content, run, data, sampler, display, meter),
+        *run_callbacks(affordable, run, meter),
     ]
     interrupts = next(c for c in callbacks if isinstance(c, Interrupts))
     tracking.show_wall_clock(loggers, lambda: interrupts.seconds)
@@ -138,15 +133,15 @@ def _train(content: Config, start: Start) -> FinishedRun:
     _announce(display, start, content, data, denoiser, resumed)
     if fewer_threads:
         display.line(fewer_threads)
-    _choose_validation(content, data, display)
-    _say_what_is_sampled(content, nfe, data, display)
+    _choose_validation(affordable, data, display)
+    _say_what_is_sampled(affordable, data, display)
     found = describe_data(display, data)
-    if _rank() == 0:
+    if process_rank() == 0:
         keep_description(run, found)
     if initial is not None:
         for sentence in initial.sentences(denoiser):
             display.line(sentence)
-        if _rank() == 0:
+        if process_rank() == 0:
             write_json(run / directory.INITIAL, initial._asdict())
     _explain_ladder(display, run, reasons, ladder)
     if resumed is None:
@@ -161,7 +156,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
             else:
                 trainer.validate(module, data, verbose=False)
                 trainer.save_checkpoint(run / CHECKPOINTS / LAST)
-            finish(trainer, module.average, start, content, display, meter, callbacks)
+            finish(trainer, module, start, affordable, meter, callbacks)
     except BaseException as stop:  # of which Ctrl-C is one
         _say_how_to_continue(display, start)
         if isinstance(stop, SIGTERMException):  # Lightning's, of several processes: status 0
@@ -216,21 +211,14 @@ def make_model(content: Config, data: ImageDataModule) -> Denoiser | ExactDenois
     return denoiser
 
 
-def run_callbacks(
-    content: Config,
-    run: Path,
-    data: ImageDataModule,
-    sampler: Sampler,
-    display: Display,
-    meter: Meter,
-) -> list[Callback]:
+def run_callbacks(affordable: Affordable, run: Path, meter: Meter) -> list[Callback]:
     """Our own callbacks, in the order in which they act."""
+    data, sampler, display = meter.data, meter.sampler, meter.display
+    content = affordable.content
     settings = content["training"]
     how = sampler.name
     if settings["guidance"] != 1:
         how += f", guidance {settings['guidance']:g}"
-
-    nfe = evaluations(sampler, assemble.make_schedule(content["schedule"]))
 
     def samples(denoiser: DenoiserLike, n: int) -> tuple[Tensor, str]:
         with display.share("sampling") as progress:
@@ -257,31 +245,36 @@ def run_callbacks(
         "config": {**content, **ONCE},
     }
     watch = Stopwatch()
-    checkpoints = Checkpoints(run / CHECKPOINTS, header, settings["checkpoint_every"], data, watch)
+    checkpoints = Checkpoints(
+        run / CHECKPOINTS,
+        header,
+        settings["checkpoint_every"],
+        data,
+        watch,
+        content["logger"].get("artifacts", "none"),
+    )
     budget = StopOptions.parse(content["stop"]).seconds
     interrupts = Interrupts(
         display, validation_interval(content), checkpoints.save, budget, content["stop"]["grace"]
     )
-    size = (content["batch_size"], content["steps"])
     forecast = Forecast(
         watch,
-        *size,
-        lambda: works(content, data, sampler),
+        content["batch_size"],
+        content["steps"],
+        lambda: works(affordable, data),
         lambda: math.inf if budget is None else budget - interrupts.seconds,
     )
     return [
         SkippedSteps(settings["skip_limit"], settings["log_every"], run),
-        Estimate(display, forecast, *size),
-        ShowProgress(display, watch, forecast, checkpoints, *size),
-        Metrics(watch, settings["log_every"], data, *size),
+        ShowProgress(display, forecast, checkpoints),
+        Metrics(forecast, settings["log_every"], data),
         checkpoints,
-        KeptCheckpoints(run / CHECKPOINTS, content["logger"].get("artifacts", "none")),
         interrupts,
         *_compiling(content, display),
         SampleGrids(
             run,
             samples,
-            (shown_between(content, nfe), shown_samples(content, nfe)),
+            (affordable.between, affordable.shown),
             settings["sample_every"],
             watch,
             settings["wait_for_space"],
@@ -298,70 +291,66 @@ def run_callbacks(
     ]
 
 
-def works(content: Config, data: ImageDataModule, sampler: Sampler) -> dict[str, Work]:
+def works(affordable: Affordable, data: ImageDataModule) -> dict[str, Work]:
     """What a run does beside its steps, and how many network evaluations that takes."""
-    settings, measured = content["training"], content["evaluation"]
-    schedule = assemble.make_schedule(content["schedule"])
-    each = evaluations(sampler, schedule)
-    if measured["metrics"]:
-        n, n_during = measured_samples(content, each), measured["n_during"]
-    else:
-        n, n_during = 0, 0
-    measure = cost_of_measured(each)
-    between, last = each * shown_between(content, each), each * shown_samples(content, each)
+    content, nfe = affordable.content, affordable.nfe
+    measured = content["evaluation"]
+    one = affordable.of_measured if measured["metrics"] else 0
+    between, last = nfe * affordable.between, nfe * affordable.shown
     return {
         VALIDATION: Work(PER_IMAGE * data.validated, validation_interval(content), with_last=True),
-        SAMPLING: Work(between, settings["sample_every"], last),
-        EVALUATION: Work(measure * n_during, measured["every"], measure * n),
-        LIKELIHOOD: Work(after=_likelihood_cost(content, data, schedule)),
+        SAMPLING: Work(between, content["training"]["sample_every"], last),
+        EVALUATION: Work(one * measured["n_during"], measured["every"], one * affordable.measured),
+        LIKELIHOOD: Work(after=_likelihood_cost(content, data)),
     }
 
 
-def _likelihood_cost(content: Config, data: ImageDataModule, schedule: NoiseSchedule) -> float:
+def _likelihood_cost(content: Config, data: ImageDataModule) -> float:
     """Network evaluations that the likelihood at the end takes; 0 where it does not say."""
     node = content.get("likelihood")
     cost = getattr(make_estimator(node, content["seed"]), "cost", None) if node else None
-    return min(node["n"], data.size(node["split"])) * cost(schedule) if node and cost else 0.0
+    if not (node and cost):
+        return 0.0
+    n = min(node["n"], data.size(node["split"]))
+    return float(n * cost(assemble.make_schedule(content["schedule"])))
 
 
-def _choose_validation(content: Config, data: ImageDataModule, display: Display) -> None:
+def _choose_validation(affordable: Affordable, data: ImageDataModule, display: Display) -> None:
     """Validate on fewer images where a run is short, unless their number was given."""
+    content = affordable.content
     if content["data"]["val_size"] is not None or not trains(content):
         return
     most = min(data.val_size, data.size("test"))
-    data.val_size = affordable_validation(content, most)
+    data.val_size = affordable.validated(most)
     if data.val_size < most:
-        spent = data.val_size * PER_IMAGE, tenth_of_training(content, validation_interval(content))
+        share = _share(data.val_size * PER_IMAGE, affordable, validation_interval(content))
         display.line(
-            f"validating on {data.val_size} of {data.size('test')} test images, {_share(*spent)} "
-            f"of so short a training (data.val_size)"
+            f"validating on {data.val_size} of {data.size('test')} test images, {share} of so "
+            f"short a training (data.val_size)"
         )
 
 
-def _say_what_is_sampled(
-    content: Config, nfe: int, data: ImageDataModule, display: Display
-) -> None:
+def _say_what_is_sampled(affordable: Affordable, data: ImageDataModule, display: Display) -> None:
     """Say that fewer samples are drawn or measured where a run is short, and with how many images
     they are compared where that was left open.
     """
-    node = content["evaluation"]
-    shown, measured = shown_samples(content, nfe), measured_samples(content, nfe)
-    asked = content["training"]["num_samples"], node["n"]
-    if asked[0] is None and shown < GRID_SAMPLES:
+    content, nfe = affordable.content, affordable.nfe
+    settings, node = content["training"], content["evaluation"]
+    shown, between, measured = affordable.shown, affordable.between, affordable.measured
+    if settings["num_samples"] is None and shown < GRID_SAMPLES:
         display.line(
             f"{shown} samples in a grid: more, by {nfe} network evaluations each, would take "
             f"longer than so short a training (training.num_samples, sampler.steps)"
         )
-    between, every = shown_between(content, nfe), content["training"]["sample_every"]
+    every = settings["sample_every"]
     if between < shown and every < content["steps"]:
         display.line(
             f"{between} of {shown} samples in the grids before the last one, "
-            f"{_share(between * nfe, tenth_of_training(content, every))} of the training "
-            f"(training.num_samples)"
+            f"{_share(between * nfe, affordable, every)} of the training (training.num_samples)"
         )
     if not node["metrics"]:
         return
-    if asked[1] is None and measured < SAMPLES:
+    if node["n"] is None and measured < SAMPLES:
         what = f"{measured} samples are" if measured else "nothing is"
         display.line(
             f"{what} measured at the end: more would take longer than so short a training "
@@ -377,9 +366,9 @@ def _say_what_is_sampled(
         )
 
 
-def _share(spent: int, tenth: int) -> str:
-    """What part of a training is spent on something that is to take a tenth of it."""
-    if spent > tenth:
+def _share(spent: int, affordable: Affordable, steps: int) -> str:
+    """What part of so many steps is spent on something that is to take a tenth of them."""
+    if spent > affordable.training(steps) // 10:
         return "the fewest there can be, which take more than a tenth"
     return "which take about a tenth"
 
@@ -392,38 +381,26 @@ def _compiling(content: Config, display: Display) -> list[Callback]:
 
 def finish(
     trainer: Trainer,
-    average: Denoiser | ExactDenoiser,
+    module: MeasuredModule,
     start: Start,
-    content: Config,
-    display: Display,
+    affordable: Affordable,
     meter: Meter,
     callbacks: list[Callback],
 ) -> None:
     """The last samples, the evaluation, the summary and the commands that come next."""
     step, run = trainer.global_step, start.directory
+    content, display, average = affordable.content, meter.display, module.average
     grids = next(c for c in callbacks if isinstance(c, SampleGrids))
     watch = next(c for c in callbacks if isinstance(c, ShowProgress)).watch
     device = trainer.strategy.root_device
     average.to(device)
-    module: MeasuredModule = trainer.lightning_module  # type: ignore[assignment]
     with watch.pause(device, SAMPLING):
         grids.show(trainer, module, step)
     with watch.pause(device, EVALUATION):
-        n = measured_samples(content, evaluations(meter.sampler, average.schedule))
-        found = meter.measure(average, n)
+        found = meter.measure(average, affordable.measured)
         meter.log(found, step)
     with watch.pause(device, LIKELIHOOD):
-        likelihood = measure_likelihood(
-            content.get("likelihood"),
-            content["seed"],
-            average,
-            trainer.datamodule,  # type: ignore[attr-defined]
-            trainer.loggers if trainer.is_global_zero else [],
-            display,
-            step,
-            prefix="val",
-            out=run,
-        )
+        likelihood = meter.likelihood(average, step, run)
     if not trainer.is_global_zero:
         return
     curves = Record.of(run)
@@ -524,23 +501,18 @@ def _explain_ladder(
     """Print how each ``auto`` was resolved, and write it to ``ladder.json``."""
     for reason in reasons:
         display.line(reason)
-    if record and _rank() == 0:
+    if record and process_rank() == 0:
         path = run / directory.LADDER
         earlier = read_json(path)
         known = [*earlier.get("reasons", []), *reasons]
         write_json(path, {**earlier, **record, "reasons": known})
 
 
-def _rank() -> int:
-    """Return the rank of this process, also before there is a Trainer."""
-    return getattr(rank_zero_only, "rank", None) or 0
-
-
 def _open_run(
     content: Config, start: Start, resumed: Path | None, cost: Mapping[str, int]
 ) -> list[Logger]:
     """Describe the run in its directory, and make its loggers; the first process does."""
-    if _rank() != 0:
+    if process_rank() != 0:
         return []
     run = start.directory
     environment = _describe_run(content, start, resumed, cost)

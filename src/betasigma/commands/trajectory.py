@@ -21,7 +21,6 @@ from betasigma.samplers import Sampler
 from betasigma.schedules import NoiseSchedule
 
 SHOWN = 8
-"""Samples that are shown."""
 COLUMNS, FRAMES = 12, 60
 """States of a strip and of a film, at most."""
 MILLISECONDS, LAST = 70, 1500
@@ -33,28 +32,14 @@ def save_trajectory(
     sampler: Sampler,
     indices: Sequence[int],
     seed: int,
-    labels: Callable[[Sequence[int]], Tensor | None],
+    y: Tensor | None,
     film: Film,
     out: Path,
 ) -> Path:
-    """Draw the first of these samples once more and show states on the way.
-
-    Args:
-        denoiser: the model.
-        sampler: of the samples.
-        indices: of the samples, of which the first ``SHOWN`` are taken.
-        seed: of the samples.
-        labels: gives the class label of each.
-        film: ``png``: a row a sample; ``gif`` and ``mp4``: a grid of the samples that moves.
-        out: directory of the picture.
-
-    Returns:
-        Its path.
+    """Draw these samples once more and show states on the way: as ``png`` in a row each, as ``gif``
+    and ``mp4`` in a grid that moves. Return the path in ``out``.
     """
-    chosen = list(indices[:SHOWN])
-    states = seen(
-        denoiser, sampler, chosen, seed, labels(chosen), COLUMNS if film == "png" else FRAMES
-    )
+    states = seen(denoiser, sampler, indices, seed, y, COLUMNS if film == "png" else FRAMES)
     path = out / f"trajectory.{film}"
     if film == "png":
         save(grid(states.transpose(0, 1).flatten(0, 1), len(states)), path)
@@ -62,15 +47,9 @@ def save_trajectory(
     frames = [grid(frame) for frame in states]
     with replace_file(path) as partial:
         if film == "gif":
-            durations = [*[MILLISECONDS] * (len(frames) - 1), LAST]
-            frames[0].save(
-                partial,
-                format="GIF",
-                save_all=True,
-                append_images=frames[1:],
-                duration=durations,
-                loop=0,
-            )
+            first, *others = frames
+            how = {"duration": [*[MILLISECONDS] * len(others), LAST], "loop": 0}
+            first.save(partial, format="GIF", save_all=True, append_images=others, **how)
         else:
             _write_mp4(partial, frames)
     return path
@@ -102,18 +81,9 @@ def states_on_the_way(
     y: Tensor | None,
     choose: Callable[[Sequence[float]], Collection[int]],
 ) -> dict[int, Tensor]:
-    """Chosen states from the first to the sample, at the contrast of clean data.
-
-    Args:
-        denoiser, sampler: what draws.
-        indices: of the samples.
-        seed: of the samples.
-        y: class label of each, or ``None``.
-        choose: gives the places of the states that are wanted, from the times that all have come
-            to: falling from the first to 0, the sample.
-
-    Returns:
-        By place, bytes ``(n, C, H, W)``.
+    """Chosen states from the first to the sample, at the contrast of clean data, by place: bytes
+    ``(n, C, H, W)``. ``choose`` gives the places that are wanted, from the times that all states
+    have come to: falling from the first to 0, the sample.
     """
     schedule, device = denoiser.schedule, denoiser.device
     rng = Stream("sample", seed, indices=indices, device=device)
@@ -140,12 +110,6 @@ def at_contrast(
     """A state as bytes, at the contrast of clean data: deviations from the middle of the value
     range are divided by √(α² + (σ/h)²), with half the range h. That changes nothing where the
     variance is preserved over [−1, 1], and makes one picture of it and of a σ-ladder.
-
-    Args:
-        x_t: the state, ``(n, C, H, W)``.
-        schedule: of the model.
-        t: its time.
-        value_range: of clean data.
     """
     low, high = value_range
     middle, half = (low + high) / 2, (high - low) / 2

@@ -50,11 +50,7 @@ def fetch_named(name: str) -> Path:
 
 
 def fetch(entity: str, project: str, run: str, which: str | None = None) -> Path:
-    """Fetch the checkpoint of a run, unless it is here already.
-
-    Returns:
-        Its path, in the cache.
-    """
+    """Fetch the checkpoint of a run into the cache, unless it is there already."""
     asked = f"wandb:{entity}/{project}/{run}" + (f":{which}" if which else "")
     from wandb.errors import CommError
 

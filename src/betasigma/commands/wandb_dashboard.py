@@ -25,7 +25,8 @@ from betasigma.errors import UserError, first_line
 from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import DashboardOptions
 from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, NFE, SKIPPED, SPEED
-from betasigma.report.scan import Recorded, find_recorded
+from betasigma.report.runs import Run
+from betasigma.report.scan import find_recorded, passes
 from betasigma.runs.directory import wandb_id
 from betasigma.runs.files import write_json
 from betasigma.runs.start import Start, program
@@ -39,7 +40,6 @@ FLOOR = "_floor"
 """Ending of a metric's name that says what real images score."""
 
 SPECIFICATION = "wandb_dashboard.json"
-"""File with what is saved, in the directory of this command."""
 
 SECONDS_TO_WAIT = 12.0
 """For the server at the start."""
@@ -61,7 +61,7 @@ class Scene(NamedTuple):
     """What panels are drawn of."""
 
     dashboard: DashboardOptions
-    runs: Sequence[Recorded]
+    runs: Sequence[Run]
 
     @property
     def together(self) -> dict[str, Any]:
@@ -260,37 +260,34 @@ CHARTS: Mapping[str, Callable[[Any, Scene], list[Any]]] = {
     "run": _run,
     "health": _health,
 }
-"""What draws each kind of panel."""
 
 
-def drawn(dashboard: DashboardOptions, runs: Sequence[Recorded]) -> dict[str, Drawn]:
+def drawn(scene: Scene) -> dict[str, Drawn]:
     """The panels of a dashboard by name; those of which the runs have nothing are empty."""
-    scene = Scene(dashboard, runs)
     return {
         name: Drawn(panel.title or name, panel.about, CHARTS[panel.kind](panel, scene))
-        for name, panel in dashboard.panels.items()
+        for name, panel in scene.dashboard.panels.items()
     }
 
 
-def known_ids(runs: Sequence[Recorded]) -> list[str]:
+def known_ids(runs: Sequence[Run]) -> list[str]:
     """Ids on Weights & Biases of the runs that have one."""
     return [identity for run in runs if (identity := wandb_id(run.directory))]
 
 
-def _filters(dashboard: DashboardOptions, runs: Sequence[Recorded]) -> list[Any]:
+def _filters(scene: Scene) -> list[Any]:
     """The runs that are shown, and of them those whose config has what the dashboard asks."""
-    found: list[Any] = [expr.Metric("ID").isin(known_ids(runs))]
-    for key, wanted in dashboard.filters.items():
-        patterns = [str(one) for one in (wanted if isinstance(wanted, list) else [wanted])]
-        values = {json.dumps(run.leaves[key]): run.leaves[key] for run in runs if key in run.leaves}
-        fitting = [v for v in values.values() if any(fnmatchcase(str(v), p) for p in patterns)]
-        found.append(expr.Config(key).isin(fitting))
+    found: list[Any] = [expr.Metric("ID").isin(known_ids(scene.runs))]
+    for key, wanted in scene.dashboard.filters.items():
+        known = [run for run in scene.runs if key in run.leaves and passes(run, {key: wanted})]
+        values = {json.dumps(run.leaves[key]): run.leaves[key] for run in known}
+        found.append(expr.Config(key).isin([*values.values()]))
     return found
 
 
-def _columns(dashboard: DashboardOptions, runs: Sequence[Recorded]) -> list[str]:
+def _columns(scene: Scene) -> list[str]:
     """Columns of the table of runs: what they are grouped by and the final figures."""
-    scene = Scene(dashboard, runs)
+    dashboard = scene.dashboard
     tables = [panel for panel in dashboard.panels.values() if panel.kind == "runs"]
     keys = dict.fromkeys([*dashboard.group_by, *dashboard.spread_over])
     figures = [name for panel in tables for name in scene.matching(panel.patterns)]
@@ -300,54 +297,51 @@ def _columns(dashboard: DashboardOptions, runs: Sequence[Recorded]) -> list[str]
     ]
 
 
-def make_workspace(
-    dashboard: DashboardOptions, runs: Sequence[Recorded], entity: str, project: str
-) -> Any:
+def make_workspace(scene: Scene, entity: str, project: str) -> Any:
     """The workspace: a section for each panel."""
     sections = [
         workspaces.Section(name=panel.title, panels=panel.charts, is_open=True)
-        for panel in drawn(dashboard, runs).values()
+        for panel in drawn(scene).values()
         if panel.charts
     ]
     return workspaces.Workspace(
         entity=entity,
         project=project,
-        name=dashboard.title,
+        name=scene.dashboard.title,
         sections=sections,
         settings=workspaces.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            filters=_filters(dashboard, runs),
-            groupby=[expr.Config(key) for key in dashboard.group_by],
-            pinned_columns=_columns(dashboard, runs),
+            filters=_filters(scene),
+            groupby=[expr.Config(key) for key in scene.dashboard.group_by],
+            pinned_columns=_columns(scene),
         ),
     )
 
 
-def make_report(
-    dashboard: DashboardOptions, runs: Sequence[Recorded], entity: str, project: str
-) -> Any:
+def make_report(scene: Scene, entity: str, project: str) -> Any:
     """The report: a heading, what it shows and its charts for each panel. The first has the table
     of runs.
     """
+    dashboard = scene.dashboard
     runset = partial(
         reports.Runset,
         entity=entity,
         project=project,
         name=dashboard.title,
-        filters=_filters(dashboard, runs),
+        filters=_filters(scene),
         groupby=[f"config.{key}" for key in dashboard.group_by],
     )
     blocks: list[Any] = []
-    for panel in drawn(dashboard, runs).values():
+    for panel in drawn(scene).values():
         if not panel.charts:
             continue
         blocks.append(reports.H1(panel.title))
         if panel.about:
             blocks.append(reports.P(panel.about))
         first = not any(isinstance(block, reports.PanelGrid) for block in blocks)
-        table: dict[str, Any] = {"pinned_columns": _columns(dashboard, runs)} if first else {}
+        table: dict[str, Any] = {"pinned_columns": _columns(scene)} if first else {}
         blocks.append(reports.PanelGrid(runsets=[runset(**table)], panels=panel.charts))
-    about = f"{len(runs)} runs, grouped by {', '.join(dashboard.group_by) or 'nothing'}"
+    about = f"{len(scene.runs)} runs, grouped by {', '.join(dashboard.group_by) or 'nothing'}"
     return reports.Report(
         entity=entity,
         project=project,
@@ -373,9 +367,9 @@ def show_on_wandb(asked: Dashboard, start: Start) -> None:
     """Save a dashboard on Weights & Biases, and as JSON. Without an account only the latter."""
     display, runs = Display(), find_recorded(asked.runs)
     path = start.directory / SPECIFICATION
-    described = (asked.dashboard, runs)
+    scene = Scene(asked.dashboard, runs)
     # a set of runs of no place: naming one would look it up
-    write_json(path, specification(*(make(*described, "", "") for make in MAKERS)))
+    write_json(path, specification(*(make(scene, "", "") for make in MAKERS)))
     unsent = sum(run.is_training and not known_ids([run]) for run in runs)
     if unsent:
         command = shlex.join([*program("sync", start.here), *asked.runs])
@@ -391,7 +385,7 @@ def show_on_wandb(asked: Dashboard, start: Start) -> None:
     entity = entity or connect(SECONDS_TO_WAIT).default_entity
     for name, make in zip(("workspace", "report"), MAKERS, strict=True):
         try:
-            address = make(*described, entity, project).save().url
+            address = make(scene, entity, project).save().url
         except Exception as error:  # of whatever kind
             raise UserError(
                 f"Weights & Biases did not take the {name} ({first_line(error)}); it is described "
@@ -401,7 +395,7 @@ def show_on_wandb(asked: Dashboard, start: Start) -> None:
     display.line(f"described in {path}")
 
 
-def place_of(runs: Sequence[Recorded], project: str | None, entity: str | None) -> tuple[str, str]:
+def place_of(runs: Sequence[Run], project: str | None, entity: str | None) -> tuple[str, str]:
     """Entity and project of a dashboard, ``""`` for the account's own entity: what is given, else
     what the runs were logged for.
 

@@ -32,8 +32,7 @@ class Choice:
     """The chosen features: what ``betasigma.evaluation.features.build`` needs.
 
     Attributes:
-        extractor: a name of ``betasigma.options.evaluation.EXTRACTORS``, or a class of the user, as
-            ``evaluation.extractor`` has it.
+        extractor: a name of ``EXTRACTORS``, or a class of the user.
         weights: absolute path of the weights of Inception or DINOv2; ``None`` for other extractors,
             or before the download.
         download: whether to download the weights when the extractor is built.
@@ -56,13 +55,11 @@ def choose(
     """Choose the features that metrics are computed on.
 
     Args:
-        extractor: ``evaluation.extractor``: a name of ``EXTRACTORS``, a class of the user, or
-            ``auto``. It takes Inception if its weights are given, cached or may be downloaded,
+        extractor: ``auto`` takes Inception if its weights are given, cached or may be downloaded,
             otherwise EfficientNet-Lite0, whose weights are installed with this package.
-        inception_weights: ``evaluation.inception_weights``, path of the weights file.
-        download: ``evaluation.download``, whether weights may be downloaded.
+        inception_weights, dinov2_weights: paths of the weights files.
+        download: whether weights may be downloaded.
         sample_shape: shape of one example. For points (``(2,)``) the coordinates are the features.
-        dinov2_weights: ``evaluation.dinov2_weights``, path of the weights file.
 
     Raises:
         UserError: if the extractor is unknown or does not fit the data, the weights file does

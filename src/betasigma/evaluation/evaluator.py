@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -31,7 +31,13 @@ from betasigma.evaluation import reference
 from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import frechet_distance
 from betasigma.evaluation.metrics import FrechetDistance, RealData, SampleMetric, metric_name
-from betasigma.evaluation.sharding import broadcast, gather, gather_rows, shard
+from betasigma.evaluation.sharding import (
+    broadcast,
+    gather,
+    gather_rows,
+    own_share,
+    rank_and_world_size,
+)
 from betasigma.options.evaluation import (
     Entry,
     EvaluationOptions,
@@ -40,26 +46,9 @@ from betasigma.options.evaluation import (
     no_logits,
     node_of,
 )
-from betasigma.samplers import count_not_finite
+from betasigma.samplers import Sampler, count_not_finite
 
 Progress = Callable[[float], None]
-
-
-class SamplerLike(Protocol):
-    """What the evaluation needs of a sampler."""
-
-    name: str
-
-    def sample(
-        self,
-        denoiser: Any,
-        *,
-        indices: Sequence[int],
-        seed: int,
-        y: Tensor | None,
-        batch_size: int,
-        progress: Progress | None,
-    ) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -99,8 +88,7 @@ class Evaluator:
     """Measures samples against a datamodule's images.
 
     Args:
-        extractor: the features; on the device where it should run.
-        datamodule: the images (see ``DataSource``).
+        extractor: on the device where it should run.
         metrics: each a name (``fd``, ``kid``, ``is``, ``precision``, ``recall``, ``neighbours``), a
             class, a class with its arguments (``{_target_: mylab.metrics.Sliced, projections:
             64}``), or a ``SampleMetric`` that was made without an extractor.
@@ -154,24 +142,17 @@ class Evaluator:
     def evaluate(
         self,
         denoiser: Any,
-        sampler: SamplerLike,
+        sampler: Sampler,
         n: int,
         seed: int = 0,
         y: Tensor | None = None,
-        rank: int = 0,
-        world_size: int = 1,
         progress: Progress | None = None,
     ) -> list[Measurement]:
-        """Draw samples 0 … n−1 of a seed and measure them.
+        """Draw samples 0 … n−1 of a seed and measure them. All ranks of ``torch.distributed`` call
+        this together; each draws its share of the samples, and all return the same list.
 
         Args:
-            denoiser: the model.
-            sampler: turns noise into samples of it.
-            n: number of samples.
-            seed: of the samples.
             y: class label of each sample, ``(n,)``, or ``None``.
-            rank, world_size: of ``torch.distributed``. All ranks call this together; each draws its
-                share of the samples, and all return the same list.
             progress: called with the share of this process's sampling that each step was.
 
         Returns:
@@ -181,16 +162,15 @@ class Evaluator:
         Raises:
             UserError: if n is too small for a metric, or is not the number of labels.
         """
-        self._check_n(n, warn=rank == 0)
+        self._check_n(n)
         if y is not None and len(y) != n:
             raise UserError(f"n={n} samples need as many class labels, not {len(y)}")
         self._not_finite = 0
-        drawn = self._draw(denoiser, sampler, shard(n, rank, world_size), seed, y, progress)
+        drawn = self._draw(denoiser, sampler, own_share(n), seed, y, progress)
         _, nfe = self._take_in(drawn)
-        parts = gather(self._not_finite, rank, world_size)
-        not_finite = broadcast(sum(parts or []), world_size)
+        not_finite = broadcast(sum(gather(self._not_finite) or []))
         if not_finite:
-            if rank == 0:
+            if rank_and_world_size()[0] == 0:
                 warnings.warn(
                     f"{not_finite} of {n} samples by {sampler.name} are not finite: nothing is "
                     "measured of them or of the others",
@@ -198,7 +178,7 @@ class Evaluator:
                 )
             name, space = "not_finite_samples", self.extractor.name
             return [Measurement(name, not_finite, n, nfe, sampler.name, seed, None, space)]
-        return self._measure(n, nfe, sampler.name, seed, rank, world_size)
+        return self._measure(n, nfe, sampler.name, seed)
 
     def evaluate_images(
         self,
@@ -207,27 +187,24 @@ class Evaluator:
         sampler: str = "images",
         nfe: int | None = None,
         seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
     ) -> list[Measurement]:
-        """Measure images that exist already.
+        """Measure images that exist already. All ranks of ``torch.distributed`` call this together;
+        each is given its share of the images, and all return the same list.
 
         Args:
             images: uint8 ``(n, C, H, W)`` (points: float ``(n, d)``), or batches of them.
             sampler, nfe, seed: how they were made, for the record.
-            rank, world_size: of ``torch.distributed``. All ranks call this together; each is given
-                its share of the images, and all return the same list.
 
         Raises:
             UserError: if there are too few for a metric.
         """
         batches = images.split(self.batch_size) if isinstance(images, Tensor) else images
         own, _ = self._take_in((batch, nfe) for batch in batches if len(batch))
-        n = broadcast(sum(gather(own, rank, world_size) or []), world_size)
-        self._check_n(n, warn=rank == 0)
-        return self._measure(n, nfe, sampler, seed, rank, world_size)
+        n = broadcast(sum(gather(own) or []))
+        self._check_n(n)
+        return self._measure(n, nfe, sampler, seed)
 
-    def floor(self, n: int, rank: int = 0, world_size: int = 1) -> Measurement:
+    def floor(self, n: int) -> Measurement:
         """Measure the Fréchet distance between n test images and the training images.
 
         Samples as good as real data would score this.
@@ -240,8 +217,8 @@ class Evaluator:
             UserError: if n < 2.
         """
         check_least(n, "fd", FrechetDistance.least)
-        test = self.statistics.get("test", n, rank, world_size)
-        train = self.statistics.get("train", self.n_reference, rank, world_size)
+        test = self.statistics.get("test", n)
+        train = self.statistics.get("train", self.n_reference)
         found = None
         if test is not None and train is not None:
             found = Measurement(
@@ -255,14 +232,14 @@ class Evaluator:
                 extractor=self.extractor.name,
                 n_reference=train.moments.count,
             )
-        known = broadcast(found, world_size)
+        known = broadcast(found)
         assert known is not None, "rank 0 has both references"
         return known
 
     def _draw(
         self,
         denoiser: Any,
-        sampler: SamplerLike,
+        sampler: Sampler,
         indices: range,
         seed: int,
         y: Tensor | None,
@@ -307,14 +284,15 @@ class Evaluator:
         return n, nfe
 
     def _measure(
-        self, n: int, nfe: int | None, sampler: str, seed: int | None, rank: int, world_size: int
+        self, n: int, nfe: int | None, sampler: str, seed: int | None
     ) -> list[Measurement]:
         """Compute all measurements on rank 0 and return them on every rank."""
+        rank, world_size = rank_and_world_size()
         found: list[Measurement] = []
         statistics: dict[reference.Split, reference.Reference | None] = {}
         for metric, split in self._columns:
             if metric.needs == "features" and split is not None and split not in statistics:
-                statistics[split] = self.statistics.get(split, self.n_reference, rank, world_size)
+                statistics[split] = self.statistics.get(split, self.n_reference)
             n_reference = None
             if split is not None and rank == 0:
                 known = statistics.get(split)
@@ -339,7 +317,7 @@ class Evaluator:
                         )
                     )
             metric.reset()
-        return broadcast(found, world_size)
+        return broadcast(found)
 
     def _name(self, metric: SampleMetric) -> str:
         on_pixels = metric.needs == "images"
@@ -351,11 +329,11 @@ class Evaluator:
             return self.extractor.name
         return "pixels" if self._pixels else "points"
 
-    def _check_n(self, n: int, warn: bool) -> None:
+    def _check_n(self, n: int) -> None:
         for metric, _ in self._columns:
             check_least(n, metric.name, metric.least)
         dim = self.extractor.dim
-        if warn and self.measures_frechet and n < dim:
+        if self.measures_frechet and n < dim and rank_and_world_size()[0] == 0:
             warnings.warn(
                 f"{metric_name('fd', self.extractor.name)} of n={n} samples is biased upwards, "
                 f"since n is below the feature dimension {dim}; compare it only with values at the "
@@ -365,7 +343,7 @@ class Evaluator:
 
 
 class Column(NamedTuple):
-    """A metric and the split that it compares with; ``None`` if it compares with none."""
+    """A metric and the split that it compares with, if any."""
 
     metric: SampleMetric
     split: reference.Split | None
@@ -405,5 +383,4 @@ def make_metric(entry: Entry | SampleMetric, extractor: FeatureExtractor) -> Sam
 
 
 def _scaled(progress: Progress | None, share: float) -> Progress | None:
-    """``progress`` of one part that is ``share`` of the whole."""
     return None if progress is None else lambda done: progress(done * share)

@@ -296,11 +296,7 @@ def _interpolated(embedding: Tensor, side: int) -> Tensor:
 
 
 def build(choice: Choice, sample_shape: Sequence[int]) -> FeatureExtractor:
-    """The extractor that was chosen.
-
-    Args:
-        choice: what ``betasigma.evaluation.choice.choose`` decided.
-        sample_shape: shape of one example.
+    """The extractor that ``betasigma.evaluation.choice.choose`` has chosen for examples of a shape.
 
     Raises:
         UserError: if the weights cannot be fetched or are not what they should be, or the class
@@ -441,12 +437,8 @@ def fold_batch_norms(network: nn.Module) -> None:
 def load_tensors(
     path: str | os.PathLike[str], key: str, wanted: str = INCEPTION_WANTED
 ) -> dict[str, Tensor]:
-    """Read a file of named tensors without running anything that it may contain.
-
-    Args:
-        path: the file.
-        key: what the user gave it as, for the message.
-        wanted: what it should be, for the message.
+    """Read a file of named tensors without running anything that it may contain. Messages say what
+    the user gave it as, and what it should be.
 
     Raises:
         UserError: if the file holds anything but a dictionary of tensors.

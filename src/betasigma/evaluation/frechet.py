@@ -93,10 +93,6 @@ class FeatureMoments:
         self.scatter.add_(other.scatter.to(self.packed.device))
         return self
 
-    def __add__(self, other: FeatureMoments) -> FeatureMoments:
-        """Moments of both streams together; neither is changed."""
-        return self.to(self.packed.device).merge(other)
-
     def to(self, device: torch.device | str) -> FeatureMoments:
         """A copy on that device."""
         return FeatureMoments(len(self.mean), packed=self.packed.to(device, copy=True))

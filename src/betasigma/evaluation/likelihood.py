@@ -28,7 +28,7 @@ from betasigma.data.order import subset
 from betasigma.data.sources import Split
 from betasigma.denoiser import Denoiser
 from betasigma.evaluation.evaluator import Measurement
-from betasigma.evaluation.sharding import broadcast, gather, shard
+from betasigma.evaluation.sharding import broadcast, gather, own_share, rank_and_world_size
 from betasigma.likelihood import Examples, FlowLikelihood, GaussianPrior, Terms, VariationalBound
 from betasigma.objectives.error_curve import covered_grid, denoising_error
 from betasigma.options.likelihoods import FITTED, LikelihoodOptions, Prior
@@ -77,11 +77,7 @@ class LikelihoodMeter:
     seed: int = 0
 
     def measure(
-        self,
-        denoiser: Denoiser | ExactDenoiser,
-        rank: int = 0,
-        world_size: int = 1,
-        progress: Progress | None = None,
+        self, denoiser: Denoiser | ExactDenoiser, progress: Progress | None = None
     ) -> LikelihoodResult:
         """Measure the mean of every term.
 
@@ -103,17 +99,16 @@ class LikelihoodMeter:
             training = self._examples(denoiser, "train", known)
             estimator = self.estimator.fitted_to(denoiser, training)
             parts = []
-            share = shard(n, rank, world_size)
+            share, world_size = own_share(n), rank_and_world_size()[1]
             for examples in self._examples(denoiser, self.split, chosen[share.start : share.stop]):
-                terms = estimator.terms(denoiser, examples, prior)
-                parts.append(terms)
+                parts.append(estimator.terms(denoiser, examples, prior))
                 if progress is not None:
                     progress(world_size * len(examples.x0) / n)
-        gathered = gather(parts, rank, world_size)
+        gathered = gather(parts)
         found = None
         if gathered is not None:
             found = self._summary(n, [terms for part in gathered for terms in part])
-        return broadcast(found, world_size)  # type: ignore[return-value]
+        return broadcast(found)  # type: ignore[return-value]
 
     def _summary(self, n: int, parts: list[Terms]) -> LikelihoodResult:
         points = not self.data.has_pixels
@@ -166,17 +161,13 @@ def error_curve(
     split: Split = LikelihoodOptions.DEFAULTS["split"],
     batch_size: int = LikelihoodOptions.DEFAULTS["batch_size"],
     progress: Progress | None = None,
-    ranks: tuple[int, int] = (0, 1),
 ) -> dict[float, float]:
-    """Mean ‖ε − ε̂‖²/d at every whole log-SNR (of data in [−1, 1]) that the schedule covers.
-
-    Args:
-        n: number of examples of ``split``; or all that there are.
-        ranks: rank and world size. All ranks call this together; each takes its share of the
-            examples, and all return the same.
+    """Mean ‖ε − ε̂‖²/d at every whole log-SNR (of data in [−1, 1]) that the schedule covers, over n
+    examples of ``split`` or all that there are. All ranks call this together; each takes its share
+    of the examples, and all return the same.
     """
     chosen = subset(data.size(split), n)
-    own = shard(len(chosen), *ranks)
+    own = own_share(len(chosen))
     grid = covered_grid(denoiser.schedule, denoiser.value_range)
     sums = dict.fromkeys(grid, 0.0)
     with in_float32(denoiser), denoiser.between_levels("interpolate"):
@@ -189,7 +180,7 @@ def error_curve(
                 sums[log_snr] += error.double().sum().item()
                 if progress is not None:
                     progress(len(x0) / len(own) / len(grid))
-    parts = broadcast(gather(sums, *ranks), ranks[1])
+    parts = broadcast(gather(sums))
     assert parts is not None, "rank 0 has all parts"
     return {log_snr: sum(part[log_snr] for part in parts) / len(chosen) for log_snr in grid}
 

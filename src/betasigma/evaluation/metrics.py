@@ -65,13 +65,8 @@ def metric_name(metric: str, extractor: str) -> str:
 
 @dataclass(frozen=True)
 class RealData:
-    """What samples are compared with.
-
-    Attributes:
-        data: the images.
-        split: of them.
-        limit: number of images of the split to take, a fixed random choice; ``None`` for all.
-        statistics: of their features, where the metric needs features.
+    """What samples are compared with: a fixed random choice of ``limit`` images of a split, or all,
+    and the statistics of their features, where the metric needs features.
     """
 
     data: DataSource
@@ -438,11 +433,11 @@ class NeighbourRatio(SampleMetric):
         return data.size("train")
 
 
-def share_inside(points: Tensor, manifold: Tensor, neighbour: int = 3) -> float:
+def share_inside(points: Tensor, manifold: Tensor) -> float:
     """Share of points ``(n, dim)`` in a ball around one of ``manifold``, ``(m, dim)``, that reaches
     its third neighbour."""
     with full_precision(points.device):
-        radii = _radii(manifold, neighbour)
+        radii = _radii(manifold, 3)
         inside = [
             (torch.cdist(rows, manifold) <= radii).any(1) for rows in points.split(ROWS_AT_ONCE)
         ]

@@ -32,7 +32,7 @@ from torch import Tensor
 from betasigma.data.sources import Split
 from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import FeatureMoments
-from betasigma.evaluation.sharding import broadcast, gather
+from betasigma.evaluation.sharding import broadcast, gather, rank_and_world_size
 from betasigma.options.evaluation import EvaluationOptions
 from betasigma.runs.directory import cache_folder
 from betasigma.runs.files import replace_file
@@ -41,7 +41,6 @@ FORMAT = 2
 """Of the files, and of the choice of images where not all are taken."""
 CAP = 10_000
 """Number of feature vectors kept for the metrics that need them."""
-
 
 KEEP_SECONDS = 20.0
 """Seconds between two writes of an unfinished part."""
@@ -83,11 +82,8 @@ class Reference:
 
 
 class RandomRows:
-    """Rows with the ``cap`` smallest keys of a stream: a uniform random subset of it.
-
-    Args:
-        dim: length of a row.
-        cap: number of rows to keep.
+    """Rows, each of length ``dim``, with the ``cap`` smallest keys of a stream: a uniform random
+    subset of it.
     """
 
     def __init__(self, dim: int, cap: int) -> None:
@@ -137,11 +133,8 @@ class RandomRows:
 
 
 class Part:
-    """Statistics of the first batches of a split, of which every ``world_size``-th is this rank's.
-
-    Args:
-        dim: of the features.
-        device: where float64 sums are kept.
+    """Statistics of the first batches of a split, of which every ``world_size``-th is this rank's;
+    float64 sums are kept on ``device``.
     """
 
     def __init__(self, dim: int, device: torch.device) -> None:
@@ -180,9 +173,7 @@ class ReferenceStatistics:
     """Feature statistics of a datamodule's splits, cached on disk by content.
 
     Args:
-        extractor: the features.
-        datamodule: the images.
-        cache_dir: where files are kept; by default ``$BETASIGMA_CACHE`` or ``~/.cache/betasigma``.
+        cache_dir: by default ``$BETASIGMA_CACHE`` or ``~/.cache/betasigma``.
         batch_size: number of images read at once.
         work: shows the progress of what is not in the cache.
     """
@@ -201,25 +192,23 @@ class ReferenceStatistics:
         self.work = work
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else cache_folder()
 
-    def get(
-        self, split: Split, limit: int | None = None, rank: int = 0, world_size: int = 1
-    ) -> Reference | None:
-        """Return the statistics of a split, from the cache or from its images.
+    def get(self, split: Split, limit: int | None = None) -> Reference | None:
+        """Return the statistics of a split, from the cache or from its images. All ranks call this
+        together, and each takes a share of the work.
 
         Args:
             split: ``train`` or ``test``.
             limit: number of images to take; ``None`` for all.
-            rank, world_size: all ranks call this together, and each takes a share of the work.
 
         Returns:
             The statistics on rank 0, ``None`` on other ranks.
         """
         key = self._key(split, limit)
         path = self.path(split, limit)
-        known = self._load(path, key) if rank == 0 else None
-        if broadcast(known is not None, world_size):
+        known = self._load(path, key) if rank_and_world_size()[0] == 0 else None
+        if broadcast(known is not None):
             return known
-        parts = gather(self._compute(split, limit, rank, world_size), rank, world_size)
+        parts = gather(self._compute(split, limit))
         if parts is None:
             return None
         reference = _join(parts)
@@ -237,9 +226,8 @@ class ReferenceStatistics:
         taken = None if everything else limit
         return repr((FORMAT, content, split, taken, self.extractor.fingerprint, CAP))
 
-    def _compute(
-        self, split: Split, limit: int | None, rank: int, world_size: int
-    ) -> tuple[FeatureMoments, RandomRows]:
+    def _compute(self, split: Split, limit: int | None) -> tuple[FeatureMoments, RandomRows]:
+        rank, world_size = rank_and_world_size()
         size = self.datamodule.size(split)
         total = size if limit is None else min(limit, size)
         key = repr((self._key(split, limit), self.batch_size, rank, world_size))

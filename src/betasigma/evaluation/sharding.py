@@ -20,6 +20,18 @@ from betasigma.randomness import BLOCK
 T = TypeVar("T")
 
 
+def rank_and_world_size() -> tuple[int, int]:
+    """Return rank and world size of this process; 0 and 1 where it is alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def own_share(n: int) -> range:
+    """Return this process's share of the indices 0 … n−1; it may be empty."""
+    return shard(n, *rank_and_world_size())
+
+
 def shard(n: int, rank: int, world_size: int) -> range:
     """Return the share of ``rank`` of the indices 0 … n−1; it may be empty."""
     blocks = -(-n // BLOCK)
@@ -27,8 +39,9 @@ def shard(n: int, rank: int, world_size: int) -> range:
     return range(min(n, rank * share), min(n, (rank + 1) * share))
 
 
-def gather(part: T, rank: int, world_size: int) -> list[T] | None:
+def gather(part: T) -> list[T] | None:
     """Return the parts of all ranks, in order, on rank 0; ``None`` on other ranks."""
+    rank, world_size = rank_and_world_size()
     if world_size == 1:
         return [part]
     parts: list[Any] | None = [None] * world_size if rank == 0 else None
@@ -49,20 +62,20 @@ def gather_rows(part: Tensor, group: Any = None) -> list[Tensor]:
     return gather_all_tensors(part, group)
 
 
-def broadcast(value: T, world_size: int) -> T:
+def broadcast(value: T) -> T:
     """Return rank 0's value on every rank."""
-    if world_size == 1:
+    if rank_and_world_size()[1] == 1:
         return value
     box: list[Any] = [value]
     dist.broadcast_object_list(box)
     return box[0]
 
 
-def made_by_first_rank_first(make: Callable[[], T], rank: int, world_size: int) -> T:
+def made_by_first_rank_first(make: Callable[[], T]) -> T:
     """Return what ``make`` does on each rank, on rank 0 before the others: what it downloads or
     writes is there for them.
     """
-    if rank == 0:
+    if first := rank_and_world_size()[0] == 0:
         made = make()
-    broadcast(None, world_size)
-    return made if rank == 0 else make()
+    broadcast(None)
+    return made if first else make()

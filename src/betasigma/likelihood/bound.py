@@ -240,11 +240,9 @@ class DiscreteBound(VariationalBound):
 
     @property
     def settings(self) -> str:
-        """What a value depends on, for the record."""
         return f"variance={self.variance} {super().settings}"
 
     def calls(self, schedule: NoiseSchedule) -> int:
-        """Calls of the denoiser that the diffusion term takes."""
         return schedule.levels - 1
 
     def diffusion(
@@ -281,7 +279,6 @@ class ContinuousBound(VariationalBound):
     decoder_std: DecoderStd | float = "fitted"
 
     def calls(self, schedule: NoiseSchedule) -> int:
-        """Calls of the denoiser that the diffusion term takes."""
         return self.draws
 
     def diffusion(

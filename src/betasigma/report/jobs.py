@@ -20,7 +20,6 @@ FEW_ROWS = 40
 """Jobs that a sweep's last table shows; of more it leaves out those that have finished."""
 
 WORDS = ("state", "node", "SLURM", "error")
-"""Columns of text."""
 
 LONGEST_ERROR = 160
 """Most characters of an error in a table."""

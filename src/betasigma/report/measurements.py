@@ -54,11 +54,16 @@ def of_evaluation(run: Run) -> Values:
     return found
 
 
-def sampler_of(run: Run) -> tuple[str, dict[str, str]]:
+def sampler_of(run: Run) -> tuple[str, Settings]:
     """Name and settings of the sampler of an evaluation; nothing where no samples were drawn."""
     for row in _of_samples(run.last):
-        return row["sampler"], dict(word.split("=", 1) for word in row["settings"].split())
-    return "", {}
+        return row["sampler"], frozenset(settings_in(row).items())
+    return "", frozenset()
+
+
+def settings_in(row: Mapping[str, str]) -> dict[str, str]:
+    """Settings of a sampler or a likelihood in a row of a record."""
+    return dict(word.split("=", 1) for word in row["settings"].split())
 
 
 def results(rows: Sequence[Mapping[str, str]], prefix: str) -> Values:
@@ -132,18 +137,18 @@ def last_values(runs: Sequence[Run]) -> list[list[str]]:
     """
     tables = [_last(run) for run in runs]
     found = list(dict.fromkeys(measured for table in tables for measured in table))
-    names = dict(zip(found, _names(found), strict=True))
+    names = dict(zip(found, told_apart(found), strict=True))
     return [
         [names[measured], *(table.get(measured, "") for table in tables)]
         for measured in sorted(found, key=lambda measured: names[measured])
     ]
 
 
-class Measured(NamedTuple):
-    """What a value is of, and how it was measured."""
+Settings = frozenset[tuple[str, str]]
+"""Keys with their values."""
 
-    name: str
-    settings: frozenset[tuple[str, str]]
+Measured = tuple[str, Settings]
+"""What a value is of, and how it was measured."""
 
 
 def _last(run: Run) -> dict[Measured, str]:
@@ -153,15 +158,15 @@ def _last(run: Run) -> dict[Measured, str]:
             continue
         context = [f"{key}={row[key]}" for key in ("n", "nfe", "sampler") if row[key]]
         own = {key: row[key] for key in ("guidance", "n_reference") if row[key]}
-        own |= dict(word.split("=", 1) for word in row["settings"].split())
-        measured = Measured(" ".join([row["metric"], *context]), frozenset(own.items()))
+        own |= settings_in(row)
+        measured = " ".join([row["metric"], *context]), frozenset(own.items())
         values[measured] = f"{float(row['value']):.4g}"
     return values
 
 
-def _names(found: Sequence[Measured]) -> list[str]:
-    """A name for each, with the settings that not all of its name have in common."""
-    common: dict[str, frozenset[tuple[str, str]]] = {}
+def told_apart(found: Sequence[tuple[str, Settings]]) -> list[str]:
+    """Each name with those of its settings that not all of this name have in common."""
+    common: dict[str, Settings] = {}
     for name, settings in found:
         common[name] = common.get(name, settings) & settings
     return [

@@ -26,15 +26,11 @@ from plotly.offline import get_plotlyjs
 from betasigma.errors import UserError
 
 BROWSER = Path(__file__).parent / "browser"
-"""Folder of the page's own files."""
 
 
 def render(data: dict[str, Any], refresh: float | None = None) -> str:
-    """The page.
-
-    Args:
-        data: what it shows, see :func:`betasigma.report.page_data.page_data`.
-        refresh: seconds after which the page asks its server for what is new; ``None`` without one.
+    """The page of :func:`betasigma.report.page_data.page_data`; with a server it asks for what is
+    new after ``refresh`` seconds.
     """
     address = "data:text/javascript;base64,"
     modules = {
@@ -56,12 +52,7 @@ def render(data: dict[str, Any], refresh: float | None = None) -> str:
 
 
 class PageJson(NamedTuple):
-    """Data of a page as JSON.
-
-    Attributes:
-        text: the JSON, which has the version too.
-        version: a digest of what the page shows.
-    """
+    """Data of a page as JSON, and a digest of what it shows, which the text has too."""
 
     text: str
     version: str

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,8 @@ from betasigma.options.base import dump
 from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED, Best
 from betasigma.plot_style import FAMILIES
 from betasigma.report.rows import INCIDENTAL
-from betasigma.report.scan import LONGEST, Recorded, WorkTime, passes, shown
+from betasigma.report.runs import Run
+from betasigma.report.scan import LONGEST, WorkTime, passes, shown
 from betasigma.report.series import Series
 from betasigma.runs.directory import LOG, SUMMARY
 from betasigma.runs.files import read_json
@@ -63,23 +65,24 @@ Kind = TypeVar("Kind", bound=dashboards.PanelOptions)
 
 
 def page_data(
-    runs: Sequence[Recorded],
+    runs: Sequence[Run],
     dashboard: dashboards.DashboardOptions,
     pictures: Album,
     defaults: Mapping[str, Any],
 ) -> Content:
-    """Describe runs for a page.
-
-    Args:
-        runs: training runs, and evaluations of them.
-        dashboard: what the page shows.
-        pictures: of the samples of these runs.
-        defaults: the config of a run that is told nothing, by dotted key.
+    """Describe training runs, and evaluations of them, for a page; ``defaults`` is the config of a
+    run that is told nothing, by dotted key.
     """
     trainings = [run for run in runs if run.is_training and passes(run, dashboard.filters)]
     common = os.path.commonpath([run.directory.resolve() for run in trainings] or [Path("/")])
     evaluated = _evaluations(runs)
-    wanted = _Wanted(dashboard)
+    named = [pattern for panel in dashboard.panels.values() for pattern in panel.patterns]
+
+    @cache
+    def wanted(metric: str) -> bool:
+        names = (metric, metric.removesuffix("_floor"))
+        return any(fnmatchcase(n, p) for n in names for p in {*named, SPEED, SKIPPED})
+
     kept = [
         [s for s in [*run.series, *evaluated.get(run.directory, [])] if wanted(s.metric)]
         for run in trainings
@@ -142,21 +145,6 @@ def page_data(
 def panel_of(dashboard: dashboards.DashboardOptions, kind: type[Kind]) -> Kind:
     """The first panel of a kind; its defaults where there is none."""
     return next((p for p in dashboard.panels.values() if isinstance(p, kind)), kind())
-
-
-class _Wanted:
-    """Whether a metric is on the page: one that a panel names, or the floor of one."""
-
-    def __init__(self, dashboard: dashboards.DashboardOptions) -> None:
-        named = [p for panel in dashboard.panels.values() for p in panel.patterns]
-        self._patterns = dict.fromkeys([*named, SPEED, SKIPPED])
-        self._known: dict[str, bool] = {}
-
-    def __call__(self, metric: str) -> bool:
-        if metric not in self._known:
-            names = (metric, metric.removesuffix("_floor"))
-            self._known[metric] = any(fnmatchcase(n, p) for n in names for p in self._patterns)
-        return self._known[metric]
 
 
 # ---------------------------------------------------------------- curves
@@ -222,7 +210,7 @@ def _rounded(value: float) -> float | None:
 # ---------------------------------------------------------------- time
 
 
-def _spent(run: Recorded) -> dict[str, float]:
+def _spent(run: Run) -> dict[str, float]:
     """Seconds by kind of work: as a run that has ended has counted them, else out of the times of
     what was logged.
 
@@ -231,7 +219,10 @@ def _spent(run: Recorded) -> dict[str, float]:
     and checkpoints.
     """
     counted = read_json(run.directory / SUMMARY).get("seconds")
-    if isinstance(counted, dict) and all(map(_is_time, counted.values())):
+    if isinstance(counted, dict) and all(
+        isinstance(seconds, int | float) and 0 <= seconds < LONGEST_TIME
+        for seconds in counted.values()
+    ):
         return {kind: round(seconds, 1) for kind, seconds in counted.items()}
     batch, work = run.config.get("batch_size"), WorkTime(run)
     spent = dict.fromkeys(("training", "validation", "evaluation", REST), 0.0)
@@ -248,7 +239,7 @@ def _spent(run: Recorded) -> dict[str, float]:
     return {kind: round(seconds, 1) for kind, seconds in spent.items()}
 
 
-def _logged(run: Recorded) -> dict[float, tuple[str, int, float]]:
+def _logged(run: Run) -> dict[float, tuple[str, int, float]]:
     """Kind of work, step and value of what was logged at one time by training."""
     found: dict[float, tuple[str, int, float]] = {}
     for series in run.series:
@@ -267,7 +258,7 @@ def _logged(run: Recorded) -> dict[float, tuple[str, int, float]]:
 # ---------------------------------------------------------------- one run
 
 
-def _identity(run: Recorded, common: str) -> Content:
+def _identity(run: Run, common: str) -> Content:
     """Where a run is, what it is called, and which data it has."""
     place = run.directory.resolve()
     own = os.path.relpath(place, common)
@@ -283,7 +274,7 @@ def _identity(run: Recorded, common: str) -> Content:
     }
 
 
-def _state(run: Recorded, patience: float) -> Content:
+def _state(run: Run, patience: float) -> Content:
     """How a run stands."""
     status = run.status
     known = {key: status.get(key) for key in ("status", "started", "ended", "error", "host")}
@@ -296,7 +287,7 @@ def _state(run: Recorded, patience: float) -> Content:
     }
 
 
-def _stalled(run: Recorded, patience: float) -> str | None:
+def _stalled(run: Run, patience: float) -> str | None:
     """Why a run that has not ended is not going on either; ``None`` where it is."""
     if is_dead(run.status):
         return "its process has ended without a word"
@@ -309,7 +300,7 @@ def _stalled(run: Recorded, patience: float) -> str | None:
     return f"no value for {idle / 60:.0f} minutes" if changed and idle > patience else None
 
 
-def _provenance(run: Recorded, lines: int) -> Content:
+def _provenance(run: Run, lines: int) -> Content:
     """What a run was started with and on, and what it has said last."""
     found = run.environment
     git, packages = found.get("git"), found.get("packages")
@@ -348,7 +339,7 @@ def _shared(described: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _evaluations(runs: Sequence[Recorded]) -> dict[Path, list[Series]]:
+def _evaluations(runs: Sequence[Run]) -> dict[Path, list[Series]]:
     """What was measured of a checkpoint, by the directory of its run. An evaluation of a run's
     directory is in the record of the run already. Values of another checkpoint than the last say
     which, so that none stands for one of the last.
@@ -369,7 +360,7 @@ def _evaluations(runs: Sequence[Recorded]) -> dict[Path, list[Series]]:
     return found
 
 
-def _sweeps(runs: Sequence[Recorded], common: str) -> Iterator[Content]:
+def _sweeps(runs: Sequence[Run], common: str) -> Iterator[Content]:
     """Sweeps, their jobs without a directory and those that have failed."""
     jobs: dict[Path, dict[int, str]] = {}
     for run in runs:
@@ -390,11 +381,6 @@ def _sweeps(runs: Sequence[Recorded], common: str) -> Iterator[Content]:
             "missing": missing,
             "failed": sorted(failed),
         }
-
-
-def _is_time(value: Any) -> bool:
-    """Whether a value is a number of seconds that a run can have taken."""
-    return isinstance(value, int | float) and 0 <= value < LONGEST_TIME
 
 
 def _integer(value: Any) -> int | None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from betasigma.evaluation.neighbours import nearest_examples
 from betasigma.options.dashboards import SamplesOptions
 from betasigma.pictures import COUNT, GAP, enlargement
-from betasigma.report.scan import Recorded
+from betasigma.report.runs import Run
 from betasigma.runs.directory import DATA, SAMPLES
 from betasigma.runs.files import read_json
 
@@ -36,21 +36,10 @@ WHOLE = 320
 AT_ONCE = 4096
 """Training images that are searched at once."""
 
-Load = Callable[[Recorded], Tensor | None]
+Load = Callable[[Run], Tensor | None]
 """Training images of a run, uint8 ``(N, C, H, W)``; ``None`` where they cannot be had."""
 
 Sheet = dict[str, Any]
-
-
-class Tiles(NamedTuple):
-    """Where the samples of a grid are, in pixels of its file."""
-
-    columns: int
-    rows: int
-    width: int
-    height: int
-    factor: int
-    channels: int
 
 
 class Album:
@@ -62,55 +51,61 @@ class Album:
         self._training: dict[str, Tensor | None] = {}
         self._nearest: dict[tuple[str, bytes], Sheet] = {}
 
-    def of(self, run: Recorded) -> Sheet:
+    def of(self, run: Run) -> Sheet:
         """Grids of a run by step, and the training images nearest to the samples of the last."""
         files = (run.directory / SAMPLES).glob("step_*.png")
         found = sorted((step, path) for path in files if (step := _step(path)) is not None)
         shape = read_json(run.directory / DATA).get("shape")
-        tiles = {path: _tiles_of(shape, path) for _, path in found}  # early grids may have fewer
         most, steps = self._options.most, self._options.steps
+        samples: Tensor | None = None
         while True:
-            cut = [(one, *_cut(one[1], tiles[one[1]], most)) for one in _spread(found, steps)]
-            sheets = [(*one, image, count) for one, image, count in cut if image is not None]
-            grids = [{"step": step, **_sheet(image, count)} for step, _, image, count in sheets]
+            grids: list[Sheet] = []
+            for step, path in _spread(found, steps):
+                image = _open(path)
+                if image is None:
+                    continue
+                samples = _samples(image, shape)
+                if samples is None:
+                    image.thumbnail((WHOLE, WHOLE))
+                    grids.append({"step": step, **_sheet(image, 0)})
+                else:
+                    samples = samples[:most]
+                    grids.append({"step": step, **_sheet(_arranged(samples), len(samples))})
             size = sum(len(grid["picture"]) for grid in grids)
             if size <= self._share:
                 break
             if most == 1 and steps == 1:
                 return {"grids": []}
             # fewer samples before fewer steps
-            most, steps = (max(1, min(most - 1, int(most * self._share / size))), steps)
+            most = max(1, min(most - 1, int(most * self._share / size)))
             if most < 4 and steps > 1:
                 most, steps = 4, steps // 2
-        described: Sheet = {"grids": grids}
-        if sheets and self._options.neighbours:
-            _, path, image, count = sheets[-1]
-            described |= self._beside(run, image, count, tiles[path])
-        return described
+        beside = self._beside(run, samples) if samples is not None else {}
+        return {"grids": grids, **beside}
 
     def real(self) -> dict[str, Sheet]:
         """The first training images of each set of data."""
+        most = self._options.most
         return {
-            key: _sheet(*_arranged(images[: self._options.most]))
+            key: _sheet(_arranged(images[:most]), len(images[:most]))
             for key, images in self._training.items()
             if images is not None
         }
 
-    def _beside(self, run: Recorded, image: Image.Image, count: int, tiles: Tiles | None) -> Sheet:
+    def _beside(self, run: Run, samples: Tensor) -> Sheet:
         """Which real images are shown beside the samples of a run."""
-        if tiles is None:
+        if not self._options.neighbours:
             return {}
         _, key = run.data
         if key not in self._training:
             self._training[key] = self._load(run)
         training = self._training[key]
-        samples = _taken_apart(image, count, tiles)
         if training is None or training.shape[1:] != samples.shape[1:]:
             return {}
         known = (key, samples.numpy().tobytes())
         if known not in self._nearest:
             _, places = nearest_examples(samples, training.split(AT_ONCE))
-            self._nearest[known] = _sheet(*_arranged(training[places]))
+            self._nearest[known] = _sheet(_arranged(training[places]), len(places))
         return {"real": key, "nearest": self._nearest[known]}
 
 
@@ -129,79 +124,36 @@ def _shape(count: int) -> tuple[int, int]:
     return columns, max(1, math.ceil(count / columns))
 
 
-def _tiles_of(shape: Any, path: Path) -> Tiles | None:
-    """Where the samples are in a grid of images of this shape; ``None`` where it is none."""
+def _samples(image: Image.Image, shape: Any) -> Tensor | None:
+    """The samples of a grid of images of this shape, uint8 ``(n, C, H, W)`` in their own size, as
+    many as its file says; ``None`` where the picture is none.
+    """
     if not (isinstance(shape, list) and len(shape) == 3):
         return None
     if not all(isinstance(n, int) and n > 0 for n in shape):
         return None
     channels, height, width = shape
-    width *= 1 if channels in (1, 3) else channels
-    factor = enlargement(height, width)
-    step = (width * factor + GAP, height * factor + GAP)
-    size = _size(path)
-    if size is None or any((length - GAP) % each for length, each in zip(size, step, strict=True)):
+    aside = 1 if channels in (1, 3) else channels  # stand side by side
+    factor = enlargement(height, width * aside)
+    down, right = height * factor + GAP, width * aside * factor + GAP
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[:, GAP:, GAP:]
+    if 0 in pixels.shape or pixels.shape[1] % down or pixels.shape[2] % right:
         return None
-    columns, rows = ((length - GAP) // each for length, each in zip(size, step, strict=True))
-    return Tiles(columns, rows, width * factor, height * factor, factor, channels)
+    tiles = pixels.unfold(1, down, down).unfold(2, right, right)  # (3, rows, columns, H, W)
+    tiles = tiles[..., :-GAP:factor, :-GAP:factor].permute(1, 2, 0, 3, 4)
+    images = tiles.flatten(0, 1)[:, : 3 if channels == 3 else 1]
+    count, least = len(images), len(images) - tiles.shape[1] + 1
+    white = (images == 255).flatten(1).all(1)
+    if image.info.get(COUNT) in map(str, range(least, count + 1)):
+        count = int(image.info[COUNT])
+    else:  # the file of an earlier version, the rest of whose last row is as white as its gaps
+        while count > least and white[count - 1]:
+            count -= 1
+    return torch.cat(images[:count].chunk(aside, dim=-1), dim=1).contiguous()
 
 
-def _cut(path: Path, tiles: Tiles | None, most: int) -> tuple[Image.Image | None, int]:
-    """The first samples of a grid without gaps, in their own size, and how many; the whole of
-    another picture.
-    """
-    image = _open(path)
-    if image is None:
-        return None, 0
-    if tiles is None:
-        image.thumbnail((WHOLE, WHOLE))
-        return image, 0
-    count = min(most, _count(image, tiles))
-    columns, rows = _shape(count)
-    width, height = tiles.width // tiles.factor, tiles.height // tiles.factor
-    sheet = Image.new("RGB" if tiles.channels == 3 else "L", (columns * width, rows * height))
-    for number in range(count):
-        tile = _tile(image, tiles, number).convert(sheet.mode)
-        place = (number % columns * width, number // columns * height)
-        sheet.paste(tile.resize((width, height), Image.Resampling.NEAREST), place)
-    return sheet, count
-
-
-def _count(image: Image.Image, tiles: Tiles) -> int:
-    """How many samples a grid has, as its file says; one of an earlier version does not, and the
-    rest of its last row is as white as its gaps.
-    """
-    count = tiles.columns * tiles.rows
-    least = count - tiles.columns + 1
-    for known in range(least, count + 1):
-        if image.info.get(COUNT) == str(known):
-            return known
-    while count > least and set(_tile(image, tiles, count - 1).getextrema()) == {(255, 255)}:
-        count -= 1
-    return count
-
-
-def _tile(image: Image.Image, tiles: Tiles, number: int) -> Image.Image:
-    row, column = divmod(number, tiles.columns)
-    left, top = GAP + column * (tiles.width + GAP), GAP + row * (tiles.height + GAP)
-    return image.crop((left, top, left + tiles.width, top + tiles.height))
-
-
-def _taken_apart(sheet: Image.Image, count: int, tiles: Tiles) -> Tensor:
-    """The samples of a sheet, uint8 ``(n, C, H, W)``."""
-    pixels = torch.from_numpy(np.asarray(sheet).copy())
-    pixels = pixels.reshape(*pixels.shape[:2], -1).permute(2, 0, 1)
-    columns, rows = _shape(count)
-    height, width = pixels.shape[1] // rows, pixels.shape[2] // columns
-    apart = pixels.unfold(1, height, height).unfold(2, width, width)  # (C, rows, columns, H, W)
-    images = apart.permute(1, 2, 0, 3, 4).flatten(0, 1)[:count]
-    if tiles.channels in (1, 3):
-        return images.contiguous()
-    return torch.cat(images.chunk(tiles.channels, dim=-1), dim=1)
-
-
-def _arranged(images: Tensor) -> tuple[Image.Image, int]:
-    """Images ``(n, C, H, W)`` as a sheet, and how many they are."""
+def _arranged(images: Tensor) -> Image.Image:
+    """Images ``(n, C, H, W)`` as a sheet without gaps."""
     if images.shape[1] not in (1, 3):
         images = torch.cat(images.split(1, dim=1), dim=-1)
     count, channels, height, width = images.shape
@@ -210,7 +162,7 @@ def _arranged(images: Tensor) -> tuple[Image.Image, int]:
     sheet[:count] = images
     sheet = sheet.unflatten(0, (rows, columns)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     array = sheet.contiguous().numpy()
-    return Image.fromarray(array[..., 0] if channels == 1 else array), count
+    return Image.fromarray(array[..., 0] if channels == 1 else array)
 
 
 def _step(path: Path) -> int | None:
@@ -224,14 +176,6 @@ def _spread(found: Sequence[tuple[int, Path]], count: int) -> list[tuple[int, Pa
         return list(found)
     places = {round(len(found) * (i + 1) / count) - 1 for i in range(count)}
     return [found[place] for place in sorted(places)]
-
-
-def _size(path: Path) -> tuple[int, int] | None:
-    try:
-        with Image.open(path, formats=("PNG",)) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
 
 
 def _open(path: Path) -> Image.Image | None:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 
 AS_IT_IS = DrawingOptions()
-"""How a plot is written where nobody asks for anything."""
 
 ERROR = "‖ε − ε̂‖²/d"
 LOG_SNR = "log-SNR of data in [−1, 1]"
@@ -45,8 +44,6 @@ class ErrorCurve(NamedTuple):
     """The denoising error of a setting.
 
     Attributes:
-        label: what the setting is called.
-        family: of its model.
         curves: of each run, the error by log-SNR.
         n: how many examples it was measured on, in words; ``""`` where that is not known.
     """
@@ -98,16 +95,7 @@ def error_curves(runs: Sequence[Run]) -> list[ErrorCurve]:
 def draw_error_curves(
     found: Sequence[ErrorCurve], path: Path, look: DrawingOptions = AS_IT_IS
 ) -> Path:
-    """Draw the denoising error of each setting against log-SNR.
-
-    Args:
-        found: by setting, ‖ε − ε̂‖²/d by log-SNR (of data in [−1, 1]).
-        path: of the picture.
-        look: how it is written.
-
-    Returns:
-        The picture's path.
-    """
+    """Draw ‖ε − ε̂‖²/d of each setting against log-SNR (of data in [−1, 1])."""
     with plot_style.panels() as (figure, (axes,)):
         draw_errors(axes, found)
         plot_style.legend_below(figure, [axes])
@@ -128,13 +116,13 @@ def draw_errors(axes: Axes, found: Sequence[ErrorCurve]) -> None:
     plot_style.plain_log_axis(axes.yaxis)
 
 
-def draw_levels(bits: Sequence[float], n: int, path: Path, look: DrawingOptions = AS_IT_IS) -> Path:
+def draw_levels(bits: Sequence[float], n: int, path: Path) -> Path:
     """Bits per dimension that each noise level costs, from level 2 up, a mean over n examples."""
     with plot_style.panels() as (figure, (axes,)):
         marker = "." if len(bits) < 50 else None
         axes.plot(range(2, len(bits) + 2), list(bits), marker=marker, color=plot_style.GREY)
         axes.set(xlabel="noise level", ylabel=f"bits/dim of the level, n={n}", yscale="log")
-        return save_figure(figure, path, look)
+        return save_figure(figure, path, AS_IT_IS)
 
 
 def draw_results(
@@ -148,11 +136,8 @@ def draw_results(
     standard error over the seeds.
 
     Args:
-        rows: of the table.
         columns: to draw: distances, likelihoods and :data:`DENOISING_ERROR`.
-        path: of the picture.
         errors: denoising error by log-SNR, for a panel of its own; ``()`` for none.
-        look: how it is written.
 
     Returns:
         The picture's path; ``None`` where there is nothing to draw.
@@ -310,25 +295,16 @@ def _measured(rows: Sequence[Row], columns: Sequence[str]) -> str:
     return ", ".join(sorted(common))
 
 
-CELL = 0.62
-"""Width of a cell, in inches."""
-
-GAP = 0.08
-"""Between two cells, as a share of a cell."""
-
-
-CAPTION = 0.28
-"""Height of a caption, as a share of a cell."""
+CELL, GAP, CAPTION = 0.62, 0.08, 0.28
+"""Width of a cell of a sheet in inches, and what is between two and a caption, as shares of it."""
 
 
 class Sheet(NamedTuple):
     """Images in rows and columns.
 
     Attributes:
-        title: what they are.
         cells: uint8 ``(C, H, W)`` by row and column, all of one size; ``None`` for an empty one.
-        rows: names of the rows.
-        columns: names of the columns.
+        rows, columns: their names.
         captions: below each image, by row and column; ``()`` for none.
     """
 

@@ -19,7 +19,7 @@ from betasigma.plot_style import (
     plain_log_axis,
     sampler_style,
 )
-from betasigma.report.measurements import DISTANCE
+from betasigma.report.measurements import DISTANCE, Settings, settings_in, told_apart
 from betasigma.report.plots import counted
 from betasigma.report.rows import family_of, settings_of, standard_error
 from betasigma.report.runs import Run, evaluated_run
@@ -48,7 +48,7 @@ class Sampled(NamedTuple):
     model: str
     family: str
     sampler: str
-    settings: frozenset[tuple[str, str]]
+    settings: Settings
 
 
 class Quality(NamedTuple):
@@ -97,10 +97,8 @@ def quality_of_jobs(jobs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
 def _gathered(
     found: Sequence[tuple[str, str, str, Sequence[Mapping[str, str]]]],
 ) -> dict[DistanceTerms, Quality]:
-    """Distances by their terms; what was measured twice with one seed counts once.
-
-    Args:
-        found: name and family of a model, which of its runs, and rows of a record.
+    """Distances by their terms, of name and family of a model, which of its runs, and rows of its
+    record; what was measured twice with one seed counts once.
     """
     values: dict[DistanceTerms, dict[Sampled, dict[int, dict[tuple[str, str], float]]]] = {}
     floors: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
@@ -115,8 +113,7 @@ def _gathered(
                 floors.setdefault((metric, row["n"]), {})[run, row["seed"]] = float(row["value"])
             elif against is None and row["nfe"] and row["sampler"]:
                 terms = DistanceTerms(metric, row["n"], row["n_reference"])
-                own = dict(word.split("=", 1) for word in row["settings"].split())
-                own |= {"guidance": row["guidance"]}
+                own = settings_in(row) | {"guidance": row["guidance"]}
                 kept = frozenset((k, v) for k, v in own.items() if k not in BUDGET)
                 line = Sampled(label, family, row["sampler"], kept)
                 by_nfe = values.setdefault(terms, {}).setdefault(line, {})
@@ -194,13 +191,9 @@ def _frontier(lines: Sequence[Mapping[int, Sequence[float]]]) -> tuple[list[int]
 
 def _names(lines: Sequence[Sampled]) -> list[str]:
     """What lines are called: model, sampler, and its settings in which they differ."""
-    models = {line.model for line in lines}
-    names = []
-    for line in lines:
-        alike = [other for other in lines if other.sampler == line.sampler]
-        common = frozenset.intersection(*(other.settings for other in alike))
-        own = [f"{key}={value}" for key, value in sorted(line.settings - common)]
-        names.append(
-            " ".join([*([f"{line.model},"] if len(models) > 1 else []), line.sampler, *own])
-        )
-    return names
+    samplers = told_apart([(line.sampler, line.settings) for line in lines])
+    several = len({line.model for line in lines}) > 1
+    return [
+        f"{line.model}, {sampler}" if several else sampler
+        for line, sampler in zip(lines, samplers, strict=True)
+    ]

@@ -21,9 +21,9 @@ from betasigma.report.measurements import (
     of_evaluation,
     of_training,
     sampler_of,
+    told_apart,
 )
-from betasigma.report.runs import Run, evaluated_run
-from betasigma.report.scan import leaves
+from betasigma.report.runs import Run, evaluated_run, leaves
 
 INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
@@ -77,12 +77,8 @@ def standard_error(values: Sequence[float]) -> float | None:
 
 
 class Setting(NamedTuple):
-    """Training runs that differ in nothing but their seed, and in what does not enter a result.
-
-    Attributes:
-        label: what tells them from others.
-        family: of their model; ``""`` where it is not known.
-        runs: of the setting.
+    """Training runs that differ in nothing but their seed, and in what does not enter a result;
+    their family is ``""`` where it is not known.
     """
 
     label: str
@@ -118,13 +114,16 @@ def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
     for setting in settings_of(runs):
         parts = _measured_alike(setting.runs)
         for measured, found, alike in parts:
-            columns = dict.fromkeys(column for values in found for column in values)
-            values = {c: [one[c] for one in found if c in one] for c in columns}
             step = f", at step {measured['step']:g}" if len(parts) > 1 else ""
             described = {"run": setting.label + step, "seeds": _seeds(alike)}
             how = measured_by(alike[0].last, "val")
-            rows.append(Row(described, values, setting.family, how))
+            rows.append(Row(described, _by_column(found), setting.family, how))
     return rows
+
+
+def _by_column(found: Sequence[Values]) -> dict[str, list[float]]:
+    columns = dict.fromkeys(column for values in found for column in values)
+    return {c: [values[c] for values in found if c in values] for c in columns}
 
 
 def _seeds(runs: Sequence[Run]) -> str:
@@ -161,42 +160,27 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
         key for key in _differing(asked) if key.partition(".")[0] not in (*OWN_COLUMNS, "seed")
     ]
     names = _without_common_parent([str(job.config["run"]) for job in jobs])
-    groups: dict[str, tuple[dict[str, str], list[Run]]] = {}
-    for job, name, sampler in zip(jobs, names, _samplers(jobs), strict=True):
+    samplers = told_apart(list(map(sampler_of, jobs)))
+    groups: dict[str, tuple[dict[str, str], list[Run], list[Values]]] = {}
+    for job, name, sampler in zip(jobs, names, samplers, strict=True):
         described = {
             "run": name,
             "sampler": sampler,
             **{key: job.asked.get(key, "") for key in swept},
         }
         found = of_evaluation(job)
-        measured = [str(found.get(key)) for key in ("n", "NFE")]
-        key = json.dumps([described, measured])
-        groups.setdefault(key, (described, []))[1].append(job)
-    several = any(len(group) > 1 for _, group in groups.values())
+        key = json.dumps([described, found.get("n"), found.get("NFE")])
+        _, group, values = groups.setdefault(key, (described, [], []))
+        group.append(job)
+        values.append(found)
+    several = any(len(group) > 1 for _, group, _ in groups.values())
     rows = []
-    for described, group in groups.values():
+    for described, group, values in groups.values():
         seeds = {"seeds": _seeds(group)} if several else {}
-        values: dict[str, list[float]] = {}
-        for job in group:
-            for column, value in of_evaluation(job).items():
-                values.setdefault(column, []).append(value)
         family = family_of(evaluated_run(group[0]).config)
         how = measured_by(group[0].last, "eval")
-        rows.append(Row({**described, **seeds}, values, family, how))
+        rows.append(Row({**described, **seeds}, _by_column(values), family, how))
     return rows
-
-
-def _samplers(jobs: Sequence[Run]) -> list[str]:
-    """Sampler of each job, with those of its settings in which jobs with this sampler differ."""
-    used = [sampler_of(job) for job in jobs]
-    settings: dict[str, list[dict[str, str]]] = {}
-    for sampler, own in used:
-        settings.setdefault(sampler, []).append(own)
-    differing = {sampler: _differing(found) for sampler, found in settings.items()}
-    return [
-        " ".join([sampler, *(f"{k}={own[k]}" for k in differing[sampler] if k in own)])
-        for sampler, own in used
-    ]
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

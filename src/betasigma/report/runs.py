@@ -4,9 +4,11 @@ is resolved or run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +17,80 @@ import yaml
 from betasigma.errors import UserError, did_you_mean
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
 from betasigma.report.series import RecordedRow, Series, read_series
-from betasigma.runs.directory import CONFIG, OVERRIDES
+from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, OVERRIDES
+from betasigma.runs.files import read_json
 from betasigma.runs.header import run_of
 from betasigma.runs.record import METRICS, Record, current_name
-from betasigma.runs.status import job_number
+from betasigma.runs.status import STATUS, job_number
 
 COMPOSED = ".hydra/config.yaml"
 """Config of any other command's job, as Hydra composed it."""
 
 
+_TRAINING = frozenset({"model", "steps", "batch_size"})
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run read back.
+    """What a run directory holds.
 
     Attributes:
-        label: name of its directory.
-        record: its metrics.
-        config: its config.
-        asked: its overrides, value by key.
+        directory: where it is.
+        config: as it is in its file; ``{}`` of one that cannot be read.
+        label: what tables and plots call it.
     """
 
-    label: str
-    record: Record
+    directory: Path
     config: dict[str, Any]
-    asked: dict[str, str] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it is of a training run rather than of another command's job."""
+        return self.config.keys() >= _TRAINING
+
+    @cached_property
+    def status(self) -> dict[str, Any]:
+        """Content of ``status.json``."""
+        return read_json(self.directory / STATUS)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Command, versions, machine and git state of its last start."""
+        return read_json(self.directory / ENVIRONMENT)
+
+    @cached_property
+    def asked(self) -> dict[str, str]:
+        """Its overrides, value by key."""
+        words = _read(self.directory / OVERRIDES)
+        pairs = (str(word).partition("=") for word in (words if isinstance(words, list) else ()))
+        return {key.lstrip("+"): value.strip("'") for key, _, value in pairs}
+
+    @cached_property
+    def data(self) -> tuple[str, str]:
+        """What its data are called, and that with what tells them from others of that name."""
+        found = read_json(self.directory / DATA)
+        shape = found.get("shape")
+        name = str(self.leaves.get("data.name", "?"))
+        label = f"{name} {'×'.join(map(str, shape))}" if isinstance(shape, list) else name
+        splits = [found.get(split) for split in ("train", "test")]
+        order = [split.get("order") for split in splits if isinstance(split, dict)]
+        return label, json.dumps([label, order])
+
+    @cached_property
+    def leaves(self) -> dict[str, Any]:
+        """Values of its config by dotted key; a list counts as a value."""
+        return leaves(self.config)
 
     @property
     def series(self) -> list[Series]:
         """All that it has measured."""
-        return read_series(self.record)
+        return read_series(Record.of(self.directory))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of its metrics."""
+        return list(dict.fromkeys(series.metric for series in self.series))
 
     @property
     def last(self) -> list[RecordedRow]:
@@ -70,7 +117,6 @@ class Run:
 
 def read_run(path: Path, config: str = CONFIG) -> Run:
     """Read a run directory."""
-    record = Record.of(path)
     lacks = [name for name in (METRICS, config) if not (path / name).is_file()]
     if not path.is_dir():
         raise UserError(f"runs=[{path}] does not exist: give a run directory, or a sweep's")
@@ -84,7 +130,7 @@ def read_run(path: Path, config: str = CONFIG) -> Run:
     content = read_config(path / config)
     if not content:
         raise UserError(f"runs=[{path}] is half written: its {config} cannot be read")
-    return Run(path.resolve().name, record, content, _overrides(path))
+    return Run(path, content, path.resolve().name)
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
@@ -110,7 +156,7 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
     Raises:
         UserError: where a metric that was asked for is in no run.
     """
-    known = {series.metric for run in runs for series in run.series}
+    known = {metric for run in runs for metric in run.metrics}
     if asked is None:
         return [metric for metric in (TRAIN_ERROR, VALIDATION_ERROR) if metric in known]
     for metric in map(current_name, asked):
@@ -126,8 +172,7 @@ def evaluated_run(job: Run) -> Run:
     checkpoint in one.
     """
     path = run_of(str(job.config.get("run")))
-    content = read_config(path / CONFIG) or {}
-    return Run(path.name, Record.of(path), content, _overrides(path) if content else {})
+    return Run(path, read_config(path / CONFIG) or {}, path.name)
 
 
 def read_evaluations(paths: Sequence[str]) -> list[Run]:
@@ -147,7 +192,7 @@ def read_evaluations(paths: Sequence[str]) -> list[Run]:
 
 def check_comparable(runs: Sequence[Run]) -> None:
     """Check that runs can be compared: that each has measured something that another has too."""
-    measured = [{series.metric for series in run.series} for run in runs]
+    measured = [set(run.metrics) for run in runs]
     for number, (run, own) in enumerate(zip(runs, measured, strict=True)):
         others = set[str]().union(*measured[:number], *measured[number + 1 :])
         if len(runs) > 1 and not own & others:
@@ -169,11 +214,6 @@ def _jobs(sweep: Path, config: str) -> list[Path]:
     return sorted((run for run in runs if (run / config).is_file()), key=job_number)
 
 
-def _overrides(run: Path) -> dict[str, str]:
-    pairs = (word.partition("=") for word in read_words(run / OVERRIDES))
-    return {key.lstrip("+"): value.strip("'") for key, _, value in pairs}
-
-
 LARGEST_CONFIG = 2**20
 """Bytes of a config that is read; those of the framework have a few thousand."""
 
@@ -184,12 +224,6 @@ def read_config(path: Path) -> dict[str, Any] | None:
     """Read a config; ``None`` where it is damaged or too large."""
     content = _read(path)
     return content if isinstance(content, dict) else None
-
-
-def read_words(path: Path) -> list[str]:
-    """Read a list of words, as a run's overrides are; ``[]`` where there are none."""
-    content = _read(path)
-    return [str(word) for word in content] if isinstance(content, list) else []
 
 
 def _read(path: Path) -> Any:
@@ -213,3 +247,19 @@ def _parsed(path: Path, size: int, changed: int) -> Any:
         return yaml.load(text, Loader=_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
+
+
+MOST_KEYS = 5000
+
+
+def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a config by dotted key, at most :data:`MOST_KEYS`."""
+    return dict(islice(_leaves(node), MOST_KEYS))
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -13,21 +13,17 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from betasigma.errors import UserError
 from betasigma.options.base import typed
-from betasigma.report.runs import COMPOSED, read_config
-from betasigma.report.series import Series, read_series
-from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, SAMPLES
-from betasigma.runs.files import read_json
+from betasigma.report.runs import COMPOSED, Run, read_config
+from betasigma.runs.directory import CONFIG, ENVIRONMENT, SAMPLES
 from betasigma.runs.header import CHECKPOINTS
-from betasigma.runs.record import METRICS, Record
+from betasigma.runs.record import METRICS
 from betasigma.runs.status import STATUS, written_at
 
 DEEPEST = 8
@@ -36,67 +32,12 @@ DEEPEST = 8
 LONGEST = 300
 """Characters of a value of a config, or of a line of a log, that are shown."""
 
-MOST_KEYS = 5000
-"""Keys of a config that are taken."""
-
 _SKIPPED = frozenset({CHECKPOINTS, SAMPLES, "wandb", "tensorboard", "__pycache__"})
-_TRAINING = frozenset({"model", "steps", "batch_size"})
 
 
-@dataclass(frozen=True)
-class Recorded:
-    """What a run directory holds.
-
-    Attributes:
-        directory: where it is.
-        config: as it is in its file; ``{}`` of one that cannot be read.
-        status: content of ``status.json``.
-    """
-
-    directory: Path
-    config: dict[str, Any]
-    status: dict[str, Any]
-
-    @property
-    def is_training(self) -> bool:
-        """Whether it is of a training run rather than of another command's job."""
-        return self.config.keys() >= _TRAINING
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """Command, versions, machine and git state of its last start."""
-        return read_json(self.directory / ENVIRONMENT)
-
-    @cached_property
-    def data(self) -> tuple[str, str]:
-        """What its data are called, and that with what tells them from others of that name."""
-        found = read_json(self.directory / DATA)
-        shape = found.get("shape")
-        name = str(self.leaves.get("data.name", "?"))
-        label = f"{name} {'×'.join(map(str, shape))}" if isinstance(shape, list) else name
-        splits = [found.get(split) for split in ("train", "test")]
-        order = [split.get("order") for split in splits if isinstance(split, dict)]
-        return label, json.dumps([label, order])
-
-    @cached_property
-    def leaves(self) -> dict[str, Any]:
-        """Values of its config by dotted key; a list counts as a value."""
-        return leaves(self.config)
-
-    @cached_property
-    def metrics(self) -> list[str]:
-        """Names of its metrics."""
-        return list(dict.fromkeys(series.metric for series in self.series))
-
-    @cached_property
-    def series(self) -> list[Series]:
-        """All that it has measured."""
-        return read_series(Record.of(self.directory))
-
-
-def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
+def find_recorded(paths: Sequence[str | Path]) -> list[Run]:
     """Find the runs in some directories, at any depth, the older first."""
-    found: dict[Path, Recorded] = {}
+    found: dict[Path, Run] = {}
     for path in map(Path, paths):
         shown = f"runs=[{path}]"
         if not path.is_dir():
@@ -117,7 +58,7 @@ def find_recorded(paths: Sequence[str | Path]) -> list[Recorded]:
     return runs
 
 
-def check_common(runs: Sequence[Recorded]) -> None:
+def check_common(runs: Sequence[Run]) -> None:
     """Refuse training runs that cannot be compared: several have values, and no two one metric."""
     measured = [run for run in runs if run.is_training and run.metrics]
     counts = Counter(metric for run in measured for metric in run.metrics)
@@ -129,7 +70,7 @@ def check_common(runs: Sequence[Recorded]) -> None:
         )
 
 
-def check_filters(runs: Sequence[Recorded], filters: Mapping[str, Any]) -> None:
+def check_filters(runs: Sequence[Run], filters: Mapping[str, Any]) -> None:
     """Refuse filters that leave no training run."""
     trained = [run for run in runs if run.is_training]
     if any(passes(run, filters) for run in trained):
@@ -142,7 +83,7 @@ def check_filters(runs: Sequence[Recorded], filters: Mapping[str, Any]) -> None:
     raise UserError(f"dashboard.filters: no run has {told}; they have {'; '.join(known)}")
 
 
-def passes(run: Recorded, filters: Mapping[str, Any]) -> bool:
+def passes(run: Run, filters: Mapping[str, Any]) -> bool:
     """Whether the config of a run has one of the values of each key."""
     for key, wanted in filters.items():
         text = str(shown(run.leaves.get(key)))
@@ -162,19 +103,6 @@ def shown(value: Any) -> Any:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def leaves(node: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a config by dotted key, at most :data:`MOST_KEYS`."""
-    return dict(islice(_leaves(node), MOST_KEYS))
-
-
-def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def run_directories(top: Path) -> Iterator[Path]:
     """Run directories from ``top`` down; a run has none inside."""
     base = len(top.parts)
@@ -189,16 +117,15 @@ def run_directories(top: Path) -> Iterator[Path]:
             inner[:] = sorted(n for n in inner if n not in _SKIPPED and not n.startswith("."))
 
 
-def _read(directory: Path) -> Recorded | None:
+def _read(directory: Path) -> Run | None:
     """Read a run directory; one whose config is damaged is left out with a warning."""
     own = directory / CONFIG
     path = own if own.is_file() else directory / COMPOSED
-    status = read_json(directory / STATUS)
     config = read_config(path) if path.is_file() else {}
     if config is None:
         warnings.warn(f"{path} cannot be read: the run is left out", stacklevel=3)
         return None
-    return Recorded(directory, config, status)
+    return Run(directory, config)
 
 
 class WorkTime:
@@ -211,7 +138,7 @@ class WorkTime:
         starts: moments at which it was started and continued, as far as they are known.
     """
 
-    def __init__(self, run: Recorded) -> None:
+    def __init__(self, run: Run) -> None:
         earlier = run.environment.get("resumed_after")
         nodes = [*(earlier if isinstance(earlier, list) else []), run.environment]
         known = (written_at(node, "started") for node in nodes if isinstance(node, dict))
@@ -225,7 +152,7 @@ class WorkTime:
         return max(0.0, moment - off[-1]) if off else 0.0
 
 
-def _pauses(run: Recorded, starts: list[float]) -> list[tuple[float, float]]:
+def _pauses(run: Run, starts: list[float]) -> list[tuple[float, float]]:
     """From when on how much is taken off the clock: the time before the first start, and that
     between the last value of a start and the next start.
     """

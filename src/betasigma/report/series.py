@@ -16,7 +16,6 @@ from betasigma.options.training import LEAST, SPEED, Best
 from betasigma.runs.record import COLUMNS, CONTEXT, Columns, Record
 
 RecordedRow = dict[str, str]
-"""A row of a record, by column."""
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import statistics
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -119,12 +120,9 @@ def _metric_of(column: str) -> str:
 
 
 def _exceeds(row: Row, least: Row, column: str) -> bool:
-    errors = [one.error(column) for one in (row, least)]
-    means = [one.mean(column) for one in (row, least)]
-    known = [e for e in errors if e is not None] + [m for m in means if m is not None]
-    if len(known) < 4:
-        return False
-    return known[2] - known[3] > 2 * math.hypot(known[0], known[1])
+    errors = row.error(column), least.error(column)
+    difference = statistics.mean(row.values[column]) - statistics.mean(least.values[column])
+    return None not in errors and difference > 2 * math.hypot(*errors)  # type: ignore[arg-type]
 
 
 def full_table(rows: Sequence[Row]) -> Table:

@@ -51,10 +51,9 @@ def logged_in() -> bool:
 def check_online(asked: str) -> None:
     """Refuse what needs Weights & Biases where it is switched off."""
     mode = os.environ.get("WANDB_MODE", "")
-    if mode in ("offline", "disabled"):
-        raise UserError(f"{asked} needs Weights & Biases, and WANDB_MODE={mode} switches it off")
-    if _is_disabled():
-        raise UserError(f"{asked} needs Weights & Biases, and WANDB_DISABLED switches it off")
+    off = f"WANDB_MODE={mode}" if mode in ("offline", "disabled") else "WANDB_DISABLED"
+    if off != "WANDB_DISABLED" or _is_disabled():
+        raise UserError(f"{asked} needs Weights & Biases, and {off} switches it off")
 
 
 def wandb_place(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import Stopped, UserError
@@ -85,11 +85,10 @@ class Checkpoints(StepCallback):
     images: a run that is resumed for more steps may validate on more.
 
     Args:
-        folder: where they go.
         header: what every checkpoint has besides its weights: format, version, seed, config.
         every: steps between two writes of ``last.ckpt``.
         data: says on how many images a validation is made.
-        watch: leaves out the time that writing takes.
+        artifacts: which go to Weights & Biases: the best at the end, or all, each as it is written.
 
     Attributes:
         saved: step of the ``last.ckpt`` that this process has written; −1 for none.
@@ -102,12 +101,14 @@ class Checkpoints(StepCallback):
         every: int,
         data: ImageDataModule,
         watch: Stopwatch,
+        artifacts: Kept,
     ) -> None:
         super().__init__()
         self._folder, self._header, self._every, self._watch = folder, header, every, watch
-        self._data = data
+        self._data, self._artifacts = data, artifacts
         self._best, self._images = math.inf, 0
         self._first, self._restored = 0, 0
+        self._sent: dict[str, int] = {}
         self.saved = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,6 +166,8 @@ class Checkpoints(StepCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
+        for path in to_keep(self._folder, "best") if self._artifacts == "best" else ():
+            log_checkpoint(trainer.loggers, path, read_header(path)["step"], "best")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -184,8 +187,12 @@ class Checkpoints(StepCallback):
 
     def _write(self, trainer: Trainer, name: str, keep: Path | None = None) -> None:
         refuse_not_finite(trainer)
+        path, step = self._folder / name, trainer.global_step
         with self._watch.pause(trainer.strategy.root_device, SAVING):
-            trainer.save_checkpoint(self._folder / name, storage_options=keep)
+            trainer.save_checkpoint(path, storage_options=keep)
+        if self._artifacts == "all" and self._sent.get(name) != step:  # else the same weights again
+            self._sent[name] = step
+            log_checkpoint(trainer.loggers, path, step, path.stem)
 
 
 def to_keep(folder: Path, which: str) -> Iterator[Path]:
@@ -194,47 +201,3 @@ def to_keep(folder: Path, which: str) -> Iterator[Path]:
     """
     found = [path for name in (LAST, BEST) if (path := folder / name).is_file()]
     yield from {"all": found, "best": found[-1:]}.get(which, [])
-
-
-class KeptCheckpoints(Callback):
-    """Sends checkpoints: the best at the end, or all, each after it is written.
-
-    It stands behind the callback that writes them.
-    """
-
-    def __init__(self, folder: Path, which: Kept) -> None:
-        self._folder, self._which = folder, which
-        self._seen: dict[Path, int] = {}
-        self._sent: dict[Path, int] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen = {path: path.stat().st_mtime_ns for path in self._files()}
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any
-    ) -> None:
-        self._send_new(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._send_new(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._send_new(trainer)
-        if self._which == "best" and trainer.is_global_zero:
-            for path in to_keep(self._folder, self._which):
-                log_checkpoint(trainer.loggers, path, read_header(path)["step"], "best")
-
-    def _files(self) -> list[Path]:
-        return [path for name in (LAST, BEST) if (path := self._folder / name).is_file()]
-
-    def _send_new(self, trainer: Trainer) -> None:
-        if self._which != "all" or not trainer.is_global_zero:
-            return
-        for path in self._files():
-            written = path.stat().st_mtime_ns
-            if self._seen.get(path) == written:
-                continue
-            self._seen[path] = written
-            if self._sent.get(path) != trainer.global_step:  # else the same weights once more
-                self._sent[path] = trainer.global_step
-                log_checkpoint(trainer.loggers, path, trainer.global_step, path.stem)

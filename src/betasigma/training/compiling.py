@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from betasigma.denoiser import Denoiser, DenoiserLike
-from betasigma.display import Display
+from betasigma.display import Display, clock
 from betasigma.modules import DiffusionModule
 from betasigma.networks.compiled import compile_in_place, is_compiled
 from betasigma.options.base import parse_component
@@ -25,6 +25,8 @@ DDPM's CIFAR-10 network, whose steps then took 22 instead of 57 ms (docs/benchma
 
 SETTLING, MEASURED = 20, 20
 """Steps that pass before those that are timed, and how many are timed."""
+
+TIMED_CALLS = 3
 
 
 def is_left_open(hardware: Mapping[str, Any]) -> bool:
@@ -49,10 +51,7 @@ def can_be_compiled(content: Mapping[str, Any]) -> bool:
 
 class CompileTraining(StepCallback):
     """Times the first steps of a training, and compiles the network if enough of them are left.
-
-    Args:
-        display: where the decision is said.
-        cuda_graphs: replay the compiled steps of a single process as CUDA graphs.
+    With ``cuda_graphs`` a single process replays compiled steps as CUDA graphs.
     """
 
     def __init__(self, display: Display, cuda_graphs: bool) -> None:
@@ -81,7 +80,7 @@ class CompileTraining(StepCallback):
             seconds = trainer.strategy.broadcast(seconds)
             left = seconds * (trainer.max_steps - step)
             if left >= REPAID_AFTER:
-                say_that_it_compiles(self._display, f"{_duration(left)} of training")
+                say_that_it_compiles(self._display, f"{clock(left)} of training")
                 graphs = self._cuda_graphs and trainer.world_size == 1
                 compile_in_place(module.denoiser.network, graphs)
 
@@ -120,7 +119,7 @@ def compile_for_sampling(
     except torch.OutOfMemoryError:  # the sampler halves its batches
         return
     if left >= REPAID_AFTER:
-        say_that_it_compiles(display, f"{_duration(left)} of sampling")
+        say_that_it_compiles(display, f"{clock(left)} of sampling")
         compile_in_place(denoiser.network, cuda_graphs=False)
 
 
@@ -129,13 +128,13 @@ def say_that_it_compiles(display: Display, work: str) -> None:
     display.line(f"compiling the network: uncompiled, {work} would be left (hardware.compile=auto)")
 
 
-def _seconds_of(call: Callable[[], None], device: torch.device, times: int = 3) -> float:
+def _seconds_of(call: Callable[[], None], device: torch.device) -> float:
     for _ in range(2):
         call()
     since = _now(device)
-    for _ in range(times):
+    for _ in range(TIMED_CALLS):
         call()
-    return (_now(device) - since) / times
+    return (_now(device) - since) / TIMED_CALLS
 
 
 def _now(device: torch.device) -> float:
@@ -143,8 +142,3 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

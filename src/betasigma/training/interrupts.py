@@ -34,7 +34,6 @@ class Interrupts(StepCallback):
     they know at every step, so that all stop at the same one.
 
     Args:
-        display: where it says that a signal was received.
         validate_every: steps between two validations.
         save: saves a step before its validation, which may take longer than a cluster waits.
         budget: seconds of training of the whole run, over all its starts; ``None`` for no limit.

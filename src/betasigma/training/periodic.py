@@ -23,10 +23,6 @@ class Periodic(StepCallback):
     """Calls ``act`` every ``every`` steps, except after the last one.
 
     If a run was stopped between a step and its ``act``, the resumed run begins with that ``act``.
-
-    Args:
-        every: steps between two calls; ``None`` for never.
-        watch: leaves out the time that ``act`` takes.
     """
 
     what: str
@@ -65,7 +61,6 @@ class SampleGrids(Periodic):
         run: the run directory; pictures go to ``samples/step_<step>.png``.
         draw: ``draw(denoiser, n)`` returns uint8 images or points, and how they were drawn.
         sizes: n between two steps, and after the last one.
-        every, watch: see :class:`Periodic`.
         wait: seconds to wait for space on the disk.
     """
 
@@ -113,7 +108,6 @@ class PeriodicEvaluation(Periodic):
     Args:
         evaluate: measures the averaged weights and logs the values; all ranks call it together.
         record: metrics.csv, where a resumed run looks up which evaluations it has.
-        every, watch: see :class:`Periodic`.
     """
 
     what = EVALUATION
@@ -137,11 +131,8 @@ class PeriodicEvaluation(Periodic):
 
 
 class MissedValidation(Callback):
-    """Validates first, if a run was stopped between a step and its validation. It acts last.
-
-    Args:
-        every: steps between two validations.
-        record: metrics.csv, where a resumed run looks up which validations it has.
+    """Validates first, if a run was stopped between a step and its validation. It acts last. Which
+    validations a resumed run has, every so many steps, says its record.
     """
 
     def __init__(self, every: int, record: Record) -> None:

@@ -153,8 +153,14 @@ def _environment() -> ClusterEnvironment:
 def _command_of_this_run(start: Start, resume: str | None = None) -> Iterator[None]:
     """Inside the block the command line of this process is that of this run alone."""
     arguments, variables = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
-    sys.argv = [arguments[0], *subcommand(), *_words_of_this_run(start.words, resume)]
-    _set_run_directory(start.directory)
+    words = start.words
+    if resume is not None:
+        words = [*(word for word in words if not word.startswith("resume=")), f"resume={resume}"]
+    sys.argv = [arguments[0], *subcommand(), *words]
+    if HydraConfig.initialized():  # where Lightning reads the run directory
+        config: Any = HydraConfig.instance().cfg
+        with read_write(config.hydra):
+            config.hydra.run.dir = str(start.directory)
     os.environ[THREADS] = str(torch.get_num_threads())  # else Lightning counts, without a quota
     try:
         yield
@@ -165,21 +171,6 @@ def _command_of_this_run(start: Start, resume: str | None = None) -> Iterator[No
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _words_of_this_run(words: list[str], resume: str | None) -> list[str]:
-    """The words that start this run and no other."""
-    if resume is None:
-        return words
-    return [*(word for word in words if not word.startswith("resume=")), f"resume={resume}"]
-
-
-def _set_run_directory(run: Path) -> None:
-    """Set the run directory in Hydra's config, where Lightning reads it."""
-    if HydraConfig.initialized():
-        config: Any = HydraConfig.instance().cfg
-        with read_write(config.hydra):
-            config.hydra.run.dir = str(run)
 
 
 def _taken_from(launcher: Any) -> Processes:

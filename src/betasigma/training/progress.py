@@ -59,7 +59,7 @@ class Forecast:
         watch: what the run has spent its time on.
         batch_size: examples of a step.
         total: steps of the whole run.
-        works: gives them by what they are; asked when the run begins.
+        works: asked when the run begins.
         budget: gives the seconds of training that the run may still take.
     """
 
@@ -71,7 +71,7 @@ class Forecast:
         works: Callable[[], Mapping[str, Work]],
         budget: Callable[[], float] = lambda: float("inf"),
     ) -> None:
-        self._watch, self._batch_size, self._total = watch, batch_size, total
+        self.watch, self.batch_size, self.total = watch, batch_size, total
         self._ask, self._budget = works, budget
         self._works: Mapping[str, Work] = {}
         self._first = 0
@@ -84,22 +84,19 @@ class Forecast:
         """Seconds of what comes between the steps after ``step``, and of what comes at the end."""
         between = after = 0.0
         for what, work in self._works.items():
-            done = work.between(self._first, step, self._total)
-            spent = self._watch.spent.get(what, 0.0)
-            one = spent / done if done and spent else seconds_per_step / self._of_a_step
-            between += one * work.between(step, self._total, self._total)
+            done = work.between(self._first, step, self.total)
+            spent = self.watch.spent.get(what, 0.0)
+            as_new = seconds_per_step / (EVALUATIONS * self.batch_size)
+            one = spent / done if done and spent else as_new
+            between += one * work.between(step, self.total, self.total)
             after += one * work.after
         return between, after
 
     def seconds(self, step: int, seconds_per_step: float) -> float:
         """Seconds left after ``step``."""
         between, after = self.beside_steps(step, seconds_per_step)
-        training = (self._total - step) * seconds_per_step + between
+        training = (self.total - step) * seconds_per_step + between
         return min(training, max(0.0, self._budget())) + after
-
-    @property
-    def _of_a_step(self) -> float:
-        return float(EVALUATIONS * self._batch_size)
 
 
 MEASURED = 5
@@ -112,69 +109,16 @@ REMEMBERED = 20
 """Looks over which the speed is taken."""
 
 
-class TimedCallback(StepCallback):
-    """Measures the time of steps, without that of validations."""
-
-    def __init__(self, watch: Stopwatch) -> None:
-        super().__init__()
-        self._watch = watch
-        self._validation = ExitStack()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_start(trainer, pl_module)
-        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device, VALIDATION))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_end(trainer, pl_module)
-        self._validation.close()
-
-
-class Estimate(TimedCallback):
-    """Says after the first steps how long training will take, where many more are to come.
-
-    The first step is left out, in which libraries start and a network is compiled, and so are
-    validations. Only a measured step tells the time of one: it depends on the machine, the network
-    and whoever else computes there.
-    """
-
-    def __init__(self, display: Display, forecast: Forecast, batch_size: int, total: int) -> None:
-        super().__init__(Stopwatch())
-        self._display, self._forecast = display, forecast
-        self._batch_size, self._total = batch_size, total
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        self._first = trainer.global_step + 1
-        self._last_measured = self._first + MEASURED
-
-    def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
-        few = self._total - self._last_measured < 4 * MEASURED
-        if few or step not in (self._first, self._last_measured):
-            return
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        seconds = self._watch.lap() / MEASURED
-        if step == self._last_measured:
-            left = self._total - step
-            between, after = self._forecast.beside_steps(step, seconds)
-            self._display.line(
-                f"{left} more steps will take about {clock(seconds * left)}, at "
-                f"{self._batch_size / seconds:.0f} images/s by the first {MEASURED + 1}; "
-                f"validation, samples and evaluation about {clock(between + after)} more"
-            )
-
-
-class Metrics(TimedCallback):
+class Metrics(StepCallback):
     """Logs objective, denoising error, learning rate and speed every ``every`` steps. The speed is
     that of all steps since the last value, pauses left out.
     """
 
-    def __init__(
-        self, watch: Stopwatch, every: int, data: ImageDataModule, batch_size: int, total: int
-    ) -> None:
-        super().__init__(watch)
-        self._every, self._batch_size, self._total = every, batch_size, total
-        self._data = data
+    def __init__(self, forecast: Forecast, every: int, data: ImageDataModule) -> None:
+        super().__init__()
+        self._watch, self._validation = forecast.watch, ExitStack()
+        self._batch_size, self._total = forecast.batch_size, forecast.total
+        self._every, self._data = every, data
         self._logged = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,8 +130,13 @@ class Metrics(TimedCallback):
         if step % self._every == 0 or step == self._total:
             self._log(trainer, module.pop_training_metrics(), step)
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_start(trainer, pl_module)
+        self._validation.enter_context(self._watch.pause(trainer.strategy.root_device, VALIDATION))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_end(trainer, pl_module)
+        self._validation.close()
         if trainer.is_global_zero:
             found = trainer.callback_metrics.items()
             values = {name: float(value) for name, value in found if name.startswith("val/")}
@@ -211,25 +160,18 @@ class Metrics(TimedCallback):
 
 class ShowProgress(StepCallback):
     """Shows on the terminal what a training is doing: loss and speed from the first step on, how
-    far a validation is and what it found, and the time until all has ended.
+    far a validation is and what it found, and the time until all has ended. After the first steps
+    it says how long training will take, where many more are to come: only a measured step tells the
+    time of one. The first is left out, in which libraries start and a network is compiled.
 
     It acts before :class:`Metrics`, whose means begin anew when they are logged, and before
     ``checkpoints``, which take over what is better.
     """
 
-    def __init__(
-        self,
-        display: Display,
-        watch: Stopwatch,
-        forecast: Forecast,
-        checkpoints: Checkpoints,
-        batch_size: int,
-        total: int,
-    ) -> None:
+    def __init__(self, display: Display, forecast: Forecast, checkpoints: Checkpoints) -> None:
         super().__init__()
-        self.watch = watch
+        self.watch, self._total = forecast.watch, forecast.total
         self._display, self._forecast, self._checkpoints = display, forecast, checkpoints
-        self._batch_size, self._total = batch_size, total
         self._bar, self._validation = ExitStack(), ExitStack()
         self._update: Update | None = None
         self._advance: Callable[[float], None] | None = None
@@ -240,6 +182,7 @@ class ShowProgress(StepCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         step = trainer.global_step
+        self._first, self._began = step + 1, 0.0
         self._forecast.begin(step)
         if not trainer.is_global_zero:
             return
@@ -253,6 +196,7 @@ class ShowProgress(StepCallback):
             self._looks.append((trainer.global_step, self.watch.seconds))
 
     def on_step(self, trainer: Trainer, module: DiffusionModule, step: int) -> None:
+        self._estimate(module, step)
         now = time.monotonic()
         if self._update is None or (now - self._refreshed < REFRESHED and step < self._total):
             return
@@ -261,9 +205,26 @@ class ShowProgress(StepCallback):
         self._looks.append((step, self.watch.seconds))
         (first, began), (last, ends) = self._looks[0], self._looks[-1]
         per_step = (ends - began) / (last - first)
-        note = f"objective {loss:.4f}  {self._batch_size / per_step:.0f} images/s"
+        note = f"objective {loss:.4f}  {self._forecast.batch_size / per_step:.0f} images/s"
         self._shown = note, self._forecast.seconds(step, per_step)
         self._update(step, *self._shown)
+
+    def _estimate(self, module: DiffusionModule, step: int) -> None:
+        last, forecast = self._first + MEASURED, self._forecast
+        if self._total - last < 4 * MEASURED or step not in (self._first, last):
+            return
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        if step == self._first:
+            self._began = self.watch.seconds
+            return
+        seconds, left = (self.watch.seconds - self._began) / MEASURED, self._total - step
+        beside = clock(sum(forecast.beside_steps(step, seconds)))
+        self._display.line(
+            f"{left} more steps will take about {clock(seconds * left)}, at "
+            f"{forecast.batch_size / seconds:.0f} images/s by the first {MEASURED + 1}; "
+            f"validation, samples and evaluation about {beside} more"
+        )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_validation_start(trainer, pl_module)

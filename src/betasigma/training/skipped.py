@@ -57,9 +57,7 @@ class SkippedSteps(StepCallback):
 
     def _stop(self, trainer: Trainer, module: DiffusionModule, found: Skipped) -> NotFinite:
         """Say which step, examples and noise levels began it; all ranks call it together."""
-        size = trainer.world_size
-        own = gather((found.positions, found.times), trainer.global_rank, size)
-        parts = broadcast(own, size) or []
+        parts = broadcast(gather((found.positions, found.times))) or []
         index = [position for positions, _ in parts for position in positions]
         times = [t for _, many in parts for t in many]
         step = newest_step(self._run)

@@ -67,8 +67,6 @@ class WandbRun(WandbLogger):
 
     Args:
         experiment: the run that has begun.
-        save_dir: the run directory.
-        id: of the run.
         batch_size: examples per optimizer step.
         objective_metric: logged under this name too, as a plain number for sweeps: the summary of a
             metric that has a best value is no number.
@@ -104,27 +102,14 @@ class WandbRun(WandbLogger):
             define_best(self.experiment, metric, best[metric])
         self._known |= best.keys()
 
-    def log_histogram(self, key: str, images: Tensor, step: int) -> None:
-        """Show how often each byte is in uint8 images."""
-        import wandb
-
-        counts = torch.bincount(images.flatten().int(), minlength=256)
-        histogram = wandb.Histogram(np_histogram=(counts.numpy(), np.arange(257)))
-        self.log_metrics({key: histogram}, step)
-
-    def log_evaluations(
-        self, key: str, columns: Sequence[str], rows: list[list[Any]], step: int
-    ) -> None:
+    def log_evaluations(self, columns: Sequence[str], rows: list[list[Any]], step: int) -> None:
         """Show measurements as a table, and as lines over evaluations of the network."""
         import wandb
 
         table = wandb.Table(columns=list(columns), data=rows)
         title = "Quality against network evaluations"
         chart = wandb.plot.line(table, "NFE", "value", stroke="series", title=title)
-        try:
-            self.log_metrics({key: table, f"{key}_by_nfe": chart}, step)
-        except Exception as error:  # whatever a dashboard raises, the values are in metrics.csv
-            warn(f"the table of evaluations was not logged ({type(error).__name__}: {error})")
+        self.log_metrics({EVALUATIONS: table, f"{EVALUATIONS}_by_nfe": chart}, step)
 
     def _charts(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """The denoising error over log-SNR, where it has been measured: in training it comes too
@@ -192,10 +177,8 @@ def make_loggers(
     Args:
         settings: the config's ``logger`` node: a ``kind`` of ours, or the ``_target_`` of any
             Lightning logger. One that takes ``save_dir`` is given the run directory.
-        run: the run directory.
         config: the resolved config, sent to the dashboard, with whatever else it is to show.
         run_id: Weights & Biases' id of a run that is continued.
-        job_type: ``train`` or ``evaluate``.
 
     Raises:
         UserError: where the logger may not be imported or does not take its arguments.
@@ -203,7 +186,7 @@ def make_loggers(
     loggers: list[Logger] = [RecordLogger(Record.of(run), config["training"]["wait_for_space"])]
     if "_target_" in settings:
         loggers.append(make(settings, "logger", offered={"save_dir": str(run)}, kind=Logger))
-        _careful(loggers[-1].log_hyperparams, config)
+        careful(loggers[-1].log_hyperparams, config)
     elif settings["kind"] == "tensorboard":
         loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
     elif settings["kind"] == "wandb":
@@ -267,17 +250,8 @@ def begin_wandb(
     resume: str | None = None,
     finish_timeout: float | None = None,
 ) -> Any:
-    """Begin a run of Weights & Biases.
-
-    Args:
-        settings: the config's ``logger`` node.
-        run: the run directory, which names it.
-        config: the resolved config.
-        identity: its id there.
-        mode: ``online`` or ``offline``.
-        job_type: ``train`` or ``evaluate``.
-        resume: ``allow`` continues a run of this id.
-        finish_timeout: seconds that uploads may take at its end; by default few.
+    """Begin a run of Weights & Biases, of this id there; ``resume="allow"`` continues it. Uploads
+    may take ``finish_timeout`` seconds at its end, by default few.
     """
     os.environ.setdefault("WANDB_SILENT", "true")  # read at import
 
@@ -329,11 +303,11 @@ def close_loggers(loggers: list[Logger]) -> None:
     """Close the loggers, so that the next run in this process starts its own."""
     for logger in loggers:
         if isinstance(logger, WandbRun):
-            _careful(logger.experiment.finish)
+            careful(logger.experiment.finish)
         elif isinstance(logger, TensorBoardLogger):
-            _careful(logger.experiment.close)
+            careful(logger.experiment.close)
         else:
-            _careful(logger.finalize, "success")
+            careful(logger.finalize, "success")
 
 
 def log_values(
@@ -358,9 +332,9 @@ def log_together(
             logger.write(step, groups)
         else:
             if isinstance(logger, WandbRun):
-                _careful(logger.define_best, best)
+                careful(logger.define_best, best)
             for values, _ in groups:
-                _careful(logger.log_metrics, dict(values), step)
+                careful(logger.log_metrics, dict(values), step)
 
 
 def log_picture(
@@ -369,12 +343,10 @@ def log_picture(
     """Show a picture on the dashboards that have pictures."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            import numpy as np
-
-            _careful(logger.experiment.add_image, key, np.asarray(image), step, dataformats="HWC")
+            careful(logger.experiment.add_image, key, np.asarray(image), step, dataformats="HWC")
         elif hasattr(logger, "log_image"):
             more = {"caption": [caption]} if isinstance(logger, WandbRun) else {}
-            _careful(logger.log_image, key, [image], step, **more)
+            careful(logger.log_image, key, [image], step, **more)
 
 
 def log_histogram(loggers: list[Logger], key: str, images: Tensor, step: int) -> None:
@@ -383,9 +355,13 @@ def log_histogram(loggers: list[Logger], key: str, images: Tensor, step: int) ->
     """
     for logger in loggers if images.dtype == torch.uint8 else []:
         if isinstance(logger, TensorBoardLogger):
-            _careful(logger.experiment.add_histogram, key, images, step)
+            careful(logger.experiment.add_histogram, key, images, step)
         elif isinstance(logger, WandbRun):
-            _careful(logger.log_histogram, key, images, step)
+            import wandb
+
+            counts = torch.bincount(images.flatten().int(), minlength=256)
+            histogram = wandb.Histogram(np_histogram=(counts.numpy(), np.arange(257)))
+            careful(logger.log_metrics, {key: histogram}, step)
 
 
 def show_wall_clock(loggers: list[Logger], seconds: Callable[[], float]) -> None:
@@ -410,13 +386,13 @@ def log_checkpoint(loggers: list[Logger], path: Path, step: int, alias: str) -> 
     """
     for logger in loggers:
         if isinstance(logger, WandbRun) and not logger.experiment.settings._offline:
-            _careful(keep_checkpoint, logger.experiment, path, step, alias)
+            careful(keep_checkpoint, logger.experiment, path, step, alias)
 
 
 def use_checkpoint(logger: WandbRun, identity: str) -> None:
     """Say that a run of Weights & Biases takes the checkpoint of another, which has this id."""
     if not logger.experiment.settings._offline:
-        _careful(logger.experiment.use_artifact, f"{artifact_name(identity)}:latest")
+        careful(logger.experiment.use_artifact, f"{artifact_name(identity)}:latest")
 
 
 def keep_checkpoint(experiment: Any, path: Path, step: int, alias: str) -> None:
@@ -428,7 +404,7 @@ def keep_checkpoint(experiment: Any, path: Path, step: int, alias: str) -> None:
     experiment.log_artifact(artifact, aliases=[alias, f"step-{step}"])
 
 
-def _careful(log: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+def careful(log: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """Call a logger. If it fails, warn and continue: the run directory has the values."""
     try:
         log(*args, **kwargs)

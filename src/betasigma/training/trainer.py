@@ -7,6 +7,7 @@ Flags, callbacks and loggers of the user's own come from the config's nodes ``tr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,6 @@ def validation_interval(content: Config) -> int:
     return max(1, min(content["training"]["validate_every"], content["steps"]))
 
 
-def affordable_validation(content: Config, images: int) -> int:
-    """How many of ``images`` a validation takes without costing more than a tenth of the steps
-    before it; at least ``FEWEST``.
-
-    A training step counts as :data:`~betasigma.training.progress.EVALUATIONS` of each example.
-    """
-    tenth = tenth_of_training(content, validation_interval(content))
-    return max(FEWEST, min(images, tenth // PER_IMAGE))
-
-
-def tenth_of_training(content: Config, steps: int) -> int:
-    """Evaluations of the network, of one example each, that cost a tenth of so many steps."""
-    return int(EVALUATIONS * content["batch_size"] * steps // 10)
-
-
 PER_IMAGE = 1 + len(GRID)
 """Network evaluations of a validation, for each image: one for what is minimised, and one at each
 point of the denoising error's grid.
@@ -63,60 +49,78 @@ point of the denoising error's grid.
 FEWEST = 16
 """Images of the cheapest validation."""
 
-
-def shown_samples(content: Config, nfe: int) -> int:
-    """How many samples the last grid has: those that are asked for, else ``GRID_SAMPLES`` or as
-    many as cost no more than the training of the whole run; at least ``FEWEST_SHOWN``.
-    """
-    asked: int | None = content["training"]["num_samples"]
-    if asked is not None or not content["steps"]:
-        return asked or GRID_SAMPLES
-    return max(FEWEST_SHOWN, min(GRID_SAMPLES, _evaluations(content) // nfe))
-
-
-def shown_between(content: Config, nfe: int) -> int:
-    """How many of them a grid before the last one has: as many as cost no more than a tenth of the
-    training since the grid before it, unless a number is asked for. Arguments as above.
-    """
-    last = shown_samples(content, nfe)
-    if content["training"]["num_samples"] is not None:
-        return last
-    tenth = tenth_of_training(content, content["training"]["sample_every"])
-    return max(FEWEST_SHOWN, min(last, tenth // nfe))
-
-
-def measured_samples(content: Config, nfe: int) -> int:
-    """How many samples are measured at the end: those that are asked for, else ``SAMPLES`` or as
-    many as cost no more than the training of the whole run; none below ``FEWEST_SAMPLES``.
-
-    A sample costs :func:`cost_of_measured`.
-    """
-    asked: int | None = content["evaluation"]["n"]
-    if asked is not None or not content["steps"]:
-        return most_samples(asked)
-    found = min(SAMPLES, _evaluations(content) // cost_of_measured(nfe))
-    return found if found >= FEWEST_SAMPLES else 0
-
-
-def _evaluations(content: Config) -> int:
-    """Evaluations of the network, of one example each, that cost as much as the training."""
-    return int(EVALUATIONS * content["batch_size"] * content["steps"])
-
-
-def cost_of_measured(nfe: int) -> int:
-    """Network evaluations that a measured sample takes as long as: its own ``nfe``, its features
-    and those of the images that it is compared with.
-    """
-    return nfe + FEATURES
-
-
 FEATURES = 170
-"""What the latter took of the network of the digits, the smallest, on two quiet cores: 142 in
-float32, 174 in bf16, for 500 samples and 1,797 images by EfficientNet-Lite0.
+"""Network evaluations that the features of a measured sample take as long as, with those of the
+images that it is compared with: of the network of the digits, the smallest, on two quiet cores 142
+in float32, 174 in bf16, for 500 samples and 1,797 images by EfficientNet-Lite0.
 """
 
 GRID_SAMPLES, FEWEST_SHOWN = 64, 4
 """Samples in a grid, and in the cheapest one."""
+
+
+@dataclass(frozen=True)
+class Affordable:
+    """How many images a run validates on, draws and measures: those that are asked for, else what
+    its training is worth. Work is counted in evaluations of the network, of one example each; a
+    training step counts as :data:`~betasigma.training.progress.EVALUATIONS` of each example.
+
+    Args:
+        content: the config of the run.
+        nfe: evaluations that a sample takes.
+    """
+
+    content: Config
+    nfe: int
+
+    def training(self, steps: int) -> int:
+        """Evaluations that cost as much as so many steps."""
+        return int(EVALUATIONS * self.content["batch_size"] * steps)
+
+    def validated(self, images: int) -> int:
+        """How many of ``images`` cost no more than a tenth of the steps before a validation; at
+        least ``FEWEST``.
+        """
+        tenth = self.training(validation_interval(self.content)) // 10
+        return max(FEWEST, min(images, tenth // PER_IMAGE))
+
+    @property
+    def shown(self) -> int:
+        """Samples of the last grid: ``GRID_SAMPLES``, or as many as cost no more than the training
+        of the whole run; at least ``FEWEST_SHOWN``.
+        """
+        asked: int | None = self.content["training"]["num_samples"]
+        if asked is not None or not self.content["steps"]:
+            return asked or GRID_SAMPLES
+        most = self.training(self.content["steps"]) // self.nfe
+        return max(FEWEST_SHOWN, min(GRID_SAMPLES, most))
+
+    @property
+    def between(self) -> int:
+        """Samples of a grid before the last one: as many as cost no more than a tenth of the
+        training since the grid before it.
+        """
+        settings = self.content["training"]
+        if settings["num_samples"] is not None:
+            return self.shown
+        tenth = self.training(settings["sample_every"]) // 10
+        return max(FEWEST_SHOWN, min(self.shown, tenth // self.nfe))
+
+    @property
+    def measured(self) -> int:
+        """Samples that are measured at the end: ``SAMPLES``, or as many as cost no more than the
+        training of the whole run; none below ``FEWEST_SAMPLES``.
+        """
+        asked: int | None = self.content["evaluation"]["n"]
+        if asked is not None or not self.content["steps"]:
+            return most_samples(asked)
+        found = min(SAMPLES, self.training(self.content["steps"]) // self.of_measured)
+        return found if found >= FEWEST_SAMPLES else 0
+
+    @property
+    def of_measured(self) -> int:
+        """Evaluations that a measured sample takes as long as."""
+        return self.nfe + FEATURES
 
 
 def make_trainer(

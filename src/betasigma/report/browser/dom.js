@@ -24,6 +24,11 @@ export function breakable(text) {
   return text.split(/(?<=[_/])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part]));
 }
 
+/** A chart below its title and what else is to be known of it. */
+export function figure(title, words, chart) {
+  return h("figure", {}, h("figcaption", {}, h("b", {}, title), h("span", { class: "quiet" }, ` ${words}`)), chart.element);
+}
+
 /** A list to choose from: [[value, label], …]. */
 export function choice(label, options, value, onchange) {
   const select = h(

@@ -1,7 +1,7 @@
 // Metrics over training: a line a run, or the mean over seeds with a band of one standard deviation.
 
 import { band, chartOf, faint, plain } from "page/chart.js";
-import { choice, fill, h, short, slider, tick } from "page/dom.js";
+import { choice, figure, fill, h, short, slider, tick } from "page/dom.js";
 import { condition, conditionWords, deviation, facets, floorOf, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -52,7 +52,7 @@ function one(panel, view, members, { x, log, smoothing }) {
     yaxis: { title: { text: plain(first.metric) }, type: log ? "log" : "linear" },
     showlegend: true,
   }, words);
-  const card = h("figure", {}, h("figcaption", {}, h("b", {}, first.metric), h("span", { class: "quiet" }, ` ${conditionWords(first)}${only}${thinned(members)}`)), chart.element);
+  const card = figure(first.metric, `${conditionWords(first)}${only}${thinned(members)}`, chart);
   return { chart, card, rows: () => members.flatMap((series) => points(view, series)) };
 }
 

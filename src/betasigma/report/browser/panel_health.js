@@ -1,7 +1,7 @@
 // Where the time went, and what went wrong: failures, stalls, values that are not finite, jobs that are missing.
 
 import { chartOf, plain } from "page/chart.js";
-import { duration, fill, h } from "page/dom.js";
+import { duration, figure, fill, h } from "page/dom.js";
 import { lastOf } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -19,7 +19,7 @@ export function health(body, panel, view) {
       type: "bar", orientation: "h", name: kind, y: place, x: shown.map((run) => (run.spent[kind] ?? 0) / 60), marker: { color: COLOURS[kind] },
       customdata: shown.map((run) => Math.round((100 * (run.spent[kind] ?? 0)) / Math.max(1e-9, total(run)))), hovertemplate: `%{y}<br>${kind}: %{x:.3~g} min, %{customdata} %<extra></extra>`,
     })),
-    { barmode: "stack", xaxis: { title: { text: "minutes" } }, yaxis: { tickvals: place, ticktext: shown.map((run) => plain(shortened(nameOf(view, run)))), autorange: "reversed" }, showlegend: true },
+    { barmode: "stack", xaxis: { title: { text: "minutes" } }, yaxis: { tickvals: place, ticktext: shown.map((run) => plain(shortened(view.nameOf(run)))), autorange: "reversed" }, showlegend: true },
     `where the time of ${shown.length} runs went`);
   const troubles = troublesOf(view);
   fill(
@@ -31,11 +31,10 @@ export function health(body, panel, view) {
           h("td", {}, run ? h("button", { type: "button", class: "plain link", onclick: () => state.set({ run: run.id }) }, where) : where),
           h("td", {}, kind), h("td", {}, words))))))
       : h("p", { class: "fine" }, "No run has failed, stalled or left the finite numbers, and no job is missing."),
-    h("figure", {}, h("figcaption", {}, h("b", {}, "where the time went"),
-      h("span", { class: "quiet" }, ` the rest: start, and what was not told apart${runs.length > MOST ? ` · the ${MOST} longest of ${runs.length} runs` : ""}`)), chart.element));
+    figure("where the time went", `the rest: start, and what was not told apart${runs.length > MOST ? ` · the ${MOST} longest of ${runs.length} runs` : ""}`, chart));
   return {
     rows: () => [["run", "directory", "status", ...kinds.map((kind) => `${kind} s`), "trouble"],
-      ...runs.map((run) => [nameOf(view, run), run.directory, run.status, ...kinds.map((kind) => run.spent[kind] ?? 0), troubles.filter((one) => one.run === run).map((one) => `${one.kind}: ${one.words}`).join("; ")]),
+      ...runs.map((run) => [view.nameOf(run), run.directory, run.status, ...kinds.map((kind) => run.spent[kind] ?? 0), troubles.filter((one) => one.run === run).map((one) => `${one.kind}: ${one.words}`).join("; ")]),
       ...troubles.filter((one) => !one.run).map((one) => [one.where, "", "", ...kinds.map(() => ""), `${one.kind}: ${one.words}`])],
     charts: [chart],
   };
@@ -44,15 +43,10 @@ export function health(body, panel, view) {
 const total = (run) => Object.values(run.spent).reduce((a, b) => a + b, 0);
 const shortened = (text) => (text.length > 40 ? `…${text.slice(-38)}` : text);
 
-function nameOf(view, run) {
-  const group = view.groupOf.get(run);
-  return group.runs.length > 1 ? `${group.name} seed=${view.content.value(run, "seed")}` : group.name;
-}
-
 function troublesOf(view) {
   const found = [];
   for (const run of view.runs) {
-    const add = (kind, words) => found.push({ run, where: nameOf(view, run), kind, words });
+    const add = (kind, words) => found.push({ run, where: view.nameOf(run), kind, words });
     if (run.stalled) add("stalled", run.stalled);
     else if (["failed", "interrupted"].includes(run.status)) add(run.status, run.error ?? "");
     if (run.not_finite) add("not finite", run.not_finite);

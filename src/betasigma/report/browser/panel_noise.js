@@ -1,7 +1,7 @@
 // Denoising error by log-SNR: curves at a step of training, a heat map of a run, the difference to another.
 
 import { band, chartOf, plain } from "page/chart.js";
-import { choice, fill, h, short, slider, tick } from "page/dom.js";
+import { choice, figure, fill, h, short, slider, tick } from "page/dom.js";
 import { nothing, thinned } from "page/panel_curves.js";
 import { deviation, facets, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";
@@ -22,23 +22,23 @@ export function noise(body, panel, view) {
   const asked = Number(state.get(own("step"), steps.at(-1)));
   const place = Math.max(0, steps.findLastIndex((step) => step <= asked));
   const log = state.get(own("log"), panel.log ? "1" : "0") === "1";
-  const names = shown.map((one) => [one.run.id, nameOf(view, one)]);
+  const names = shown.map((one) => [one.run.id, view.nameOf(one.run)]);
   const mapped = shown.find((one) => one.run.id === state.get(own("map"))) ?? shown[0];
   const reference = shown.find((one) => one.run.id === state.get(own("ref")));
   const drawings = facets(shown, (one) => one.run.data.id).map((members) => {
     const chart = chartOf(`${panel.id} ${members[0].run.data.id}`);
     const words = `${kind} by log-SNR at step ${steps[place]}`;
     chart.draw(curvesAt(view, members, steps[place], reference), axes(log, reference), words);
-    const relative = reference ? ` · divided by that of ${nameOf(view, reference)}` : "";
+    const relative = reference ? ` · divided by that of ${view.nameOf(reference.run)}` : "";
     const told = `${kind} · ${members[0].run.data.label}${relative}${thinned(members.flatMap((one) => one.series))}`;
     return { chart, card: figure(`step ${steps[place]}`, told, chart) };
   });
   const heat = chartOf(`${panel.id} map`);
   heat.draw(heatMap(mapped, reference, log), {
     xaxis: { title: { text: "optimizer step" }, type: "category" }, yaxis: { title: { text: "log-SNR (data in [−1, 1])" } },
-  }, `${kind} of ${nameOf(view, mapped)} by step and log-SNR`);
+  }, `${kind} of ${view.nameOf(mapped.run)} by step and log-SNR`);
   const of = reference && reference !== mapped
-    ? `log₁₀ of its error over that of ${nameOf(view, reference)}: below 0 it is better`
+    ? `log₁₀ of its error over that of ${view.nameOf(reference.run)}: below 0 it is better`
     : log ? "log₁₀ of its error" : "its error";
   fill(
     body,
@@ -50,26 +50,17 @@ export function noise(body, panel, view) {
       choice("heat map of", names, mapped.run.id, (value) => state.set({ [own("map")]: value })),
       choice("relative to", [["", "nothing"], ...names], reference?.run.id ?? "", (value) => state.set({ [own("ref")]: value })),
       tick("log", log, (on) => state.set({ [own("log")]: on === panel.log ? "" : on ? "1" : "0" }))),
-    h("div", { class: "charts" }, drawings.map(({ card }) => card), figure(nameOf(view, mapped), of, heat)));
+    h("div", { class: "charts" }, drawings.map(({ card }) => card), figure(view.nameOf(mapped.run), of, heat)));
   return {
     rows: () => [["metric", "data", "run", "directory", "step", "log-SNR", "value"], ...shown.flatMap((one) => rowsOf(view, one))],
     charts: [...drawings.map(({ chart }) => chart), heat],
   };
 }
 
-function figure(title, words, chart) {
-  return h("figure", {}, h("figcaption", {}, h("b", {}, title), h("span", { class: "quiet" }, ` ${words}`)), chart.element);
-}
-
 function rowsOf(view, one) {
   return one.steps.flatMap((step) =>
     one.levels.map((level) => [one.kind, one.run.data.label, view.groupOf.get(one.run).name, one.run.directory, step, level, one.at(step, level)]));
 }
-
-const nameOf = (view, one) => {
-  const group = view.groupOf.get(one.run);
-  return group.runs.length > 1 ? `${group.name} seed=${view.content.value(one.run, "seed")}` : group.name;
-};
 
 /** One table of errors by step and level for each run and kind of measurement. */
 function tablesOf(found) {

@@ -1,7 +1,7 @@
 // What samples are worth: distance against network evaluations, precision against recall, bits per dimension.
 
 import { chartOf, faint, plain } from "page/chart.js";
-import { fill, h, short, spread, tick } from "page/dom.js";
+import { figure, fill, h, short, spread, tick } from "page/dom.js";
 import { nothing } from "page/panel_curves.js";
 import {
   DASHES, conditionWords, condition, deviation, facets, floorOf, isNumber, lastBySeed, mean, samplerName, tellSamplersApart,
@@ -55,7 +55,7 @@ function qualityChart(panel, view, members, samplers, log) {
     yaxis: { title: { text: plain(bare(first.metric)) }, type: log ? "log" : "linear" },
     showlegend: true,
   }, `${bare(first.metric)} against NFE`);
-  const card = h("figure", {}, h("figcaption", {}, h("b", {}, bare(first.metric)), h("span", { class: "quiet" }, ` ${[better, conditionWords(first)].filter(Boolean).join(" · ")}`)), chart.element);
+  const card = figure(bare(first.metric), [better, conditionWords(first)].filter(Boolean).join(" · "), chart);
   return { chart, card, rows: members.flatMap((series) => qualityRows(view, series, floor)) };
 }
 
@@ -134,7 +134,7 @@ export function precision_recall(body, panel, view) {
       };
     });
     chart.draw(traces, { xaxis: { title: { text: plain(bare(x.metric)) } }, yaxis: { title: { text: plain(bare(y.metric)) } }, showlegend: true }, `${bare(y.metric)} against ${bare(x.metric)}`);
-    return h("figure", {}, h("figcaption", {}, h("b", {}, `${bare(y.metric)} against ${bare(x.metric)}`), h("span", { class: "quiet" }, ` ${conditionWords(y)} · numbers are NFE`)), chart.element);
+    return figure(`${bare(y.metric)} against ${bare(x.metric)}`, `${conditionWords(y)} · numbers are NFE`, chart);
   });
   fill(body, cards.length ? h("div", { class: "charts" }, cards) : nothing({ metrics: [panel.y, panel.x] }));
   return { rows: () => [["metric", "data", "n", "run", "sampler", "NFE", "recall", "precision"], ...rows], charts };
@@ -181,7 +181,8 @@ export function bits(body, panel, view) {
     const ends = table.flatMap(({ of }) => [...terms, "total"].map((term) => of(term)?.mean ?? 0));
     const range = Math.min(...ends) < 0 ? {} : { range: [0, 1.3 * Math.max(...ends)] }; // with room for the numbers
     chart.draw([...traces, totals], { barmode: "relative", yaxis: { title: { text: "bits/dim (less is better)" }, ...range }, xaxis: { type: "category" }, showlegend: true }, `${estimator} of ${split} examples`);
-    return h("figure", {}, h("figcaption", {}, h("b", {}, estimator.replace(/^.*\//, "")), h("span", { class: "quiet" }, ` ${series.run.data.label} · ${split} examples, n = ${series.context.n} · ${[series.context.settings, series.context.checkpoint].filter(Boolean).join(" · ")}`)), chart.element);
+    const told = [series.context.settings, series.context.checkpoint].filter(Boolean).join(" · ");
+    return figure(estimator.replace(/^.*\//, ""), `${series.run.data.label} · ${split} examples, n = ${series.context.n} · ${told}`, chart);
   });
   fill(body, cards.length ? h("div", { class: "charts" }, cards) : nothing(panel));
   return { rows: () => [["estimator", "prefix", "split", "data", "n", "settings", "run", "term", "bits/dim", "std"], ...rows], charts };

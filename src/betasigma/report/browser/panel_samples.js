@@ -23,21 +23,16 @@ export function samples(body, panel, view) {
     h("div", { class: "scroll" },
       h("table", { class: "samples" },
         h("thead", {}, h("tr", {}, h("th", {}, "run"), steps.map((step) => h("th", { scope: "col" }, `step ${step}`)), realHeader(runs, one))),
-        h("tbody", {}, runs.map((run) => h("tr", {}, h("th", { scope: "row" }, nameOf(view, run)), steps.map((step) => cell(run, step, one, columns)), realCells(view, run, one)))))));
+        h("tbody", {}, runs.map((run) => h("tr", {}, h("th", { scope: "row" }, view.nameOf(run)), steps.map((step) => cell(run, step, one, columns)), realCells(view, run, one)))))));
   return {
-    rows: () => [["run", "directory", "step", "samples"], ...runs.flatMap((run) => run.grids.map((grid) => [nameOf(view, run), run.directory, grid.step, grid.count]))],
+    rows: () => [["run", "directory", "step", "samples"], ...runs.flatMap((run) => run.grids.map((grid) => [view.nameOf(run), run.directory, grid.step, grid.count]))],
     charts: [],
-    svg: () => tilesSvg(panel.title, runs.flatMap((run, y) => run.grids.map((grid) => ({ ...whole(grid, one), label: `${nameOf(view, run)}, step ${grid.step}`, x: steps.indexOf(grid.step), y }))), one === null ? 160 : 96),
+    svg: () => tilesSvg(panel.title, runs.flatMap((run, y) => run.grids.map((grid) => ({ ...whole(grid, one), label: `${view.nameOf(run)}, step ${grid.step}`, x: steps.indexOf(grid.step), y }))), one === null ? 160 : 96),
   };
 }
 
 /** A tile of a grid, or all of it as if it were one tile. */
 const whole = (grid, one) => (one === null || !grid.count ? { picture: grid.picture, columns: 1, rows: 1, tile: 0 } : { ...grid, tile: one });
-
-function nameOf(view, run) {
-  const group = view.groupOf.get(run);
-  return group.runs.length > 1 ? `${group.name} seed=${view.content.value(run, "seed")}` : group.name;
-}
 
 function cell(run, step, one, columns) {
   const grid = run.grids.find((found) => found.step === step);

@@ -1,7 +1,7 @@
 // What was swept against an objective: parallel coordinates, a heat map of two keys, rank correlation.
 
 import { chartOf, faint, plain } from "page/chart.js";
-import { choice, fill, h, short } from "page/dom.js";
+import { choice, figure, fill, h, short } from "page/dom.js";
 import { bestOf, condition, conditionWords, facets, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -37,10 +37,10 @@ export function sweep(body, panel, view) {
       data.length > 1 ? choice("data", data.map(([{ series }]) => [condition(series), conditionWords(series)]), condition(among[0].series), (value) => state.set({ [own("data")]: value })) : null,
       choice("heat map of", keys.map((key) => [key, key]), one, (value) => state.set({ [own("key0")]: value })),
       choice("and", keys.map((key) => [key, key]), other, (value) => state.set({ [own("key1")]: value }))),
-    h("figure", {}, h("figcaption", {}, h("b", {}, `best ${metric}`), h("span", { class: "quiet" }, ` ${better} is better · ${conditionWords(among[0].series)} · a line is a run, in the colour of its value`)), parallel.element),
+    figure(`best ${metric}`, `${better} is better · ${conditionWords(among[0].series)} · a line is a run, in the colour of its value`, parallel),
     h("div", { class: "charts" },
-      h("figure", {}, h("figcaption", {}, h("b", {}, `best ${metric}`), h("span", { class: "quiet" }, " mean of the runs of a cell")), heat.element),
-      h("figure", {}, h("figcaption", {}, h("b", {}, "rank correlation"), h("span", { class: "quiet" }, ` with ${metric}: ρ (Spearman) of numbers and of two values; η of the ranks for more values without order`)), bars.element)));
+      figure(`best ${metric}`, "mean of the runs of a cell", heat),
+      figure("rank correlation", `with ${metric}: ρ (Spearman) of numbers and of two values; η of the ranks for more values without order`, bars)));
   return { rows: csv, charts: [parallel, heat, bars] };
 }
 

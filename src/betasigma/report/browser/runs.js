@@ -107,8 +107,8 @@ export function passes(content, run, filters) {
 
 /** What the panels show: runs, alone or in groups that differ in nothing but their seed. */
 export class View {
-  constructor(content, { runs, grouped, colourBy, theme, x, smoothing, log }) {
-    Object.assign(this, { content, runs, grouped, colourBy, theme, x, smoothing, log });
+  constructor(content, { runs, grouped, colourBy, theme, x }) {
+    Object.assign(this, { content, runs, grouped, colourBy, theme, x });
     this.groups = groupsOf(content, runs, grouped);
     this.colours = coloursOf(content, content.runs, colourBy, PALETTE[theme]);
     nameGroups(this);
@@ -125,6 +125,12 @@ export class View {
 
   colourKey(run) {
     return colourKey(this.content, run, this.colourBy);
+  }
+
+  /** Name of a run: that of its group, and its seed where the group has several. */
+  nameOf(run) {
+    const group = this.groupOf.get(run);
+    return group.runs.length > 1 ? `${group.name} seed=${this.content.value(run, "seed")}` : group.name;
   }
 
   /** The same, with the runs that a panel's own filters leave. */
