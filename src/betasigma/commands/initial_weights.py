@@ -15,7 +15,7 @@ from betasigma.commands.load import averaged_weights
 from betasigma.errors import UserError, few
 from betasigma.options.base import parse_component, typed
 from betasigma.options.noise_schedules import LinearOptions
-from betasigma.report.scan import leaves
+from betasigma.report.runs import leaves
 from betasigma.runs.checkpoint import read
 from betasigma.runs.header import checkpoint_path
 

@@ -144,7 +144,7 @@ def _samples(image: Image.Image, shape: Any) -> Tensor | None:
     images = tiles.flatten(0, 1)[:, : 3 if channels == 3 else 1]
     count, least = len(images), len(images) - tiles.shape[1] + 1
     white = (images == 255).flatten(1).all(1)
-    if image.info.get(COUNT) in map(str, range(least, count + 1)):
+    if image.info.get(COUNT) in [*map(str, range(least, count + 1))]:
         count = int(image.info[COUNT])
     else:  # the file of an earlier version, the rest of whose last row is as white as its gaps
         while count > least and white[count - 1]:
