@@ -24,9 +24,7 @@ class KeptTable(WandbRun):
     def __init__(self) -> None:
         self.found: list[dict[str, Any]] = []
 
-    def log_evaluations(
-        self, key: str, columns: Sequence[str], rows: list[list[Any]], step: int
-    ) -> None:
+    def log_evaluations(self, columns: Sequence[str], rows: list[list[Any]], step: int) -> None:
         self.found += [dict(zip(columns, row, strict=True)) for row in rows]
 
 

@@ -20,6 +20,6 @@ def test_the_last_value_of_a_metric_that_is_finite(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="objective_metric=val/fd_identity is nan at the end"):
         run.value("val/fd_identity")
     with pytest.raises(
-        UserError, match=r"objective_metric=val/objectve was not .* has val/objective"
+        UserError, match=r"objective_metric=val/objectve was not .* you mean val/obj"
     ):
         run.value("val/objectve")

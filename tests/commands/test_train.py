@@ -28,6 +28,7 @@ from betasigma.modules.averaging import ramped_decay
 from betasigma.options.training import TRAIN_ERROR
 from betasigma.runs.directory import new_directory
 from betasigma.runs.record import Record
+from betasigma.training.trainer import Affordable
 
 
 def metrics(run: Path) -> set[str]:
@@ -454,5 +455,5 @@ def test_samples_that_take_more_than_a_tenth_of_the_training_are_not_called_a_te
         "evaluation": {"n": None, "metrics": []},
     }
     data: Any = None  # which is asked for nothing where nothing is measured
-    _say_what_is_sampled(content, 1000, data, Display())
+    _say_what_is_sampled(Affordable(content, 1000), data, Display())
     assert " ".join(capsys.readouterr().out.split()).startswith(said)
