@@ -594,7 +594,7 @@ def check_plot(config: DictConfig, overrides: list[str]) -> None:
             read_runs(asked.runs)
         return
     shapes = {}
-    for path in [run for given in asked.runs for run in runs_in(Path(given))]:
+    for path in runs_in(asked.runs):
         read_header(checkpoint_path(path, "runs"), "runs")
         saved, facts = saved_model(str(path))
         if facts.points:

@@ -164,7 +164,13 @@ class Meter:
         return [Result(label(m), m.value, m.n, m.nfe, m.std) for m in found.measurements]
 
     def error_curve(
-        self, denoiser: Denoiser | ExactDenoiser, n: int, step: int, out: Path, name: str, kind: str
+        self,
+        denoiser: Denoiser | ExactDenoiser,
+        n: int,
+        step: int,
+        out: Path,
+        name: str,
+        family: str,
     ) -> None:
         """Log the denoising error of n test examples at every whole log-SNR, and draw it into
         ``out`` as that of a model of this name and family.
@@ -176,7 +182,7 @@ class Meter:
         values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
         context = {"n": min(n, self.data.size("test")), "nfe": len(curve), "split": "test"}
         log_values(self.loggers, values, step, context)
-        curves = [ErrorCurve(name, kind, [curve], f"n={context['n']} test examples")]
+        curves = [ErrorCurve(name, family, [curve], f"n={context['n']} test examples")]
         path = draw_error_curves(curves, out / f"{DENOISING_ERROR}.png")
         self.display.line(f"denoising error by log-SNR {path}")
 

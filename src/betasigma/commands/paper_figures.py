@@ -53,7 +53,7 @@ class FigureRequest(NamedTuple):
 
     def models(self) -> Iterator[Model]:
         """The models of the runs, each with its sampler and data, on the device."""
-        paths = [run for path in self.asked.runs for run in runs_in(Path(path))]
+        paths = runs_in(self.asked.runs)
         names = [saved_header(path)["config"]["model"]["name"] for path in paths]
         labels = [
             name if names.count(name) == 1 else f"{name}, {run_of(path).resolve().name}"

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 from PIL import Image
 
+from betasigma.build import Config
 from betasigma.commands.config import parsed
 from betasigma.commands.run_facts import shown_config
 from betasigma.display import Display
@@ -75,6 +76,11 @@ class Recipient(NamedTuple):
         options = {**dump(parse_leniently(WandbOptions, own)[0]), **self.given, **OF_THIS_MACHINE}
         told = wandb_place(options, {"name": saved.get("name"), "tags": []}, Path())
         return {**options, "project": told["project"], "entity": told["entity"]}
+
+    def begin(self, run: Path, saved: Mapping[str, Any], shown: Config, identity: str) -> Any:
+        """Begin the run there, or continue it."""
+        place = (self.options(saved), run, shown, identity, "online")
+        return begin_wandb(*place, resume="allow", finish_timeout=self.asked.patience)
 
     def known(self, saved: Mapping[str, Any], identity: str | None) -> Any:
         """What the server knows of a run; ``None`` for nothing."""
@@ -241,15 +247,8 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
     if not rows:
         return "nothing: the server has all of it"
     try:
-        experiment = begin_wandb(
-            place.options(saved),
-            run,
-            shown_config(saved, run, read_json(run / directory.ENVIRONMENT)),
-            identity,
-            "online",
-            resume="allow",
-            finish_timeout=place.asked.patience,
-        )
+        shown = shown_config(saved, run, read_json(run / directory.ENVIRONMENT))
+        experiment = place.begin(run, saved, shown, identity)
         work = WorkTime(Run(run, saved))
         for row in rows:
             size = saved.get("batch_size")
@@ -275,15 +274,7 @@ def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int
     identity, files = directory.wandb_id(run), list(to_keep(run / CHECKPOINTS, which))
     if not files or identity is None:
         return 0
-    with begin_wandb(
-        place.options(saved),
-        run,
-        saved,
-        identity,
-        "online",
-        resume="allow",
-        finish_timeout=place.asked.patience,
-    ) as experiment:
+    with place.begin(run, saved, saved, identity) as experiment:
         for path in files:
             keep_checkpoint(experiment, path, read_header(path)["step"], path.stem)
     return len(files)

@@ -137,7 +137,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     """Read several run directories, or sweeps' with all their runs; runs of one name are labelled
     with their parent's too.
     """
-    given = [run for path in paths for run in runs_in(Path(path))]
+    given = runs_in(paths)
     places = [run.resolve() for run in given]
     if len(set(places)) < len(places):
         raise UserError(f"runs=[{','.join(paths)}] names a run twice")
@@ -203,9 +203,12 @@ def check_comparable(runs: Sequence[Run]) -> None:
             )
 
 
-def runs_in(path: Path) -> list[Path]:
-    """The runs of a sweep's directory; of any other, itself."""
-    return [path] if (path / CONFIG).is_file() else _jobs(path, CONFIG) or [path]
+def runs_in(paths: Sequence[str]) -> list[Path]:
+    """The runs of sweeps' directories, and any other directories themselves."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        found += [path] if (path / CONFIG).is_file() else _jobs(path, CONFIG) or [path]
+    return found
 
 
 def _jobs(sweep: Path, config: str) -> list[Path]:
