@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from betasigma.commands.config import key_and_place
 from betasigma.errors import did_you_mean
@@ -70,107 +69,40 @@ def explain(error: BaseException, configs: Configs) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
 
 
-class UnknownKey(NamedTuple):
-    """``key=value``, as typed, of a key that the config does not have."""
-
-    override: str
-    configs: Configs
-
-    @property
-    def key(self) -> str:
-        return key_and_place(self.override)
-
-    @property
-    def value(self) -> str:
-        return self.override.partition("=")[2]
-
-    @property
-    def node(self) -> str:
-        return self.key.partition(".")[0]
-
-    @property
-    def owners(self) -> list[ConfigFile]:
-        """Files of groups that have the key."""
-        return [file for file, own in _own_keys(self.configs) if self.key in own]
-
-    @property
-    def choices(self) -> list[str]:
-        """Those of the first owner's group."""
-        owners = self.owners
-        return [file.choice for file in owners if file.group == owners[0].group]
-
-    @property
-    def belongs_to(self) -> str:
-        """``schedule=geometric or geometric_auto``; empty where no file has the key."""
-        return f"{self.owners[0].group}={' or '.join(self.choices)}" if self.owners else ""
-
-
 def unknown_key(override: str, configs: Configs) -> str:
-    """Sentence for ``key=value`` where the config has no such key."""
-    word = UnknownKey(override, configs)
-    sentence = next(filter(None, (why(word) for why in WHY_UNKNOWN)), None)
-    return sentence or (
-        f"{override} is unknown: there is no key {word.key}; "
-        f"{_instead(word.key, word.value, configs)}"
-    )
-
-
-def _refused_flag(word: UnknownKey) -> str | None:
-    flag = word.key.removeprefix("trainer.")
-    refused = flag != word.key and flag in REFUSED_FLAGS
-    return refuse_flag(flag, word.value) if refused else None
-
-
-def _beside_resume(word: UnknownKey) -> str | None:
-    if not any(other.startswith("resume=") for other in word.configs.line.overrides):
-        return None
-    return (
-        f"{word.override} is not among the keys of a new run, and resume=… continues a run with "
-        f"its own: leave it out"
-    )
-
-
-def _without_its_group(word: UnknownKey) -> str | None:
-    typed = set(map(key_and_place, word.configs.line.overrides))
-    of_a_run = word.configs.config_name in ("sample", "evaluate") and word.node not in typed
-    if not of_a_run or word.node not in TAKEN_FROM_THE_RUN or not word.owners:
-        return None
-    what = TAKEN_FROM_THE_RUN[word.node]
-    return f"{word.override} needs {what} beside it: give {word.belongs_to}, say"
-
-
-def _of_ones_own(word: UnknownKey) -> str | None:
-    known = word.belongs_to or word.configs.is_group(word.node)
-    if not (word.node in REGISTRY and plugins.allowed() and known):
-        return None
-    owned = f" ({word.key} belongs to {word.belongs_to})" if word.belongs_to else ""
-    near = did_you_mean(word.key, known_keys(word.configs), cutoff=0.85)
-    hint = f"{near} " if near and not owned else ""
-    return (
-        f"{word.override} is unknown: it is no key of the {word.node} that was chosen{owned}; "
-        f"{hint}where a class of your own takes it, +{word.override.lstrip('+~')} adds it"
-    )
-
-
-def _of_another_choice(word: UnknownKey) -> str | None:
-    if not word.owners:
-        return None
-    group = word.owners[0].group
-    models = _models_with(word.choices, word.configs) if group == "schedule" else ""
-    return (
-        f"{word.override} does not fit the {group} that was chosen; {word.key} belongs to "
-        f"{word.belongs_to}{models}"
-    )
-
-
-WHY_UNKNOWN = (
-    _refused_flag,
-    _beside_resume,
-    _without_its_group,
-    _of_ones_own,
-    _of_another_choice,
-)
-"""Reasons why a key is unknown, the nearest first. Each gives its sentence where it applies."""
+    """Sentence for ``key=value`` where the config has no such key: the nearest reason."""
+    key, value = key_and_place(override), override.partition("=")[2]
+    node, flag = key.partition(".")[0], key.removeprefix("trainer.")
+    typed = set(map(key_and_place, configs.line.overrides))
+    owners = [file for file, own in _own_keys(configs) if key in own]
+    group = owners[0].group if owners else ""
+    choices = [file.choice for file in owners if file.group == group]
+    belongs_to = f"{group}={' or '.join(choices)}"
+    if flag != key and flag in REFUSED_FLAGS:
+        return refuse_flag(flag, value)
+    if "resume" in typed:
+        return (
+            f"{override} is not among the keys of a new run, and resume=… continues a run with its "
+            f"own: leave it out"
+        )
+    of_a_run = configs.config_name in ("sample", "evaluate") and node not in typed
+    if of_a_run and owners and node in TAKEN_FROM_THE_RUN:
+        return f"{override} needs {TAKEN_FROM_THE_RUN[node]} beside it: give {belongs_to}, say"
+    if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
+        near = "" if owners else did_you_mean(key, known_keys(configs), cutoff=0.85)
+        owned = f" ({key} belongs to {belongs_to})" if owners else ""
+        return (
+            f"{override} is unknown: it is no key of the {node} that was chosen{owned}; "
+            f"{near}{' ' if near else ''}where a class of your own takes it, "
+            f"+{override.lstrip('+~')} adds it"
+        )
+    if owners:
+        models = _models_with(choices, configs) if group == "schedule" else ""
+        return (
+            f"{override} does not fit the {group} that was chosen; {key} belongs to "
+            f"{belongs_to}{models}"
+        )
+    return f"{override} is unknown: there is no key {key}; {_instead(key, value, configs)}"
 
 
 def _instead(key: str, value: str, configs: Configs) -> str:

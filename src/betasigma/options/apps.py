@@ -286,7 +286,7 @@ class Evaluate(WithAModel):
     )
     network: dict[str, Any] | None = option(None, "of the data set; not used")
 
-    n: Annotated[int, Field(le=MOST)] = option(2000, "samples")
+    n: Annotated[int, Field(ge=2, le=MOST)] = option(2000, "samples")
     labels: Annotated[list[ClassLabel], Field(min_length=1)] | None = option(
         None, "classes by number or name: samples of them, compared with their images; null: all"
     )
@@ -307,15 +307,6 @@ class Evaluate(WithAModel):
             keys = {"n", "sampler", "guidance", *({} if self.likelihood else {"seed"})}
             found |= dict.fromkeys(keys, "without evaluation.metrics, for which samples are drawn")
         return found
-
-    @model_validator(mode="after")
-    def _enough(self) -> Self:
-        if self.n < 2:
-            raise ValueError(
-                f"n={self.n} is too few: the covariance of a Fréchet distance needs at least 2 "
-                "samples, and a steady value thousands"
-            )
-        return self
 
     @model_validator(mode="after")
     def _something(self) -> Self:
