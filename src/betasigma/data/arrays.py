@@ -214,7 +214,10 @@ def _parts(
             f"data.root={path} has {', '.join(arrays) or 'no array'}; images must be under one of "
             f"{', '.join(IMAGE_KEYS)}, or x_train and x_test"
         )
-    return used_parts(found, left_out, lambda part: len(part[0]))
+    used, unused = used_parts(found)
+    for split, (images, _) in unused.items():
+        left_out.add(f"of the split {split}", split, len(images))
+    return used
 
 
 def _named(name: str) -> tuple[str, str]:

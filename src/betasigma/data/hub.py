@@ -255,7 +255,10 @@ def _parts(found: Any, root: str) -> tuple[dict[str, Any], LeftOut]:
         )
     if "train" not in by_split:
         return {"whole": next(iter(by_split.values()))}, left_out
-    return used_parts(by_split, left_out, len), left_out
+    used, unused = used_parts(by_split)
+    for split, rows in unused.items():
+        left_out.add(f"of the split {split}", split, len(rows))
+    return used, left_out
 
 
 def _columns(

@@ -110,6 +110,7 @@ def endings() -> frozenset[str]:
     return frozenset(end for end, form in Image.registered_extensions().items() if form in DECODERS)
 
 
+@cache
 def split_of(folder: str) -> str | None:
     """The split that a folder or an archive is named after: train, val, test or ``None``."""
     found = _SPLIT.fullmatch(folder.removesuffix(ZIP))
@@ -141,18 +142,24 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
     told = find_labels(files, labels, own=layout in (None, "flat", "splits"))
     tree = _Tree(root, names, packed=not root.is_dir())
     reading = tree.read(layout or tree.choose(told))
-    train, test = reading.train, reading.test
     for name, why in reading.left_out:
         left_out.add(why, name)
-    if told is not None:
-        train, test = _told(told, tree.prefix, train, test, left_out)
-    kept = once([*train, *(test or ())], found.targets, left_out)
-    train = [name for name in train if name in kept]
+    parts = reading.parts
+    if told is not None and told.numbers:
+        parts = _told(told, tree.prefix, parts, left_out)
+    kept = once([name for part in parts.values() for name in part], found.targets, left_out)
+    parts = {split: [name for name in part if name in kept] for split, part in parts.items()}
+    train = parts.get("whole", parts.get("train", []))
+    test = parts.get("test", parts.get("val"))
+    whole = test is None
     if test is None:
         train, test = hold_out(train, lambda name: os.fsencode(name.removeprefix(reading.base)))
-    else:
-        test = [name for name in test if name in kept]
-    _check_enough(root, reading, train, test)
+    for what, images in (("train", train), ("test", test)):
+        if not images:
+            raise UserError(
+                f"data.root={root} leaves no image to {what} on: there must be at least "
+                f"{2 if whole else 1} (it has {len(train) + len(test) if whole else 0})"
+            )
     classes, label = _classes(told, tree.prefix, reading, train, test)
     return Listing(
         files,
@@ -169,14 +176,18 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
 # ---------------------------------------------------------------- layouts
 
 
+_CLASS = {"classes": 0, "splits": 1, "splits_in_classes": 0}
+_SPLIT_IN = {"splits": 0, "splits_in_classes": 1}
+"""Which folder of a name is its class and its split, from where the images begin."""
+
+
 @dataclass(frozen=True)
 class _Reading:
     """Images by what a layout makes of them.
 
     Attributes:
         layout: which.
-        train: names.
-        test: names; ``None`` to hold out some of ``train``.
+        parts: names that are used, by split (:func:`used_parts`).
         depth: which part of a name is the folder of its class; ``None`` for no classes.
         base: what names begin with that are held out by the rest of their names.
         trained_on, tested_on: folders of the splits.
@@ -184,13 +195,12 @@ class _Reading:
     """
 
     layout: Layout
-    train: list[str]
-    test: list[str] | None = None
-    depth: int | None = None
-    base: str = ""
-    trained_on: str = ""
-    tested_on: str = ""
-    left_out: tuple[tuple[str, str], ...] = ()
+    parts: dict[str, list[str]]
+    depth: int | None
+    base: str
+    trained_on: str
+    tested_on: str
+    left_out: list[tuple[str, str]]
 
     def class_of(self, name: str) -> str | None:
         """Folder of the class of an image; ``None`` if it is in none."""
@@ -200,19 +210,20 @@ class _Reading:
         return parts[self.depth]
 
     def __str__(self) -> str:
-        count = len(self.train) + len(self.test or ())
+        train, *test = self.parts.values()
+        tested = sum(map(len, test))
         without = f" and leaves out {len(self.left_out)}" if self.left_out else ""
         if self.layout == "flat":
-            return f"takes all {count} images, without classes"
+            return f"takes all {len(train)} images, without classes"
         if self.layout == "splits":
-            tested = f"tests on {self.tested_on}" if self.tested_on else "tests on a tenth of them"
-            return f"trains on {self.trained_on} ({len(self.train)} images), {tested}{without}"
-        folders = _few(sorted({str(self.class_of(name)) for name in self.train}))
+            folder = f"tests on {self.tested_on}" if self.tested_on else "tests on a tenth of them"
+            return f"trains on {self.trained_on} ({len(train)} images), {folder}{without}"
+        folders = _few(sorted({str(self.class_of(name)) for name in train}))
         if self.layout == "classes":
-            return f"takes {folders} for classes ({count} images){without}"
+            return f"takes {folders} for classes ({len(train)} images){without}"
         return (
-            f"takes {folders} for classes, trains on {len(self.train)} images in their folders of "
-            f"training images and tests on {len(self.test or ())}{without}"
+            f"takes {folders} for classes, trains on {len(train)} images in their folders of "
+            f"training images and tests on {tested}{without}"
         )
 
 
@@ -314,73 +325,54 @@ class _Tree:
 
     def read(self, layout: Layout) -> _Reading:
         """Read the images in a layout."""
-        if layout == "flat":
-            return _Reading("flat", self.names, base=self.top)
         depth = self.prefix.count("/")
-        if layout == "classes":
-            if not set(self.folders) - {""}:
-                raise UserError(f"data.layout=classes finds no folders in data.root={self.root}")
-            train = [n for folder, names in self.folders.items() if folder for n in names]
-            out = tuple((name, "beside the folders of classes") for name in self._loose)
-            return _Reading("classes", sorted(train), depth=depth, base=self.top, left_out=out)
-        if layout == "splits":
-            return self._read_splits(depth + 1)
-        return self._read_splits_in_classes(depth)
+        at = _SPLIT_IN.get(layout)
+        found: dict[str, list[str]] = {}
+        out = []
+        for name in self.names:
+            folders = name.split("/")[depth:-1]
+            split = "whole" if at is None else split_of(folders[at]) if len(folders) > at else None
+            if split is None:
+                out.append((name, "in no folder of a split"))
+            elif layout == "classes" and not folders:
+                out.append((name, "beside the folders of classes"))
+            else:
+                found.setdefault(split, []).append(name)
+        self._check(layout, found)
+        parts, unused = used_parts(found)
+        out += [(name, f"of the split {split}") for split in unused for name in unused[split]]
+        trained_on = tested_on = ""
+        if at is not None:
+            of = {split: folder for folder, split in self._splits.items()} if at == 0 else {}
+            trained_on, tested_on = (of.get(s, s) if s in parts else "" for s in _used(parts))
+        return _Reading(
+            layout,
+            parts,
+            depth + _CLASS[layout] if layout in _CLASS else None,
+            f"{self.prefix}{trained_on}/" if layout == "splits" else self.top,
+            trained_on,
+            tested_on,
+            out,
+        )
 
-    def _read_splits(self, depth: int) -> _Reading:
-        found = {split: [f for f, s in self._splits.items() if s == split] for split in _NAMES}
-        for split, folders in found.items():
+    def _check(self, layout: Layout, found: Mapping[str, list[str]]) -> None:
+        if layout == "classes" and not found:
+            raise UserError(f"data.layout=classes finds no folders in data.root={self.root}")
+        if layout not in _SPLIT_IN:
+            return
+        if "train" not in found:
+            what = "folder of training images (train)" if layout == "splits" else "<class>/train"
+            raise UserError(
+                f"data.layout={layout} finds no {what} in data.root={self.root}: it has "
+                f"{_few(sorted(set(self.folders) - {''})) or 'none'}"
+            )
+        for split in found if layout == "splits" else ():
+            folders = [folder for folder, named in self._splits.items() if named == split]
             if len(folders) > 1:
                 raise UserError(
                     f"data.root={self.root} has {_few(folders)}, each named as the {split} split: "
                     f"rename all but one"
                 )
-        if not found["train"]:
-            raise UserError(
-                f"data.layout=splits finds no folder of training images (train) in "
-                f"data.root={self.root}: it has {_few(sorted(set(self.folders) - {''})) or 'none'}"
-            )
-        (train,), test = found["train"], next(iter(found["test"] + found["val"]), "")
-        out = [
-            (name, "of the split val" if folder in self._splits else "in no folder of a split")
-            for folder, names in self.folders.items()
-            if folder not in (train, test) or not folder
-            for name in names
-        ]
-        return _Reading(
-            "splits",
-            self.folders[train],
-            self.folders[test] if test else None,
-            depth,
-            f"{self.prefix}{train}/",
-            train,
-            test,
-            tuple(out),
-        )
-
-    def _read_splits_in_classes(self, depth: int) -> _Reading:
-        parts: dict[str, list[str]] = {"train": [], "val": [], "test": [], "": []}
-        for name in self.names:
-            folders = name.split("/")[depth:-1]
-            parts[(split_of(folders[1]) if len(folders) > 1 else None) or ""].append(name)
-        if not parts["train"]:
-            raise UserError(
-                f"data.layout=splits_in_classes finds no <class>/train in data.root={self.root}"
-            )
-        tested_on = "test" if parts["test"] else "val"
-        unused = parts["val"] if parts["test"] else []
-        out = [(name, "in no folder of a split") for name in parts[""]]
-        out += [(name, "of the split val") for name in unused]
-        return _Reading(
-            "splits_in_classes",
-            parts["train"],
-            parts[tested_on] or None,
-            depth,
-            self.top,
-            trained_on="train",
-            tested_on=tested_on,
-            left_out=tuple(out),
-        )
 
 
 def _by_folder(names: Sequence[str], prefix: str) -> dict[str, list[str]]:
@@ -410,37 +402,33 @@ def images_among(names: Sequence[str], left_out: LeftOut) -> list[str]:
 
 
 def _told(
-    told: Labels, prefix: str, train: list[str], test: list[str] | None, left_out: LeftOut
-) -> tuple[list[str], list[str] | None]:
+    told: Labels, prefix: str, parts: Mapping[str, list[str]], left_out: LeftOut
+) -> dict[str, list[str]]:
     """Keep the images that the file of labels has, in the splits that it says."""
-    if not told.numbers:
-        return train, test
-    of = {name: _in_file(name, prefix, told.numbers) for name in [*train, *(test or ())]}
+    of = {name: _in_file(name, prefix, told.numbers) for part in parts.values() for name in part}
     if not any(of.values()):
         raise UserError(
             f"{told.source} has labels of {next(iter(told.numbers))} and others, and of no image "
             f"that is there, like {next(iter(of))}: names are relative to data.root"
         )
-    for name in set(told.numbers) - set(of.values()):
+    for name in sorted(set(told.numbers) - set(of.values())):
         left_out.add(f"named in {told.source} and not there", name)
     for name, known in of.items():
         if known is None:
             left_out.add(f"without a label in {told.source}", name)
-    train = [name for name in train if of[name]]
-    test = None if test is None else [name for name in test if of[name]]
     if not told.splits:
-        return train, test
-    parts: dict[str, list[str]] = {split: [] for split in _NAMES}
-    for name in sorted([*train, *(test or ())]):
+        return {split: [name for name in part if of[name]] for split, part in parts.items()}
+    found: dict[str, list[str]] = {}
+    for name in sorted(name for name in of if of[name]):
         word = told.splits.get(str(of[name]), "")
         split = split_of(word)
         if split is None:
             raise UserError(f"{told.source} has {name} in split {word!r}: train, val or test")
-        parts[split].append(name)
-    if parts["test"]:
-        for name in parts["val"]:
-            left_out.add("of the split val", name)
-    return parts["train"], parts["test"] or parts["val"] or None
+        found.setdefault(split, []).append(name)
+    used, unused = used_parts(found)
+    for split, names in unused.items():
+        left_out.add(f"of the split {split}", names[0], len(names))
+    return used
 
 
 def _in_file(name: str, prefix: str, known: Mapping[str, object]) -> str | None:
@@ -486,28 +474,17 @@ def hold_out(
 Part = TypeVar("Part")
 
 
-def used_parts(
-    found: Mapping[str, Part], left_out: LeftOut, size: Callable[[Part], int]
-) -> dict[str, Part]:
-    """The parts of a data set that are used, by split: ``whole``, or ``train`` and ``test`` (else
-    ``val``). The others are counted.
+def used_parts(found: Mapping[str, Part]) -> tuple[dict[str, Part], dict[str, Part]]:
+    """Parts of a data set by split: those that are used, and the others.
+
+    ``whole`` is used alone; otherwise ``train`` and ``test``, or ``val`` in its place.
     """
-    tested = "test" if "test" in found else "val"
-    used = ("whole",) if "whole" in found else ("train", tested)
-    for split, part in found.items():
-        if split not in used:
-            left_out.add(f"of the split {split}", split, size(part))
-    return {split: found[split] for split in used if split in found}
+    used = {split: found[split] for split in _used(found) if split in found}
+    return used, {split: part for split, part in found.items() if split not in used}
 
 
-def _check_enough(root: Path, reading: _Reading, train: list[str], test: list[str]) -> None:
-    whole = reading.test is None
-    for what, found in (("train", train), ("test", test)):
-        if not found:
-            raise UserError(
-                f"data.root={root} leaves no image to {what} on: there must be at least "
-                f"{2 if whole else 1} (it has {len(train) + len(test) if whole else 0})"
-            )
+def _used(found: Mapping[str, object]) -> tuple[str, ...]:
+    return ("whole",) if "whole" in found else ("train", "test" if "test" in found else "val")
 
 
 def _classes(
