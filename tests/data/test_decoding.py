@@ -59,7 +59,7 @@ def test_what_is_transparent_shows_the_background(
     bordered: Path, background: str | list[int], colour: tuple[int, ...]
 ) -> None:
     path = bordered / "train" / "bordered.png"
-    image = Decoder((8, 8), 3, background=background)(path)
+    image = Decoder((8, 8), 3, background=background).decode(path).image
     assert tuple(image[:, 0, 0].tolist()) == colour
     assert image[:, 3, 3].tolist() == [255, 0, 0]
 
@@ -67,19 +67,24 @@ def test_what_is_transparent_shows_the_background(
 def test_half_transparent_is_half_the_background(tmp_path: Path) -> None:
     pixels = np.full((4, 4, 2), (100, 51), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "half.png")
-    assert (Decoder((4, 4), 1)(tmp_path / "half.png") == 224).all()  # .2·100 + .8·255
-    kept = Decoder((4, 4), 2)(tmp_path / "half.png")
+    assert (Decoder((4, 4), 1).decode(tmp_path / "half.png").image == 224).all()  # .2·100 + .8·255
+    kept = Decoder((4, 4), 2).decode(tmp_path / "half.png").image
     assert kept[:, 0, 0].tolist() == [100, 51]
-    assert Decoder((4, 4), 4)(tmp_path / "half.png")[:, 0, 0].tolist() == [100, 100, 100, 51]
+    assert Decoder((4, 4), 4).decode(tmp_path / "half.png").image[:, 0, 0].tolist() == [
+        100,
+        100,
+        100,
+        51,
+    ]
 
 
 def test_a_transparent_colour_of_a_palette_and_of_rgb(tmp_path: Path) -> None:
     paletted = Image.new("P", (4, 4), 1)
     paletted.putpalette([9, 9, 9, 0, 0, 255])
     paletted.save(tmp_path / "p.gif", transparency=1)
-    assert (Decoder((4, 4), 3)(tmp_path / "p.gif") == 255).all()
+    assert (Decoder((4, 4), 3).decode(tmp_path / "p.gif").image == 255).all()
     Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "rgb.png", transparency=(1, 2, 3))
-    assert (Decoder((4, 4), 3)(tmp_path / "rgb.png") == 255).all()
+    assert (Decoder((4, 4), 3).decode(tmp_path / "rgb.png").image == 255).all()
 
 
 @pytest.mark.parametrize("in_memory", [True, False])
@@ -113,12 +118,12 @@ def test_a_window_of_numbers(tmp_path: Path) -> None:
     values = np.array([[-1000.0, -100.0], [50.0, 3000.0]], dtype=np.float32)
     Image.fromarray(values).save(tmp_path / "ct.tiff")
     with pytest.raises(Undecodable, match=r"mode F.*data\.window=\[low,high\]"):
-        Decoder((2, 2), 1)(tmp_path / "ct.tiff")
-    found = Decoder((2, 2), 1, window=(-100, 100))(tmp_path / "ct.tiff")
+        Decoder((2, 2), 1).decode(tmp_path / "ct.tiff")
+    found = Decoder((2, 2), 1, window=(-100, 100)).decode(tmp_path / "ct.tiff").image
     assert found[0].tolist() == [[0, 0], [191, 255]]
     Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "nan.tiff")
     with pytest.raises(Undecodable, match="not finite"):
-        Decoder((2, 2), 1, window=(0, 1))(tmp_path / "nan.tiff")
+        Decoder((2, 2), 1, window=(0, 1)).decode(tmp_path / "nan.tiff")
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(2, 3), (4, 2), (6, 4)])
@@ -130,7 +135,7 @@ def test_colours_of_sixteen_bits(tmp_path: Path, kind: int, channels: int) -> No
     assert decoded.deepest == 0x0A0A
     assert decoded.colour
     with pytest.raises(Undecodable, match="its colours have 16 bits"):
-        Decoder((4, 4), channels, bits=12)(path)
+        Decoder((4, 4), channels, bits=12).decode(path)
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         png(tmp_path / split / "deep.png", np.full((4, 4, channels), 0x0AFF), 16, kind)
@@ -151,11 +156,13 @@ def test_very_large_images_need_a_key(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(Undecodable) as refused:
-            Decoder((4, 4), 1)(tmp_path / "large.png")
+            Decoder((4, 4), 1).decode(tmp_path / "large.png")
         assert str(refused.value) == (
             "11000×10000 are 110,000,000 pixels; data.max_pixels=110000000 allows them"
         )
-        assert Decoder((4, 4), 1, max_pixels=110_000_000)(tmp_path / "large.png").shape == (1, 4, 4)
+        assert Decoder((4, 4), 1, max_pixels=110_000_000).decode(
+            tmp_path / "large.png"
+        ).image.shape == (1, 4, 4)
 
 
 def test_several_frames_are_counted(tmp_path: Path) -> None:
@@ -174,7 +181,7 @@ def test_no_decoder_starts_a_program(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(drawing)
     assert Image.open(io.BytesIO(drawing)).format == "EPS"
     with pytest.raises(Undecodable, match="not an image"):
-        Decoder((4, 4), 3)(tmp_path / "x.png")
+        Decoder((4, 4), 3).decode(tmp_path / "x.png")
     assert not {"EPS", "WMF", "PDF", "MPEG", "HDF5", "GRIB", "BUFR", "IPTC"} & set(DECODERS)
     assert not {".eps", ".ps", ".wmf", ".pdf", ".h5"} & endings()
 
@@ -200,7 +207,7 @@ def test_what_pillow_writes_is_read(tmp_path: Path, ending: str) -> None:
     image = Image.new(mode, (16, 16), 1 if mode == "1" else (200, 100, 50))
     image.save(tmp_path / f"a{ending}", format=FORMATS[ending])
     assert ending in endings()
-    found = Decoder((16, 16), 3)(tmp_path / f"a{ending}")[:, 8, 8].tolist()
+    found = Decoder((16, 16), 3).decode(tmp_path / f"a{ending}").image[:, 8, 8].tolist()
     expected = [255, 255, 255] if mode == "1" else [200, 100, 50]
     assert np.allclose(found, expected, atol=3)
 
@@ -224,6 +231,6 @@ def test_images_that_are_not_square(tmp_path: Path) -> None:
     pixels = np.zeros((20, 60, 3), dtype=np.uint8)
     pixels[:, 10:50] = 200
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    found = Decoder((10, 20), 3)(tmp_path / "wide.png")
+    found = Decoder((10, 20), 3).decode(tmp_path / "wide.png").image
     assert found.shape == (3, 10, 20)
     assert (found[:, :, 1:-1] == 200).all()

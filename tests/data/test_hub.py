@@ -60,7 +60,7 @@ def test_a_folder_with_splits(tmp_path: Path) -> None:
     for i in (0, 11):
         file = io.BytesIO()
         picture(i).save(file, "PNG")
-        assert torch.equal(data.tensor("train")[i], expected(file))
+        assert torch.equal(data.tensor("train")[i], expected.decode(file).image)
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])

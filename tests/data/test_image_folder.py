@@ -100,10 +100,10 @@ def test_decoding_resizes_the_shorter_side_and_keeps_the_centre(tmp_path):
     pixels = np.zeros((10, 30, 3), dtype=np.uint8)
     pixels[:, 10:20] = 200
     Image.fromarray(pixels).save(path)
-    image = Decoder((10, 10), 3)(path)
+    image = Decoder((10, 10), 3).decode(path).image
     assert (image == 200).all()
-    assert Decoder((5, 5), 1)(path).shape == (1, 5, 5)
-    assert (Decoder((20, 20), 3)(path)[:, :, 3:17] == 200).all()
+    assert Decoder((5, 5), 1).decode(path).image.shape == (1, 5, 5)
+    assert (Decoder((20, 20), 3).decode(path).image[:, :, 3:17] == 200).all()
 
 
 def test_antialiasing(tmp_path):
@@ -111,7 +111,7 @@ def test_antialiasing(tmp_path):
     path = tmp_path / "board.png"
     board = (np.indices((64, 64)).sum(axis=0) % 2 * 255).astype(np.uint8)
     Image.fromarray(board).save(path)
-    image = Decoder((16, 16), 1)(path).float()
+    image = Decoder((16, 16), 1).decode(path).image.float()
     assert image[:, 2:-2, 2:-2].sub(127.5).abs().max() < 10
 
 
@@ -120,22 +120,22 @@ def test_crop_comes_first(tmp_path):
     pixels = np.full((30, 20), 255, dtype=np.uint8)
     pixels[10:20, 5:15] = 50
     Image.fromarray(pixels).save(path)
-    assert (Decoder((4, 4), 1, crop=10)(path) == 50).all()
+    assert (Decoder((4, 4), 1, crop=10).decode(path).image == 50).all()
     with pytest.raises(image_files.Undecodable, match="20×30 is smaller than crop=center_25"):
-        Decoder((4, 4), 1, crop=25)(path)
+        Decoder((4, 4), 1, crop=25).decode(path)
 
 
 def test_sixteen_bits_and_orientation(tmp_path):
     deep = tmp_path / "deep.png"
     Image.fromarray(np.full((4, 4), 200 * 256 + 7, dtype=np.uint16)).save(deep)
-    assert (Decoder((4, 4), 1)(deep) == 200).all()
+    assert (Decoder((4, 4), 1).decode(deep).image == 200).all()
     turned = tmp_path / "turned.jpg"
     pixels = np.zeros((16, 16), dtype=np.uint8)
     pixels[:8] = 255
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(pixels).save(turned, exif=exif, quality=95)
-    image = Decoder((16, 16), 1)(turned)
+    image = Decoder((16, 16), 1).decode(turned).image
     assert image[0, 12:].float().mean() > 250
     assert image[0, :4].float().mean() < 5
 

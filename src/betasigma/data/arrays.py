@@ -50,10 +50,14 @@ class ArrayFile:
     values: Sequence[float] | None
     left_out: LeftOut = field(default_factory=LeftOut)
 
+    @property
+    def _first(self) -> np.ndarray:
+        return next(iter(self.parts.values()))[0]
+
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """Of one example, ``(C, H, W)`` or ``(d,)``."""
-        images, _ = next(iter(self.parts.values()))
+        images = self._first
         if images.ndim == 2:
             return (images.shape[1],)
         if images.ndim == 3:
@@ -98,17 +102,15 @@ class ArrayFile:
 
     def describe(self) -> dict[str, Any]:
         """What was found, for the record of a run."""
-        images, _ = next(iter(self.parts.values()))
         return {
-            "array": {"shape": list(images.shape), "dtype": str(images.dtype)},
+            "array": {"shape": list(self._first.shape), "dtype": str(self._first.dtype)},
             "splits": list(self.parts),
             "left_out": dict(self.left_out.counts),
         }
 
     def sentences(self) -> list[str]:
         """What was found, for the user."""
-        images, _ = next(iter(self.parts.values()))
-        rounded = ""
+        images, rounded = self._first, ""
         if self.values is not None and len(self.shape) > 1:
             low, high = self.values
             rounded = f", its values from {low:g} to {high:g} rounded to 256 levels"
@@ -138,7 +140,7 @@ def open_array(
             )
         )
     found = ArrayFile(path, parts, axes, values, left_out)
-    dtype = next(iter(parts.values()))[0].dtype
+    dtype = found._first.dtype
     if dtype != np.uint8 and values is None and len(found.shape) > 1:
         raise UserError(
             f"data.root={path} has images of {dtype}: data.values=[low,high] must say what becomes "

@@ -216,10 +216,6 @@ class ImageDataModule(LightningDataModule):
         """Number of test images that a validation is of."""
         return min(self.val_size, self.size("test"))
 
-    def in_memory(self, split: Split) -> bool:
-        """Whether ``split`` is held in memory, so that :meth:`tensor` can return it."""
-        return isinstance(self.source(split), InMemory)
-
     def tensor(self, split: Split) -> Tensor:
         """Return all of ``split`` as one tensor, not to be modified: uint8 ``(N, C, H, W)``,
         or float32 ``(N, 2)`` for a ``mixture``.
@@ -236,15 +232,8 @@ class ImageDataModule(LightningDataModule):
         return source.images
 
     def labels(self, split: Split) -> Tensor | None:
-        """Class of each example of :meth:`tensor`, int64 ``(N,)``, or ``None``.
-
-        Raises:
-            UserError: if the images are not held in memory.
-        """
-        self.tensor(split)
-        source = self.source(split)
-        assert isinstance(source, InMemory)
-        return source.labels
+        """Class of each example, int64 ``(N,)``, or ``None``."""
+        return self.source(split).labels
 
     def batches(self, split: Split, batch_size: int, limit: int | None = None) -> Iterator[Tensor]:
         """``limit`` examples of ``split``, always the same ones
@@ -300,9 +289,8 @@ class ImageDataModule(LightningDataModule):
         }
 
     def _class_counts(self, split: Split) -> list[int]:
-        labels = self.source(split).labels
-        count = self.num_classes
-        return [] if labels is None else torch.bincount(labels, minlength=count).tolist()
+        labels = self.labels(split)
+        return [] if labels is None else torch.bincount(labels, minlength=self.num_classes).tolist()
 
     # ------------------------------------------------------------------ values
 

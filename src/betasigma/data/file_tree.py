@@ -73,23 +73,20 @@ class Files:
             names += [f"{name}/{inner}" for inner in archive.list(left_out)]
         return Found(sorted(names), found.targets)
 
-    def read(self, name: str, most: int) -> bytes | Path:
-        """Content of a file of an archive, or the path of a file of a folder.
+    def open(self, name: str, most: int) -> BinaryIO:
+        """An open file.
 
         Args:
-            most: bytes that it may have when it is unpacked.
+            most: bytes that one in an archive may have when it is unpacked.
 
         Raises:
             ValueError: if it has more.
             OSError, BadZipFile, …: whatever a damaged archive raises.
         """
         archive, inner = self._archive(name)
-        return self.root / name if archive is None else archive.read(inner, most)
-
-    def open(self, name: str, most: int) -> BinaryIO:
-        """The same as an open file."""
-        found = self.read(name, most)
-        return io.BytesIO(found) if isinstance(found, bytes) else found.open("rb")
+        if archive is None:
+            return (self.root / name).open("rb")
+        return io.BytesIO(archive.read(inner, most))
 
     def has(self, name: str) -> bool:
         """Whether there is a file of this name."""

@@ -20,14 +20,14 @@ import errno
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -114,17 +114,13 @@ class Decoder:
         """Largest file that is unpacked: four channels of 16 bits, uncompressed."""
         return 8 * self.max_pixels + 2**20
 
-    def __call__(self, file: Path | BinaryIO) -> Tensor:
-        """Decode a file to uint8 of shape ``(C, H, W)``.
+    def decode(self, file: Path | BinaryIO) -> Decoded:
+        """Decode a file.
 
         Raises:
             Undecodable: where it is not an image, or smaller than the crop.
             UserError: if the file is there and cannot be read.
         """
-        return self.decode(file).image
-
-    def decode(self, file: Path | BinaryIO) -> Decoded:
-        """The same, with what was found in the file."""
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         with _pillow(), self.open(file) as image:
@@ -316,8 +312,7 @@ def decode_all(
     images: Listed, decoder: Decoder, on_corrupt: OnCorrupt
 ) -> tuple[Tensor, Tensor | None]:
     """All images that can be decoded, uint8 ``(N, C, H, W)``, and their labels, int64 ``(N,)``."""
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        decoded = list(pool.map(lambda name: _attempt(decoder, images.place, name), images.names))
+    decoded = read_all(images.place, images.names, decoder, decoder.decode, usable_cpus())
     found = zip(images.names, decoded, strict=True)
     broken = {name: d for name, d in found if isinstance(d, Undecodable)}
     _report(images.place, broken, on_corrupt)
@@ -328,22 +323,29 @@ def decode_all(
     return tensor, None if kept.labels is None else torch.tensor(kept.labels)
 
 
-def _attempt(decoder: Decoder, place: Place, name: str) -> Decoded | Undecodable:
-    try:
-        with _pillow(), place.open(name, decoder.most_bytes) as file:
-            return decoder.decode(file)
-    except Undecodable as error:
-        return error
+Found = TypeVar("Found")
 
 
-def _header(decoder: Decoder, place: Place, name: str) -> Undecodable | None:
-    """Return why an image does not begin like one; ``None`` if it does."""
+def read_all(
+    place: Place,
+    names: Sequence[str],
+    decoder: Decoder,
+    read: Callable[[BinaryIO], Found],
+    threads: int,
+) -> list[Found | Undecodable]:
+    """What ``read`` makes of each file, or why it is not an image."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(lambda name: _attempt(place, name, decoder, read), names))
+
+
+def _attempt(
+    place: Place, name: str, decoder: Decoder, read: Callable[[BinaryIO], Found]
+) -> Found | Undecodable:
     try:
         with _pillow(), place.open(name, decoder.most_bytes) as file:
-            decoder.open(file).close()
+            return read(file)
     except Undecodable as error:
         return error
-    return None
 
 
 class ImageFiles:
@@ -425,7 +427,7 @@ class ImageFiles:
             if candidate in self._broken:
                 continue
             name = self._images.names[candidate]
-            found = _attempt(self._decoder, place, name)
+            found = _attempt(place, name, self._decoder, self._decoder.decode)
             if isinstance(found, Decoded):
                 return found.image, candidate
             if not place.is_there():
@@ -442,17 +444,18 @@ class ImageFiles:
         count = len(self)
         numbers = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).round().astype(int))
         names = [self._images.names[number] for number in numbers]
-        with ThreadPoolExecutor(usable_cpus()) as pool:
-            found = pool.map(lambda name: _attempt(self._decoder, self._images.place, name), names)
-        _remark([d for d in found if isinstance(d, Decoded)], self._decoder, count, keys)
+        decoder = self._decoder
+        found = read_all(self._images.place, names, decoder, decoder.decode, usable_cpus())
+        _remark([d for d in found if isinstance(d, Decoded)], decoder, count, keys)
 
 
 def _with_headers(images: Listed, decoder: Decoder, on_corrupt: OnCorrupt) -> Listed:
-    with ThreadPoolExecutor(_READERS) as pool:
-        errors = list(pool.map(lambda name: _header(decoder, images.place, name), images.names))
-    found = zip(images.names, errors, strict=True)
-    _report(images.place, {name: e for name, e in found if e is not None}, on_corrupt)
-    return images.only([i for i, error in enumerate(errors) if error is None])
+    headers = read_all(
+        images.place, images.names, decoder, lambda file: decoder.open(file).close(), _READERS
+    )
+    found = zip(images.names, headers, strict=True)
+    _report(images.place, {n: e for n, e in found if isinstance(e, Undecodable)}, on_corrupt)
+    return images.only([i for i, e in enumerate(headers) if not isinstance(e, Undecodable)])
 
 
 def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt) -> None:

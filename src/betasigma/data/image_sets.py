@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -20,7 +20,14 @@ from torch import Tensor
 from betasigma.cpus import usable_cpus
 from betasigma.data.arrays import channels_last, read_images
 from betasigma.data.file_tree import Files, LeftOut
-from betasigma.data.image_files import Decoder, ImageFiles, Listed, Undecodable, upright_size
+from betasigma.data.image_files import (
+    Decoder,
+    ImageFiles,
+    Listed,
+    Undecodable,
+    read_all,
+    upright_size,
+)
 from betasigma.data.listing import endings, images_among, once
 from betasigma.data.order import subset
 from betasigma.data.sources import InMemory, Source
@@ -89,15 +96,11 @@ def _common_shape(
     """The shape that all images have, from their headers."""
     decoder = Decoder((1, 1), 3)
 
-    def header(name: str) -> tuple[tuple[int, int], bool] | Undecodable:
-        try:
-            with files.open(name, decoder.most_bytes) as file, decoder.open(file) as image:
-                return upright_size(image), image.mode in ("1", "L", "I;16")
-        except Exception as error:  # what a broken file raises depends on its format
-            return Undecodable(str(error))
+    def header(file: BinaryIO) -> tuple[tuple[int, int], bool]:
+        with decoder.open(file) as image:
+            return upright_size(image), image.mode in ("1", "L", "I;16")
 
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        found = list(pool.map(header, names))
+    found = read_all(files, names, decoder, header, usable_cpus())
     sizes: dict[tuple[int, int], list[str]] = {}
     grey = True
     for name, seen in zip(names, found, strict=True):

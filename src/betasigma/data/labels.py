@@ -63,22 +63,15 @@ def find_labels(files: Files, path: str | None, own: bool) -> Labels | None:
     if path is None:
         return _own(files) if own and files.has(OWN) else None
     key = f"data.labels={path}"
-    inside = files.has(path)
-    try:
-        content = _read(files, path) if inside else _limited(Path(path).expanduser(), key)
-    except OSError as error:
-        raise UserError(
-            f"{key} cannot be read ({error.strerror}): give a CSV or JSON file, relative to "
-            f"data.root or to where you are"
-        ) from None
-    rows = _rows(content, Path(path).suffix.lower(), key)
-    return _labels(rows, path, key)
+    content = _read(files, path, key)
+    return _labels(_rows(content, Path(path).suffix.lower(), key), path, key)
 
 
 def _own(files: Files) -> Labels | None:
     """Labels of ``dataset.json``; none of a file that has another purpose."""
     key = f"{files.where(OWN)}"
-    content = _json(_read(files, OWN), f"{key} (data.layout=classes or flat leaves it aside)")
+    aside = f"{key} (data.layout=classes or flat leaves it aside)"
+    content = _json(_read(files, OWN, aside), aside)
     if not isinstance(content, dict) or "labels" not in content:
         return None
     if content["labels"] is None:
@@ -86,20 +79,20 @@ def _own(files: Files) -> Labels | None:
     return _labels(_json_rows(content, key), OWN, key)
 
 
-def _read(files: Files, name: str) -> bytes:
+def _read(files: Files, name: str, key: str) -> bytes:
+    own = Path(name).expanduser()
     try:
-        found = files.read(name, MOST_BYTES)
-        return _limited(found, name) if isinstance(found, Path) else found
-    except OSError:
-        raise
+        with files.open(name, MOST_BYTES) if files.has(name) else own.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
-        raise UserError(f"{files.where(name)} cannot be read ({error})") from None
-
-
-def _limited(path: Path, key: str) -> bytes:
-    if path.stat().st_size > MOST_BYTES:
-        raise UserError(f"{key} has {path.stat().st_size:,} bytes, too many for labels")
-    return path.read_bytes()
+        why = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{key} cannot be read ({why}): give a CSV or JSON file, relative to data.root or to "
+            f"where you are"
+        ) from None
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{key} has more than {MOST_BYTES:,} bytes, too many for labels")
+    return content
 
 
 Row = tuple[Any, Any, Any]

@@ -81,7 +81,7 @@ class InMemory:
 
     def __init__(self, images: Tensor, labels: Tensor | None = None, num_classes: int = 0) -> None:
         self.images = images.contiguous()
-        self._labels = labels if num_classes else None
+        self.labels = labels if num_classes else None
         self.num_classes = num_classes
         self.shape = tuple(images.shape[1:])
         self._key: str | None = None
@@ -89,24 +89,19 @@ class InMemory:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def labels(self) -> Tensor | None:
-        """Class of each example, int64 ``(N,)``, or ``None``."""
-        return self._labels
-
     def take(self, examples: np.ndarray) -> dict[str, Tensor]:
         """As :meth:`Source.take`."""
         # numpy copies rows several times faster than torch.index_select at the size of a batch,
         # and without waking a thread pool that the training step is using
         taken = {"image": torch.from_numpy(self.images.numpy().take(examples, axis=0))}
-        if self._labels is not None:
-            taken["label"] = torch.from_numpy(self._labels.numpy().take(examples))
+        if self.labels is not None:
+            taken["label"] = torch.from_numpy(self.labels.numpy().take(examples))
         return taken
 
     def only(self, numbers: np.ndarray) -> InMemory:
         """Some of the examples, in this order."""
         chosen = torch.from_numpy(numbers)
-        labels = None if self._labels is None else self._labels[chosen]
+        labels = None if self.labels is None else self.labels[chosen]
         return InMemory(self.images[chosen], labels, self.num_classes)
 
     def content_key(self) -> str:

@@ -263,18 +263,18 @@ def hole_of(name: str, sample_shape: tuple[int, ...]) -> Tensor:
     """
     edits.check_pixels(sample_shape)
     _, height, width = sample_shape
-    hole = torch.zeros(1, height, width, dtype=torch.bool)
-    rows, columns = slice(height), slice(width)
-    if name in ("top", "bottom"):
-        rows = slice(height // 2) if name == "top" else slice(height // 2, height)
-    elif name in ("left", "right"):
-        columns = slice(width // 2) if name == "left" else slice(width // 2, width)
-    elif name == "center":
-        rows = slice(height // 4, height - height // 4)
-        columns = slice(width // 4, width - width // 4)
-    else:
+    top, left = height // 2, width // 2
+    named = {
+        "top": (slice(top), slice(width)),
+        "bottom": (slice(top, height), slice(width)),
+        "left": (slice(height), slice(left)),
+        "right": (slice(height), slice(left, width)),
+        "center": (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)),
+    }
+    if name not in named:
         return _of_picture(name, height, width)
-    hole[:, rows, columns] = True
+    hole = torch.zeros(1, height, width, dtype=torch.bool)
+    hole[:, *named[name]] = True
     return hole
 
 
