@@ -1,4 +1,3 @@
-import gzip
 import pickle
 import shutil
 from pathlib import Path
@@ -103,7 +102,7 @@ def _idx(values: np.ndarray) -> bytes:
     return b"".join(int(n).to_bytes(4, "big") for n in header) + values.tobytes()
 
 
-def _write_mnist(root: Path, compress: bool = False) -> None:
+def _write_mnist(root: Path) -> None:
     rng = np.random.default_rng(0)
     for file in catalog.describe("mnist").files:
         shape = (6, 28, 28) if "images" in file else (6,)
@@ -111,18 +110,6 @@ def _write_mnist(root: Path, compress: bool = False) -> None:
         path = root / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        if compress:
-            Path(f"{path}.gz").write_bytes(gzip.compress(content))
-            path.unlink()
-
-
-def test_compressed_mnist_equals_plain_and_leaves_the_folder_alone(tmp_path):
-    _write_mnist(tmp_path / "plain")
-    _write_mnist(tmp_path / "gz", compress=True)
-    before = sorted((tmp_path / "gz").rglob("*"))
-    plain, packed = (sources.load("mnist", tmp_path / n, "train") for n in ("plain", "gz"))
-    assert torch.equal(plain.images, packed.images)
-    assert sorted((tmp_path / "gz").rglob("*")) == before
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x00\x00\x08\x03", b"<html>not found</html>" * 9])

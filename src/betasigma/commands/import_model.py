@@ -8,13 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from betasigma.commands.assemble import make_denoiser
 from betasigma.commands.checks import check_composition
@@ -111,9 +110,9 @@ def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
             f"{source.named} has tensors or settings that {form.name} does not write "
             f"({type(error).__name__}: {error})"
         ) from None
-    config = dump(_options(model, asked, source))
+    config = dump(_options(model, settings.get("data"), asked, source))
     low, high = config["model"]["value_range"]
-    _check_weights(model.weights, config, model.sample_shape, (low, high), source)
+    _check_weights(model, config, (low, high), source)
     origin = {
         "format": form.name,
         "published": asked.published or form.published_name(source),
@@ -203,10 +202,12 @@ def _format(source: WeightFile, name: str | None) -> ModelFormat:
     )
 
 
-def _options(model: PublishedModel, asked: Import, source: WeightFile) -> Train:
+def _options(
+    model: PublishedModel, trained_on: str | None, asked: Import, source: WeightFile
+) -> Train:
     """The config of a run, with this package's defaults for what is only about training."""
     channels, height, width = model.sample_shape
-    name = asked.data.name or model.data or "image_folder"
+    name = asked.data.name or trained_on or "image_folder"
     data = {
         "_target_": "betasigma.data.datamodule.ImageDataModule",
         **_data_config(name),
@@ -260,15 +261,15 @@ def plain_name(path: Path) -> str:
 
 
 def _check_weights(
-    weights: Mapping[str, Tensor],
+    model: PublishedModel,
     config: dict[str, Any],
-    shape: tuple[int, ...],
     value_range: tuple[float, float],
     source: WeightFile,
 ) -> None:
     """Compare names and shapes with those of the network that the settings describe, which takes no
     memory for that.
     """
+    weights = model.weights
     sizes = [size for weight in weights.values() for size in weight.shape]
     most = max([LARGEST, len(weights), *sizes])
     for key, value in config["network"].items():
@@ -277,7 +278,7 @@ def _check_weights(
         if len(members) > most or max(numbers, default=0) > most:
             raise UserError(f"{source.named} has network.{key}={value}, which no tensor in it fits")
     with torch.device("meta"):
-        network = make_denoiser(config, shape, value_range).network
+        network = make_denoiser(config, model.sample_shape, value_range).network
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}
     for name in [*expected, *found]:

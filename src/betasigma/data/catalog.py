@@ -36,7 +36,6 @@ class DataSet:
         train, test: number of examples of each split; ``None`` if the files decide.
         in_memory: held as one tensor; ``None`` if ``data.in_memory`` chooses.
         files: required files, relative to ``data.root``.
-        compressed: whether ``file.gz`` may replace each of ``files``.
         downloadable: whether ``data.download=true`` can fetch it.
         hint: more advice for a user without the files.
         class_names: of the classes, where they are not numbers.
@@ -50,7 +49,6 @@ class DataSet:
     test: int | None = None
     in_memory: bool | None = True
     files: tuple[str, ...] = ()
-    compressed: bool = False
     downloadable: bool = False
     hint: str = ""
     class_names: tuple[str, ...] = ()
@@ -84,7 +82,6 @@ _MNIST = DataSet(
     train=60_000,
     test=10_000,
     files=_idx_files("MNIST"),
-    compressed=True,
     downloadable=True,
 )
 
@@ -248,10 +245,8 @@ def check(name: str, root: str | Path | None, download: bool = False) -> None:
 
 def missing(name: str, root: str | Path) -> list[str]:
     """Return the files of the data set that are missing below ``root``, relative to it."""
-    facts = describe(name)
-    ends = ("", ".gz") if facts.compressed else ("",)
     base = Path(root).expanduser()
-    return [f for f in facts.files if not any(os.path.exists(base / f"{f}{end}") for end in ends)]
+    return [file for file in describe(name).files if not (base / file).exists()]
 
 
 OF_THE_USER = {

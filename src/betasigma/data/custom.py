@@ -48,12 +48,10 @@ class OpenedSplits:
 
     Args:
         train, test: the splits.
-        value_range: of points, which keep their coordinates; ``None`` for images, which are bytes.
+        declared: range of points, which keep their coordinates; ``None`` for what they have.
     """
 
-    def __init__(
-        self, train: InMemory, test: InMemory, value_range: tuple[float, float] | None
-    ) -> None:
+    def __init__(self, train: InMemory, test: InMemory, declared: Sequence[float] | None) -> None:
         if train.shape != test.shape:
             raise UserError(
                 f"{KEY} has training examples of shape {train.shape} and test examples of shape "
@@ -66,7 +64,11 @@ class OpenedSplits:
             "train": InMemory(train.images, train.labels, classes),
             "test": InMemory(test.images, test.labels, classes),
         }
-        self.value_range = value_range
+        self._range: tuple[float, float] | None = None
+        if len(train.shape) == 1:
+            both = (train.images, test.images)
+            low, high = declared or (min(map(torch.min, both)), max(map(torch.max, both)))
+            self._range = float(low), float(high)
 
     def __getitem__(self, split: Split) -> InMemory:
         return self._splits[split]
@@ -75,7 +77,7 @@ class OpenedSplits:
         """Return the facts that other groups ask for."""
         train = self._splits["train"]
         classes = numbered(train.num_classes)
-        return DataFacts(name, train.shape, lambda: classes, value_range=self.value_range)
+        return DataFacts(name, train.shape, lambda: classes, value_range=self._range)
 
 
 _opened: dict[str, OpenedSplits] = {}
@@ -83,13 +85,10 @@ _opened: dict[str, OpenedSplits] = {}
 
 def array_splits(found: arrays.ArrayFile) -> OpenedSplits:
     """Both splits of a file of arrays."""
-    name, key = str(found.path), "data.root"
-    read = [
-        as_examples((images, labels), name, found.values, found.axes, key)
-        for images, labels in found.parts.values()
-    ]
-    train, test = read if len(read) == 2 else held_out(read[0], f"{key}={name}")
-    return OpenedSplits(train, test, _points_range([train, test], found.values))
+    name = f"data.root={found.path}"
+    read = [as_examples(part, name, found.values, found.axes) for part in found.parts.values()]
+    train, test = read if len(read) == 2 else held_out(read[0], name)
+    return OpenedSplits(train, test, found.values)
 
 
 def open_examples(
@@ -115,14 +114,15 @@ def open_examples(
         name = target.rpartition(".")[2]
         if root is not None and not takes(made, "root"):
             raise UserError(f"data.root={root} has no effect: {name} has no parameter root")
+        splits: list[dict[str, Any]] = [{}]
         if takes(made, "split"):
-            found = {
-                split: make(node, KEY, KEY, offered, split=split) for split in ("train", "test")
-            }
-            train, test = (as_examples(f, name, declared, axes) for f in found.values())
-        else:
-            train, test = held_out(as_examples(make(node, KEY, KEY, offered), name, declared, axes))
-        _opened[key] = OpenedSplits(train, test, _points_range([train, test], declared))
+            splits = [{"split": "train"}, {"split": "test"}]
+        found = [
+            as_examples(make(node, KEY, KEY, offered, **split), f"{KEY}: {name}", declared, axes)
+            for split in splits
+        ]
+        train, test = found if len(found) == 2 else held_out(found[0])
+        _opened[key] = OpenedSplits(train, test, declared)
     return _opened[key]
 
 
@@ -140,16 +140,14 @@ def as_examples(
     name: str,
     value_range: Sequence[float] | None = None,
     axes: Axes | None = None,
-    key: str = KEY,
 ) -> InMemory:
     """Turn what a callable returned into examples in memory.
 
     Args:
         found: see the module's docstring.
-        name: of the callable, for messages.
+        name: key of the config and name of the callable, for messages.
         value_range: of the images, unless the data set itself states it.
         axes: order of the axes of an image; ``None`` to read it off their lengths.
-        key: of the config that names the data, for messages.
 
     Raises:
         UserError: if it is no data set, is empty, has values that are not finite, or its range
@@ -157,30 +155,30 @@ def as_examples(
     """
     value_range = getattr(found, "value_range", value_range)
     if isinstance(found, str | Path):
-        found = arrays.read_images(Path(found), f"{key}: {name} names {found}, which")
+        found = arrays.read_images(Path(found), f"{name} names {found}, which")
     if isinstance(found, Dataset):
-        found = _collected(found, name, axes)
+        found = _collected(found, name)
     images, labels = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(images, np.ndarray | Tensor):
         raise UserError(
-            f"{key}: {name} returned a {type(found).__name__}; a data set is a torch Dataset, an "
+            f"{name} returned a {type(found).__name__}; a data set is a torch Dataset, an "
             f"array of images or points, a pair (images, labels), or the path of an .npy or .npz "
             f"file"
         )
     if not len(images):
-        raise UserError(f"{key}: {name} returned a data set without examples")
+        raise UserError(f"{name} returned a data set without examples")
     try:
         numbers = _as_tensor(images)
     except TypeError as error:
-        raise UserError(f"{key}: {name} returned {error}; images and points are numbers") from None
-    tensor = _bytes_or_points(numbers, f"{key}: {name}", value_range, axes)
+        raise UserError(f"{name} returned {error}; images and points are numbers") from None
+    tensor = _bytes_or_points(numbers, name, value_range, axes)
     if labels is None:
         return InMemory(tensor)
     try:
         own = np.asarray(labels)
     except (TypeError, ValueError):  # lists of several lengths, say
-        raise UserError(f"{key}: {name} returned labels that are not integers from 0") from None
-    arrays.check_labels(own, len(tensor), f"{key}: {name}")
+        raise UserError(f"{name} returned labels that are not integers from 0") from None
+    arrays.check_labels(own, len(tensor), name)
     return InMemory(tensor, torch.from_numpy(own.astype(np.int64)), int(own.max()) + 1)
 
 
@@ -197,38 +195,37 @@ def held_out(whole: InMemory, key: str = KEY) -> tuple[InMemory, InMemory]:
     return whole.only(np.array(train)), whole.only(np.array(test))
 
 
-def _collected(data: Any, name: str, axes: Axes | None) -> Any:
+def _collected(data: Any, name: str) -> Any:
     """Read all items of a map-style data set."""
     if not hasattr(data, "__len__"):
         raise UserError(
-            f"{KEY}: {name} returned a data set without a length; training order needs numbered "
-            f"examples"
+            f"{name} returned a data set without a length; training order needs numbered examples"
         )
     images, labels = [], []
     for number in range(len(data)):
         image, label = _parts(data[number])
         if image is None:
             raise UserError(
-                f"{KEY}: {name} has items without an image; one must be under one of "
+                f"{name} has items without an image; one must be under one of "
                 f"{', '.join(arrays.IMAGE_KEYS)}"
             )
         try:
             images.append(_as_tensor(image))
         except TypeError as error:
             raise UserError(
-                f"{KEY}: {name} has {error} in the place of image {number}; an image is a PIL "
+                f"{name} has {error} in the place of image {number}; an image is a PIL "
                 f"picture, an array or a tensor"
             ) from None
         labels.append(label)
         if images[-1].shape != images[0].shape:
             raise UserError(
-                f"{KEY}: {name} has examples of shapes {tuple(images[0].shape)} and "
+                f"{name} has examples of shapes {tuple(images[0].shape)} and "
                 f"{tuple(images[-1].shape)} (number {number}); all must have one"
             )
     stacked = torch.stack(images) if images else torch.empty(0)
     unlabelled = sum(label is None for label in labels)
     if 0 < unlabelled < len(labels):
-        raise UserError(f"{KEY}: {name} has {unlabelled} of {len(labels)} examples without a label")
+        raise UserError(f"{name} has {unlabelled} of {len(labels)} examples without a label")
     return stacked if unlabelled else (stacked, labels)
 
 
@@ -292,17 +289,3 @@ def _bytes_or_points(
             f"to {most:g}"
         )
     return ((x.double() - low) * (255 / (high - low))).round().to(torch.uint8)
-
-
-def _points_range(
-    splits: Sequence[InMemory], declared: Sequence[float] | None
-) -> tuple[float, float] | None:
-    """Return the range of points: as stated, otherwise as found."""
-    if len(splits[0].shape) != 1:
-        return None
-    if declared is not None:
-        return float(declared[0]), float(declared[1])
-    return (
-        min(float(split.images.min()) for split in splits),
-        max(float(split.images.max()) for split in splits),
-    )

@@ -260,7 +260,7 @@ def _pillow() -> Iterator[None]:
         if code in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise Undecodable("missing") from error
         if code is not None:
-            raise UserError(f"data.root has an image that cannot be read: {error}") from error
+            raise UserError(f"there is an image that cannot be read: {error}") from error
         raise Undecodable(str(error) or type(error).__name__) from error
 
 
@@ -313,34 +313,31 @@ def decode_all(
 ) -> tuple[Tensor, Tensor | None]:
     """All images that can be decoded, uint8 ``(N, C, H, W)``, and their labels, int64 ``(N,)``."""
     decoded = read_all(images.place, images.names, decoder, decoder.decode, usable_cpus())
-    found = zip(images.names, decoded, strict=True)
-    broken = {name: d for name, d in found if isinstance(d, Undecodable)}
-    _report(images.place, broken, on_corrupt)
+    kept = _without_broken(images, decoded, on_corrupt)
     whole = [d for d in decoded if isinstance(d, Decoded)]
     _remark(whole, decoder, len(whole))
-    kept = images.only([i for i, d in enumerate(decoded) if isinstance(d, Decoded)])
     tensor = torch.stack([d.image for d in whole])
     return tensor, None if kept.labels is None else torch.tensor(kept.labels)
 
 
-Found = TypeVar("Found")
+Read = TypeVar("Read")
 
 
 def read_all(
     place: Place,
     names: Sequence[str],
     decoder: Decoder,
-    read: Callable[[BinaryIO], Found],
+    read: Callable[[BinaryIO], Read],
     threads: int,
-) -> list[Found | Undecodable]:
+) -> list[Read | Undecodable]:
     """What ``read`` makes of each file, or why it is not an image."""
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda name: _attempt(place, name, decoder, read), names))
 
 
 def _attempt(
-    place: Place, name: str, decoder: Decoder, read: Callable[[BinaryIO], Found]
-) -> Found | Undecodable:
+    place: Place, name: str, decoder: Decoder, read: Callable[[BinaryIO], Read]
+) -> Read | Undecodable:
     try:
         with _pillow(), place.open(name, decoder.most_bytes) as file:
             return read(file)
@@ -453,9 +450,15 @@ def _with_headers(images: Listed, decoder: Decoder, on_corrupt: OnCorrupt) -> Li
     headers = read_all(
         images.place, images.names, decoder, lambda file: decoder.open(file).close(), _READERS
     )
-    found = zip(images.names, headers, strict=True)
-    _report(images.place, {n: e for n, e in found if isinstance(e, Undecodable)}, on_corrupt)
-    return images.only([i for i, e in enumerate(headers) if not isinstance(e, Undecodable)])
+    return _without_broken(images, headers, on_corrupt)
+
+
+def _without_broken(images: Listed, found: Sequence[object], on_corrupt: OnCorrupt) -> Listed:
+    """Leave out, or refuse, the images of which what was ``found`` is an error."""
+    named = zip(images.names, found, strict=True)
+    broken = {name: error for name, error in named if isinstance(error, Undecodable)}
+    _report(images.place, broken, on_corrupt)
+    return images.only([i for i, name in enumerate(images.names) if name not in broken])
 
 
 def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -233,8 +232,7 @@ def _torchvision_class(name: str) -> Any:
 
 def _torchvision(name: str, root: Path, split: Split) -> InMemory:
     try:
-        with _uncompressed(name, root) as place:
-            data = _torchvision_class(_TORCHVISION[name])(place, train=split == "train")
+        data = _torchvision_class(_TORCHVISION[name])(root, train=split == "train")
     except _PARSERS_RAISE as error:
         raise _unreadable(name, root, error) from error
     pixels, labels = torch.as_tensor(data.data), torch.as_tensor(data.targets, dtype=torch.int64)
@@ -250,26 +248,6 @@ def _unreadable(name: str, root: Path, error: Exception) -> UserError:
         f"data.root={root} has files of data={name} that cannot be read ({first_line(error)}): "
         f"delete them and run again with data.download=true"
     )
-
-
-@contextmanager
-def _uncompressed(name: str, root: Path) -> Iterator[Path]:
-    """Yield ``root``, or a temporary copy if some files exist only as .gz."""
-    wanted = catalog.describe(name).files
-    if all((root / file).exists() for file in wanted):
-        yield root
-        return
-    with TemporaryDirectory() as temporary:
-        for file in wanted:
-            place = Path(temporary, file)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            if (root / file).exists():
-                place.symlink_to((root / file).resolve())
-            else:
-                from torchvision.datasets.utils import extract_archive
-
-                extract_archive(f"{root / file}.gz", str(place.parent))
-        yield Path(temporary)
 
 
 def _mixture(name: str, split: Split, seed: int) -> InMemory:

@@ -16,15 +16,7 @@ def ddpm_config(
     prediction: str = "epsilon",
     timestep_scale: float = 1.0,
 ) -> Node:
-    """All nodes of a DDPM.
-
-    Args:
-        network, schedule: their nodes.
-        variance: of the ancestral sampler; where it is ``learned``, the network has learned one.
-        clip: whether x̂_0 is clipped to the range of the data.
-        prediction: what the output means.
-        timestep_scale: factor of the time step that the network is told.
-    """
+    """All nodes of a DDPM that samples by its ancestral sampler."""
     objective = "Hybrid" if variance == "learned" else "Denoising"
     return {
         "network": network,
@@ -40,13 +32,8 @@ def ddpm_config(
 
 
 def sde_config(network: Node, kind: str, steps: int, start: float, end: float) -> Node:
-    """All nodes of a model of an SDE that was trained on every t (Song et al. 2021).
-
-    Args:
-        network: its node.
-        kind: ``vp_sde`` or ``sub_vp_sde``.
-        steps: that sampling takes.
-        start, end: rates β(0) and β(1).
+    """All nodes of a model of the VP or the sub-VP SDE with the rates β(0) and β(1), trained on
+    every t (Song et al. 2021).
     """
     return {
         "network": network,
@@ -81,15 +68,8 @@ def ncsn_config(
     continuous: bool = False,
     value_range: Sequence[float] = (0.0, 1.0),
 ) -> Node:
-    """All nodes of an NCSN on a geometric ladder.
-
-    Args:
-        network, sampler: their nodes.
-        levels, sigma_max, sigma_min: of the ladder, in the units of ``value_range``.
-        prediction: what the output means.
-        conditioning: what the network is told of the noise level.
-        continuous: whether training saw what lies between the levels.
-        value_range: of clean data.
+    """All nodes of an NCSN on a geometric ladder, σ in the units of ``value_range``; a
+    ``continuous`` one has seen what lies between its levels.
     """
     return {
         "model": {

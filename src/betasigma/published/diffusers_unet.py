@@ -135,7 +135,7 @@ class DiffusersUNet(ModelFormat):
     def convert(self, source: WeightFile, settings: Settings) -> PublishedModel:
         config = {**FIXED, **DEFAULTS, **source.settings["config"]}
         scheduler = {**SCHEDULER, **source.settings.get("scheduler_config", {})}
-        shape = _sample_shape(config)
+        sides = _sides(config)
         known: dict[str, tuple[Any, ...]] = {key: (value,) for key, value in FIXED.items()}
         known["act_fn"] = ("silu", "swish")
         known["attn_norm_num_groups"] = (config["norm_num_groups"], None)
@@ -146,15 +146,14 @@ class DiffusersUNet(ModelFormat):
             for kind in config[key]:
                 _check(source, "config", key, kind, BLOCKS)
         tensors = Tensors(source.content, source)
-        layers = _DiffusersLayers(config, min(shape[1:]), tensors)
+        layers = _DiffusersLayers(config, min(sides), tensors)
         network, weights = layers.network(), layers.weights()
         tensors.finish()
         note = "there is no scheduler_config.json: DDPM's linear schedule of 1000 steps is taken"
         return PublishedModel(
             _diffusion(source, scheduler, config, network),
             weights,
-            shape,
-            data=settings.get("data"),
+            sides,
             notes=() if "scheduler_config" in source.settings else (note,),
         )
 
@@ -248,12 +247,12 @@ class _DiffusersLayers:
         return {}
 
 
-def _sample_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+def _sides(config: Mapping[str, Any]) -> tuple[int, int]:
     size = config.get("sample_size")
     sides: list[Any] = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
         raise UserError(f"config.json has sample_size={size}, and the size of images is needed")
-    return int(config["in_channels"]), sides[0], sides[1]
+    return sides[0], sides[1]
 
 
 def _diffusion(

@@ -99,8 +99,7 @@ class EDMWeights(ModelFormat):
         return PublishedModel(
             _diffusion(network, outer, settings),
             weights,
-            (weights["enter.weight"].shape[1], size, size),
-            data=settings.get("data"),
+            (size, size),
             notes=notes if layers.augmented else (),
         )
 

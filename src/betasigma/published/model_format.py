@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,18 +27,21 @@ class PublishedModel:
             ``schedule``, ``preconditioning``, ``objective``, ``sampler``, each with ``_target_``,
             and of ``model`` what differs from ``betasigma.modules.DDPM``.
         weights: state dict of the network, complete.
-        sample_shape: (C, H, W) of the images.
+        sides: height and width of the images.
         step: optimizer steps that the weights have seen; 0 where the file does not say.
-        data: name of the data set that the model was trained on, where this package knows it.
         notes: lines for the user, of choices that the file left open.
     """
 
     config: dict[str, Any]
     weights: dict[str, Tensor]
-    sample_shape: tuple[int, int, int]
+    sides: tuple[int, int]
     step: int = 0
-    data: str | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images."""
+        return self.weights["enter.weight"].shape[1], *self.sides
 
 
 class ModelFormat(ABC):
@@ -73,7 +76,7 @@ class ModelFormat(ABC):
 
         Args:
             source: of this format.
-            settings: every key of ``defaults``, and ``data`` where a published model names it.
+            settings: every key of ``defaults``.
 
         Raises:
             UserError: where it computes something that this package does not have.

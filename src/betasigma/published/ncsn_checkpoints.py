@@ -58,7 +58,8 @@ class NCSNCheckpoint(ModelFormat):
             conditioning="level_number",
         )
         step = re.search(r"_(\d+)$", source.path.stem)
-        return _model(config, weights, settings, int(step[1]) if step else 0)
+        sides = (settings["image_size"], settings["image_size"])
+        return PublishedModel(config, weights, sides, int(step[1]) if step else 0)
 
 
 def _settings(image_size: int, n_steps_each: int, step_lr: float) -> Settings:
@@ -113,7 +114,8 @@ class NCSNv2Checkpoint(ModelFormat):
             conditioning="none",
         )
         step = source.content[3] if len(source.content) > 3 else 0
-        return _model(config, weights, settings, step if isinstance(step, int) else 0)
+        sides = (settings["image_size"], settings["image_size"])
+        return PublishedModel(config, weights, sides, step if isinstance(step, int) else 0)
 
 
 def _refine_net_weights(tensors: Mapping[str, Tensor]) -> Weights:
@@ -183,12 +185,6 @@ def _refine_net(weights: Weights, pooling: Pooling, conditional: bool) -> Node:
         "pooling": pooling,
         "conditional": conditional,
     }
-
-
-def _model(config: Node, weights: Weights, settings: Settings, step: int) -> PublishedModel:
-    size = settings["image_size"]
-    shape = (weights["enter.weight"].shape[1], size, size)
-    return PublishedModel(config, weights, shape, step, settings.get("data"))
 
 
 def _states(source: WeightFile) -> Mapping[Any, Any]:

@@ -131,13 +131,11 @@ class ImprovedDiffusion(ModelFormat):
         layers = _OpenAILayers(settings, tensors)
         weights = layers.weights()
         tensors.finish()
-        channels, size = weights["enter.weight"].shape[1], settings["image_size"]
         return PublishedModel(
             _diffusion(settings, layers.network(weights)),
             weights,
-            (channels, size, size),
+            (settings["image_size"], settings["image_size"]),
             step=settings.get("step", _step(source)),
-            data=settings.get("data"),
             notes=self._notes(settings),
         )
 

@@ -85,10 +85,9 @@ class PytorchDiffusion(ModelFormat):
             VARIANCES[variance],
             clip=True,
         )
-        images = (weights["enter.weight"].shape[1], shape.size, shape.size)
         step = re.fullmatch(r"model-(\d+)", source.path.stem)
         return PublishedModel(
-            config, weights, images, step=int(step[1]) if step else 0, data=settings.get("data")
+            config, weights, (shape.size, shape.size), int(step[1]) if step else 0
         )
 
 

@@ -154,13 +154,8 @@ class ScoreSdeDDPM(ModelFormat):
         weights = _weights(shape, tensors)
         tensors.finish()
         network = shape.network(dropout=settings["dropout"])
-        return PublishedModel(
-            (_ve_config if explodes else vp_config)(network, settings),
-            weights,
-            (weights["enter.weight"].shape[1], size, size),
-            trained_steps(source),
-            settings.get("data"),
-        )
+        config = (_ve_config if explodes else vp_config)(network, settings)
+        return PublishedModel(config, weights, (size, size), trained_steps(source))
 
 
 def refuse_others(name: str, settings: Settings, read: Mapping[str, tuple[Any, ...]]) -> None:

@@ -54,15 +54,8 @@ class ScoreSdeNCSNpp(ModelFormat):
     origin = "https://github.com/yang-song/score_sde_pytorch"
     licence = "Apache-2.0"
     defaults: ClassVar[Settings] = {
-        "sde": "vpsde",
-        "continuous": False,
-        "image_size": 32,
-        "centered": True,
-        "nf": 128,
-        "ch_mult": "1,2,2,2",
+        **score_sde.ScoreSdeDDPM.defaults,
         "num_res_blocks": 4,
-        "attn_resolutions": "16",
-        "dropout": 0.1,
         "resblock_type": "biggan",
         "skip_rescale": True,
         "fir": False,
@@ -70,13 +63,6 @@ class ScoreSdeNCSNpp(ModelFormat):
         "progressive_input": "none",
         "progressive_combine": "sum",
         "embedding_type": "positional",
-        "scale_by_sigma": False,
-        "num_scales": 1000,
-        "beta_min": 0.1,
-        "beta_max": 20.0,
-        "sigma_max": 50.0,
-        "sigma_min": 0.01,
-        "snr": 0.16,
     }
     published: ClassVar[Mapping[str, Settings]] = {
         "vp/cifar10_ddpmpp": _VP,
@@ -132,14 +118,8 @@ class ScoreSdeNCSNpp(ModelFormat):
         tensors = Tensors(score_sde.averaged_weights(source), source)
         weights = _weights(shape, tensors, settings["embedding_type"] == "fourier")
         tensors.finish()
-        size = settings["image_size"]
-        return PublishedModel(
-            _diffusion(network, settings),
-            weights,
-            (weights["enter.weight"].shape[1], size, size),
-            score_sde.trained_steps(source),
-            settings.get("data"),
-        )
+        config, step = _diffusion(network, settings), score_sde.trained_steps(source)
+        return PublishedModel(config, weights, (shape.size, shape.size), step)
 
     def _check(self, settings: Settings) -> None:
         """Refuse what ours does not compute."""
