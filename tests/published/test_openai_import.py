@@ -89,3 +89,17 @@ def test_outputs_are_equal(
     public_code(code)
     settings = {**FORMS[code].defaults, **FORMS[code].published[name]}
     check(code, settings if wide else narrow(settings), tmp_path, converted)
+
+
+def test_attention_in_the_middle_alone(
+    tmp_path: Path, converted: Callable[..., Denoiser], public_code: Callable[[str], Path]
+) -> None:
+    public_code("improved-diffusion")
+    form = FORMS["improved-diffusion"]
+    settings = {**form.defaults, **form.published["cifar10_uncond_50M_500K"]}
+    check(
+        "improved-diffusion",
+        {**narrow(settings), "attention_resolutions": "2"},
+        tmp_path,
+        converted,
+    )
