@@ -5,10 +5,10 @@ import { choice, figure, fill, h, short, slider, tick } from "page/dom.js";
 import { condition, conditionWords, deviation, facets, floorOf, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";
 
-export const AXES = { step: "optimizer step", images: "images seen", time: "hours" };
+const AXES = { step: "optimizer step", images: "images seen", time: "hours" };
 
 /** Where a value is on an axis. */
-export const position = {
+const position = {
   step: (series, i) => series.steps[i],
   images: (series, i) => series.steps[i] * (series.run.batch_size ?? NaN),
   time: (series, i) => series.seconds[i] / 3600,
@@ -101,7 +101,7 @@ function lines(view, members, x, smoothing) {
 }
 
 /** Mean and deviation of several series at the steps that they have, and where these are on the axis. */
-export function averaged(found, x) {
+function averaged(found, x) {
   const at = new Map();
   for (const series of found) {
     const ownSteps = new Map(series.steps.map((step, i) => [step, i])); // seeds of one step: the last
@@ -122,7 +122,7 @@ export function averaged(found, x) {
 }
 
 /** Exponential average that does not lag at its beginning. */
-export function smoothed(values, weight) {
+function smoothed(values, weight) {
   if (!weight) return values;
   let [sum, total] = [0, 0];
   return values.map((value) => {

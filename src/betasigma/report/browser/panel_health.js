@@ -1,7 +1,7 @@
 // Where the time went, and what went wrong: failures, stalls, values that are not finite, jobs that are missing.
 
 import { chartOf, plain } from "page/chart.js";
-import { duration, figure, fill, h } from "page/dom.js";
+import { figure, fill, h } from "page/dom.js";
 import { lastOf } from "page/runs.js";
 import * as state from "page/state.js";
 

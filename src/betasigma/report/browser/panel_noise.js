@@ -1,7 +1,7 @@
 // Denoising error by log-SNR: curves at a step of training, a heat map of a run, the difference to another.
 
 import { band, chartOf, plain } from "page/chart.js";
-import { choice, figure, fill, h, short, slider, tick } from "page/dom.js";
+import { choice, figure, fill, h, slider, tick } from "page/dom.js";
 import { nothing, thinned } from "page/panel_curves.js";
 import { deviation, facets, isNumber, mean } from "page/runs.js";
 import * as state from "page/state.js";

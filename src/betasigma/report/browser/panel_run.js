@@ -79,7 +79,7 @@ function commandOf(one) {
 }
 
 /** A word as a shell takes it. */
-export function quoted(word) {
+function quoted(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'"'"'`)}'`;
 }
 

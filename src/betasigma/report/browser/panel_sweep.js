@@ -128,7 +128,7 @@ function ranksOf(values) {
 }
 
 /** Spearman's ρ of a key that has an order, else η: the root of the share of the ranks' variance between its values. */
-export function association(values, objective) {
+function association(values, objective) {
   const different = [...new Set(values.map((value) => (value === undefined ? "–" : value)))];
   const ranks = ranksOf(objective);
   const middle = mean(ranks);

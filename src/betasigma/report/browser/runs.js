@@ -6,7 +6,7 @@ const PALETTE = {
   dark: ["#56B4E9", "#F0883E", "#2FC49A", "#E29CC5", "#F0E442", "#8FD0F5", "#BBBBBB", "#C39BD6"],
 };
 export const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
-export const MARKS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down"];
+const MARKS = ["circle", "square", "diamond", "triangle-up", "x", "cross", "star", "triangle-down"];
 
 export const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
