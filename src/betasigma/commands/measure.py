@@ -79,11 +79,7 @@ class Meter:
 
     Args:
         config: ``evaluation``, ``likelihood``, ``seed`` and ``hardware`` are read of it.
-        data: what samples are compared with.
-        sampler: draws them.
         loggers: take the values; of the first rank alone.
-        display: where progress is shown.
-        guidance: of the samples.
         labels: the classes to draw; ``None`` for all.
     """
 

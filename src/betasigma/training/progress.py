@@ -56,8 +56,6 @@ class Forecast:
     steps of as many network evaluations.
 
     Args:
-        watch: what the run has spent its time on.
-        batch_size: examples of a step.
         total: steps of the whole run.
         works: asked when the run begins.
         budget: gives the seconds of training that the run may still take.

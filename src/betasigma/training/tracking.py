@@ -66,8 +66,6 @@ class WandbRun(WandbLogger):
     """Lightning's logger, with two more axes and the errors by log-SNR as a chart.
 
     Args:
-        experiment: the run that has begun.
-        batch_size: examples per optimizer step.
         objective_metric: logged under this name too, as a plain number for sweeps: the summary of a
             metric that has a best value is no number.
 
