@@ -83,6 +83,9 @@ def test_a_folder_of_other_samples_is_left_alone(
         "error: out=letters is not empty and holds no samples: give another folder\n"
     )
     assert len(list(Path("drawn").iterdir())) == 2
+    Path("drawn/samples.json").write_text('{"n": ')
+    other = launch("sample", f"run={ddpm_run}", "save=folder", "out=drawn", "n=1")
+    assert other.err == "error: out: drawn/samples.json is damaged: give another folder\n"
 
 
 def test_classes_get_sub_folders_and_a_label_belongs_to_its_index(

@@ -106,7 +106,11 @@ def test_what_cannot_be_measured_is_said_in_one_sentence(
 
 def test_images_of_another_shape_are_refused(here: Path, images) -> None:
     folder(here / "a", images(4, 0, 1, 16))
-    outcome = launch("evaluate", "images=a", "data=digits")
+    earlier = here / "measured" / "metrics.csv"
+    earlier.parent.mkdir()
+    earlier.write_text("of an earlier evaluation")
+    outcome = launch("evaluate", "images=a", "data=digits", "hydra.run.dir=measured")
+    assert earlier.read_text() == "of an earlier evaluation"
     assert outcome.err.startswith(
         "error: images=a are 1×16×16, and data=digits has images of 1×8×8: they must have one shape"
         "\n"

@@ -245,7 +245,10 @@ class SampleFolder:
         self._folders = None if classes is None else _folder_names(classes)
         description = root / DRAWN
         if description.is_file():
-            _compare(root, read_json(description), told)
+            known = read_json(description)
+            if not known:
+                raise UserError(f"out: {description} is damaged: give another folder")
+            _compare(root, known, told)
         elif root.is_dir() and any(root.iterdir()):
             raise UserError(f"out={root} is not empty and holds no samples: give another folder")
         else:
