@@ -48,3 +48,6 @@ def test_names_in_a_narrow_table_can_be_pasted(capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     assert any(name in line for line in lines)
     assert max(map(len, lines)) <= 80
+    shown.table("", ["run", *"12345", "validation_" * 6], [["a", *"12345", "0.5"]])
+    headers = capsys.readouterr().out.splitlines()
+    assert max(map(len, headers)) == 80  # short names leave the width to the headers

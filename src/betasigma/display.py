@@ -103,8 +103,8 @@ class Display:
             self._log(f"{title}: {' '.join(cell for cell in row if cell)}")
 
     def _keep_names_whole(self, table: Table, names: Sequence[str]) -> None:
-        """Have the other columns of a table that is too wide give way, where numbers still fit into
-        them: the names in the first are pasted.
+        """Have the other columns of a table that is too wide give way to long names, where numbers
+        still fit into them: the names in the first are pasted.
         """
         unbound = self.console.options.update(max_width=sys.maxsize)
         if self.console.measure(table, options=unbound).maximum <= self.console.width:
@@ -112,7 +112,7 @@ class Display:
         first, *others = table.columns
         longest = max((len(word) for name in names for word in name.split()), default=0)
         room = (self.console.width - longest - 4) // max(1, len(others)) - 3
-        if room >= NUMBER:
+        if NUMBER <= room < longest:
             first.min_width = longest
             for column in others:
                 column.max_width = room

@@ -55,7 +55,7 @@ def check_training(options: Train, facts: DataFacts) -> None:
 
 
 def check_sampling(asked: Sample, saved: ModelConfig, facts: DataFacts) -> None:
-    """Refuse samples that would not fit into memory. Arguments and errors as above."""
+    """Refuse samples that would not fit into memory."""
     size, n = asked.batch_size, asked.total
     _check_batch("batch_size", size, n, asked.hardware, saved.network, facts)
     if asked.save != "folder":
@@ -63,7 +63,7 @@ def check_sampling(asked: Sample, saved: ModelConfig, facts: DataFacts) -> None:
 
 
 def check_evaluation(asked: Evaluate, saved: ModelConfig, facts: DataFacts) -> None:
-    """Refuse samples to be measured that would not fit into memory. Errors as above."""
+    """Refuse samples to be measured that would not fit into memory."""
     if asked.evaluation.metrics:
         key, size = "evaluation.batch_size", asked.evaluation.batch_size
         _check_batch(key, size, asked.n, asked.hardware, saved.network, facts)
