@@ -80,6 +80,15 @@ SENTENCES = {
     "evaluate images=a reference=b data.root=c": (
         r"data\.root=c has no effect: images=… and reference=… are compared as they are"
     ),
+    "evaluate images=a reference=b data.image_size=16": (
+        r"data\.image_size=16 has no effect: images=… and reference=… are compared as they are"
+    ),
+    "evaluate run=a images=b data.image_size=16": (
+        r"data\.image_size=16 has no effect: the data of run=… are prepared as in training"
+    ),
+    "sample run=a data.image_size=16": (
+        r"data\.image_size=16 has no effect: the data of run=… are prepared as in training"
+    ),
     "evaluate images=a data.image_size=16": (
         r"data\.image_size=16 needs a data set to compare images=… with beside it: give data=\w+ or"
     ),

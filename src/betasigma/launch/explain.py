@@ -31,9 +31,6 @@ SYNONYMS = {
 }
 """Keys of other programs, and what to write here."""
 
-TAKEN_FROM_THE_RUN = {"sampler": "a sampler", "data": "a data set to compare images=… with"}
-"""Groups of which sample and evaluate choose nothing by themselves."""
-
 
 def explain(error: BaseException, configs: Configs) -> str:
     """Explain an error of composition in one sentence."""
@@ -86,8 +83,13 @@ def unknown_key(override: str, configs: Configs) -> str:
             f"own: leave it out"
         )
     of_a_run = configs.config_name in ("sample", "evaluate") and node not in typed
-    if of_a_run and owners and node in TAKEN_FROM_THE_RUN:
-        return f"{override} needs {TAKEN_FROM_THE_RUN[node]} beside it: give {belongs_to}, say"
+    if of_a_run and owners and node in ("data", "sampler"):  # of which they choose none
+        if node == "data" and "reference" in typed:
+            return f"{override} has no effect: images=… and reference=… are compared as they are"
+        if node == "data" and ("run" in typed or "images" not in typed):
+            return f"{override} has no effect: the data of run=… are prepared as in training"
+        wanted = {"sampler": "a sampler", "data": "a data set to compare images=… with"}[node]
+        return f"{override} needs {wanted} beside it: give {belongs_to}, say"
     if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
         near = "" if owners else did_you_mean(key, known_keys(configs), cutoff=0.85)
         owned = f" ({key} belongs to {belongs_to})" if owners else ""
