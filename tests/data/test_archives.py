@@ -257,7 +257,7 @@ def test_numbers_of_a_column_that_once_had_gaps(images: Path) -> None:
         ("a.csv", "file,label\na/00.png,1\na/00.png,2", "gives a/00.png two labels, 1 and 2"),
         ("a.csv", "file,label\na/00.png,", "gives a/00.png the label ''"),
         pytest.param(
-            "a.csv", "file,label\na/00.png," + "9" * 4000, "or above 99999", id="4,000 digits"
+            "a.csv", "file,label\na/00.png," + "9" * 5000, "or above 99999", id="5,000 digits"
         ),
         ("a.csv", "file,label\nx.png,1", "has labels of x.png and others, and of no image that is"),
         ("a.csv", "file,label,split\na/00.png,1,now", "has a/00.png in split 'now'"),
@@ -279,6 +279,8 @@ def test_what_is_no_file_of_labels(images: Path, name: str, text: str, sentence:
         list_folder(images, labels=name)
     with pytest.raises(UserError, match=r"data\.labels=none\.csv cannot be read"):
         list_folder(images, labels="none.csv")
+    with pytest.raises(UserError, match="cannot be read"):
+        list_folder(images, labels="~of-no-user/labels.csv")
 
 
 # ---------------------------------------------------------------- real pictures

@@ -33,6 +33,8 @@ def test_missing_files_are_named_with_the_remedy(name, tmp_path):
     assert "data.download=true" in message
     assert "\n" not in message
     catalog.check(name, tmp_path, download=True)
+    with pytest.raises(UserError, match="has no"):
+        catalog.check(name, tmp_path / ("long" * 100))
 
 
 @pytest.mark.parametrize("name", [*DOWNLOADABLE, "image_folder"])

@@ -35,6 +35,15 @@ def measured(*words: str) -> tuple[dict[str, dict[str, str]], Outcome]:
     return rows, outcome
 
 
+def test_links_to_images_elsewhere_count_as_often_as_they_are(tmp_path: Path, images) -> None:
+    files = sorted(folder(tmp_path / "images", images(2, 0)).iterdir())
+    sample = tmp_path / "sample"
+    sample.mkdir()
+    for number in range(4):
+        (sample / f"{number}.png").symlink_to(files[number % 2])
+    assert len(open_images(sample, "images")) == 4
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fid of n")
 def test_two_folders_are_as_far_apart_as_torch_fidelity_says(

@@ -245,8 +245,8 @@ def check(name: str, root: str | Path | None, download: bool = False) -> None:
 
 def missing(name: str, root: str | Path) -> list[str]:
     """Return the files of the data set that are missing below ``root``, relative to it."""
-    base = Path(root).expanduser()
-    return [file for file in describe(name).files if not (base / file).exists()]
+    base = Path(root).expanduser()  # whose name may be too long for Path.exists
+    return [file for file in describe(name).files if not os.path.exists(base / file)]
 
 
 OF_THE_USER = {

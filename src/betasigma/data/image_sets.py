@@ -87,7 +87,9 @@ def _files(root: Path, key: str) -> Files:
 def _images(files: Files, left_out: LeftOut) -> list[str]:
     found = files.list(lambda name: False, left_out)
     names = images_among([name for name in found.names if name != DRAWN], left_out)
-    return sorted(once(names, found.targets, left_out))
+    known = set(names)  # images elsewhere may be linked twice: a sample with replacement
+    links = {link: target for link, target in found.targets.items() if target in known}
+    return sorted(once(names, links, left_out))
 
 
 def _common_shape(

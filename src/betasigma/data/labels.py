@@ -80,9 +80,9 @@ def _own(files: Files) -> Labels | None:
 
 
 def _read(files: Files, name: str, key: str) -> bytes:
-    own = Path(name).expanduser()
     try:
-        with files.open(name, MOST_BYTES) if files.has(name) else own.open("rb") as file:
+        own = files.has(name)
+        with files.open(name, MOST_BYTES) if own else Path(name).expanduser().open("rb") as file:
             content = file.read(MOST_BYTES + 1)
     except Exception as error:  # what a damaged archive raises depends on where it is damaged
         why = getattr(error, "strerror", None) or error
@@ -180,10 +180,8 @@ def _labels(rows: list[Row], source: str, key: str) -> Labels:
     return Labels(source, *_numbered(labels, key), splits)
 
 
-_WHOLE = re.compile(r"\s*(\d{1,4000})(\.0*)?\s*")
-"""A number, as tables have it in which some label was once missing: ``3.0``. Python converts no
-more digits.
-"""
+_WHOLE = re.compile(r"\s*(\d+)(\.0*)?\s*")
+"""A number, as tables have it in which some label was once missing: ``3.0``."""
 
 
 def _whole(label: int | str) -> int | None:
@@ -191,7 +189,8 @@ def _whole(label: int | str) -> int | None:
     if isinstance(label, int):
         return label
     found = _WHOLE.fullmatch(label)
-    return None if found is None else int(found[1])
+    # Python converts no more than some thousand digits, and fewer are too many for a class
+    return None if found is None else int(found[1].lstrip("0")[:9] or 0)
 
 
 def _numbered(labels: Mapping[str, int | str], key: str) -> tuple[dict[str, int], tuple[str, ...]]:

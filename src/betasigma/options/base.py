@@ -409,7 +409,7 @@ def _accepted(text: str) -> str:
     """Turn pydantic's message into what a value must be."""
     message = re.sub(r"^((Input|String|List) should|Value error, must)", "must", text)
     message = message.replace(" after validation", "").replace("input", "value")
-    message = re.sub(r"a valid dictionary or .*", "a node with keys", message)
+    message = re.sub(r"a valid dictionary( or .*)?$", "a node with keys", message)
     for theirs, plain in _BOUNDS_IN_WORDS.items():
         message = message.replace(theirs, plain)
     return message if "must" in message else f"is not possible: {message}"
