@@ -86,6 +86,7 @@ def test_a_class_that_only_test_examples_have_counts() -> None:
         (Items(["a.png"]), None, "has a str of <U5 in the place of image 0; an image is a PIL"),
         ((IMAGES, ["a", "b", "c", "d", "e"]), None, "<U1 do not fit 5 examples; there must be"),
         ((IMAGES, [[0], [1, 2]]), None, "labels that are not integers from 0"),
+        ((IMAGES, torch.ones(len(IMAGES), requires_grad=True)), None, "that are not integers"),
         ((IMAGES, LABELS * 10**9), None, "labels from 0 to 2000000000; they are integers from 0"),
     ],
 )

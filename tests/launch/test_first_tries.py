@@ -90,7 +90,7 @@ SENTENCES = {
         r"data\.image_size=16 has no effect: the data of run=… are prepared as in training"
     ),
     "evaluate images=a data.image_size=16": (
-        r"data\.image_size=16 needs a data set to compare images=… with beside it: give data=\w+ or"
+        r"data\.image_size=16 needs a data set to compare .* beside it: give data=image_folder, say"
     ),
     "train data=array data.root=.": r"data\.root=\. is a folder: data=image_folder reads",
     "sample run=a save=npz out=b": r"out=b belongs to save=folder; .* hydra\.run\.dir=… would name",

@@ -176,7 +176,7 @@ def as_examples(
         return InMemory(tensor)
     try:
         own = np.asarray(labels)
-    except (TypeError, ValueError):  # lists of several lengths, say
+    except (TypeError, ValueError, RuntimeError):  # lists of several lengths, gradients
         raise UserError(f"{name} returned labels that are not integers from 0") from None
     arrays.check_labels(own, len(tensor), name)
     return InMemory(tensor, torch.from_numpy(own.astype(np.int64)), int(own.max()) + 1)

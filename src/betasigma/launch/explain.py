@@ -88,8 +88,11 @@ def unknown_key(override: str, configs: Configs) -> str:
             return f"{override} has no effect: images=… and reference=… are compared as they are"
         if node == "data" and ("run" in typed or "images" not in typed):
             return f"{override} has no effect: the data of run=… are prepared as in training"
-        wanted = {"sampler": "a sampler", "data": "a data set to compare images=… with"}[node]
-        return f"{override} needs {wanted} beside it: give {belongs_to}, say"
+        wanted = {
+            "sampler": f"a sampler beside it: give {belongs_to}",
+            "data": "a data set to compare images=… with beside it: give data=image_folder",
+        }[node]
+        return f"{override} needs {wanted}, say"
     if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
         near = "" if owners else did_you_mean(key, known_keys(configs), cutoff=0.85)
         owned = f" ({key} belongs to {belongs_to})" if owners else ""
