@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.reduction
 import os
 import re
 import signal
@@ -52,6 +53,22 @@ def test_a_worker_that_is_killed(
     assert outcome.status == 1
     assert "a worker process of the data has ended" in outcome.err
     assert re.search(r"killed by signal|exited unexpectedly", outcome.err)
+    assert "Traceback" not in outcome.err
+
+
+def test_a_worker_that_goes_while_it_hands_over_a_batch(
+    here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ends before this process can see that the worker has."""
+
+    def send_handle(connection: Any, *_: Any) -> None:
+        connection.close()
+
+    monkeypatch.setattr(multiprocessing.reduction, "send_handle", send_handle)  # for forks of this
+    outcome = launch("train", *words)
+    assert outcome.status == 1
+    assert "a worker process of the data has ended" in outcome.err
+    assert "exited unexpectedly while it handed over a batch" in outcome.err
     assert "Traceback" not in outcome.err
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from betasigma.data.order import MicroBatch
 from betasigma.data.sources import InMemory, Source
-from betasigma.errors import UserError
+from betasigma.errors import UserError, first_line
 
 Batch = dict[str, Any]
 """``image``, ``label`` (if there are classes), ``index``, ``step``, ``augment``."""
@@ -74,6 +74,11 @@ class Batches:
                     return
                 except RuntimeError as error:
                     raise worker_failure(error) or error from None
+                except (ConnectionError, EOFError) as error:
+                    if str(error).startswith("Caught"):  # of the worker's own code
+                        raise
+                    how = "a worker exited unexpectedly while it handed over a batch"
+                    raise _worker_failure(f"{how} ({first_line(error)})") from None
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
@@ -87,10 +92,14 @@ def worker_failure(error: BaseException) -> UserError | None:
     """
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader")):
         return None
+    return _worker_failure(str(error).splitlines()[0].rstrip(". "))
+
+
+def _worker_failure(how: str) -> UserError:
     return UserError(
         f"a worker process of the data has ended, or has read for {WORKER_SECONDS:g} s without a "
-        f"batch (a full /dev/shm, too little memory, a file that hangs): "
-        f"{str(error).splitlines()[0].rstrip('. ')}; data.workers=0 reads in the main process"
+        f"batch (a full /dev/shm, too little memory, a file that hangs): {how}; data.workers=0 "
+        f"reads in the main process"
     )
 
 
