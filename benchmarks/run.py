@@ -29,6 +29,7 @@ BENCHMARKS = (
     "precision",
     "time_to_quality",
     "ncsn_budget",
+    "memory_format",
 )
 NEED_DATA = ("precision", "time_to_quality", "ncsn_budget")
 

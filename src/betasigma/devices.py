@@ -32,11 +32,15 @@ def computes_bf16(accelerator: str) -> bool:
     """
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_capability() >= (8, 0)
-    flags = Path("/proc/cpuinfo")
-    if not flags.exists() or sys.platform != "linux":
-        return False
-    found = set(flags.read_text(encoding="utf-8", errors="ignore").split())
-    return bool(found & {"avx512_bf16", "amx_bf16"})
+    return bool(_cpu_features() & {"avx512_bf16", "amx_bf16"})
+
+
+def _cpu_features() -> set[str]:
+    """Words that Linux has for the processor, its instruction sets among them; elsewhere none."""
+    told = Path("/proc/cpuinfo")
+    if not told.exists() or sys.platform != "linux":
+        return set()
+    return set(told.read_text(encoding="utf-8", errors="ignore").split())
 
 
 def prepare_model(
@@ -69,13 +73,16 @@ def faster_channels_last(denoiser: nn.Module) -> bool:
     """Whether a network computes faster with channels last on this CPU.
 
     Convolutions of float32 take channels last as they are on x86 processors with AVX2 or AVX-512,
-    where the default format is copied before and after each: a step of the digits' U-Net takes
-    0.94 of the time, an evaluation 0.90. In bfloat16 group normalisation makes up for it.
+    and those of bfloat16 on processors with AMX, where the default format is copied before and
+    after each (``benchmarks/memory_format.py``). In bfloat16 without AMX group normalisation makes
+    up for it.
     """
     network = getattr(denoiser, "network", None)
-    known = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    in_float32 = getattr(denoiser, "precision", None) is None
-    return known and in_float32 and getattr(network, "channels_last_on_cpu", False)
+    if getattr(denoiser, "precision", None) is None:
+        faster = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    else:
+        faster = "amx_bf16" in _cpu_features()
+    return faster and getattr(network, "channels_last_on_cpu", False)
 
 
 def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:

@@ -11,7 +11,7 @@ the network of Ho et al.'s CIFAR-10 runs, 35,746,307 parameters, and computes th
 diffusers' ``UNet2DModel`` in the configuration of google/ddpm-cifar10-32.
 
 Features keep one memory format from end to end: channels_last if the input or the weights have it.
-That is the faster one on GPUs, and in float32 on CPUs; in bfloat16 the default is there.
+That is the faster one on GPUs, and on CPUs in float32, or in bfloat16 with AMX.
 """
 
 from __future__ import annotations
@@ -410,4 +410,6 @@ class Upsample(nn.Module):
         weight = self.conv.weight.flip(2, 3).transpose(0, 1)
         square = [F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
         weight = torch.stack(square).sum(0)
-        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
+        y = F.conv_transpose2d(x, weight, stride=2, padding=1)
+        bias = cast(Tensor, self.conv.bias)  # apart: oneDNN is slow at its gradient here
+        return y + bias.to(y.dtype)[:, None, None]

@@ -27,7 +27,9 @@ class HardwareOptions(Options):
     )
     precision: Literal["auto", "bf16", "32", 32] = option("auto", "of the network's arithmetic")
     channels_last: bool | Literal["auto"] = option(
-        "auto", "memory format of the network; auto: on GPUs, and a U-Net's in float32 on x86 CPUs"
+        "auto",
+        "memory format of the network; auto: on GPUs, and for a U-Net on x86 CPUs, there in bf16 "
+        "with AMX only",
     )
     compile: bool | Literal["auto", "cuda_graphs"] = option(
         "auto",
