@@ -165,6 +165,7 @@ BAD = {
     "sample run={run} labels=all": r"labels=all needs a model trained with class labels",
     "sample run={run} guidance=2": r"guidance=2 needs a model trained with network\.num_classes",
     "evaluate run={run} n=1": r"n=1 must be at least 2",
+    "evaluate run={run} ~network": r"~network has no effect: nothing is trained here",
     "evaluate run={run} n=2": r"n=2 is too few samples for precision",
     "compare runs=[nothing]": r"runs=\[nothing\] does not exist: give a run directory",
     "compare runs=nothing": r"runs=\[nothing\] does not exist: give a run directory",

@@ -137,10 +137,15 @@ def check_prefetch(config: DictConfig, overrides: list[str]) -> None:
     check_train(config, overrides)
 
 
-def _refuse_unused(overrides: Sequence[str], unused: Mapping[str, str]) -> None:
-    """Refuse keys that were typed and have no effect, and say why."""
+def _refuse_unused(
+    overrides: Sequence[str], unused: Mapping[str, str], removed: bool = False
+) -> None:
+    """Refuse keys that were typed and have no effect, and say why; those that ``~key`` takes away
+    too where they have none in any case (``removed``).
+    """
     for override in overrides:
-        for key in typed_keys(override):
+        taken_away = [key_of(override)] if removed and override.startswith("~") else []
+        for key in [*typed_keys(override), *taken_away]:
             why = unused_reason(key, unused)
             if why is not None:
                 space = "" if why.startswith(":") else " "
@@ -428,7 +433,7 @@ def _number(label: int | str, names: list[str]) -> int:
 def check_evaluate(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/evaluate.py``."""
     leave_out_former_keys(config, overrides)
-    _refuse_unused(overrides, OF_A_TRAINING)
+    _refuse_unused(overrides, OF_A_TRAINING, removed=True)
     _, asked = parsed(config, apps.Evaluate)
     if asked.images is not None:
         _check_images(asked, overrides)
@@ -468,7 +473,7 @@ OF_SAMPLES = (
 def _check_images(asked: apps.Evaluate, overrides: list[str]) -> None:
     """Check what is measured of images that there are."""
     images = f": images={asked.images} are measured, all of them, and nothing is drawn"
-    _refuse_unused(overrides, dict.fromkeys(OF_SAMPLES, images))
+    _refuse_unused(overrides, dict.fromkeys(OF_SAMPLES, images), removed=True)
     for key, path in (("images", asked.images), ("reference", asked.reference)):
         if path is not None and not Path(path).expanduser().exists():
             raise UserError(
@@ -589,7 +594,7 @@ def check_plot(config: DictConfig, overrides: list[str]) -> None:
     _, asked = parsed(config, apps.Plot)
     if not asked.figure.of_models:
         recorded = ": this figure shows what runs have recorded, and draws nothing from a model"
-        _refuse_unused(overrides, dict.fromkeys(OF_FIGURES, recorded))
+        _refuse_unused(overrides, dict.fromkeys(OF_FIGURES, recorded), removed=True)
         if not read_evaluations(asked.runs):
             read_runs(asked.runs)
         return
