@@ -292,16 +292,16 @@ NETWORK = {
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class": "DiT"}, "class=DiT, which is not read: Input should be 'SongUNet' or"),
+        ({"class": "DiT"}, "has class=DiT, which must be 'SongUNet' or 'DhariwalUNet'$"),
         ({"resample_filter": [1, 2, 1]}, r"resample_filter=\(1, 2, 1\) is none of \(1, 1\), "),
-        ({"num_blocks": "many"}, "num_blocks=many, which is not read: Input should be a valid int"),
-        ({"model_channels": 0}, "model_channels=0, which is not read: Input should be greater"),
+        ({"num_blocks": "many"}, "has num_blocks=many, which must be a valid integer$"),
+        ({"model_channels": 0}, "has model_channels=0, which must be above 0$"),
         (
             {"class": "DhariwalUNet", "channel_mult": []},
-            r"channel_mult=\[\], which is not read: List",
+            r"has channel_mult=\[\], which must have at least 1 item",
         ),
-        ({"channel_mult": [1, 2.5]}, r"channel_mult=\[1, 2.5\], which is not read: Input"),
-        ({"channel_mult_noise": 2}, "channel_mult_noise=2, which is not read: Input should be 1"),
+        ({"channel_mult": [1, 2.5]}, r"has channel_mult\[1\]=2\.5, which must be a valid integer$"),
+        ({"channel_mult_noise": 2}, "has channel_mult_noise=2, which must be 1$"),
         ({"attn_resolutions": [3]}, "none of the resolutions with attention"),
         ({}, "has no map_layer0.weight"),
     ],

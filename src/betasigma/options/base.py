@@ -317,7 +317,7 @@ def sentence(
         return f"{key}.kind={kind} is unknown; {hint}kinds are {known}"
     # a value that may be of several types fails once for each
     same = [e["msg"] for e in error.errors() if _key(e["loc"], content) == own]
-    accepted = " or ".join(map(_accepted, same)).replace(" or must ", " or ")
+    accepted = " or ".join(map(in_words, same)).replace(" or must ", " or ")
     alone = _lacks_brackets(schema, first["loc"], first["input"])
     hint = f": write {key}=[{first['input']}]" if alone else ""
     return f"{key}={typed(first['input'])} {accepted}{hint}"
@@ -405,7 +405,7 @@ def _words(annotation: Any, metadata: list[Any]) -> str:
     return " ".join([name, ", ".join(filter(None, bounds))]).strip()
 
 
-def _accepted(text: str) -> str:
+def in_words(text: str) -> str:
     """Turn pydantic's message into what a value must be."""
     message = re.sub(r"^((Input|String|List) should|Value error, must)", "must", text)
     message = message.replace(" after validation", "").replace("input", "value")

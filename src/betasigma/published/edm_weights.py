@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from betasigma.errors import UserError
+from betasigma.options.base import in_words
 from betasigma.published import config_nodes
 from betasigma.published.config_nodes import Node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
@@ -120,8 +121,11 @@ class _Said:
         try:
             return TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:
-            why = error.errors()[0]["msg"]
-            raise UserError(f"{self._named} has {key}={value}, which is not read: {why}") from None
+            first = error.errors()[0]
+            place = "".join(f"[{number}]" for number in first["loc"])
+            raise UserError(
+                f"{self._named} has {key}{place}={first['input']}, which {in_words(first['msg'])}"
+            ) from None
 
 
 def _diffusion(network: Node, outer: _Said, settings: Settings) -> Node:
