@@ -199,8 +199,8 @@ def _fill(
     classes = [None] * len(wanted) if labels is None else labels.tolist()
     of_place = dict(zip(wanted, classes, strict=True))
     into = made_by_first_rank_first(begin)
-    lacking = [place for place in wanted if not into.path(*place, of_place[place]).is_file()]
-    lacking = broadcast(lacking)  # a slower process would miss what the first has drawn by then
+    looked_at = wanted if rank_and_world_size()[0] == 0 else []
+    lacking = broadcast([p for p in looked_at if not into.path(*p, of_place[p]).is_file()])
     nfe, bad = 0, 0
     for part in draw(lacking, display):
         into.write([into.path(*place, of_place[place]) for place in part.places], part.images)

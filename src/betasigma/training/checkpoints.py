@@ -166,8 +166,9 @@ class Checkpoints(StepCallback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
-        for path in to_keep(self._folder, "best") if self._artifacts == "best" else ():
-            log_checkpoint(trainer.loggers, path, read_header(path)["step"], "best")
+        if self._artifacts == "best" and trainer.is_global_zero:
+            for path in to_keep(self._folder, "best"):
+                log_checkpoint(trainer.loggers, path, read_header(path)["step"], "best")
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
