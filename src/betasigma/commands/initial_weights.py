@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from betasigma.build import Config
-from betasigma.commands.config import saved_header
+from betasigma.commands.config import saved_header, within
 from betasigma.commands.load import averaged_weights
 from betasigma.errors import UserError, few
 from betasigma.options.base import parse_component, typed
@@ -143,7 +143,7 @@ def _unlike(there: Config, here: Config, *nodes: str) -> dict[str, tuple[Any, An
         key: (theirs.get(key), ours.get(key))
         for node in nodes
         for key in theirs | ours
-        if f"{key}.".startswith(f"{node}.") and theirs.get(key) != ours.get(key)
+        if within(key, node) and theirs.get(key) != ours.get(key)
     }
 
 
