@@ -21,6 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from betasigma.commands.checks import CHECKS, AppChecks, Decision, typed_keys
+from betasigma.commands.config import plain
 from betasigma.data.facts import found_once
 from betasigma.errors import UserError
 from betasigma.launch import slurm
@@ -34,6 +35,7 @@ from betasigma.launch.slurm import is_cluster
 from betasigma.launch.snapshot import LIVE, keep_code
 from betasigma.launch.submitting import announce
 from betasigma.launch.sweeps import Sweep, begin_sweep
+from betasigma.options.hardware import HardwareOptions
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import TORCHRUN, StartedBy, process_rank, started_by
 from betasigma.runs.sweep_record import write_sweep
@@ -325,7 +327,7 @@ def fit_processes(
         UserError: where it says another number, or of processes on other machines that nothing
             would start.
     """
-    hardware = config.get("hardware")
+    hardware = _hardware(config)
     if hardware is None:
         return []
     nodes, devices = hardware.nodes, hardware.devices
@@ -339,7 +341,7 @@ def fit_processes(
             )
         return []
     if devices == "auto" or not any("hardware.devices" in typed_keys(word) for word in overrides):
-        devices = hardware.devices = max(starter.processes // nodes, 1)
+        devices = config.hardware.devices = max(starter.processes // nodes, 1)
     if devices * nodes != starter.processes:
         raise UserError(
             f"hardware.devices={devices} and hardware.nodes={nodes} are {devices * nodes} "
@@ -350,8 +352,14 @@ def fit_processes(
     return [f"hardware.devices={devices}"]
 
 
+def _hardware(config: DictConfig) -> HardwareOptions | None:
+    """The options ``hardware`` of a command that has them, which are asked before the others."""
+    node = config.get("hardware")
+    return None if node is None else HardwareOptions.parse(plain(node))
+
+
 def _check_gpus(config: DictConfig) -> None:
-    hardware = config.get("hardware")
+    hardware = _hardware(config)
     if hardware is None or hardware.accelerator == "cpu":
         return
     several = hardware.devices != "auto" and hardware.devices > 1
