@@ -10,6 +10,7 @@ import shutil
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 import betasigma
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.errors import UserError
+from betasigma.evaluation.likelihood import LikelihoodMeter
 from betasigma.report.quality import quality_of_jobs
 from betasigma.report.runs import COMPOSED, read_run
 from betasigma.runs.checkpoint import save
@@ -176,7 +178,7 @@ def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
 
 
 def test_an_evaluation_that_is_repeated_in_its_directory_replaces_its_values(
-    here: Path, ddpm_run: Path
+    here: Path, ddpm_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = (f"run={ddpm_run}", "evaluation=none", "error_curve=0", "hydra.run.dir=measured")
     words = (*words, "likelihood=continuous_bound", "likelihood.n=4", "likelihood.draws=1")
@@ -184,6 +186,9 @@ def test_an_evaluation_that_is_repeated_in_its_directory_replaces_its_values(
     first = rows_of(here / "measured")
     assert "measured holds an evaluation: its values are replaced" in done("evaluate", *words).out
     assert rows_of(here / "measured") == first != []
+    monkeypatch.setattr(LikelihoodMeter, "measure", Mock(side_effect=UserError("it is stopped")))
+    assert launch("evaluate", *words).err == "error: it is stopped\n"
+    assert rows_of(here / "measured") == first
 
 
 @pytest.mark.parametrize("words", ["evaluate evaluation=none", "sample n=1", "compare runs={run}"])

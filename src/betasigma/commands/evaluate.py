@@ -62,6 +62,8 @@ def evaluate(config: DictConfig, start: Start) -> None:
     first = process_rank() == 0
     plain_warnings(quiet=not first)
     display = Display(quiet=not first, note=ActivityLog(out).note)
+    if Record.of(out).path.exists():
+        display.line(f"{out} holds an evaluation: its values are replaced by the first new ones")
     if content.get("images") is not None:
         evaluate_images(content, start, display)
         return
@@ -92,8 +94,6 @@ def _measure(content: Config, loaded: Loaded, meter: Meter, prefix: str, out: Pa
     labels, run, sampler = content["labels"], content["run"], meter.sampler
     denoiser, step = loaded.denoiser, loaded.step
     found = meter.measure(denoiser, content["n"])
-    if process_rank() == 0:
-        leave_out_earlier(out, meter.display)
     meter.log(found, step, prefix)
     rows = meter.likelihood(denoiser, step, out, prefix)
     family = family_of(loaded.config)
@@ -107,14 +107,6 @@ def _measure(content: Config, loaded: Loaded, meter: Meter, prefix: str, out: Pa
         COLUMNS,
         [row.cells for row in (*results(found), *rows)],
     )
-
-
-def leave_out_earlier(out: Path, display: Display) -> None:
-    """Remove the values of an earlier evaluation in this directory, now that there are new ones."""
-    path = Record.of(out).path
-    if path.exists():
-        display.line(f"{out} holds an evaluation: its values are replaced")
-        path.unlink()
 
 
 FLOOR = "_floor"
@@ -222,8 +214,7 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
     if reference is not None:
         found = [m if m.split is None else replace(m, split=REFERENCE) for m in found]
     record = Record.of(start.directory)
-    leave_out_earlier(start.directory, display)
-    loggers: list[Logger] = [tracking.RecordLogger(record)]
+    loggers: list[Logger] = [tracking.RecordLogger(record, anew=True)]
     log_measurements(loggers, found, 0, "eval", {})
     display.table(
         f"{content['images']}, compared with {against}",

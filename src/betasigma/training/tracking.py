@@ -133,11 +133,13 @@ class WandbRun(WandbLogger):
 
 
 class RecordLogger(Logger):
-    """Lightning's view of the run directory's metrics.csv."""
+    """Lightning's view of the run directory's metrics.csv. With ``anew`` the first values that are
+    written take the place of all that it has.
+    """
 
-    def __init__(self, record: Record, wait: float = 0.0) -> None:
+    def __init__(self, record: Record, wait: float = 0.0, anew: bool = False) -> None:
         super().__init__()
-        self.record, self._wait = record, wait
+        self.record, self._wait, self._anew = record, wait, anew
 
     @property
     def name(self) -> str:
@@ -155,6 +157,9 @@ class RecordLogger(Logger):
         self, step: int, groups: Sequence[tuple[Mapping[str, float], Mapping[str, Any]]]
     ) -> None:
         """Add rows at once, see :meth:`Record.append_together`."""
+        if self._anew and any(values for values, _ in groups):
+            self.record.path.unlink(missing_ok=True)
+            self._anew = False
         write_patiently(
             lambda: self.record.append_together(step, groups), self.record.path, self._wait
         )
@@ -181,7 +186,8 @@ def make_loggers(
     Raises:
         UserError: where the logger may not be imported or does not take its arguments.
     """
-    loggers: list[Logger] = [RecordLogger(Record.of(run), config["training"]["wait_for_space"])]
+    wait, anew = config["training"]["wait_for_space"], job_type == "evaluate"
+    loggers: list[Logger] = [RecordLogger(Record.of(run), wait, anew)]
     if "_target_" in settings:
         loggers.append(make(settings, "logger", offered={"save_dir": str(run)}, kind=Logger))
         careful(loggers[-1].log_hyperparams, config)
