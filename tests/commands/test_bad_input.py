@@ -179,6 +179,10 @@ BAD = {
     "dashboard runs=nothing": r"runs=\[nothing\] is not a directory",
     "dashboard runs={here}/empty": r"runs=\[\S+empty\] is no run directory and has none in it",
     "dashboard runs={run} dashboard.panels.error.kind=curve": r"kind=curve is .* mean curves\?",
+    "dashboard runs={run} dashboard.panels.error.metrics=val/objective": (
+        r"must be a valid list: write dashboard\.panels\.error\.metrics=\[val/objective\]$"
+    ),
+    "train evaluation.metrics=fd": r"must be a valid list: write evaluation\.metrics=\[fd\]$",
     "dashboard runs={run} dashboard.panels.error.metrics=[val/objektive]": (
         r"no run has a metric val/objektive; did you mean val/objective"
     ),

@@ -33,7 +33,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    TypeAdapter,
     ValidationError,
     ValidationInfo,
 )
@@ -318,20 +317,29 @@ def sentence(
     # a value that may be of several types fails once for each
     same = [e["msg"] for e in error.errors() if _key(e["loc"], content) == own]
     accepted = " or ".join(map(in_words, same)).replace(" or must ", " or ")
-    alone = _lacks_brackets(schema, first["loc"], first["input"])
+    alone = _lacks_brackets(schema, first["loc"], content)
     hint = f": write {key}=[{first['input']}]" if alone else ""
     return f"{key}={typed(first['input'])} {accepted}{hint}"
 
 
-def _lacks_brackets(schema: type[BaseModel], loc: tuple[int | str, ...], value: Any) -> bool:
-    """Whether a list of this value alone would be accepted."""
-    field = schema.model_fields.get(str(loc[0]))
-    if field is None or not isinstance(value, str | int | float):
+def _lacks_brackets(
+    schema: type[BaseModel], loc: tuple[int | str, ...], content: dict[str, Any]
+) -> bool:
+    """Whether a list of the value there alone would be accepted."""
+    changed = copy.deepcopy(content)
+    node: Any = changed
+    for part in loc:
+        if isinstance(node, dict) and part in node:
+            if isinstance(node[part], str | int | float):
+                node[part] = [node[part]]
+            node = node[part]
+    if not isinstance(node, list):
         return False
+    own = _key(loc, changed)
     try:
-        TypeAdapter(field.rebuild_annotation()).validate_python([value], strict=True)
-    except ValidationError:
-        return False
+        schema.model_validate(changed)
+    except ValidationError as error:
+        return not any(_key(one["loc"], changed).startswith(own) for one in error.errors())
     return True
 
 
