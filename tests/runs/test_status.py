@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from betasigma.runs.status import read_status, recorded
+from betasigma.runs.status import ACTIVITY, ActivityLog, read_activities, read_status, recorded
 
 
 def test_a_run_says_that_it_runs_and_has_finished(tmp_path: Path) -> None:
@@ -68,3 +69,17 @@ def test_a_disk_that_is_full_does_not_hide_the_error(
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(ValueError, match="the error"), recorded(tmp_path):
         raise ValueError("the error")
+
+
+def test_damaged_work_leaves_the_others(tmp_path: Path) -> None:
+    log = ActivityLog(tmp_path)
+    log.note("training", 3, 6, 1.5)
+    log.note("sampling", 1, 2, 0.0)
+    known = read_activities(tmp_path)
+    assert [(name, work.done, work.total) for name, work in known.items()] == [
+        ("training", 3, 6),
+        ("sampling", 1, 2),
+    ]
+    path = tmp_path / ACTIVITY
+    path.write_text(json.dumps({"validation": 3, **json.loads(path.read_text())}))
+    assert read_activities(tmp_path) == known

@@ -202,7 +202,7 @@ class Activity(NamedTuple):
         return (self.total - self.done) / self.per_second if self.per_second else None
 
 
-_ACTIVITIES = TypeAdapter(dict[str, Activity])
+_ACTIVITY = TypeAdapter(Activity)
 
 
 class ActivityLog:
@@ -224,7 +224,8 @@ class ActivityLog:
 
 def read_activities(run: Path) -> dict[str, Activity]:
     """What a run has done and does, by name of the work, the newest last."""
-    try:
-        return _ACTIVITIES.validate_python(read_json(run / ACTIVITY))
-    except ValidationError:
-        return {}
+    found = {}
+    for work, content in read_json(run / ACTIVITY).items():
+        with suppress(ValidationError):
+            found[work] = _ACTIVITY.validate_python(content)
+    return found
