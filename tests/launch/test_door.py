@@ -54,6 +54,14 @@ class Narrow(Plain):
         return self.layers(x)
 
 
+class Wide(nn.Module):
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+
+    def forward(self, x, c_noise, y=None):
+        return x
+
+
 class Fixed(nn.Module):
     def forward(self, x, c_noise, y=None):
         return x
@@ -309,6 +317,9 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
         (("schedule._target_=spy.nets.Plain",), "schedule takes a class of betasigma.schedules"),
         (("+callbacks.x._target_=os.system",), "choose a class of pytorch_lightning.callbacks, or"),
         (("+network.width=5",), "adds a key that is there already: write network.width=5"),
+        (("data=mixture",), "data=mixture: it takes images, and these are points"),
+        (("network._target_=spy.nets.Wide", "++network.width=4"), "it takes points, and these are"),
+        (("network._target_=spy.nets.Wide", "data=mixture"), "needs one: give ++network.width=…"),
         (("network=plane",), "did you mean network=plain?"),
         (("plugins=[spi]",), "plugins=[spi] cannot be imported: there is no package spi"),
         (("plugins=[spy,'a b']",), "plugins=[a b] is not the name of a package"),

@@ -15,7 +15,7 @@ import copy
 import json
 import re
 import types
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Set
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -177,6 +177,13 @@ class ComponentOptions(Options):
         cls.node = cls.knobs or cls.group  # a sentence names the key that users turn
         for target in cls.__dict__.get("targets", ()):
             REGISTRY.setdefault(cls.group, {})[target] = cls
+
+    @classmethod
+    def traits_of_signature(cls, required: Set[str]) -> dict[str, Any]:
+        """Tell what a class without an options model is like from the arguments that it requires
+        and the config does not give.
+        """
+        return {}
 
     @property
     def arguments(self) -> dict[str, Any]:

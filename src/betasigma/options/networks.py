@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -70,6 +70,12 @@ class NetworkOptions(ComponentOptions):
         """The only ``preconditioning.conditioning`` that it understands; ``None`` for any."""
         return None
 
+    @classmethod
+    def traits_of_signature(cls, required: Set[str]) -> dict[str, Any]:
+        names = {"in_channels": "images", "image_size": "images", "dim": "points"}
+        kinds = {names[name] for name in required & names.keys()}
+        return {"takes": kinds.pop()} if len(kinds) == 1 else {}
+
     def shape_arguments(self, sample_shape: Sequence[int], doubled: bool) -> dict[str, Any]:
         """Return the arguments that follow from the data, which a constructor may ask for by name.
 
@@ -102,7 +108,8 @@ class NetworkOptions(ComponentOptions):
                 "a U-Net (network=unet_28, …)" if kind == "images" else "network=mlp or mlp_energy"
             )
             raise UserError(
-                f"network={self.target} does not fit data={composition.data.name}: use {fits}"
+                f"network={self.target} does not fit data={composition.data.name}: it takes "
+                f"{self.takes}, and these are {kind}; use {fits}"
             )
         if kind == "images":
             self.check_sides(*shape[1:])

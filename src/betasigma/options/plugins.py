@@ -243,7 +243,7 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *not_arguments(group))}
     check_arguments(made, arguments, key, partial=True)
-    traits = _traits(made, base)
+    traits = base.traits_of_signature(_required(made) - arguments.keys()) | _traits(made, base)
     model = type(
         f"{base.__name__}Of{target.rpartition('.')[2]}",
         (base,),
@@ -367,7 +367,7 @@ def check_arguments(
         required = parameter.default is parameter.empty
         if required and argument not in arguments and not (partial and argument in OFFERED):
             raise UserError(
-                f"{key}.{argument} has no value, and {name} needs one: give +{key}.{argument}=…"
+                f"{key}.{argument} has no value, and {name} needs one: give ++{key}.{argument}=…"
             )
     hints |= more or {}
     for argument, value in arguments.items():
@@ -406,6 +406,15 @@ def not_arguments(group: str) -> tuple[str, ...]:
     if group == "likelihood":
         return MEASURED
     return tuple(ModelOptions.model_fields) if group == "model" else ()
+
+
+def _required(made: Callable[..., Any]) -> set[str]:
+    """Arguments without a default; none where there is no signature to ask."""
+    try:
+        parameters = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError):
+        return set()
+    return {p.name for p in parameters if p.default is p.empty}
 
 
 def _traits(made: Callable[..., Any], base: type[ComponentOptions]) -> dict[str, Any]:
