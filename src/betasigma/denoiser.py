@@ -156,8 +156,9 @@ class Prediction:
         """
         if self.interpolation is None:
             raise UserError(
-                "variance=learned needs a model that has learned one: train it with "
-                "objective=hybrid, or take variance=beta or posterior"
+                "variance=learned needs a network that returns one, with twice as many outputs "
+                "(of your own: out_channels or out_dim), trained with objective=hybrid; "
+                "or take variance=beta or posterior"
             )
         share = (self.interpolation + 1) / 2
         return share * expand(high - low, share) + expand(low, share)

@@ -325,7 +325,7 @@ def as_name(word: str, configs: Configs) -> str:
         named = key == "name" or configs.is_group(key)
         return f"{key}={','.join(map(command_line.quoted, value.split(',')))}" if named else word
     if value.startswith("[") and configs.is_group(key):
-        _refuse_no_names(word, configs)
+        _check_names(word, configs)
     sweeps = configs.line.sweeps
     if not (sweeps and value.startswith("glob(") and configs.is_group(key)):
         return word
@@ -337,14 +337,30 @@ def as_name(word: str, configs: Configs) -> str:
     return f"{key}={','.join(map(command_line.quoted, names))}"
 
 
-def _refuse_no_names(word: str, configs: Configs) -> None:
-    """Refuse a list for a group that holds anything but names, at which Hydra has a TypeError."""
+ONE_OBJECT = {"_target_", "kind"}
+"""Keys of a node that describes one object."""
+
+
+def _check_names(word: str, configs: Configs) -> None:
+    """Refuse a list for a group that holds anything but names, at which Hydra has a TypeError,
+    and several names where the group makes one object, whose keys Hydra would merge.
+    """
     from betasigma.launch.explain import unknown_choice
 
+    group = word.partition("=")[0]
     listed: Any = OverridesParser.create().parse_override(word).value()
-    for name in listed if isinstance(listed, list) else ():
+    names = listed if isinstance(listed, list) else []
+    for name in names:
         if not isinstance(name, str):
-            raise UserError(unknown_choice(word.partition("=")[0], str(name), configs))
+            raise UserError(unknown_choice(group, str(name), configs))
+    for name in names if len(names) > 1 else ():
+        content = configs.load(f"{group}/{name}").content
+        node = content.get(group)  # of a file for the top
+        if ONE_OBJECT & (node if isinstance(node, dict) else content).keys():
+            raise UserError(
+                f"{word} chooses {len(names)}, and {group} is one: write {group}={name}, or "
+                f"-m {group}={','.join(names)} for a run of each"
+            )
 
 
 def as_choice(word: str) -> str:
