@@ -398,6 +398,7 @@ def by_index(options: dict[str, Any]) -> dict[str, Any]:
 
 
 for contract, sampler in {
+    "sampler.type": nn.Identity(),
     "sampler.result": Resampled(lambda s: s._replace(x=s.x.double())),
     "sampler.none": Resampled(lambda s: s._replace(nfe=s.nfe + 1)),
     "sampler.progress": WithOptions(lambda o: {**o, "progress": None}),

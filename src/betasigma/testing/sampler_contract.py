@@ -53,6 +53,12 @@ def check_sampler(
     Raises:
         ContractError: at the first contract that does not hold.
     """
+    require(
+        isinstance(sampler, Sampler),
+        "sampler.type",
+        "a betasigma.samplers.Sampler",
+        f"it is of class {type(sampler).__name__}",
+    )
     for schedule in schedules:
         truth = mixture(schedule, SHAPE)
         _check_result(sampler, truth)
