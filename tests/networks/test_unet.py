@@ -345,6 +345,23 @@ def test_normalisation_of_bf16_has_fp32_statistics() -> None:
         assert ((y - expected).abs() <= 2**-8 * expected.abs() + 1e-4).all()
 
 
+@pytest.mark.parametrize("shape", [(3, 96, 7, 5), (70, 32, 28, 28), (2, 128, 1, 1)])
+def test_normalisation_without_a_gradient_is_that_of_each_image(shape: tuple[int, ...]) -> None:
+    norm = GroupNorm(32, shape[1])
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = (1 + 2 * torch.randn(shape)).to(memory_format=torch.channels_last)
+    expected = F.group_norm(
+        x.double(), norm.num_groups, norm.weight.double(), norm.bias.double(), norm.eps
+    )
+    with torch.no_grad():
+        y = norm(x)
+        alone = torch.cat([norm(image) for image in x.split(1)])
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, expected.float(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(y, alone)
+
+
 @pytest.mark.parametrize(
     ("width", "groups"),
     [(128, 32), (384, 32), (48, 12), (40, 10), (36, 9), (32, 8), (14, 2), (3, 1)],

@@ -233,7 +233,29 @@ class GroupNorm(nn.GroupNorm):
                 # Its channels_last form is far slower than the other form and two copies.
                 y = super().forward(x.contiguous())
                 return y.contiguous(memory_format=torch.channels_last)
+            last = x.dtype == torch.float32 and not x.is_contiguous()
+            if last and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                return self._of_sums(x)
             return super().forward(x)
+
+    def _of_sums(self, x: Tensor) -> Tensor:
+        """The same of float32 features with channels last, by sums over the pixels of all images
+        that fit the cache. With few channels PyTorch's kernel takes up to five times as long.
+        """
+        batch, width, height, columns = x.shape
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        sums = x.new_empty(2, batch, width)
+        images = max(1, IN_CACHE // pixels[0].numel())
+        for part, of_part in zip(pixels.split(images), sums.split(images, dim=1), strict=True):
+            torch.sum(part, 1, out=of_part[0])
+            torch.sum(part * part, 1, out=of_part[1])
+        sums = sums.view(2, batch, self.num_groups, -1).sum(3, keepdim=True)
+        mean, square = sums.mul_(self.num_groups / pixels[0].numel())
+        variance = square.addcmul_(mean, mean, value=-1).clamp_(min=0)
+        scale = variance.add_(self.eps).rsqrt_() * self.weight.view(self.num_groups, -1)
+        shift = torch.addcmul(self.bias.view(self.num_groups, -1), mean, scale, value=-1)
+        y = torch.addcmul(shift.view(batch, 1, width), pixels, scale.view(batch, 1, width))
+        return y.view(batch, height, columns, width).permute(0, 3, 1, 2)
 
     def _fusible(self, x: Tensor) -> Tensor:
         """The same in steps that torch.compile fuses and that leave the memory format alone: the
@@ -247,6 +269,10 @@ class GroupNorm(nn.GroupNorm):
         scale = weight * torch.rsqrt(variance + self.eps)
         shift = bias - mean * scale
         return torch.addcmul(shift, grouped, scale).flatten(1, 2).to(x.dtype)
+
+
+IN_CACHE = 2**18
+"""Features, in float32, of which one sum after another is taken before the next."""
 
 
 class Dropout(nn.Module):
