@@ -39,7 +39,7 @@ def test_a_schedule_of_the_learning_rate(train: Launch, name: str) -> None:
     if name == "step":
         words.append("lr_schedule.step_size=2")
     # logged after each step: the rate of the next one
-    found = [rate / 1e-3 for rate in rates(train(*words).run)]
+    found = [rate / 2e-3 for rate in rates(train(*words).run)]
     after = {
         "constant": [1, 1, 1, 1, 1],
         "cosine": [(1 + math.cos(math.pi * k / 4)) / 2 for k in range(5)],
@@ -56,7 +56,7 @@ def test_a_schedule_of_pytorchs_by_its_name(train: Launch) -> None:
         *("+lr_schedule.total_iters=4", "+lr_schedule.power=2", "training.warmup=0"),
         *("training.log_every=1", "steps=4"),
     ).run
-    assert rates(run) == pytest.approx([1e-3 * (1 - k / 4) ** 2 for k in range(1, 5)])
+    assert rates(run) == pytest.approx([2e-3 * (1 - k / 4) ** 2 for k in range(1, 5)])
 
 
 @pytest.mark.parametrize(
@@ -270,4 +270,4 @@ def test_outside_callbacks_loggers_and_schedules(probe: str, here: Path) -> None
     assert "train/objective" in lines
     assert "mine" in lines
     assert Record(run.run / "metrics.csv").curve("mine")[1] == [7.0, 7.0]
-    assert rates(run.run) == pytest.approx([1e-3 * (0.25 + 3), 1e-3 * (0.0625 + 3)])
+    assert rates(run.run) == pytest.approx([2e-3 * (0.25 + 3), 2e-3 * (0.0625 + 3)])

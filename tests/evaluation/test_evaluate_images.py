@@ -100,6 +100,7 @@ def test_images_are_compared_with_a_data_set_as_samples_are(here: Path, ddpm_run
         (["images=.", "data=digits", "sampler=ddim"], "sampler=ddim has no effect: images=. are"),
         (["images=.", "data=digits", "~sampler"], "~sampler has no effect: images=. are measured"),
         (["images=.", "data=digits", "network=unet"], "network=unet has no effect: nothing is"),
+        (["images=.", "data=digits", "optimizer=sgd"], "optimizer=sgd has no effect: nothing is"),
         (["reference=."], "run has no value; give run=…, or images=… to measure images"),
         (["run=x", "images=.", "data=digits"], "images=. is compared with one of: a data"),
     ],

@@ -10,12 +10,12 @@ from launching import launch
 
 SHOWN = {
     "steps: 2000": r"optimizer steps \(integer ≥ 0\)",
-    "  channels: 32": r"width at full resolution \(integer ≥ 4, ≤ 65536, a multiple of 2\)",
+    "  channels: 24": r"width at full resolution \(integer ≥ 4, ≤ 65536, a multiple of 2\)",
     "  times: levels": r"which noise levels training draws \(levels \| continuous \| log_normal\)",
     "  clip: 1.0": r"largest norm of the gradient; null: no clipping \(number > 0 \| null\)",
     "  multipliers: [1, 2]": r"width at each resolution.* \(\[integer ≥ 1, ≤ 256, …\]\)",
     "  project: null": r"where runs appear; null: WANDB_PROJECT, else betasigma \(text \| null\)",
-    "  lr: 0.001": r"learning rate, after the warm-up \(number > 0\)",
+    "  lr: 0.002": r"learning rate, after the warm-up \(number > 0\)",
 }
 
 

@@ -455,7 +455,7 @@ def look_for_data(model: apps.ModelConfig, given: Mapping[str, Any] | None = Non
 
 
 OF_A_TRAINING = {
-    "network": ": nothing is trained here",
+    **dict.fromkeys(("network", "optimizer"), ": nothing is trained here"),
     **dict.fromkeys(
         ("evaluation.n", "evaluation.n_during", "evaluation.every"),
         "outside training: n=… says how many samples are measured",

@@ -284,6 +284,7 @@ class Evaluate(WithAModel):
     data: Annotated[DataOptions | DataPlace, BeforeValidator(_data_or_place)] = option(
         DataPlace(), "the data set to compare images with; where the data of a run are"
     )
+    optimizer: dict[str, Any] | None = option(None, "of the network; not used")
     network: dict[str, Any] | None = option(None, "of the data set; not used")
 
     n: Annotated[int, Field(ge=2, le=MOST)] = option(2000, "samples")

@@ -49,10 +49,11 @@ point of the denoising error's grid.
 FEWEST = 16
 """Images of the cheapest validation."""
 
-FEATURES = 170
+FEATURES = 230
 """Network evaluations that the features of a measured sample take as long as, with those of the
-images that it is compared with: of the network of the digits, the smallest, on two quiet cores 142
-in float32, 174 in bf16, for 500 samples and 1,797 images by EfficientNet-Lite0.
+images that it is compared with: of the network of the digits, the smallest, 207 in float32 and 254
+in bf16, for 500 samples and 1,797 images by EfficientNet-Lite0 (142 and 174 on two quiet cores with
+``network.channels=32``, which takes 1.46 times as long).
 """
 
 GRID_SAMPLES, FEWEST_SHOWN = 64, 4
