@@ -20,10 +20,8 @@ from betasigma.runs.record import Record
 from betasigma.runs.status import read_status
 from betasigma.training.progress import Metrics
 
-START, STEP, END = 30.0, 1.0, 25.0
-"""Seconds that W&B may cost at the start, a step, and at the end. A quiet machine keeps 20 at the
-start; a slow one on which two other tests run took 25 until W&B's own processes stood.
-"""
+START, STEP, END = 20.0, 1.0, 25.0
+"""Seconds that W&B may cost at the start, a step, and at the end."""
 
 
 @pytest.fixture
