@@ -233,9 +233,10 @@ class GroupNorm(nn.GroupNorm):
                 # Its channels_last form is far slower than the other form and two copies.
                 y = super().forward(x.contiguous())
                 return y.contiguous(memory_format=torch.channels_last)
-            exact = x.dtype == self.weight.dtype == torch.float32
-            last = exact and x.ndim == 4 and not x.is_contiguous()
-            if last and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            float32 = x.dtype == self.weight.dtype == torch.float32
+            channels_last = x.ndim == 4 and not x.is_contiguous()
+            plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            if float32 and channels_last and plain:
                 return self._of_sums(x)
             return super().forward(x)
 
@@ -271,7 +272,7 @@ class GroupNorm(nn.GroupNorm):
 
 
 IN_CACHE = 2**18
-"""Features that stay in the cache from one sum over them to the other."""
+"""Numbers that stay in a processor's cache from one sum over them to the next."""
 
 
 class Dropout(nn.Module):

@@ -53,7 +53,7 @@ FEATURES = 230
 """Network evaluations that the features of a measured sample take as long as, with those of the
 images that it is compared with: of the network of the digits, the smallest, 207 in float32 and 254
 in bf16, for 500 samples and 1,797 images by EfficientNet-Lite0 (142 and 174 on two quiet cores with
-``network.channels=32``, which takes 1.46 times as long).
+``network.channels=32``, whose float32 step takes 1.46 times as long).
 """
 
 GRID_SAMPLES, FEWEST_SHOWN = 64, 4
