@@ -180,9 +180,8 @@ def test_torchrun_starts_a_run_that_does_not_know_it(one: Path, tmp_path: Path) 
     check_weights(one, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_both_processes_at_one_step_and_saves_it(
     tmp_path: Path, number: signal.Signals
 ) -> None:

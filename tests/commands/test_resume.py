@@ -269,7 +269,10 @@ def test_ctrl_c_twice_ends_at_once_with_the_checkpoint_there_was(
     assert "the last checkpoint is of step 6" in outcome.out
 
 
-@pytest.mark.parametrize("doing", ["validation_step", "sampling", "evaluation"])
+@pytest.mark.parametrize(
+    "doing",
+    ["validation_step", pytest.param("sampling", marks=pytest.mark.slow), "evaluation"],
+)
 def test_ctrl_c_between_steps_resumes_to_the_same_bits(
     here: Path, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, doing: str
 ) -> None:

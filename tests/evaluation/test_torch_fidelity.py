@@ -14,7 +14,7 @@ from betasigma.evaluation.metrics import (
     Recall,
 )
 
-N = 16
+N = 12
 
 
 class Images(Dataset):

@@ -100,7 +100,10 @@ def test_it_passes_the_conformance_kit() -> None:
     check_module(build)
 
 
-@pytest.mark.parametrize("name", ODE)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name == "adaptive_ode")) for name in ODE],
+)
 def test_every_ode_sampler_keeps_its_contract_on_the_straight_path(name: str) -> None:
     fine = {"steps": 400} if name == "euler" else None
     check_sampler(ODE[name], schedules=[StraightPath()], adaptive=name == "adaptive_ode", fine=fine)

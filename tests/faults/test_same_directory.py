@@ -97,6 +97,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_again(
     assert len(set(rows(run))) == len(rows(run))
 
 
+@pytest.mark.slow
 def test_a_job_of_a_sweep_continues_in_its_own_directory(here: Path) -> None:
     words = (*TINY, "-m", "seed=1,2", "hydra.sweep.dir=sweep")
     assert launch("train", *words).status == 0

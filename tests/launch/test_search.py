@@ -142,6 +142,7 @@ def test_jobs_of_joblib_s_processes_have_their_names(here: Path) -> None:
     assert sorted(numbers) == [0, 1]
 
 
+@pytest.mark.slow
 def test_every_file_of_a_glob_is_a_job(here: Path) -> None:
     """Also where names are numbers, as those of a study's points are."""
     conf = here / "mine"

@@ -337,13 +337,9 @@ def as_name(word: str, configs: Configs) -> str:
     return f"{key}={','.join(map(command_line.quoted, names))}"
 
 
-ONE_OBJECT = {"_target_", "kind"}
-"""Keys of a node that describes one object."""
-
-
 def _check_names(word: str, configs: Configs) -> None:
     """Refuse a list for a group that holds anything but names, at which Hydra has a TypeError,
-    and several names where the group makes one object, whose keys Hydra would merge.
+    and several names where the group describes one thing, whose keys Hydra would merge.
     """
     from betasigma.launch.explain import unknown_choice
 
@@ -354,9 +350,10 @@ def _check_names(word: str, configs: Configs) -> None:
         if not isinstance(name, str):
             raise UserError(unknown_choice(group, str(name), configs))
     for name in names if len(names) > 1 else ():
-        content = configs.load(f"{group}/{name}").content
-        node = content.get(group)  # of a file for the top
-        if ONE_OBJECT & (node if isinstance(node, dict) else content).keys():
+        file = configs.load(f"{group}/{name}")
+        node = file.content if file.package else file.content.get(group)
+        # callbacks are nodes by name, and experiments have no node of their own
+        if node and not all(isinstance(value, dict) for value in node.values()):
             raise UserError(
                 f"{word} chooses {len(names)}, and {group} is one: write {group}={name}, or "
                 f"-m {group}={','.join(names)} for a run of each"
