@@ -167,6 +167,24 @@ class Page:
             selector,
         )
 
+    def range(self, panel: str) -> list[float]:
+        """Of the x axis of a panel's first chart."""
+        return self.run(
+            "return document.querySelector(arguments[0]).layout.xaxis.range",
+            f"[data-panel={panel}] .chart",
+        )
+
+    def zoom(self, panel: str) -> list[float]:
+        """Draw a small box in the middle of a panel's first chart, and return its new range."""
+        before = self.range(panel)
+        plane = self.driver.find_element(
+            "css selector", f"[data-panel={panel}] .chart .nsewdrag.drag"
+        )
+        drawn = webdriver.ActionChains(self.driver).move_to_element_with_offset(plane, -50, -30)
+        drawn.click_and_hold().move_by_offset(100, 60).release().perform()
+        self.until(lambda: self.range(panel) != before)
+        return self.range(panel)
+
     def choose(self, label: str, value: str) -> None:
         self.run(
             "const select = [...document.querySelectorAll('select')]"
@@ -554,8 +572,12 @@ def test_a_growing_run_is_followed(chromium: Any, outputs: Path, monkeypatch: An
         shown.errors()
         shown.open("#filter=seed%3D3")
         assert lines(shown.charts("error")[0])["made"]["x"] == [10, 20]
+        whole = shown.range("error")
+        zoomed = shown.zoom("error")
+        assert zoomed[1] - zoomed[0] < (whole[1] - whole[0]) / 2
         grow(outputs / "growing", "ddpm", 0.01, [25], 3)
         shown.until(lambda: lines(shown.charts("error")[0])["made"]["x"] == [10, 20, 25])
+        assert shown.range("error") == zoomed
         assert "filter=seed=3" in shown.hash()
         server.shutdown()
     shown.until(lambda: "does not answer" in shown.texts(".stamp")[0])
