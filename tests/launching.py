@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -17,15 +18,25 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobRuntime
 from hydra.plugins.config_source import ConfigResult, ConfigSource
+from omegaconf import DictConfig
+
+from betasigma.launch.composing import SweepLoader
 
 ROOT = Path(__file__).resolve().parents[1]
+UNCHANGED = (str(ROOT), "pkg://hydra", "structured://")
+"""Where configs lie that no test changes."""
+
 HEAVY = (
     "torch",
     "torchvision",
@@ -101,14 +112,29 @@ def command(app: str) -> Callable[[], None]:
     return module.main
 
 
+class LoaderOfTests(SweepLoader):
+    """Composes for commands of several names that are typed in different directories."""
+
+    def _load_configuration_impl(
+        self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
+    ) -> DictConfig:
+        config = super()._load_configuration_impl(config_name, overrides, *args, **kwargs)
+        config.hydra.runtime.cwd = os.getcwd()
+        if not any(word.startswith("hydra.job.name=") for word in overrides):
+            config.hydra.job.name = JobRuntime().get("name")
+        return config
+
+
 @contextlib.contextmanager
 def files_read_once() -> Iterator[None]:
-    """Have Hydra parse a config file again only where it has changed: together the tests compose
+    """Have Hydra parse a config file again only where it has changed, and compose each choice of
+    the repository's groups once, as it does for the jobs of a sweep: together the tests compose
     some thousand configs.
     """
     Plugins.instance()  # finds its sources of configs
     files = SourcesRegistry.instance().resolve("file")
     load, known = files.load_config, dict[tuple[object, ...], bytes]()
+    loaders = dict[tuple[str, ...], LoaderOfTests]()
 
     def load_config(self: ConfigSource, config_path: str) -> ConfigResult:
         path = Path(self.path, self._normalize_file_name(config_path))
@@ -120,7 +146,18 @@ def files_read_once() -> Iterator[None]:
             known[key] = pickle.dumps(load(self, config_path))
         return pickle.loads(known[key])
 
-    with patch.object(files, "load_config", load_config):
+    def loader_of(config_search_path: ConfigSearchPath) -> ConfigLoaderImpl:
+        places = tuple(str(entry.path) for entry in config_search_path.get_path())
+        if not all(place.removeprefix("file://").startswith(UNCHANGED) for place in places):
+            return ConfigLoaderImpl(config_search_path)
+        if places not in loaders:
+            loaders[places] = LoaderOfTests(config_search_path)
+        return loaders[places]
+
+    with (
+        patch.object(files, "load_config", load_config),
+        patch.object(hydra._internal.hydra, "ConfigLoaderImpl", loader_of),
+    ):
         yield
 
 
