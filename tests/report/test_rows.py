@@ -203,6 +203,16 @@ def test_bold_is_what_differs_by_more_than_twice_the_error(far: float) -> None:
     assert clearly_least([near, other], "precision_small") == [], "more is better"
 
 
+@pytest.mark.parametrize("far", [float("inf"), float("nan")])
+def test_a_setting_that_diverged_has_no_error_of_its_mean(far: float, tmp_path: Path) -> None:
+    for seed in range(2):
+        make_run(tmp_path / f"{seed}", far, seed)
+    runs = read_runs([str(tmp_path)])
+    (row,) = report_runs(runs, tmp_path)
+    assert str(row.mean("fd_small train")) == str(far)
+    assert row.error("fd_small train") is None
+
+
 def test_a_run_is_not_named_through_its_sweep_again(sweep: Path) -> None:
     with pytest.raises(UserError, match="names a run twice"):
         read_runs([str(sweep), str(next(sweep.glob("9_*")))])

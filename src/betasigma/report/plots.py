@@ -7,6 +7,7 @@ one standard error. Nothing is joined that was measured differently.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -266,7 +267,7 @@ def _draw_bits(
         for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
             terms = {term: row.mean(stem + term) or 0.0 for term in TERMS}
             left = 0.0
-            if min(terms.values()) >= 0:
+            if all(0 <= value < math.inf for value in terms.values()):
                 for term, value in terms.items():
                     height = 0.6 / len(totals)
                     axes.barh(

@@ -63,7 +63,7 @@ class Row:
         return statistics.mean(values) if values else None
 
     def error(self, column: str) -> float | None:
-        """Standard error of the mean; ``None`` where there are fewer than two values."""
+        """Standard error of the mean; ``None`` where it has none."""
         return standard_error(self.values.get(column, []))
 
     def size(self, column: str) -> float | None:
@@ -72,8 +72,10 @@ class Row:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of a mean; ``None`` of fewer than two values."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    """Standard error of a mean; ``None`` of fewer than two values, or where one is not finite."""
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        return None
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 class Setting(NamedTuple):
