@@ -149,6 +149,9 @@ MOMENTS = [(10, 60), (20, 600), (20, 7205), (30, 7500)]
 """Steps, and seconds after the first start; the second is two hours later."""
 
 
+SPENT = {"training": 4.0, "validation": 4.0, "evaluation": 20.0, "the rest": 5.0}
+
+
 def test_time_is_told_apart_by_what_it_ends_with(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a", steps=[])
     rows = [
@@ -161,12 +164,15 @@ def test_time_is_told_apart_by_what_it_ends_with(tmp_path: Path) -> None:
     start = 1_767_225_600  # 2026-01-01, when it was started
     lines = [f"{s},{start + t},{m},{v},,,,,,{e},,,,," for s, t, m, v, e in rows]
     (run / "metrics.csv").write_text("\n".join([head, *lines]) + "\n")
-    spent = described(run)["runs"][0]["spent"]
-    assert spent == {"training": 4.0, "validation": 4.0, "evaluation": 20.0, "the rest": 5.0}
+    assert described(run)["runs"][0]["spent"] == SPENT
     (run / "summary.json").write_text('{"seconds": {"training": NaN}}')
-    assert described(run)["runs"][0]["spent"] == spent
+    assert described(run)["runs"][0]["spent"] == SPENT
     (run / "summary.json").write_text('{"seconds": {"training": 7.04, "sampling": 1}}')
     assert described(run)["runs"][0]["spent"] == {"training": 7.0, "sampling": 1}
+    once = json.loads((run / "environment.json").read_text())
+    again = {"started": "2026-01-01T00:01:00+0000", "resumed_after": [once]}
+    (run / "environment.json").write_text(json.dumps(again))
+    assert described(run)["runs"][0]["spent"] == SPENT, "the summary is of the last start alone"
 
 
 def test_a_run_whose_process_is_gone_or_silent_is_stalled(tmp_path: Path) -> None:

@@ -211,20 +211,20 @@ def _rounded(value: float) -> float | None:
 
 
 def _spent(run: Run) -> dict[str, float]:
-    """Seconds by kind of work: as a run that has ended has counted them, else out of the times of
-    what was logged.
+    """Seconds by kind of work: as a run that has ended has counted them, where one start was all of
+    it, else out of the times of what was logged.
 
     The time before a value of samples or of a validation is of that kind; of that before a value of
     training, what its steps took at the speed that was logged. The rest is the start, sample grids
     and checkpoints.
     """
-    counted = read_json(run.directory / SUMMARY).get("seconds")
+    batch, work = run.config.get("batch_size"), WorkTime(run)
+    counted = read_json(run.directory / SUMMARY).get("seconds") if len(work.starts) < 2 else None
     if isinstance(counted, dict) and all(
         isinstance(seconds, int | float) and 0 <= seconds < LONGEST_TIME
         for seconds in counted.values()
     ):
         return {kind: round(seconds, 1) for kind, seconds in counted.items()}
-    batch, work = run.config.get("batch_size"), WorkTime(run)
     spent = dict.fromkeys(("training", "validation", "evaluation", REST), 0.0)
     last, done = 0.0, 0
     for moment, (kind, step, speed) in sorted(_logged(run).items()):
