@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -189,6 +190,20 @@ def test_an_evaluation_that_is_repeated_in_its_directory_replaces_its_values(
     monkeypatch.setattr(LikelihoodMeter, "measure", Mock(side_effect=UserError("it is stopped")))
     assert launch("evaluate", *words).err == "error: it is stopped\n"
     assert rows_of(here / "measured") == first
+
+
+def test_a_run_that_cannot_keep_what_is_measured_of_it_is_refused_at_once(
+    here: Path, ddpm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is read-only refuses root too, which no mode of a file does."""
+    kept, access = ddpm_run / "metrics.csv", os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != kept and access(path, mode))
+    refused = launch("evaluate", f"run={ddpm_run}")
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert f"error: {kept} cannot be written" in refused.err
+    (named,) = re.findall(r"run=\S+\.ckpt", refused.err)
+    assert not (here / "outputs").exists()
+    done("evaluate", named, "evaluation=none", "error_curve=2")
 
 
 @pytest.mark.parametrize("words", ["evaluate evaluation=none", "sample n=1", "compare runs={run}"])

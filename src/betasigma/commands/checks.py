@@ -5,6 +5,7 @@ Nothing heavy is imported here.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -54,6 +55,7 @@ from betasigma.report.scan import (
 )
 from betasigma.runs.directory import holds_run
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
+from betasigma.runs.record import METRICS
 from betasigma.runs.status import STATUS
 from betasigma.runs.sweep_record import SWEEP, read_sweep
 from betasigma.training.account import check_online, logged_in
@@ -442,11 +444,22 @@ def check_evaluate(config: DictConfig, overrides: list[str]) -> None:
     assert isinstance(asked.data, apps.DataPlace)
     saved, facts, composition = _saved_composition(asked, asked.run, overrides)
     _check_data(saved, asked.data.given, facts)
+    _check_keeps(Path(asked.run))
     _number_labels(config, saved, facts)
     evaluation.check_n(asked.n, asked.evaluation.metrics)
     memory.check_evaluation(asked, saved, facts)
     if asked.likelihood is not None:
         asked.likelihood.check_with(composition)
+
+
+def _check_keeps(run: Path) -> None:
+    """Check that a run can keep what is measured of it, before hours of work are done for that."""
+    record = run / METRICS
+    if run.is_dir() and not os.access(record if record.exists() else run, os.W_OK):
+        raise UserError(
+            f"{record} cannot be written, where a run keeps what is measured of it: give a "
+            f"checkpoint, run={checkpoint_path(run)}, whose values go to the evaluation alone"
+        )
 
 
 def look_for_data(model: apps.ModelConfig, given: Mapping[str, Any] | None = None) -> DataFacts:
