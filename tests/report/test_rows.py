@@ -192,6 +192,13 @@ def test_what_was_measured_with_other_n_or_at_another_step_is_not_averaged(tmp_p
     assert [row.size("n") for row in rows] == [200, 50, None]
 
 
+def test_a_row_of_runs_that_were_stopped_says_at_which_step(tmp_path: Path) -> None:
+    for seed, steps in enumerate((30, 40)):
+        make_run(tmp_path / f"{steps}", 1.0, seed, steps=steps)
+    rows = rows_of_settings(read_runs([str(tmp_path)]))
+    assert [row.label for row in rows] == ["steps=30", "steps=40, at step 30"]
+
+
 @pytest.mark.parametrize("far", [1.5, 1.8])
 def test_bold_is_what_differs_by_more_than_twice_the_error(far: float) -> None:
     values = [1.0, 2.0, 3.0]

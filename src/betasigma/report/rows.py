@@ -110,17 +110,23 @@ def family_of(config: Mapping[str, Any]) -> str:
 
 def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
     """One row for each setting. Runs of one setting that have measured with other n or NFE, or at
-    another step, are rows of their own.
+    another step, are rows of their own. A row of runs that were stopped says at which step.
     """
     rows = []
     for setting in settings_of(runs):
         parts = _measured_alike(setting.runs)
         for measured, found, alike in parts:
-            step = f", at step {measured['step']:g}" if len(parts) > 1 else ""
+            told = len(parts) > 1 or any(map(_was_stopped, alike))
+            step = f", at step {measured['step']:g}" if told else ""
             described = {"run": setting.label + step, "seeds": _seeds(alike)}
             how = measured_by(alike[0].last, "val")
             rows.append(Row(described, _by_column(found), setting.family, how))
     return rows
+
+
+def _was_stopped(run: Run) -> bool:
+    """Whether it has begun and not taken all its steps."""
+    return 0 < max((s.steps[-1] for s in run.series), default=0) < run.config.get("steps", 0)
 
 
 def _by_column(found: Sequence[Values]) -> dict[str, list[float]]:
