@@ -83,3 +83,13 @@ def test_resume_auto_says_which_run_and_step(train: Launch) -> None:
     again = train("resume=auto", "steps=3")
     told = rf"resume=auto: the newest run with this config is \S*{first.run.name}, at step 2"
     assert re.search(told, again.out)
+
+
+def test_a_run_is_continued_where_it_is(train: Launch) -> None:
+    run = train("steps=2").run
+    before = (run / "metrics.csv").read_text()
+    refused = launch("train", f"resume={run}", "steps=3", "hydra.run.dir=fork")
+    assert refused.err.startswith("error: hydra.run.dir=fork has no effect: ")
+    assert refused.err.count("\n") == 1
+    assert (run / "metrics.csv").read_text() == before
+    train(f"resume={run}", "steps=3", f"hydra.run.dir={run}/../{run.name}")

@@ -200,6 +200,13 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
             f"{starter.name} starts several processes, which must write to one directory: give "
             f"hydra.run.dir=outputs/NAME"
         )
+    if resumes and directory is not None and given:
+        elsewhere = Path(config.hydra.run.dir)
+        if elsewhere.resolve() != directory.resolve():
+            raise UserError(
+                f"hydra.run.dir={elsewhere} has no effect: {directory} is continued where it is; "
+                f"leave it out, or resume a copy of a checkpoint, which goes on there"
+            )
     # as text, because resolving it again would give another name
     set_key(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
     entered = Path(config.hydra.run.dir)
