@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,18 @@ def test_error_curves_are_in_the_colours_of_their_families(
     (axes,) = drawn[0].axes
     assert [line.get_color() for line in axes.lines] == [DDPM, NCSN]
     assert axes.get_ylabel().endswith("n=7")
+
+
+def test_a_seed_that_was_run_twice_counts_once(
+    study: list[str], drawn: list[Figure], tmp_path: Path
+) -> None:
+    """Else the band is too narrow, and the legend counts too many seeds."""
+    shutil.copytree(tmp_path / "ddpm0", tmp_path / "ddpm0 again")
+    runs = read_runs(study)
+    assert [len(one.curves) for one in error_curves(runs)] == [2, 2]
+    draw_curves(settings_of(runs), ["val/denoising_error"], tmp_path / "x", LOOK)
+    names = [str(line.get_label()) for line in drawn[0].axes[0].lines]
+    assert names == ["model=ddpm (2 seeds)", "model=ncsn (2 seeds)"]
 
 
 def test_checkpoints_of_a_run_have_lines_of_their_own(study: list[str], tmp_path: Path) -> None:

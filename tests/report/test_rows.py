@@ -107,9 +107,17 @@ def test_what_differs_in_more_than_its_seed_is_not_averaged(tmp_path: Path) -> N
 
 
 def test_a_seed_that_was_run_twice_is_no_second_one(tmp_path: Path) -> None:
-    paths = [make_run(tmp_path / name, 1.0, seed=3) for name in ("first", "again")]
-    (row,) = rows_of_settings(read_runs([str(path) for path in paths]))
+    found = {"first": (1.0, 3), "again": (2.0, 3), "other": (4.0, 5)}
+    for name, (fd, seed) in found.items():
+        make_run(tmp_path / name, fd, seed)
+    runs = read_runs([str(tmp_path / name) for name in found])
+    (row,) = rows_of_settings(runs[:2])
     assert row.described["seeds"] == "1 (2 runs)"
+    assert (row.mean("fd_small train"), row.error("fd_small train")) == (1.5, None)
+    (row,) = rows_of_settings(runs)
+    assert row.values["fd_small train"] == [1.5, 4.0]
+    assert row.error("fd_small train") == pytest.approx(scipy.stats.sem([1.5, 4.0]))
+    assert row.size("n") == 200
 
 
 def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:

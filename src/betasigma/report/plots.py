@@ -21,7 +21,7 @@ from betasigma.options import training
 from betasigma.options.drawing import DrawingOptions
 from betasigma.pictures import save_figure
 from betasigma.report.measurements import error_curve, examples_in_words
-from betasigma.report.rows import Row, Setting, settings_of, standard_error
+from betasigma.report.rows import Row, Setting, means_by_seed, settings_of, standard_error
 from betasigma.report.runs import Run
 from betasigma.runs.record import current_name
 
@@ -45,7 +45,7 @@ class ErrorCurve(NamedTuple):
     """The denoising error of a setting.
 
     Attributes:
-        curves: of each run, the error by log-SNR.
+        curves: of each seed, the error by log-SNR.
         n: how many examples it was measured on, in words; ``""`` where that is not known.
     """
 
@@ -64,12 +64,12 @@ def draw_curves(
         for panel, metric in zip(axes, metrics, strict=True):
             positive, examples = True, set()
             for setting, colour in zip(settings, colours, strict=True):
-                known: list[dict[float, float]] = []
+                of_runs: list[tuple[Run, dict[float, float]]] = []
                 for run in setting.runs:
                     examples |= {s.context.get("n", "") for s in run.series if s.metric == metric}
                     if curve := run.curve(current_name(metric)):
-                        known.append(curve)
-                if known:
+                        of_runs.append((run, curve))
+                if known := means_by_seed(of_runs):
                     _draw_mean(panel, known, colour, counted(setting.label, len(known)))
                     positive &= all(value > 0 for curve in known for value in curve.values())
             title, unit = meaning(metric)
@@ -86,9 +86,10 @@ def error_curves(runs: Sequence[Run]) -> list[ErrorCurve]:
     """Denoising errors by log-SNR as they were last measured, by setting."""
     found = []
     for setting in settings_of(runs):
-        curves = [curve for run in setting.runs if (curve := error_curve(run)).errors]
+        curves = [(run, curve) for run in setting.runs if (curve := error_curve(run)).errors]
         if curves:
-            errors, n = [curve.errors for curve in curves], examples_in_words(c.n for c in curves)
+            errors = means_by_seed((run, curve.errors) for run, curve in curves)
+            n = examples_in_words(curve.n for _, curve in curves)
             found.append(ErrorCurve(setting.label, setting.family, errors, n))
     return found
 
@@ -179,7 +180,7 @@ def draw_results(
 
 
 def counted(label: str, seeds: int) -> str:
-    """A label with the number of runs that a mean is over."""
+    """A label with the number of seeds that a mean is over."""
     return f"{label} ({seeds} seeds)" if seeds > 1 else label
 
 

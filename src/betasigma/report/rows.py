@@ -10,9 +10,9 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from betasigma.report.measurements import (
     Values,
@@ -34,6 +34,8 @@ OWN_COLUMNS = ("run", "n", "sampler")
 MOST_KEYS = 4
 """A row is named by at most as many keys that differ from other rows'."""
 
+Key = TypeVar("Key", str, float)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -41,8 +43,8 @@ class Row:
 
     Attributes:
         described: what was measured, cell by column; ``run`` comes first.
-        values: what was found, by column, one value a run; runs that have not measured it are left
-            out.
+        values: what was found, by column, one value a seed; those that have not measured it are
+            left out.
         family: of the model; ``""`` where it is not known.
         measured: n and NFE by which a column was measured, ``n=500``.
     """
@@ -58,7 +60,7 @@ class Row:
         return self.described["run"]
 
     def mean(self, column: str) -> float | None:
-        """Mean over the runs; ``None`` where none has a value."""
+        """Mean over the seeds; ``None`` where none has a value."""
         values = self.values.get(column)
         return statistics.mean(values) if values else None
 
@@ -120,7 +122,7 @@ def rows_of_settings(runs: Sequence[Run]) -> list[Row]:
             step = f", at step {measured['step']:g}" if told else ""
             described = {"run": setting.label + step, "seeds": _seeds(alike)}
             how = measured_by(alike[0].last, "val")
-            rows.append(Row(described, _by_column(found), setting.family, how))
+            rows.append(Row(described, _by_column(alike, found), setting.family, how))
     return rows
 
 
@@ -129,9 +131,25 @@ def _was_stopped(run: Run) -> bool:
     return 0 < max((s.steps[-1] for s in run.series), default=0) < run.config.get("steps", 0)
 
 
-def _by_column(found: Sequence[Values]) -> dict[str, list[float]]:
-    columns = dict.fromkeys(column for values in found for column in values)
-    return {c: [values[c] for values in found if c in values] for c in columns}
+def _by_column(runs: Sequence[Run], found: Sequence[Values]) -> dict[str, list[float]]:
+    return _by_key(means_by_seed(zip(runs, found, strict=True)))
+
+
+def means_by_seed(found: Iterable[tuple[Run, Mapping[Key, float]]]) -> list[Mapping[Key, float]]:
+    """What the runs of each seed have found in the mean: a seed that was run twice is one draw."""
+    seeds: dict[str, list[Mapping[Key, float]]] = {}
+    for run, values in found:
+        seeds.setdefault(str(run.config.get("seed")), []).append(values)
+    return [group[0] if len(group) == 1 else _mean(group) for group in seeds.values()]
+
+
+def _mean(found: Sequence[Mapping[Key, float]]) -> dict[Key, float]:
+    return {key: statistics.mean(values) for key, values in _by_key(found).items()}
+
+
+def _by_key(found: Sequence[Mapping[Key, float]]) -> dict[Key, list[float]]:
+    keys = dict.fromkeys(key for values in found for key in values)
+    return {key: [values[key] for values in found if key in values] for key in keys}
 
 
 def _seeds(runs: Sequence[Run]) -> str:
@@ -187,7 +205,7 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
         seeds = {"seeds": _seeds(group)} if several else {}
         family = family_of(evaluated_run(group[0]).config)
         how = measured_by(group[0].last, "eval")
-        rows.append(Row({**described, **seeds}, _by_column(values), family, how))
+        rows.append(Row({**described, **seeds}, _by_column(group, values), family, how))
     return rows
 
 
