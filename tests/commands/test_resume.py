@@ -314,6 +314,17 @@ def test_more_steps_and_another_sampler(train: Launch, copy_of_ddpm_run: Path) -
     assert "steps=6" in environment["resumed_after"][0]["overrides"]
 
 
+def test_a_likelihood_is_recorded_alike_after_a_resume(train: Launch) -> None:
+    """Else its values would be two curves of a page."""
+    run = train(
+        "steps=1", "likelihood=continuous_bound", "likelihood.n=2", "likelihood.draws=1"
+    ).run
+    train(f"resume={run}", "steps=2")
+    rows = [row for row in Record.of(run).rows() if "bits_per_dim" in row["metric"]]
+    assert {row["step"] for row in rows} == {"1", "2"}
+    assert len({row["settings"] for row in rows}) == 1
+
+
 def test_a_run_that_ended_before_its_summary_gets_it(copy_of_ddpm_run: Path) -> None:
     (copy_of_ddpm_run / "summary.json").unlink()
     assert resume(copy_of_ddpm_run) == copy_of_ddpm_run

@@ -144,8 +144,9 @@ class Meter:
         meter = LikelihoodMeter(estimator, self.data, **settings, seed=self._seed)
         with self.display.share(f"likelihood of {node['n']} examples") as progress:
             found = meter.measure(denoiser, progress)
-        own = {k: v for k, v in node.items() if k not in ("_target_", "n", "split", "batch_size")}
-        context = {"settings": format_settings(own)}
+        own = node.keys() - {"_target_", "n", "split", "batch_size"}
+        # a run that is continued has its keys in another order
+        context = {"settings": format_settings({key: node[key] for key in sorted(own)})}
         log_measurements(self.loggers, found.measurements, step, prefix, context)
         if len(found.per_level) and self.loggers:
             path = out / "bits_per_level.png"
