@@ -38,7 +38,7 @@ from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.options.hardware import HardwareOptions
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import TORCHRUN, StartedBy, process_rank, started_by
-from betasigma.runs.sweep_record import write_sweep
+from betasigma.runs.sweep_record import read_sweep, write_sweep
 from betasigma.training.account import logged_in
 
 LISTED_JOBS = "hydra_plugins.betasigma_sweeps.ListedJobs"
@@ -210,6 +210,8 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     # as text, because resolving it again would give another name
     set_key(config, "hydra.run.dir", str(directory or config.hydra.run.dir))
     entered = Path(config.hydra.run.dir)
+    if app.writes and read_sweep(entered) is not None:  # whose jobs nothing would see any more
+        raise UserError(f"{entered} is the directory of a sweep: give another one, or add -m")
     if process_rank() == 0 and app.writes:
         refuse_locked(entered)
     app.enter(config, overrides, entered)
