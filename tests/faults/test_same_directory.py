@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,6 +56,17 @@ def test_a_repeated_command_leaves_a_finished_run_alone(copy_of_ddpm_run: Path) 
     assert status == 0
     assert "has ended after 6 steps: nothing to do" in out
     assert last.stat().st_mtime_ns == written
+
+
+def test_what_a_finished_run_has_measured_outlives_its_checkpoints(copy_of_ddpm_run: Path) -> None:
+    """They take most of the space, and are deleted first."""
+    before = rows(copy_of_ddpm_run)
+    shutil.rmtree(copy_of_ddpm_run / "checkpoints")
+    status, _, err = in_directory(copy_of_ddpm_run)
+    assert status == 1
+    assert "holds a run that has ended and has no checkpoint any more" in err
+    assert err.count("\n") == 1
+    assert rows(copy_of_ddpm_run) == before
 
 
 def test_another_run_in_the_directory_is_refused(copy_of_ddpm_run: Path) -> None:

@@ -17,7 +17,7 @@ from betasigma.errors import UserError
 from betasigma.options import AUTO
 from betasigma.options.base import parse_component
 from betasigma.options.training import StopOptions
-from betasigma.runs.directory import ENVIRONMENT, SUMMARY, newest_runs
+from betasigma.runs.directory import ENVIRONMENT, SUMMARY, holds_run, newest_runs
 from betasigma.runs.files import read_json
 from betasigma.runs.header import CHECKPOINTS, checkpoint_path, last_checkpoint, read_header
 from betasigma.runs.status import process_rank
@@ -92,12 +92,17 @@ def continue_in(config: DictConfig, overrides: list[str], directory: Path) -> No
     typed than at its start.
 
     Raises:
-        UserError: where the directory holds another run.
+        UserError: where the directory holds another run, or one that cannot be continued.
     """
     if not trains(plain(config)) or begins_over(config.get("overwrite", False)):
         return
     checkpoint = last_checkpoint(directory, "resume")
     if checkpoint is None:
+        if (directory / SUMMARY).is_file() and holds_run(directory):
+            raise UserError(
+                f"{directory} holds a run that has ended and has no checkpoint any more: give "
+                f"another directory, or begin over in this one with overwrite=true"
+            )
         return
     if config.get("resume") is not None and Path(config.resume).parent == checkpoint.parent:
         return
