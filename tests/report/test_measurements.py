@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from betasigma.report.measurements import last_values
+from betasigma.report.measurements import error_curve, last_values
 from betasigma.report.runs import Run
 from betasigma.runs.record import Record
 
@@ -58,3 +58,13 @@ def test_a_value_of_before_settings_were_kept_is_told_apart(run: Run) -> None:
     Record.of(run.directory).append(1, {"eval/fid": 1.0}, {"n": 50})
     Record.of(run.directory).append(1, {"eval/fid": 2.0}, {"n": 50, "settings": "eta=0.0"})
     assert last_values([run]) == [["eval/fid n=50", "1"], ["eval/fid n=50 eta=0.0", "2"]]
+
+
+def test_the_error_by_noise_is_that_of_the_last_weights(run: Run) -> None:
+    record, at = Record.of(run.directory), "denoising_error/log_snr_+3"
+    assert error_curve(run) == ({}, "")
+    record.append(10, {f"val/{at}": 0.5}, {"n": 20})
+    record.append(10, {f"eval/{at}": 0.4}, {"n": 256})
+    assert error_curve(run) == ({3.0: 0.4}, "256"), "of more examples"
+    record.append(20, {f"val/{at}": 0.3}, {"n": 20})
+    assert error_curve(run) == ({3.0: 0.3}, "20")

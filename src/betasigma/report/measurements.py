@@ -112,17 +112,19 @@ class MeasuredCurve(NamedTuple):
 
 
 def error_curve(run: Run) -> MeasuredCurve:
-    """Denoising error by log-SNR as it was last measured: by an evaluation, or else in training."""
+    """Denoising error by log-SNR as it was last measured: by an evaluation or, where it has been
+    trained further since, in training.
+    """
     recorded = run.last
-    for prefix in ("eval", "val"):
-        rows = [row for row in recorded if row["metric"].startswith(prefix + AT_LOG_SNR)]
-        if rows:
-            errors = {
-                float(r["metric"].removeprefix(prefix + AT_LOG_SNR)): float(r["value"])
-                for r in rows
-            }
-            return MeasuredCurve(errors, rows[-1]["n"])
-    return MeasuredCurve({}, "")
+    rows = max(
+        (
+            [row for row in recorded if row["metric"].startswith(prefix + AT_LOG_SNR)]
+            for prefix in ("eval", "val")
+        ),
+        key=lambda rows: max((int(row["step"]) for row in rows), default=-1),
+    )
+    errors = {float(row["metric"].partition(AT_LOG_SNR)[2]): float(row["value"]) for row in rows}
+    return MeasuredCurve(errors, rows[-1]["n"] if rows else "")
 
 
 def examples_in_words(numbers: Iterable[str]) -> str:
