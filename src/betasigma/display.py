@@ -20,6 +20,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from betasigma.errors import plain_warning
+
 PLAIN_SECONDS = 20.0
 """Shortest time between two progress lines in a log file."""
 
@@ -255,7 +257,7 @@ def warn(text: str) -> None:
 
 def plain_warnings(quiet: bool = False) -> None:
     """Print each Python warning as one line, without its source line; or none if ``quiet``."""
-    warnings.formatwarning = lambda message, *args, **kwargs: f"warning: {message}\n"
+    warnings.formatwarning = plain_warning
     if quiet:
         warnings.simplefilter("ignore")
 

@@ -70,3 +70,8 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+
+
+def plain_warning(message: Warning | str, *args: Any, **kwargs: Any) -> str:
+    """A Python warning as one line, without its source line."""
+    return f"warning: {message}\n"

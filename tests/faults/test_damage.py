@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,19 @@ def test_a_damaged_checkpoint_s_model_is_sampled_from_the_one_before(run: Path) 
     with pytest.warns(UserWarning, match="is damaged or cut short.*the one before, of step 4"):
         outcome = launch("sample", f"run={run}", "n=4", "sampler=ddim", "sampler.steps=2")
     assert outcome.status == 0, outcome.err
+
+
+def test_the_one_before_is_said_once_in_one_line(run: Path) -> None:
+    last = run / "checkpoints" / LAST
+    cut(last)
+    with pytest.warns(UserWarning, match="the one before") as told:
+        assert launch("train", f"resume={run}").status == 0
+    # a place in the code says the same but once
+    said = {(str(w.message), w.category, w.filename, w.lineno) for w in told}
+    (one,) = [where for where in said if "the one before" in where[0]]
+    assert warnings.formatwarning(*one) == (
+        f"warning: resume={last} is damaged or cut short; the one before, of step 4, is taken\n"
+    )
 
 
 def test_where_both_are_damaged_nothing_is_begun_over(run: Path) -> None:

@@ -15,7 +15,7 @@ from betasigma.commands.checks import check_run
 from betasigma.commands.config import complete, parsed
 from betasigma.data.custom import open_split
 from betasigma.data.sources import InMemory
-from betasigma.display import Display, plain_warnings, warn
+from betasigma.display import Display, warn
 from betasigma.errors import UserError
 from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import SamplesOptions
@@ -38,7 +38,6 @@ def dashboard(config: DictConfig, start: Start) -> None:
 
         show_on_wandb(asked, start)
         return
-    plain_warnings()
     display = Display()
     read = partial(describe, asked, leaves(check_run(compose("train")).content))
     if asked.serve is not None:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from betasigma.commands.config import parsed, saved_header
 from betasigma.commands.load import Loaded, load_run
 from betasigma.denoiser import Denoiser
-from betasigma.display import Display, plain_warnings
+from betasigma.display import Display
 from betasigma.errors import UserError
 from betasigma.exports import graphs
 from betasigma.exports.diffusers_folder import INDEX, WEIGHTS_FILE, pipeline_folder, schedule_of
@@ -48,7 +48,6 @@ class Written(NamedTuple):
 def export(config: DictConfig, start: Start) -> None:
     """Write the model of a run or a checkpoint into a new folder, whole or not at all."""
     content = parsed(config, Export)[0]
-    plain_warnings()
     display = Display()
     loaded = load_run(content["run"])
     denoiser = loaded.denoiser

@@ -21,7 +21,7 @@ from betasigma.commands.config import parsed
 from betasigma.commands.convert_edm import convert_edm
 from betasigma.config_tree import conf_directory
 from betasigma.data import catalog
-from betasigma.display import Display, plain_warnings
+from betasigma.display import Display
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.apps import Import, Train
@@ -62,7 +62,6 @@ class Readable(NamedTuple):
 def import_model(config: DictConfig, start: Start) -> None:
     """Write the run directory of a published model, or the plain tensors of a pickle."""
     _, asked = parsed(config, Import)
-    plain_warnings()
     display = Display()
     if asked.convert is not None:
         written = convert_edm(Path(asked.source), Path(str(asked.code)), start.directory)

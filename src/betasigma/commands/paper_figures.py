@@ -22,7 +22,7 @@ from betasigma.data import pixels
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import perturb
 from betasigma.devices import move_to_device, precision_of
-from betasigma.display import Display, plain_warnings
+from betasigma.display import Display
 from betasigma.errors import UserError
 from betasigma.evaluation.features import full_precision
 from betasigma.evaluation.neighbours import nearest_images
@@ -350,7 +350,6 @@ def _signed(log_snr: float) -> str:
 def plot(config: DictConfig, start: Start) -> None:
     """Draw a figure of runs into a new directory."""
     content, asked = parsed(config, Plot)
-    plain_warnings()
     display = Display()
     figure = make(content["figure"], "figure", kind=Figure)
     path = figure.draw(FigureRequest(asked, content, start.directory, display))

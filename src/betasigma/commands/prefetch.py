@@ -21,7 +21,7 @@ from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
 from betasigma.denoiser import Denoiser, guided
 from betasigma.devices import devices_of_training, prepare_model, uses_gpu
-from betasigma.display import Display, plain_warnings
+from betasigma.display import Display
 from betasigma.networks.compiled import compile_in_place, is_compiled
 from betasigma.options.evaluation import SAMPLES, measures, most_measured
 from betasigma.randomness import Stream
@@ -37,7 +37,6 @@ def prefetch(config: DictConfig) -> None:
     network.
     """
     content = check_run(config).content
-    plain_warnings()
     display, data = Display(), open_data(content)
     sizes = ", ".join(f"{data.size(split)} {split}" for split in ("train", "test"))
     display.line(f"data      {data.data_name}: {sizes} examples")

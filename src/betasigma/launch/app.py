@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
@@ -32,7 +33,7 @@ from omegaconf.errors import OmegaConfBaseException
 from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
 from betasigma.cpus import look_for_idle_cpus
-from betasigma.errors import Stopped, UserError
+from betasigma.errors import Stopped, UserError, plain_warning
 from betasigma.launch import command_line, consent
 from betasigma.launch.configs import Configs
 from betasigma.launch.image_network import fitting_network
@@ -67,7 +68,10 @@ def tracebacks_wanted() -> bool:
 
 
 def make_printable() -> None:
-    """Have a terminal that knows only ASCII show σ as a question mark and not end the run."""
+    """Have a warning be one line, and a terminal that knows only ASCII show σ as a question mark
+    and not end the run.
+    """
+    warnings.formatwarning = plain_warning
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")

@@ -97,7 +97,9 @@ def last_checkpoint(run: Path, key: str = "run") -> Path | None:
         if not is_readable(previous):
             raise
         step = read_header(previous, key)["step"]
-        warnings.warn(f"{damage}: the one before, of step {step}, is taken", stacklevel=2)
+        found, _, _ = str(damage).partition(";")  # without what to give instead
+        # a command looks more than once; of one place Python says the same once, as a rule
+        warnings.warn(f"{found}; the one before, of step {step}, is taken", stacklevel=1)
         return previous
     return last
 
@@ -113,11 +115,11 @@ def is_readable(path: Path) -> bool:
 
 def newest_step(run: Path) -> int | None:
     """Step of a run's newest checkpoint that can be read; ``None`` without one."""
-    try:
-        found = last_checkpoint(run)
-    except UserError:
-        return None
-    return None if found is None else read_header(found)["step"]
+    for name in (LAST, PREVIOUS):
+        if is_readable(path := run / CHECKPOINTS / name):
+            step: int = read_header(path)["step"]
+            return step
+    return None
 
 
 def may_be_published(run: Path) -> bool:
