@@ -36,6 +36,7 @@ from betasigma.launch.snapshot import LIVE, keep_code
 from betasigma.launch.submitting import announce
 from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.options.hardware import HardwareOptions
+from betasigma.runs.directory import holds_run
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import TORCHRUN, StartedBy, process_rank, started_by
 from betasigma.runs.sweep_record import read_sweep, write_sweep
@@ -81,6 +82,11 @@ class Preflight(Callback):
             requested = _request(config, [job.request for job in jobs], given)
             set_key(config, "hydra.overrides.task", [*task, *decided, *requested])
             _fix_directory(config)
+            if holds_run(Path(config.hydra.sweep.dir)):
+                raise UserError(
+                    f"{config.hydra.sweep.dir} is the directory of a run: give another "
+                    f"hydra.sweep.dir"
+                )
             if not sweep.complete:
                 _name_jobs(config, sweep)
             self._start(config, sweep, jobs, decided, requested)
