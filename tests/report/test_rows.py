@@ -106,6 +106,19 @@ def test_what_differs_in_more_than_its_seed_is_not_averaged(tmp_path: Path) -> N
     assert [row.error("fd_small train") for row in rows] == [None, None]
 
 
+def test_another_arithmetic_is_another_setting(tmp_path: Path) -> None:
+    """It enters what is measured, where the machine and its number of threads do not."""
+    paths = [
+        make_run(tmp_path / precision, fd, 0, hardware={"threads": fd, "precision": precision})
+        for precision, fd in (("32", 3.0), ("bf16", 4.0))
+    ]
+    rows = rows_of_settings(read_runs([str(path) for path in paths]))
+    assert [(row.described["run"], row.mean("fd_small train")) for row in rows] == [
+        ("hardware.precision=32", 3.0),
+        ("hardware.precision=bf16", 4.0),
+    ]
+
+
 def test_a_seed_that_was_run_twice_is_no_second_one(tmp_path: Path) -> None:
     found = {"first": (1.0, 3), "again": (2.0, 3), "other": (4.0, 5)}
     for name, (fd, seed) in found.items():

@@ -22,7 +22,7 @@ from betasigma.options import dashboards
 from betasigma.options.base import dump
 from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED, Best
 from betasigma.plot_style import FAMILIES
-from betasigma.report.rows import INCIDENTAL
+from betasigma.report.rows import ENTERING, INCIDENTAL
 from betasigma.report.runs import Run
 from betasigma.report.scan import LONGEST, WorkTime, passes, shown
 from betasigma.report.series import Series
@@ -130,6 +130,7 @@ def page_data(
         "speed": SPEED,
         "skipped": SKIPPED,
         "incidental": list(INCIDENTAL),
+        "entering": list(ENTERING),
         "shared": {key: shown(value) for key, value in shared.items()},
         "defaults": {key: shown(value) for key, value in defaults.items()},
         "contexts": [json.loads(context) for context in contexts],

@@ -28,6 +28,9 @@ from betasigma.report.runs import Run, evaluated_run, leaves
 INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
 
+ENTERING = ("hardware.precision",)
+"""Keys below those that enter a result all the same."""
+
 OWN_COLUMNS = ("run", "n", "sampler")
 """Keys of an evaluation's command line that have columns of their own."""
 
@@ -94,7 +97,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     """The settings of training runs: the points of each study in their order, others after them."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        fixed = _given({k: value for k, value in run.config.items() if k not in INCIDENTAL})
+        fixed = {k: value for k, value in _given(run.config).items() if not _is_incidental(k)}
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(run)
     ordered = sorted(groups.values(), key=lambda group: _place(group[0]))
     labels = _labels([group[0] for group in ordered])
@@ -102,6 +105,10 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
         Setting(label, family_of(group[0].config), group)
         for label, group in zip(labels, ordered, strict=True)
     ]
+
+
+def _is_incidental(key: str) -> bool:
+    return key not in ENTERING and key.partition(".")[0] in INCIDENTAL
 
 
 def family_of(config: Mapping[str, Any]) -> str:
@@ -234,7 +241,7 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
         keys = [
             key
             for key in _differing(described)
-            if key.partition(".")[0] not in (*INCIDENTAL, "study")
+            if not _is_incidental(key) and key.partition(".")[0] != "study"
         ]
         told = [[(key, own[key]) for key in keys if key in own] for own in described]
         for written in (_rounded, str):

@@ -18,6 +18,7 @@ export class Content {
     for (const run of this.runs) prepare(run, this);
     this.byId = new Map(this.runs.map((run) => [run.id, run]));
     this.incidental = new Set([...data.incidental, ...data.spec.spread_over]);
+    this.entering = new Set(data.entering); // though below a key that is incidental
     this.keys = differing(this.runs, this);
     this.asked = askedKeys(this.runs, this);
   }
@@ -40,7 +41,10 @@ export class Content {
   }
 
   isIncidental(key) {
-    return this.incidental.has(key) || this.incidental.has(key.split(".")[0]);
+    if (this.incidental.has(key)) {
+      return true;
+    }
+    return !this.entering.has(key) && this.incidental.has(key.split(".")[0]);
   }
 }
 
