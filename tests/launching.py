@@ -27,7 +27,6 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobRuntime
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
@@ -113,15 +112,13 @@ def command(app: str) -> Callable[[], None]:
 
 
 class LoaderOfTests(SweepLoader):
-    """Composes for commands of several names that are typed in different directories."""
+    """Composes for commands that are typed in different directories."""
 
     def _load_configuration_impl(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
         config = super()._load_configuration_impl(config_name, overrides, *args, **kwargs)
         config.hydra.runtime.cwd = os.getcwd()
-        if not any(word.startswith("hydra.job.name=") for word in overrides):
-            config.hydra.job.name = JobRuntime().get("name")
         return config
 
 
