@@ -27,6 +27,8 @@ def test_the_network_is_the_nearest_that_takes_such_images(
     assert fitting_network(["data=celeba", f"data.image_size={size}"], CONFIGS) == network
 
 
-@pytest.mark.parametrize("other", ["network=unet", "experiment=mnist_ddpm", "data=digits"])
+@pytest.mark.parametrize(
+    "other", ["network=unet", "experiment=mnist_ddpm", "data=digits", "model=oracle"]
+)
 def test_a_choice_of_the_users_stands(other: str) -> None:
     assert fitting_network(["data=celeba", "data.image_size=32", other], CONFIGS) is None

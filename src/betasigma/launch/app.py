@@ -186,8 +186,7 @@ def as_hydra_takes_it(line: command_line.CommandLine, configs: Configs) -> comma
         overrides.append(f"network={network}")
         if not line.only_shows:
             print(
-                f"network={network} is taken, for images of the given data.image_size; "
-                f"network=… takes another",
+                f"network={network} is taken, for images of this size; network=… takes another",
                 flush=True,
             )
     if line.asks_for_help:  # Hydra composes and prints the config; the rest of the help is ours

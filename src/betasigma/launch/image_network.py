@@ -10,6 +10,7 @@ from betasigma.data.facts import described_facts
 from betasigma.errors import UserError
 from betasigma.launch.configs import Configs
 from betasigma.options.networks import UNetOptions
+from betasigma.options.plugins import options_model
 
 PHOTOGRAPHS = [name for name, known in DATA_SETS.items() if known.in_memory is None]
 """Data sets of image files; their default network is for 64×64 images."""
@@ -19,7 +20,8 @@ CHOOSE = ("network", "network._target_", "experiment", "resume")
 
 
 def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
-    """Return the network for ``data.image_size``; ``None`` if something else chooses it.
+    """Return the network for ``data.image_size``; ``None`` if something else chooses it, or the
+    model trains none.
 
     It is the one for images of this size (of two sides the lesser), or of the nearest size from
     half of it up, that accepts such images.
@@ -30,7 +32,7 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
     if not sides and typed.get("data") == "array" and not chosen:
         sides = _sides_of_array(typed)
     known = typed.get("data") in (*PHOTOGRAPHS, "array")
-    if chosen or not known or len(sides) not in (1, 2):
+    if chosen or not known or len(sides) not in (1, 2) or not _trains(typed, configs):
         return None
     size = min(sides)
     native = {
@@ -42,6 +44,12 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
     found = next((native[n] for n in nearest if _accepts(native[n], sides, configs)), None)
     default = configs.load(f"data/{typed['data']}").chooses.get("network")
     return None if found == default else found
+
+
+def _trains(typed: Mapping[str, str], configs: Configs) -> bool:
+    node = configs.load(f"model/{typed.get('model')}").content.get("model", {})
+    options = options_model(node.get("_target_", ""), "model")
+    return getattr(options, "trains", True)
 
 
 def _sides_of_array(typed: Mapping[str, str]) -> list[int]:
