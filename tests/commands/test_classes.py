@@ -93,7 +93,8 @@ def test_one_class_is_measured_against_its_images(
         *("evaluation.metrics=[fd]", "hydra.run.dir=measured", "evaluation.cache=cache"),
     )
     assert outcome.status == 0, outcome.err
-    assert "data: 24 examples to train on, 8 to test" in outcome.out
+    assert "data: 24 examples to train on, 8 to test, of circle" in outcome.out
+    assert "is of class square" not in outcome.err
     with (shapes / "measured" / "metrics.csv").open() as file:
         rows = {row["metric"]: row for row in csv.DictReader(file)}
     assert rows["eval_of_circle/fd_identity"]["n_reference"] == "24"

@@ -70,11 +70,14 @@ def evaluate(config: DictConfig, start: Start) -> None:
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     data = open_data(with_place(loaded.config, content["data"]))
     warn_of_other_splits(checkpoint_path(content["run"]).parents[1], data.describe())
+    describe_data(display, data)
     labels, prefix = content["labels"], "eval"
     if labels is not None:
         data.keep_classes(labels)
-        prefix = f"eval_of_{'+'.join(loaded.classes[label] for label in labels)}"
-    describe_data(display, data)
+        named = "+".join(loaded.classes[label] for label in labels)
+        prefix = f"eval_of_{named}"
+        sizes = data.size("train"), data.size("test")
+        display.line(f"data: {sizes[0]:,} examples to train on, {sizes[1]:,} to test, of {named}")
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     with shared_work(content["hardware"], start) as device:
         move_to_device(loaded.denoiser, content["hardware"], device, display.line)
