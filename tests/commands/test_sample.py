@@ -99,6 +99,8 @@ def test_classes_get_sub_folders_and_a_label_belongs_to_its_index(
     x = sampler.sample(denoiser, indices=[5], y=torch.tensor([1])).x
     image = ((x.clamp(-1, 1) + 1) * 127.5).round()[0, 0].numpy()
     assert np.array_equal(pixels(Path("drawn/1/seed0_000005.png")), image)
+    done(f"run={labelled_run}", "save=folder", "out=every", "labels=all", "n=1")
+    done(f"run={labelled_run}", "save=folder", "out=every", "n=2")  # all without saying so
     # the same in arrays, as evaluators take them
     done(f"run={labelled_run}", "save=npz", "labels=[7,1]", "indices=[5]", "hydra.run.dir=npz")
     with np.load("npz/samples.npz") as arrays:

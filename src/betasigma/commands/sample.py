@@ -73,7 +73,7 @@ def _sample(
         "sampler": sampler.name,
         "settings": format_settings(sampler.settings),
         "seeds": asked.chosen_seeds,
-        "labels": asked.labels,
+        "labels": None if asked.labels == "all" else asked.labels,
         "guidance": asked.guidance,
     }
     if asked.save == "folder":
@@ -271,8 +271,8 @@ def _compare(root: Path, known: Mapping[str, Any], told: Mapping[str, Any]) -> N
     for key, value in told.items():
         if key not in FREE and known.get(key) != value:
             raise UserError(
-                f"out={root} holds samples of {key}={known.get(key)}, and these would be of "
-                f"{key}={value}: give another folder"
+                f"out={root} holds samples of {format_settings({key: known.get(key)})}, and these "
+                f"would be of {format_settings({key: value})}: give another folder"
             )
 
 
