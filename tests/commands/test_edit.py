@@ -106,7 +106,8 @@ def test_variations_and_labels(here: Path, labelled_run: Path) -> None:
         f"run={labelled_run}", *words, "indices=[0,1]", "labels=[4]", "guidance=2"
     )
     assert arrays["images"].shape == (2, 4, 1, 8, 8)
-    assert told["guidance"] == 2
+    assert (told["indices"], told["labels"], told["guidance"]) == ([0, 1], [4], 2)
+    assert told["settings"].startswith("steps=4 ")
     denoiser, _ = betasigma.load(labelled_run)
     x0 = digits((-1, 1), 0, 1).repeat_interleave(3, 0)
     guided = betasigma.Guided(denoiser, 2.0)

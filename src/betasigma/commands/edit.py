@@ -25,6 +25,7 @@ from betasigma.errors import UserError
 from betasigma.options.apps import EditApp
 from betasigma.pictures import picture, save
 from betasigma.runs.files import replace_file, write_json
+from betasigma.runs.record import format_settings
 from betasigma.runs.start import Start
 from betasigma.samplers import count_not_finite
 
@@ -49,6 +50,7 @@ def edit(config: DictConfig, start: Start) -> None:
     images = None if seeded else given_images(content, loaded)
     seeds = tuple(content["seeds"]) if seeded else ()
     rows = len(seeds) if images is None else len(images)
+    numbers = None if images is None else content.get("indices") or list(range(rows))
     labels = content.get("labels")
     name = type(doing).__name__
     with display.share(name) as progress:
@@ -94,9 +96,12 @@ def edit(config: DictConfig, start: Start) -> None:
             "step": loaded.step,
             "edit": node,
             "sampler": sampler.name if doing.draws else None,
+            "settings": format_settings(sampler.settings) if doing.draws else None,
             "images": content.get("images"),
+            "indices": numbers,
             "seeds": list(seeds),
             "seed": content["seed"],
+            "labels": labels,
             "guidance": content["guidance"],
             "columns": found.columns,
             "nfe": found.nfe,
