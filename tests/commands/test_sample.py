@@ -59,7 +59,8 @@ def test_a_folder_is_filled_up(here: Path, ddpm_run: Path) -> None:
     for index, image in enumerate(expected(ddpm_run, [0, 1, 2, 3], 0)):
         assert np.array_equal(pixels(Path(f"drawn/seed0_{index:06d}.png")), image)
     told = [json.loads(path.read_text()) for path in here.glob("outputs/*_sample_*/samples.json")]
-    assert sorted((each["n"], each["drawn"]) for each in told) == [(3, 3), (4, 2)]
+    found = sorted((each["n"], each["drawn"], each["indices"]) for each in told)
+    assert found == [(3, 3, None), (4, 2, "0-3")]
     assert "0 samples by ddim" in done(*words, "n=4").out
 
 

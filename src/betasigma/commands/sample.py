@@ -89,7 +89,8 @@ def _sample(
         counted = _gather(draw, asked, out, display)
     if rank != 0:
         return
-    write_json(out / DRAWN, {**told, "seed": asked.chosen_seeds[0], **counted})
+    which = {"indices": asked.indices, "seed": asked.chosen_seeds[0]}
+    write_json(out / DRAWN, {**told, **which, **counted})
     if asked.trajectory is not None:
         first, seed = asked.chosen_indices[:SHOWN], asked.chosen_seeds[0]
         how = (draw.labels(first), asked.trajectory, out)
