@@ -123,6 +123,9 @@ def test_points_have_paths_too(here: Path) -> None:
     assert trained.status == 0, trained.err
     outcome = launch("edit", f"run={trained.run}", "seeds=[0,1]", "edit.frames=3")
     assert outcome.status == 0, outcome.err
+    outcome = launch("edit", f"run={trained.run}", "edit=invert", "edit.tolerance=1e-3")
+    assert outcome.status == 0, outcome.err
+    assert "of 255" not in outcome.out  # points are no bytes
     outcome = launch("edit", f"run={trained.run}", "edit=inpaint")
     assert outcome.err == "error: edit=inpaint needs a model of images; this one's data are 2-d\n"
 

@@ -76,10 +76,9 @@ def edit(config: DictConfig, start: Start) -> None:
     if found.note:
         display.line(found.note)
     for between, error in found.errors.items():
-        display.line(
-            f"root mean square between {between}: {error:.3g} of the value range, "
-            f"{255 * error:.3g} of 255"
-        )
+        bytes_too = f", {255 * error:.3g} of 255" if found.x.ndim == 5 else ""
+        share = f"{error:.3g} of the value range"
+        display.line(f"root mean square between {between}: {share}{bytes_too}")
     edited = to_uint8(results, denoiser)
     save(picture(edited, len(found.columns)), out / "edited.png")
     display.line(f"picture {out}/edited.png, a row: {', '.join(found.columns)}")
