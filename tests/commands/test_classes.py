@@ -108,8 +108,9 @@ def test_data_that_have_changed_since_a_run_began(
     shutil.copytree(shapes / "images", "images")
     shutil.copytree(shapes / "outputs", "outputs")
     shutil.copy("images/train/circle/0.png", "images/train/circle/more.png")
-    measured = launch("evaluate", "run=outputs/run", "evaluation=none", "error_curve=2")
+    measured = launch("evaluate", "run=outputs/run", "evaluation=none", "error_curve=20")
     assert measured.status == 0, measured.err
+    assert "denoising error of 16 examples" in measured.out  # all that there are
     assert "train split is not the one that outputs/run has recorded in data.json" in measured.err
     assert "the test split" not in measured.err
     outcome = launch("train", "resume=outputs/run", "steps=8")

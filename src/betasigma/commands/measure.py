@@ -142,7 +142,8 @@ class Meter:
         settings = {key: node[key] for key in MEASURED}
         estimator = make_estimator(node, self._seed)
         meter = LikelihoodMeter(estimator, self.data, **settings, seed=self._seed)
-        with self.display.share(f"likelihood of {node['n']} examples") as progress:
+        n = min(settings["n"], self.data.size(settings["split"]))
+        with self.display.share(f"likelihood of {n} examples") as progress:
             found = meter.measure(denoiser, progress)
         own = node.keys() - {"_target_", "n", "split", "batch_size"}
         # a run that is continued has its keys in another order
@@ -172,14 +173,15 @@ class Meter:
         """Log the denoising error of n test examples at every whole log-SNR, and draw it into
         ``out`` as that of a model of this name and family.
         """
+        n = min(n, self.data.size("test"))
         with self.display.share(f"denoising error of {n} examples") as progress:
             curve = error_curve(denoiser, self.data, n, progress=progress)
         if not self.loggers:
             return
         values = {f"eval{AT_LOG_SNR}{at:+.0f}": error for at, error in curve.items()}
-        context = {"n": min(n, self.data.size("test")), "nfe": len(curve), "split": "test"}
+        context = {"n": n, "nfe": len(curve), "split": "test"}
         log_values(self.loggers, values, step, context)
-        curves = [ErrorCurve(name, family, [curve], f"n={context['n']} test examples")]
+        curves = [ErrorCurve(name, family, [curve], f"n={n} test examples")]
         path = draw_error_curves(curves, out / f"{DENOISING_ERROR}.png")
         self.display.line(f"denoising error by log-SNR {path}")
 
