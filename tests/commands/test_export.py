@@ -156,6 +156,7 @@ def test_a_graph_answers_as_the_denoiser(which: str, request, tmp_path: Path) ->
 def test_what_fits_no_format_is_one_sentence(here: Path, run: Path, tmp_path: Path) -> None:
     plain = trained(here, "network.multipliers=[1,2]")
     ncsn = trained(here, *FITTING, "model=ncsn_v1")
+    always = trained(here, *FITTING, "network.num_classes=10")
     taken = tmp_path / "taken"
     taken.mkdir()
     (taken / "a").touch()
@@ -165,6 +166,7 @@ def test_what_fits_no_format_is_one_sentence(here: Path, run: Path, tmp_path: Pa
             "to=diffusers",
         ): r"have 2, 4, 6, 8 groups.*train with network\.norm_groups=2",
         (f"run={ncsn}", "to=diffusers"): r"prediction=raw_score must be score",
+        (f"run={always}", "to=diffusers"): r"was trained with a label on every image: train with o",
         (f"run={run}", "to=onnxx"): r"to=onnxx must be 'safetensors'",
         (f"run={run}", f"out={taken}"): r"out=.*taken is not empty",
     }.items():

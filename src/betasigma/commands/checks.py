@@ -682,6 +682,12 @@ def _check_pipeline(run: str, saved: apps.ModelConfig) -> None:
     pipeline_folder(
         make_denoiser(header["config"], saved_facts(header).shape, (low, high)), saved.sampler
     )
+    if saved.network.num_classes and not _knows_no_label(saved):
+        raise UserError(
+            "to=diffusers writes the model without a label, and this one was trained with a label "
+            "on every image: train with objective.label_dropout (0.1, say), or export "
+            "to=safetensors, torch_export or onnx"
+        )
 
 
 def _check_new(directory: Path, key: str) -> None:
