@@ -31,7 +31,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "train",
             *TINY,
             *("data=image_folder", "data.root=images", "data.image_size=8", "data.channels=1"),
-            *("network.num_classes=2", "hydra.run.dir=outputs/run"),
+            *("network.num_classes=2", "objective.label_dropout=0.1", "hydra.run.dir=outputs/run"),
         )
     assert ended.status == 0, ended.err
     return place
@@ -91,13 +91,15 @@ def test_one_class_is_measured_against_its_images(
         "evaluate",
         *("run=outputs/run", "labels=[circle]", "n=20", "evaluation.extractor=identity"),
         *("evaluation.metrics=[fd]", "hydra.run.dir=measured", "evaluation.cache=cache"),
+        "guidance=2",
     )
     assert outcome.status == 0, outcome.err
     assert "data: 24 examples to train on, 8 to test, of circle" in outcome.out
     assert "is of class square" not in outcome.err
     with (shapes / "measured" / "metrics.csv").open() as file:
         rows = {row["metric"]: row for row in csv.DictReader(file)}
-    assert rows["eval_of_circle/fd_identity"]["n_reference"] == "24"
+    measured = rows["eval_of_circle/fd_identity"]
+    assert (measured["n_reference"], measured["guidance"]) == ("24", "2.0")
     assert not any(name.startswith("eval/") for name in rows)
 
 

@@ -95,7 +95,7 @@ class Meter:
     ) -> None:
         self._config, self._settings, self._seed = config, config["evaluation"], config["seed"]
         self.data, self.sampler, self.loggers, self.display = data, sampler, loggers, display
-        self._guidance, self._labels = guidance, labels
+        self._guidance, self._labels = float(guidance), labels  # 2 and 2.0 are recorded alike
         self._evaluator: Evaluator | None = None
 
     def measure(self, denoiser: DenoiserLike, n: int) -> list[Measurement]:
