@@ -42,8 +42,7 @@ def make(
         k: v for k, v in (offered or {}).items() if k not in arguments and plugins.takes(made, k)
     }
     arguments |= more | always
-    plugins.check_arguments(made, arguments, key or group)
-    found = made(**arguments)
+    found = made(**plugins.check_arguments(made, arguments, key or group))
     if not isinstance(found, kind):
         raise UserError(
             f"{key or group}._target_={target} gives {type(found).__name__}, and {key or group} "

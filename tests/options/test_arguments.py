@@ -7,11 +7,13 @@ from typing import Any, Unpack
 
 import pytest
 
+from betasigma.build import make
 from betasigma.errors import UserError
 from betasigma.options import plugins
 from betasigma.options.base import parse_component
 from betasigma.options.edits import InpaintingOptions
 from betasigma.options.plugins import check_arguments, versions
+from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler
 from betasigma.samplers.sampler import GridArguments
 
@@ -92,3 +94,12 @@ def test_a_class_and_its_options_model_say_one_thing(
     )
     with pytest.raises(UserError, match=sentence):
         plugins.check_traits(parse_component("sampler", {"_target_": "striding.Stride"}))
+
+
+def test_a_whole_number_is_recorded_alike_however_it_is_typed() -> None:
+    """In tables each spelling had a row."""
+    node = {"_target_": "betasigma.samplers.DDIM", "rho": 7, "steps": 50}
+    made = [make({**node, "eta": eta}, "sampler") for eta in (1, 1.0)]
+    assert {format_settings(sampler.settings) for sampler in made} == {
+        "steps=50 grid=levels rho=7.0 start=prior clip=true ratio_max=null dtype=float32 eta=1.0"
+    }

@@ -335,8 +335,9 @@ KINDS = {
 
 def check_arguments(
     made: Callable[..., Any], arguments: Mapping[str, Any], key: str, partial: bool = False
-) -> None:
-    """Compare arguments with a signature and its type hints.
+) -> dict[str, Any]:
+    """Compare arguments with a signature and its type hints. Return them, with a whole number of a
+    parameter of type float as a float: it is the same however it was typed.
 
     Args:
         made: class or function.
@@ -348,7 +349,7 @@ def check_arguments(
     try:
         parameters = inspect.signature(made).parameters
     except (TypeError, ValueError):
-        return
+        return dict(arguments)
     named = {
         n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
@@ -370,9 +371,12 @@ def check_arguments(
                 f"{key}.{argument} has no value, and {name} needs one: give ++{key}.{argument}=…"
             )
     hints |= more or {}
-    for argument, value in arguments.items():
-        if argument in hints:
-            _check_type(hints[argument], value, f"{key}.{argument}")
+    return {
+        argument: _checked(hints[argument], value, f"{key}.{argument}")
+        if argument in hints
+        else value
+        for argument, value in arguments.items()
+    }
 
 
 OFFERED = frozenset(
@@ -459,11 +463,11 @@ def _keywords(
     return typing.get_type_hints(typing.get_args(hints[rest])[0])
 
 
-def _check_type(hint: Any, value: Any, key: str) -> None:
+def _checked(hint: Any, value: Any, key: str) -> Any:
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except Exception:  # neither does one that pydantic has no check for
-        return
+        return value
     try:
         found = adapter.validate_python(value)
     except ValidationError as error:
@@ -471,9 +475,10 @@ def _check_type(hint: Any, value: Any, key: str) -> None:
         raise UserError(f"{key}={typed(value)} {message}") from None
     # what pydantic would convert reaches the class as it is: "16" for an integer, say
     kind = type(found)
-    fits = kind is type(value) or (kind is float and type(value) is int)
-    if kind in (bool, int, float) and not fits:
+    whole = kind is float and type(value) is int
+    if kind in (bool, int, float) and not (whole or kind is type(value)):
         raise UserError(f"{key}={typed(value)} must be of type {kind.__name__}")
+    return found if whole else value
 
 
 def _attribute(target: str, key: str) -> Callable[..., Any]:
