@@ -121,6 +121,10 @@ class LoaderOfTests(SweepLoader):
         config.hydra.runtime.cwd = os.getcwd()
         return config
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A job in another process, which knows no tests, is given Hydra's own."""
+        return ConfigLoaderImpl, (self.config_search_path,)
+
 
 @contextlib.contextmanager
 def files_read_once() -> Iterator[None]:
