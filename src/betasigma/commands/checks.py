@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from betasigma.commands import memory
 from betasigma.commands.config import (
+    class_trains,
     interpolated_keys,
     key_of,
     leave_out_former_keys,
@@ -744,8 +745,7 @@ def _check_data(saved: apps.ModelConfig, given: Mapping[str, Any], known: DataFa
 
 def _refuse_training(config: DictConfig, overrides: list[str]) -> None:
     """Refuse overrides about training if the model is an oracle, which trains nothing."""
-    options = REGISTRY["model"].get(str(OmegaConf.select(config, "model._target_")))
-    if options is None or getattr(options, "trains", True):
+    if class_trains(str(OmegaConf.select(config, "model._target_"))):
         return
     if config.get("resume") is not None:
         refuse_oracle(plain(config))

@@ -267,6 +267,11 @@ def trains(content: Mapping[str, Any]) -> bool:
     return bool(parse_component("model", content["model"]).trains)
 
 
+def class_trains(target: str) -> bool:
+    """The same of a class of models; one of which nothing is known is trained."""
+    return bool(getattr(REGISTRY["model"].get(target), "trains", True))
+
+
 def learns_variance(content: Mapping[str, Any]) -> bool:
     """Whether the model of a config knows the variance of its reverse steps."""
     return trains(content) and parse_component("objective", content["objective"]).learns_variance

@@ -19,7 +19,7 @@ from betasigma.commands.sample import to_uint8
 from betasigma.data import image_sets, pixels
 from betasigma.denoiser import guided
 from betasigma.devices import move_to_device, precision_of
-from betasigma.display import Display, plain_warnings
+from betasigma.display import Display
 from betasigma.editing import Edit, Request
 from betasigma.errors import UserError
 from betasigma.options.apps import EditApp
@@ -37,7 +37,6 @@ def edit(config: DictConfig, start: Start) -> None:
     """Edit images by the model of a run or a checkpoint, into a new directory."""
     content = parsed(config, EditApp)[0]
     out, node = start.directory, content["edit"]
-    plain_warnings()
     display = Display()
     doing = make(node, "edit", kind=Edit)
     # a solver that adapts its steps would follow the rounding of bf16
@@ -76,7 +75,7 @@ def edit(config: DictConfig, start: Start) -> None:
     if found.note:
         display.line(found.note)
     for between, error in found.errors.items():
-        bytes_too = f", {255 * error:.3g} of 255" if found.x.ndim == 5 else ""
+        bytes_too = f", {255 * error:.3g} of 255" if len(denoiser.sample_shape) == 3 else ""
         share = f"{error:.3g} of the value range"
         display.line(f"root mean square between {between}: {share}{bytes_too}")
     edited = to_uint8(results, denoiser)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from betasigma.commands.config import class_trains
 from betasigma.data.catalog import DATA_SETS
 from betasigma.data.facts import described_facts
 from betasigma.errors import UserError
 from betasigma.launch.configs import Configs
 from betasigma.options.networks import UNetOptions
-from betasigma.options.plugins import options_model
 
 PHOTOGRAPHS = [name for name, known in DATA_SETS.items() if known.in_memory is None]
 """Data sets of image files; their default network is for 64×64 images."""
@@ -48,8 +48,7 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
 
 def _trains(typed: Mapping[str, str], configs: Configs) -> bool:
     node = configs.load(f"model/{typed.get('model')}").content.get("model", {})
-    options = options_model(node.get("_target_", ""), "model")
-    return getattr(options, "trains", True)
+    return class_trains(node.get("_target_", ""))
 
 
 def _sides_of_array(typed: Mapping[str, str]) -> list[int]:

@@ -29,7 +29,7 @@ INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
 
 ENTERING = ("hardware.precision",)
-"""Keys below those that enter a result all the same."""
+"""Keys inside those nodes that do enter a result."""
 
 OWN_COLUMNS = ("run", "n", "sampler")
 """Keys of an evaluation's command line that have columns of their own."""

@@ -18,7 +18,7 @@ export class Content {
     for (const run of this.runs) prepare(run, this);
     this.byId = new Map(this.runs.map((run) => [run.id, run]));
     this.incidental = new Set([...data.incidental, ...data.spec.spread_over]);
-    this.entering = new Set(data.entering); // though below a key that is incidental
+    this.entering = new Set(data.entering); // keys inside incidental nodes that do enter a result
     this.keys = differing(this.runs, this);
     this.asked = askedKeys(this.runs, this);
   }
