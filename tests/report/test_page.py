@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import socket
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from betasigma.plot_style import FAMILIES as FAMILY_COLOURS
 from betasigma.report.page import HOST, Pages, make_server, render, state_of_files
 from betasigma.report.page_data import page_data
 from betasigma.report.page_pictures import Album
+from betasigma.report.rows import rows_of_settings
 from betasigma.report.scan import find_recorded
 from betasigma.runs.record import Record
 
@@ -253,6 +255,29 @@ def test_curves_are_means_over_seeds_with_bands(shown: Page) -> None:
     bands = [trace for trace in chart if trace["fill"] == "tonexty"]
     assert len(bands) == 4
     assert list(lines(other)) == ["ncsn lr=0.01 on mnist"]  # other data have another axis
+
+
+def test_a_seed_that_was_run_twice_counts_once_as_in_tables(chromium: Any, tmp_path: Path) -> None:
+    for number, seed in enumerate((1, 2, 2)):
+        make_run(tmp_path / "outputs" / str(number), "ddpm", seed, evaluated=[10])
+    page = tmp_path / "page.html"
+    page.write_text(render(describe(tmp_path / "outputs")), encoding="utf-8")
+    (in_tables,) = rows_of_settings(find_recorded([tmp_path / "outputs"]))
+    errors = in_tables.values["denoising_error"]
+    mean, std = statistics.mean(errors), statistics.stdev(errors)
+    shown = Page(chromium, page.as_uri())
+    shown.open()
+    (row,) = shown.rows()
+    assert row[1] == in_tables.described["seeds"] == "2 (3 runs)"
+    cell = row[shown.texts("table.runs thead th")[1:].index("best denoising_error")]
+    assert [float(number) for number in cell.split(" ± ")] == pytest.approx([mean, std], rel=0.02)
+    (curve,) = lines(shown.charts("error")[0]).values()
+    assert curve["y"][-1] == pytest.approx(mean, rel=1e-4)
+    (levels,) = lines(shown.charts("noise")[0]).values()
+    assert levels["y"] == pytest.approx([mean / 2, mean * 8], rel=1e-4)
+    distance = lines(shown.charts("quality")[0])["made ddim"]
+    assert distance["y"] == pytest.approx([10 + 1.5])
+    assert distance["errors"] == pytest.approx([0.5**0.5])
 
 
 def test_objectives_of_two_families_are_on_two_axes(shown: Page) -> None:

@@ -2,7 +2,7 @@
 
 import { band, chartOf, faint, plain } from "page/chart.js";
 import { choice, figure, fill, h, short, slider, tick } from "page/dom.js";
-import { condition, conditionWords, deviation, facets, floorOf, isNumber, mean } from "page/runs.js";
+import { condition, conditionWords, facets, floorOf, isNumber, overSeeds } from "page/runs.js";
 import * as state from "page/state.js";
 
 const AXES = { step: "optimizer step", images: "images seen", time: "hours" };
@@ -100,7 +100,7 @@ function lines(view, members, x, smoothing) {
   });
 }
 
-/** Mean and deviation of several series at the steps that they have, and where these are on the axis. */
+/** Mean and deviation over seeds of several series at the steps that they have, and where these are on the axis. */
 function averaged(found, x) {
   const at = new Map();
   for (const series of found) {
@@ -108,7 +108,7 @@ function averaged(found, x) {
     for (const [step, i] of ownSteps) {
       if (!isNumber(series.values[i]) || !isNumber(position[x](series, i))) continue;
       if (!at.has(step)) at.set(step, []);
-      at.get(step).push([position[x](series, i), series.values[i]]);
+      at.get(step).push({ seed: series.run.seed, place: position[x](series, i), value: series.values[i] });
     }
   }
   const most = Math.max(1, ...[...at.values()].map((values) => values.length));
@@ -116,8 +116,8 @@ function averaged(found, x) {
     .sort((a, b) => a[0] - b[0])
     .filter(([, values]) => values.length === most || most === 1 || values.length > 1)
     .map(([step, values]) => ({
-      step, x: mean(values.map(([place]) => place)), mean: mean(values.map(([, value]) => value)),
-      std: deviation(values.map(([, value]) => value)), count: values.length,
+      step, x: overSeeds(values.map(({ seed, place }) => [seed, place])).mean,
+      ...overSeeds(values.map(({ seed, value }) => [seed, value])),
     }));
 }
 

@@ -3,7 +3,7 @@
 import { band, chartOf, plain } from "page/chart.js";
 import { choice, figure, fill, h, slider, tick } from "page/dom.js";
 import { nothing, thinned } from "page/panel_curves.js";
-import { deviation, facets, isNumber, mean } from "page/runs.js";
+import { facets, isNumber, overSeeds } from "page/runs.js";
 import * as state from "page/state.js";
 
 const LEVEL = /^(.*)log_snr_([+-]?\d+(?:\.\d+)?)$/;
@@ -98,10 +98,10 @@ function curvesAt(view, tables, step, reference) {
         .map((one) => {
           const own = one.at(one.upTo(step), level);
           const other = reference ? reference.at(reference.upTo(step), level) : 1;
-          return isNumber(own) && isNumber(other) ? own / other : null;
+          return [one.run.seed, isNumber(own) && isNumber(other) ? own / other : null];
         })
-        .filter(isNumber);
-      return values.length ? { level, mean: mean(values), std: deviation(values) } : null;
+        .filter(([, value]) => isNumber(value));
+      return values.length ? { level, ...overSeeds(values) } : null;
     }).filter(Boolean);
     if (!points.length) return [];
     const name = plain(group.name);

@@ -4,7 +4,7 @@ import { chartOf, faint, plain } from "page/chart.js";
 import { figure, fill, h, short, spread, tick } from "page/dom.js";
 import { nothing } from "page/panel_curves.js";
 import {
-  DASHES, conditionWords, condition, deviation, facets, floorOf, isNumber, lastBySeed, mean, samplerName, tellSamplersApart,
+  DASHES, conditionWords, condition, facets, floorOf, isNumber, lastBySeed, mean, overSeeds, samplerName, tellSamplersApart,
 } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -59,15 +59,20 @@ function qualityChart(panel, view, members, samplers, log) {
   return { chart, card, rows: members.flatMap((series) => qualityRows(view, series, floor)) };
 }
 
+/** Seed of a run and of what was drawn from it. */
+const seedsOf = (series, { seed }) => `${series.run.seed} ${seed}`;
+
+const valuesBySeed = (series) => lastBySeed(series).map((one) => [seedsOf(series, one), one.value]);
+
 function qualityLine(view, line, samplers) {
   const group = view.groupOf.get(line[0].run);
   const sampler = samplerName(line[0]);
   const points = facets(line, (series) => series.context.nfe).map((same) => {
-    const bySeed = same.flatMap((series) => lastBySeed(series).map((one) => [`${series.run.id} ${one.seed}`, one]));
+    const bySeed = same.flatMap((series) => lastBySeed(series).map((one) => [`${series.run.id} ${one.seed}`, [seedsOf(series, one), one]]));
     const each = [...new Map(bySeed).values()]; // what was measured twice with one seed counts once
-    const values = each.map(({ value }) => value);
-    const own = each.map(({ std }) => std).filter(isNumber);
-    return { x: Number(same[0].context.nfe), mean: mean(values), std: deviation(values) ?? (own.length ? mean(own) : null), count: values.length };
+    const found = overSeeds(each.map(([seeds, { value }]) => [seeds, value]));
+    const own = each.map(([, { std }]) => std).filter(isNumber);
+    return { x: Number(same[0].context.nfe), ...found, std: found.std ?? (own.length ? mean(own) : null) };
   }).sort((a, b) => a.x - b.x);
   const name = plain(`${group.name} ${sampler}`);
   const place = samplers.indexOf(sampler);
@@ -119,8 +124,8 @@ export function precision_recall(body, panel, view) {
       const group = view.groupOf.get(line[0].run);
       const sampler = samplerName(line[0].y);
       const points = facets(line, (pair) => pair.y.context.nfe).map((same) => {
-        const [xs, ys] = ["x", "y"].map((side) => same.flatMap((pair) => lastBySeed(pair[side])).map(({ value }) => value));
-        return { nfe: Number(same[0].y.context.nfe), x: mean(xs), y: mean(ys), dx: deviation(xs), dy: deviation(ys) };
+        const [xs, ys] = ["x", "y"].map((side) => overSeeds(same.flatMap((pair) => valuesBySeed(pair[side]))));
+        return { nfe: Number(same[0].y.context.nfe), x: xs.mean, y: ys.mean, dx: xs.std, dy: ys.std };
       }).sort((a, b) => a.nfe - b.nfe);
       for (const point of points) rows.push([y.metric, y.run.data.label, y.context.n, group.name, sampler, point.nfe, point.x, point.y]);
       const name = plain(`${group.name} ${sampler}`);
@@ -158,8 +163,8 @@ export function bits(body, panel, view) {
     const table = groups.map((own) => ({
       group: view.groupOf.get(own[0].run),
       of: (term) => {
-        const values = own.filter((one) => one.term === term).flatMap((one) => lastBySeed(one.series)).map(({ value }) => value);
-        return values.length ? { mean: mean(values), std: deviation(values) } : null;
+        const values = own.filter((one) => one.term === term).flatMap((one) => valuesBySeed(one.series));
+        return values.length ? overSeeds(values) : null;
       },
     }));
     for (const { group, of } of table) {

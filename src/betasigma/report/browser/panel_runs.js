@@ -1,7 +1,7 @@
 // The run table: how each run stands, in what it differs, and what it has achieved.
 
 import { breakable, duration, fill, h, short, spread, tick } from "page/dom.js";
-import { bestOf, deviation, floorOf, isNumber, lastBySeed, lastOf, mean } from "page/runs.js";
+import { bestOf, floorOf, isNumber, lastBySeed, lastOf, mean, overSeeds } from "page/runs.js";
 import * as state from "page/state.js";
 
 const MOST_KEYS = 6;
@@ -28,7 +28,7 @@ export function runs(body, panel, view) {
 function told(view, chosen) {
   const total = view.content.runs.length;
   const shown = view.runs.length === total ? `${total} runs` : `${view.runs.length} of ${total} runs`;
-  const spread = view.groups.some((group) => group.runs.length > 1) ? " · ± one standard deviation over seeds" : "";
+  const spread = view.groups.some((group) => seedsOf(group) > 1) ? " · ± one standard deviation over seeds" : "";
   return (chosen.size ? `${shown}, ${chosen.size} chosen` : `${shown}; choose some to see only these below`) + spread;
 }
 
@@ -93,7 +93,7 @@ function columnsOf(panel, view) {
         h("button", { type: "button", class: "plain link", onclick: () => open(group.runs[0].id) }, name)),
     },
     view.grouped
-      ? { name: "seeds", about: "of runs that differ in nothing else", number: true, cell: (group) => seedsOf(content, group), show: (seeds, { runs: { length } }) => (seeds < length ? `${seeds} (${length} runs)` : String(seeds)) }
+      ? { name: "seeds", about: "of runs that differ in nothing else", number: true, cell: seedsOf, show: (seeds, { runs: { length } }) => (seeds < length ? `${seeds} (${length} runs)` : String(seeds)) }
       : { name: "seed", about: "of the run", number: true, cell: (group) => content.value(group.runs[0], "seed") },
     { name: "status", about: "how it ended, or stands", cell: (group) => standing(group), show: (cell, group) => badge(cell, group) },
     ...content.spec.group_by.map((key) => ({ name: key.split(".").at(-1), about: key, cell: (group) => content.value(group.runs[0], key) })),
@@ -107,8 +107,8 @@ function columnsOf(panel, view) {
   ];
 }
 
-function seedsOf(content, group) {
-  return new Set(group.runs.map((run) => content.spec.spread_over.map((key) => content.value(run, key)).join())).size;
+function seedsOf(group) {
+  return new Set(group.runs.map((run) => run.seed)).size;
 }
 
 function keyName(key, keys) {
@@ -129,10 +129,10 @@ function badge(cell, group) {
   return h("span", { class: `badge ${kind}`, title: reasons.join("\n") || null }, cell);
 }
 
-/** Mean and deviation over the runs of a group of what each has. */
+/** Mean and deviation over the seeds of a group of what its runs have, and how many have it. */
 function over(group, of) {
-  const found = group.runs.map(of).filter(isNumber);
-  return found.length ? { mean: mean(found), std: deviation(found), count: found.length } : null;
+  const found = group.runs.map((run) => [run.seed, of(run)]).filter(([, value]) => isNumber(value));
+  return found.length ? { ...overSeeds(found), count: found.length } : null;
 }
 
 function last(run, metric) {

@@ -49,6 +49,7 @@ export class Content {
 }
 
 function prepare(run, content) {
+  run.seed = content.spec.spread_over.map((key) => content.value(run, key)).join();
   for (const series of run.series) {
     series.metric = content.metrics[series.metric];
     series.context = content.contexts[series.context];
@@ -274,10 +275,16 @@ export function mean(values) {
   return first + values.reduce((sum, value) => sum + (value - first), 0) / values.length;
 }
 
-export function deviation(values) {
+function deviation(values) {
   if (values.length < 2) return null;
   const middle = mean(values);
   return Math.sqrt(values.reduce((sum, value) => sum + (value - middle) ** 2, 0) / (values.length - 1));
+}
+
+/** Mean and deviation over the seeds of [[seed, value], …]: what was found twice with one seed is one draw. */
+export function overSeeds(found) {
+  const bySeed = facets(found, ([seed]) => seed).map((same) => mean(same.map(([, value]) => value)));
+  return { mean: mean(bySeed), std: deviation(bySeed), count: bySeed.length };
 }
 
 /** The last value of a series, or its best one. */
