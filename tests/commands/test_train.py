@@ -351,6 +351,13 @@ def sweep(*overrides: str) -> tuple[Outcome, list[Path]]:
     return outcome, sorted(path.parent for path in Path.cwd().glob("outputs/*/*/config.yaml"))
 
 
+def test_a_job_of_a_sweep_records_the_command_as_it_was_typed(here: Path) -> None:
+    _, (run,) = sweep("seed=1", "steps=1")
+    environment = json.loads((run / "environment.json").read_text())
+    assert "network.channels=8" in environment["command"]
+    assert environment["command"][:2] == ["train.py", "-m"]
+
+
 @pytest.mark.slow
 def test_each_job_of_a_sweep_has_its_family_s_defaults(here: Path) -> None:
     outcome, runs = sweep("model=ddpm,ncsn", "seed=1,2", "steps=2", "sampler.steps=2")

@@ -43,7 +43,7 @@ from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behi
 from betasigma.runs.directory import keep_kernels, new_directory, short
 from betasigma.runs.files import DISK_ERRORS
 from betasigma.runs.lock import locked
-from betasigma.runs.start import Start
+from betasigma.runs.start import Start, remembered_words
 from betasigma.runs.status import process_rank, recorded, summary
 from betasigma.runs.sweep_record import number_of
 from betasigma.training.stop_signals import caught_signals, queue_again
@@ -119,6 +119,7 @@ def app(
         run = start(in_directory(task))
 
         @wraps(task)
+        @remembered_words()
         @caught_signals()
         def main() -> None:
             register_resolvers()

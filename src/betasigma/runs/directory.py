@@ -21,7 +21,7 @@ from betasigma.cpus import usable_cpus
 from betasigma.runs.files import read_json, remove_partial
 from betasigma.runs.header import CHECKPOINTS, LAST, PREVIOUS, is_readable
 from betasigma.runs.record import METRICS
-from betasigma.runs.start import CLONE, subcommand
+from betasigma.runs.start import CLONE, subcommand, typed_words
 
 OUTPUTS = Path("outputs")
 
@@ -180,7 +180,7 @@ def mend(run: Path) -> None:
 def describe_environment(overrides: list[str]) -> dict[str, Any]:
     """Command line, versions, machine and git state, for ``ENVIRONMENT``."""
     return {
-        "command": [Path(sys.argv[0]).name, *subcommand(), *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *subcommand(), *typed_words()],
         "overrides": overrides,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,24 @@ def within(name: str) -> Iterator[None]:
         yield
     finally:
         _subcommand.clear()
+
+
+_typed: list[list[str]] = []
+
+
+def typed_words() -> list[str]:
+    """The command line behind the program, as it was typed. The worker of a cluster has its own."""
+    return list(_typed[-1] if _typed else sys.argv[1:])
+
+
+@contextmanager
+def remembered_words() -> Iterator[None]:
+    """Remember the command line, which is rewritten for Hydra in this block."""
+    _typed.append(sys.argv[1:])
+    try:
+        yield
+    finally:
+        _typed.pop()
 
 
 CLONE = Path(__file__).resolve().parents[3]
