@@ -350,6 +350,7 @@ def test_a_checkpoint_outside_a_run_continues_in_a_new_directory(
         (("batch_size=8", "steps=8"), "batch_size=8 would make another run"),
         (("sigma.levels=5", "steps=8"), "resume=… continues a run with its own: leave it out"),
         (("steps=4",), "already taken 6 of 4 steps"),
+        (("steps=8", "overwrite=true"), "overwrite=true begins over, and resume="),
         ((), "already taken 6 of 6 steps"),
     ],
 )

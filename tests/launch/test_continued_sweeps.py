@@ -152,6 +152,7 @@ def test_overwrite_begins_a_job_over(here: Path, half_a_sweep: Outcome) -> None:
     [
         (["-m", "resume=sweep", "seed=4,5"], "resume=sweep continues the jobs of a sweep as they"),
         (["resume=sweep"], "resume=sweep is a sweep of several runs: add -m"),
+        (["-m", "resume=sweep", "overwrite=true"], "overwrite=true begins over, and resume=sweep"),
         (
             ["-m", "seed=4,5", "hydra.sweep.dir='sweep/seed=1'"],
             "sweep/seed=1 is the directory of a run: give another hydra.sweep.dir",

@@ -49,6 +49,7 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     """
     if not isinstance(config.resume, str):
         raise UserError(f"resume={config.resume} must be auto, a run directory or a checkpoint")
+    refuse_overwrite(config)
     if read_sweep(Path(config.resume)) is not None:
         raise UserError(f"resume={config.resume} is a sweep of several runs: add -m")
     checkpoint = (
@@ -76,6 +77,14 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_length(saved, continued.steps)
     _replace(config, continued, checkpoint)
     return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def refuse_overwrite(config: DictConfig) -> None:
+    """Refuse to begin over what is to be continued."""
+    if config.get("resume") is not None and config.get("overwrite"):
+        raise UserError(
+            f"overwrite=true begins over, and resume={config.resume} continues: leave one out"
+        )
 
 
 MEASURED_BY = ("sampler", "evaluation", "likelihood")

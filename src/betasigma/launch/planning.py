@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from betasigma.commands.config import key_and_place
+from betasigma.commands.resume import refuse_overwrite
 from betasigma.errors import UserError
 from betasigma.launch.command_line import CommandLine, quoted
 from betasigma.launch.composing import SweepLoader
@@ -131,6 +132,7 @@ class Planner:
             UserError: where the command cannot be followed.
             SystemExit: where nothing is left to do.
         """
+        refuse_overwrite(self._config)
         resume = self._config.get("resume")
         if resume == "auto":
             self._task = [word for word in self._task if not word.startswith("resume=")]
