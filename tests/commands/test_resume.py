@@ -383,6 +383,23 @@ def test_resume_auto_continues_the_newest_run_with_this_config(
     assert weights(older)["global_step"] == weights(other.run)["global_step"] == 6
 
 
+def test_resume_auto_continues_the_newest_run_that_has_not_ended(copy_of_ddpm_run: Path) -> None:
+    newest = copy_of_ddpm_run
+    older, oldest = (Path(shutil.copytree(newest, newest.parent / name)) for name in "ab")
+    for age, run in enumerate((older, oldest), 1):
+        os.utime(run / "checkpoints" / "last.ckpt", (-age, -age))
+        (run / "summary.json").unlink()
+    outcome = launch("train", *TINY, "resume=auto")
+    assert outcome.status == 0, outcome.err
+    named = [run.relative_to(Path.cwd()) for run in (newest, older)]
+    said = "the newest run with this config that has not ended, as {} has, is {}, at step 6"
+    assert said.format(*named) in outcome.out
+    assert outcome.run == older
+    shutil.rmtree(oldest)
+    refused = launch("train", *TINY, "resume=auto")  # both have ended
+    assert f"resume={named[0]}/checkpoints/last.ckpt has already taken 6 of 6" in refused.err
+
+
 def test_the_best_is_best_among_validations_of_as_many_images(
     here: Path, train: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:

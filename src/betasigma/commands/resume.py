@@ -41,6 +41,10 @@ CHANGEABLE = (
 """Keys that may change when a run is continued. They do not enter the weights."""
 
 
+HOW_IT_STARTS = ("resume", "overwrite")
+"""Keys that say whether a run is begun or continued."""
+
+
 def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     """Replace ``config`` by that of the resumed run, with the overrides that may change it.
 
@@ -53,7 +57,9 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     if read_sweep(Path(config.resume)) is not None:
         raise UserError(f"resume={config.resume} is a sweep of several runs: add -m")
     checkpoint = (
-        _found(config) if config.resume == "auto" else checkpoint_path(config.resume, "resume")
+        _found(config, overrides)
+        if config.resume == "auto"
+        else checkpoint_path(config.resume, "resume")
     )
     if checkpoint is None:
         _say("resume=auto: no run with this config has a checkpoint; starting one")
@@ -61,22 +67,25 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
         return None
     saved = complete(saved_header(checkpoint, "resume")["config"])
     refuse_oracle(saved)
-    continued: DictConfig = OmegaConf.create(saved)
     for override in overrides:
         key = key_of(override)
-        if key in ("resume", "overwrite"):
-            continue
-        if _changeable(key):
-            value = OmegaConf.select(config, key)
-            OmegaConf.update(continued, key, value, merge=False, force_add=True)
-        elif not _agree(config, saved, key):
+        if not (key in HOW_IT_STARTS or _changeable(key) or _agree(config, saved, key)):
             raise UserError(
                 f"{override} would make another run: resume continues one as it was, and can "
                 f"change only {', '.join(CHANGEABLE)}"
             )
+    continued = _changed(saved, config, overrides)
     _check_length(saved, continued.steps)
     _replace(config, continued, checkpoint)
     return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def _changed(saved: dict[str, Any], config: DictConfig, overrides: list[str]) -> DictConfig:
+    """The config of a run, with what ``config`` has for the overrides that may change it."""
+    continued: DictConfig = OmegaConf.create(saved)
+    for key in filter(_changeable, map(key_of, overrides)):
+        OmegaConf.update(continued, key, OmegaConf.select(config, key), merge=False, force_add=True)
+    return continued
 
 
 def refuse_overwrite(config: DictConfig) -> None:
@@ -145,7 +154,7 @@ def _changed_words(overrides: list[str], directory: Path) -> set[str]:
 def _may_set(word: str, node: str) -> bool:
     """Whether an override gives ``node`` a value: its own, or of a group that has no node."""
     key = key_of(word)
-    return key.partition(".")[0] == node or not (_changeable(key) or key in ("resume", "overwrite"))
+    return key.partition(".")[0] == node or not (_changeable(key) or key in HOW_IT_STARTS)
 
 
 def begins_over(overwrite: bool) -> bool:
@@ -229,8 +238,10 @@ def as_asked(saved: dict[str, Any]) -> dict[str, Any]:
     return asked
 
 
-def _found(config: DictConfig) -> Path | None:
-    """Find the checkpoint of the newest run with this config."""
+def _found(config: DictConfig, overrides: list[str]) -> Path | None:
+    """Find the checkpoint of the newest run with this config that has not ended; of the newest
+    where all have.
+    """
     wanted = _fixed(plain(config))
 
     def matches(saved: DictConfig) -> bool:
@@ -240,16 +251,22 @@ def _found(config: DictConfig) -> Path | None:
         except UserError:  # a run that this version, or this user, knows nothing of
             return False
 
+    ended = None
     for run in newest_runs(matches):
         try:
             checkpoint = checkpoint_path(run, "resume")
+            saved = complete(saved_header(checkpoint, "resume")["config"])
         except UserError as damage:
             _say(f"resume=auto: {damage}; an older run is looked for")
             continue
+        if has_ended(checkpoint, plain(_changed(saved, config, overrides))):
+            ended = ended or checkpoint
+            continue
         step = read_header(checkpoint)["step"]
-        _say(f"resume=auto: the newest run with this config is {run}, at step {step}")
+        which = "" if ended is None else f" that has not ended, as {ended.parents[1]} has,"
+        _say(f"resume=auto: the newest run with this config{which} is {run}, at step {step}")
         return checkpoint
-    return None
+    return ended
 
 
 def _say(text: str) -> None:
@@ -271,7 +288,7 @@ def _agree(config: DictConfig, saved: dict[str, Any], key: str) -> bool:
 def _fixed(content: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that makes a run what it is."""
     fixed = complete(content)
-    for key in ("resume", "overwrite", "model.family", *CHANGEABLE):
+    for key in (*HOW_IT_STARTS, "model.family", *CHANGEABLE):
         node, _, leaf = key.rpartition(".")
         parent = fixed.get(node) if node else fixed
         if isinstance(parent, dict):
