@@ -275,7 +275,9 @@ def test_the_environment_lets_in(run: Path, spy: Path, monkeypatch: pytest.Monke
     assert outcome.status == 0, outcome.err
 
 
-def test_an_installed_package_lets_itself_in(run: Path, spy: Path) -> None:
+def test_an_installed_package_lets_itself_in(
+    run: Path, spy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(
         Path("spy-3.1.dist-info"),
         {
@@ -284,6 +286,7 @@ def test_an_installed_package_lets_itself_in(run: Path, spy: Path) -> None:
             "top_level.txt": "spy\n",
         },
     )
+    monkeypatch.setattr(plugins, "_installed", plugins._installed.__wrapped__)
     outcome = launch("sample", "run=run", "n=2", "hydra.run.dir=drawn")
     assert outcome.status == 0, outcome.err
 

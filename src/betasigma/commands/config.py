@@ -48,15 +48,17 @@ def _resolved(config: DictConfig, raw: Mapping[str, Any]) -> dict[str, Any]:
     for key in sorted(_missing_keys(raw)):
         raise UserError(f"{key} has no value; give {key}=…")
     try:
-        resolved = OmegaConf.to_container(own_keys(config), resolve=True)
+        content = {key: _resolved_node(config[key]) for key in map(str, config) if key != "hydra"}
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
-    assert isinstance(resolved, dict)
-    content = {str(key): value for key, value in resolved.items()}
     for key in ("runs", "plugins"):
         if isinstance(content.get(key), str):
             content[key] = [content[key]]
     return content
+
+
+def _resolved_node(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def parsed(config: DictConfig, schema: type[Asked]) -> tuple[dict[str, Any], Asked]:
@@ -139,11 +141,6 @@ def within(key: str, node: str) -> bool:
 def _delete(node: DictConfig, name: str) -> None:
     with open_dict(node):
         del node[name]
-
-
-def own_keys(config: DictConfig) -> DictConfig:
-    """Return the config without Hydra's own node."""
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
 
 
 def unresolved(config: DictConfig) -> dict[str, Any]:

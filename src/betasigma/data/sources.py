@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Sequence
+from functools import cache
 from hashlib import blake2b
 from importlib.util import find_spec
 from pathlib import Path
@@ -208,12 +209,8 @@ def _move_files(source: Path, target: Path) -> None:
 
 
 def _digits(split: Split) -> InMemory:
-    """scikit-learn's digits; of each class every fifth image is for testing: 1437 and 360.
-
-    They are read from its file, as ``load_digits`` does: the package takes a second to import.
-    """
-    (package,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
-    table = np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
+    """scikit-learn's digits; of each class every fifth image is for testing: 1437 and 360."""
+    table = _table_of_digits()
     images, target = table[:, :-1].reshape(-1, 8, 8), table[:, -1]
     pixels = np.rint(images * (255 / 16)).astype(np.uint8)[:, None]
     by_class = np.argsort(target, kind="stable")
@@ -222,6 +219,15 @@ def _digits(split: Split) -> InMemory:
     chosen = tested if split == "test" else ~tested
     labels = target[chosen].astype(np.int64)
     return InMemory(torch.from_numpy(pixels[chosen]), torch.from_numpy(labels), 10)
+
+
+@cache
+def _table_of_digits() -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Pixels and label of every digit, read from scikit-learn's file as ``load_digits`` does: the
+    package takes a second to import.
+    """
+    (package,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    return np.loadtxt(Path(package, "datasets", "data", "digits.csv.gz"), delimiter=",")
 
 
 def _torchvision_class(name: str) -> Any:

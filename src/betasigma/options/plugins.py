@@ -119,7 +119,13 @@ def allow_named() -> None:
         allow(named)
     except UserError as error:
         raise UserError(f"{VARIABLE}={os.environ[VARIABLE]}: {error}") from None
-    allow(point.value.partition(":")[0] for point in metadata.entry_points(group=ENTRY_POINTS))
+    allow(_installed())
+
+
+@cache
+def _installed() -> list[str]:
+    """Packages that entry points name: the files of every installed distribution are read."""
+    return [point.value.partition(":")[0] for point in metadata.entry_points(group=ENTRY_POINTS)]
 
 
 def allowed() -> tuple[str, ...]:
