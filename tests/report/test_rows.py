@@ -133,6 +133,17 @@ def test_a_seed_that_was_run_twice_is_no_second_one(tmp_path: Path) -> None:
     assert row.size("n") == 200
 
 
+def test_a_row_is_of_one_step(tmp_path: Path) -> None:
+    """A run that was continued with evaluation=none has the distance of an earlier step."""
+    run = make_run(tmp_path / "run", 3.0, 0)
+    (row,) = rows_of_settings(read_runs([str(run)]))
+    assert row.mean("fd_small train") == 3
+    Record.of(run).append(60, {"val/denoising_error": 0.25})
+    (row,) = rows_of_settings(read_runs([str(run)]))
+    measured = {column: values for column, values in row.values.items() if column != "training s"}
+    assert measured == {"denoising_error": [0.25]}
+
+
 def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
     """A family changes many keys, but one word was typed."""
     many = {

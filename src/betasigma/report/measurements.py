@@ -23,10 +23,12 @@ Values = dict[str, float]
 
 
 def of_training(run: Run) -> Values:
-    """Last values of a training run: Fréchet distances with n and NFE of their samples, bits per
-    dimension, denoising error, seconds of training without validation and sampling.
+    """Values of a training run at its last step that has any: Fréchet distances with n and NFE of
+    their samples, bits per dimension, denoising error; and its seconds of training without
+    validation and sampling.
     """
-    found = results(run.last, "val")
+    step = str(last_step(run))
+    found = results([row for row in run.last if row["step"] == step], "val")
     seconds = _training_seconds(run)
     return {**found, "training s": seconds} if seconds else found
 
