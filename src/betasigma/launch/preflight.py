@@ -123,6 +123,7 @@ class Preflight(Callback):
         """Say what a cluster is asked for, record the sweep and hand its jobs to the launcher."""
         directory = Path(config.hydra.sweep.dir)
         launched = [job.launched([*decided, *requested]) for job in sweep.jobs]
+        names = [job.directory for job in sweep.jobs] if sweep.complete else []
         if sweep.complete:
             size = config.hydra.sweeper.get("max_batch_size")
             listed = {"_target_": LISTED_JOBS, "max_batch_size": size}
@@ -131,13 +132,12 @@ class Preflight(Callback):
             launched = []
         of_cluster = config.cluster if slurm.is_cluster(config) else None
         if of_cluster is not None:
-            names = [job.directory for job in sweep.jobs] if sweep.complete else []
             announce(config.hydra.launcher, names, of_cluster.dry_run)
             if of_cluster.dry_run:
                 print("cluster.dry_run=true: nothing was submitted", flush=True)
                 sys.exit(0)
         _make(str(directory))
-        begin_sweep(Sweep(directory, launched, self._name))
+        begin_sweep(Sweep(directory, launched, names, self._name))
         code = keep_code(directory, of_cluster.code if of_cluster is not None else LIVE)
         write_sweep(directory, sweep.record([job.steps for job in jobs], decided, code))
 

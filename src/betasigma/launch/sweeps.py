@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from betasigma.errors import UserError
 from betasigma.runs.directory import short
-from betasigma.runs.job_states import count_jobs
+from betasigma.runs.job_states import ENDED_BADLY, count_jobs
 from betasigma.runs.lock import locked
 from betasigma.runs.start import program
 from betasigma.runs.status import FINISHED, STATUS, read_status
@@ -25,12 +26,14 @@ class Sweep(NamedTuple):
         directory: of the sweep.
         launched: overrides of each job to launch, Hydra's own among them. Empty if the sweeper
             chooses them while it runs.
+        names: of the directories of these jobs, relative to the sweep's, or absolute.
         app: that each job runs.
     """
 
     directory: Path
     launched: list[list[str]]
-    app: str = "train"
+    names: list[str]
+    app: str
 
 
 class JobFailed(UserError):
@@ -66,7 +69,7 @@ def forget_sweep() -> None:
 
 def end_here(error: Exception | None = None) -> None:
     """Say how the sweep of this process has ended, if there is one: its jobs as a table, what the
-    finished ones measured, and with status 1 which have failed.
+    finished ones measured, and with status 1 which of those that it has launched have failed.
     """
     sweep = this_sweep()
     if sweep is None:
@@ -77,9 +80,15 @@ def end_here(error: Exception | None = None) -> None:
         from betasigma.report.jobs import end_sweep, say_failures
 
         jobs = end_sweep(sweep.directory, Display())
-        text = say_failures(jobs)
+        launched = {sweep.directory / name for name in sweep.names}
+        own = [job for job in jobs if not launched or job.directory in launched]
+        text = say_failures(own)
         if text is None and error is None:
-            print(f"{count_jobs(len(jobs))} finished, in {short(sweep.directory)}", file=sys.stderr)
+            states = Counter(job.state for job in jobs)
+            failed = sum(states[state] for state in ENDED_BADLY)
+            before = f", {failed} of an earlier command failed" if failed else ""
+            where = short(sweep.directory)
+            print(f"{count_jobs(states[FINISHED])} finished{before}, in {where}", file=sys.stderr)
             found = sweep.directory / "optimization_results.yaml"
             if found.is_file():
                 print(f"the best of them: {short(found)}", file=sys.stderr)
