@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from betasigma.config_tree import conf_directory
+from betasigma.errors import UserError
 from betasigma.launch.command_line import CommandLine
 from betasigma.launch.configs import Configs
 from betasigma.launch.image_network import fitting_network
@@ -32,3 +33,12 @@ def test_the_network_is_the_nearest_that_takes_such_images(
 )
 def test_a_choice_of_the_users_stands(other: str) -> None:
     assert fitting_network(["data=celeba", "data.image_size=32", other], CONFIGS) is None
+
+
+def test_a_sweep_of_models_with_and_without_a_network_is_two_sweeps() -> None:
+    words = ["data=celeba", "data.image_size=32"]
+    with pytest.raises(UserError, match="need network=unet_32, and model=oracle has none: make it"):
+        fitting_network([*words, "model=ddpm,oracle"], CONFIGS)
+    assert fitting_network([*words, "model=ddpm,ncsn"], CONFIGS) == "unet_32"
+    fits_both = ["data=celeba", "data.image_size=64", "model=ddpm,oracle"]
+    assert fitting_network(fits_both, CONFIGS) is None

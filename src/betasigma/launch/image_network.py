@@ -25,6 +25,9 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
 
     It is the one for images of this size (of two sides the lesser), or of the nearest size from
     half of it up, that accepts such images.
+
+    Raises:
+        UserError: where some models of a sweep need it, and others train none.
     """
     typed = dict(word.lstrip("+").split("=", 1) for word in overrides if "=" in word)
     sides = [int(side) for side in re.findall(r"\d+", typed.get("data.image_size", ""))]
@@ -32,7 +35,9 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
     if not sides and typed.get("data") == "array" and not chosen:
         sides = _sides_of_array(typed)
     known = typed.get("data") in (*PHOTOGRAPHS, "array")
-    if chosen or not known or len(sides) not in (1, 2) or not _trains(typed, configs):
+    models = typed.get("model", "").split(",")
+    untrained = [model for model in models if not _trains(model, configs)]
+    if chosen or not known or len(sides) not in (1, 2) or untrained == models:
         return None
     size = min(sides)
     native = {
@@ -43,11 +48,18 @@ def fitting_network(overrides: Sequence[str], configs: Configs) -> str | None:
     nearest = sorted(native, key=lambda known: abs(known - size))
     found = next((native[n] for n in nearest if _accepts(native[n], sides, configs)), None)
     default = configs.load(f"data/{typed['data']}").chooses.get("network")
-    return None if found == default else found
+    if found == default:
+        return None
+    if found is not None and untrained:
+        raise UserError(
+            f"images of this size need network={found}, and model={untrained[0]} has none: make "
+            f"it a sweep of its own"
+        )
+    return found
 
 
-def _trains(typed: Mapping[str, str], configs: Configs) -> bool:
-    node = configs.load(f"model/{typed.get('model')}").content.get("model", {})
+def _trains(model: str, configs: Configs) -> bool:
+    node = configs.load(f"model/{model}").content.get("model", {})
     return class_trains(node.get("_target_", ""))
 
 
