@@ -116,7 +116,6 @@ def test_variations_and_labels(here: Path, labelled_run: Path) -> None:
     assert np.abs(arrays["images"][:, 1:].astype(int) - expected.numpy()).max() <= 1
 
 
-@pytest.mark.slow
 def test_points_have_paths_too(here: Path) -> None:
     words = ("data=mixture", "model=oracle", "evaluation=none", "logger=none", "sampler=heun")
     trained = launch("train", *words, "training.num_samples=4")
@@ -126,6 +125,10 @@ def test_points_have_paths_too(here: Path) -> None:
     outcome = launch("edit", f"run={trained.run}", "edit=invert", "edit.tolerance=1e-3")
     assert outcome.status == 0, outcome.err
     assert "of 255" not in outcome.out  # points are no bytes
+    assert "root mean square between point and point of its latent" in outcome.out
+    assert "a row: point, point of its latent" in outcome.out
+    outcome = launch("edit", f"run={trained.run}", "edit=vary", "indices=[100000]")
+    assert "must be numbers of points, 0 to 9999" in outcome.err
     outcome = launch("edit", f"run={trained.run}", "edit=inpaint")
     assert outcome.err == "error: edit=inpaint needs a model of images; this one's data are 2-d\n"
 

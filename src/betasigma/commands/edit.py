@@ -21,6 +21,7 @@ from betasigma.denoiser import guided
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display
 from betasigma.editing import Edit, Request
+from betasigma.editing.request import kind_of
 from betasigma.errors import UserError
 from betasigma.options.apps import EditApp
 from betasigma.pictures import picture, save
@@ -111,22 +112,23 @@ def edit(config: DictConfig, start: Start) -> None:
 def given_images(content: dict[str, Any], loaded: Loaded) -> Tensor:
     """The images to edit, in the model's value range, ``(n, *sample_shape)`` on the CPU."""
     path, denoiser = content.get("images"), loaded.denoiser
+    kind = kind_of(denoiser.sample_shape)
     if path is None:
         data = make_data(with_place(loaded.config, content["data"]))
         data.prepare_data()
         size = data.size("test")
-        numbers = chosen(content.get("indices"), size)
+        numbers = chosen(content.get("indices"), size, kind)
         (batch,) = data.examples("test", np.array(numbers), len(numbers))
         return data.from_uint8(batch["image"])
     found = image_sets.open_images(path, "images", denoiser.sample_shape)
-    numbers = chosen(content.get("indices"), len(found))
+    numbers = chosen(content.get("indices"), len(found), kind)
     return pixels.from_uint8(found.take(np.array(numbers))["image"], denoiser.value_range)
 
 
-def chosen(indices: list[int] | None, size: int) -> list[int]:
-    """The images that ``indices`` names; the first few without it."""
+def chosen(indices: list[int] | None, size: int, kind: str) -> list[int]:
+    """The images or points that ``indices`` names; the first few without it."""
     if indices is None:
         return list(range(min(FIRST, size)))
     if max(indices) >= size:
-        raise UserError(f"indices={indices} must be numbers of images, 0 to {size - 1}")
+        raise UserError(f"indices={indices} must be numbers of {kind}s, 0 to {size - 1}")
     return indices

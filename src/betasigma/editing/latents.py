@@ -169,12 +169,13 @@ class Inversion(Edit):
             return found.float().cpu(), there + back
 
         back, nfe, _ = in_batches(part, len(images), request.batch_size, images.shape[1:])
+        of_latent = f"{request.kind} of its latent"
         error = rms(images.cpu(), back, request.denoiser.value_range)
         return Edited(
             beside([images], back[:, None]),
-            ["image", "image of its latent"],
+            [request.kind, of_latent],
             nfe,
-            {"image and image of its latent": error},
+            {f"{request.kind} and {of_latent}": error},
             torch.cat(latents),
         )
 
@@ -230,7 +231,7 @@ class Interpolation(Edit):
         if images is not None:
             wanted = torch.stack([images[:-1], images[1:]], dim=1).cpu()
             error = rms(wanted, x[:, [0, -1]], denoiser.value_range)
-            errors["images and the ends of their paths"] = error
+            errors[f"{request.kind}s and the ends of their paths"] = error
         columns = [f"{share:.0%}" for share in shares]
         return Edited(x, columns, nfe, errors, torch.cat(ends))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,11 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike
 from betasigma.options.edits import BATCH_SIZE, EditOptions
 from betasigma.samplers import Sampler, Samples
+
+
+def kind_of(shape: Sequence[int]) -> str:
+    """What data of this shape are called: ``image``, or ``point`` where they are vectors."""
+    return "point" if len(shape) == 1 else "image"
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Request:
         """The images, on the device of the model."""
         assert self.images is not None, "the command gives images to edits that need them"
         return self.images.to(self.denoiser.device)
+
+    @property
+    def kind(self) -> str:
+        """What each of them is: ``image``, or ``point`` where the data are vectors."""
+        return kind_of(self.denoiser.sample_shape)
 
     def labels(self, rows: slice) -> Tensor | None:
         """Labels of these rows, on the device of the model."""

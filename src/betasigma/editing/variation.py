@@ -93,4 +93,4 @@ class Variation(Edit):
         Raises:
             UserError: for a time below the schedule's first level.
         """
-        return drawn(request, partial(vary, t=self.t), [request.given], ["image"])
+        return drawn(request, partial(vary, t=self.t), [request.given], [request.kind])
