@@ -14,7 +14,7 @@ import pytest
 from launching import TINY, launch
 
 from betasigma.runs.checkpoint import HEADER, read, save
-from betasigma.runs.header import FORMAT, LAST, PREVIOUS, RECORD, read_header
+from betasigma.runs.header import FORMAT, LAST, PREVIOUS, RECORD, last_checkpoint, read_header
 from betasigma.runs.record import Record
 
 WORDS = (*TINY, "training.checkpoint_every=2")
@@ -128,6 +128,15 @@ def test_the_one_before_is_said_once_in_one_line(run: Path) -> None:
     assert warnings.formatwarning(*one) == (
         f"warning: resume={last} is damaged or cut short; the one before, of step 4, is taken\n"
     )
+
+
+def test_the_warning_of_a_path_with_a_semicolon_is_whole(run: Path) -> None:
+    run = run.rename(run.with_name("a;b"))
+    cut(run / "checkpoints" / LAST)
+    with pytest.warns(
+        UserWarning, match=r"a;b/checkpoints/last\.ckpt is damaged or cut short; the"
+    ):
+        last_checkpoint(run)
 
 
 def test_where_both_are_damaged_nothing_is_begun_over(run: Path) -> None:

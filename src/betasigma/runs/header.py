@@ -97,9 +97,10 @@ def last_checkpoint(run: Path, key: str = "run") -> Path | None:
         if not is_readable(previous):
             raise
         step = read_header(previous, key)["step"]
-        found, _, _ = str(damage).partition(";")  # without what to give instead
+        named = f"{key}={last}"
+        found, _, _ = str(damage).removeprefix(named).partition(";")  # not what to give instead
         # a command looks more than once; of one place Python says the same once, as a rule
-        warnings.warn(f"{found}; the one before, of step {step}, is taken", stacklevel=1)
+        warnings.warn(f"{named}{found}; the one before, of step {step}, is taken", stacklevel=1)
         return previous
     return last
 
