@@ -36,6 +36,11 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def counted(number: int, what: str) -> str:
+    """``1 job``, ``2 jobs``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def few(names: Sequence[str], most: int = 20) -> str:
     """Names in a sentence: ``most`` of them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

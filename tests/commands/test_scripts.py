@@ -410,3 +410,11 @@ def test_a_port_that_is_taken_is_said(ddpm_run: Path, here: Path) -> None:
         outcome = launch("dashboard", f"runs={ddpm_run}", f"serve={port}", "open=false")
     assert outcome.status == 1
     assert re.search(rf"error: serve={port} cannot be had: .*; give another port", outcome.err)
+
+
+def test_an_evaluation_of_no_metric_prints_no_empty_table(ddpm_run: Path, here: Path) -> None:
+    run = shutil.copytree(ddpm_run, here / "run")
+    outcome = launch("evaluate", f"run={run}", "evaluation=none", "error_curve=8")
+    assert outcome.status == 0, outcome.err
+    assert "denoising error of 8 examples" in outcome.out
+    assert "NFE" not in outcome.out

@@ -178,7 +178,7 @@ def test_a_server_that_does_not_take_it(here: Path, server: Server, status: int 
     server.temper = lambda request: 200 if not server.runs else status
     outcome = launch("sync", "outputs/runs", "patience=3", "timeout=3")
     assert outcome.status == 1
-    assert "1 of 1 runs could not be sent; the command can be repeated" in outcome.err
+    assert "1 of 1 run could not be sent; the command can be repeated" in outcome.err
     server.temper = lambda request: 200
     assert "rows of metrics.csv" in sent().out
     assert server.runs["abcdef12"].curve("val/a") == [(2, 0.5), (4, 0.25)]

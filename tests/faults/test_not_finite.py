@@ -112,7 +112,7 @@ def test_one_bad_step_is_skipped_counted_and_leaves_weights_and_optimizer(
     poison(monkeypatch, 3, what)
     outcome = launch("train", *words)
     assert outcome.status == 0, outcome.err
-    assert "1 steps were skipped in this run" in outcome.err
+    assert "1 step was skipped in this run" in outcome.err
     for part in ("weights", "moments"):
         for before, after in zip(states[2][part], states[3][part], strict=True):
             assert torch.equal(before, after)

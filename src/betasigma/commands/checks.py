@@ -31,7 +31,7 @@ from betasigma.commands.config import (
 from betasigma.commands.resume import check_steps_left, continue_in, continue_run, refuse_oracle
 from betasigma.data import catalog
 from betasigma.data.facts import described_facts, find_facts
-from betasigma.errors import UserError, did_you_mean, few
+from betasigma.errors import UserError, counted, did_you_mean, few
 from betasigma.evaluation.choice import choose
 from betasigma.options import AUTO, DataFacts, DataOptions, SamplerOptions, apps, evaluation
 from betasigma.options.base import REGISTRY, dump
@@ -549,14 +549,15 @@ def preview_training(config: DictConfig) -> str:
     model, data, measured = content["model"]["name"], content["data"]["name"], content["evaluation"]
     if trains(content):
         verb = "continue" if content["resume"] is not None else "train"
-        steps = f"{content['steps']} steps of {content['batch_size']}"
+        steps = f"{counted(content['steps'], 'step')} of {content['batch_size']}"
         text = f"will {verb} {model} on {data}: {steps}"
     else:
         text = f"will measure what is known exactly of {data} (model={model})"
     sampler = content["sampler"]["_target_"].rpartition(".")[2]
     n = f"at most {evaluation.SAMPLES}" if measured["n"] is None else measured["n"]
     n = n if measured["metrics"] else 0
-    drawn = f"{n} samples by {sampler}, measured" if n else f"a grid of samples by {sampler}"
+    told = "1 sample" if n == 1 else f"{n} samples"
+    drawn = f"{told} by {sampler}, measured" if n else f"a grid of samples by {sampler}"
     likelihood = ", then bits per dimension" if content.get("likelihood") else ""
     return f"{text}, then {drawn}{likelihood}"
 

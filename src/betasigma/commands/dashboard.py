@@ -16,7 +16,7 @@ from betasigma.commands.config import complete, parsed
 from betasigma.data.custom import open_split
 from betasigma.data.sources import InMemory
 from betasigma.display import Display, warn
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import SamplesOptions
 from betasigma.report.page import HOST, Pages, make_server, render, state_of_files
@@ -46,7 +46,9 @@ def dashboard(config: DictConfig, start: Start) -> None:
     data = read()
     path = start.directory / PAGE
     write_text(path, render(data))
-    display.line(f"page of {len(data['runs'])} runs {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    display.line(
+        f"page of {counted(len(data['runs']), 'run')} {path} ({path.stat().st_size / 1e6:.1f} MB)"
+    )
     if asked.open:
         webbrowser.open(path.resolve().as_uri())
 
@@ -77,10 +79,12 @@ def training_images(run: Run) -> Tensor | None:
 def serve(asked: Dashboard, pages: Pages, display: Display) -> None:
     """Serve the page until Ctrl-C."""
     assert asked.serve is not None
-    count = len(pages.data()["runs"])
+    number = len(pages.data()["runs"])
     with make_server(pages, asked.serve) as server:
         address = f"http://{HOST}:{asked.serve}/"
-        display.line(f"page of {count} runs at {address}, which follows them; Ctrl-C ends it")
+        display.line(
+            f"page of {counted(number, 'run')} at {address}, which follows them; Ctrl-C ends it"
+        )
         if asked.open:
             webbrowser.open(address)
         server.serve_forever()

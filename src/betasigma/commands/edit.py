@@ -22,7 +22,7 @@ from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display
 from betasigma.editing import Edit, Request
 from betasigma.editing.request import kind_of
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.options.apps import EditApp
 from betasigma.pictures import picture, save
 from betasigma.runs.files import replace_file, write_json
@@ -72,7 +72,7 @@ def edit(config: DictConfig, start: Start) -> None:
     results = found.x.flatten(0, 1)
     say_not_finite(count_not_finite(results), len(results))
     by = f"by {sampler.name}, " if doing.draws else "along the probability flow, "
-    display.line(f"{name} {by}{found.nfe} network evaluations each")
+    display.line(f"{name} {by}{counted(found.nfe, 'network evaluation')} each")
     if found.note:
         display.line(found.note)
     for between, error in found.errors.items():

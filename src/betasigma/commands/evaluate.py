@@ -34,7 +34,7 @@ from betasigma.data.image_sets import ReferenceImages, open_images
 from betasigma.data.sources import Source
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings, warn
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.reference import DataSource
 from betasigma.evaluation.sharding import made_by_first_rank_first, own_share
@@ -104,12 +104,13 @@ def _measure(content: Config, loaded: Loaded, meter: Meter, prefix: str, out: Pa
     if content["error_curve"] and labels is None:
         name = str(loaded.config.get("name", Path(run).name))
         meter.error_curve(denoiser, content["error_curve"], step, out, name, family)
-    meter.display.table(
-        f"{run} by {sampler.name}, seed {content['seed']}"
-        + (f", classes {prefix.removeprefix('eval_of_')}" if labels is not None else ""),
-        COLUMNS,
-        [row.cells for row in (*results(found), *rows)],
-    )
+    if found or rows:
+        meter.display.table(
+            f"{run} by {sampler.name}, seed {content['seed']}"
+            + (f", classes {prefix.removeprefix('eval_of_')}" if labels is not None else ""),
+            COLUMNS,
+            [row.cells for row in (*results(found), *rows)],
+        )
 
 
 FLOOR = "_floor"
@@ -236,7 +237,7 @@ def _measure_images(
             f"{', '.join(evaluator.left_out)} left out: needs a test split, and {against} has none"
         )
     own = own_share(len(images))
-    with display.work(f"features of {len(images)} images", len(own)) as update:
+    with display.work(f"features of {counted(len(images), 'image')}", len(own)) as update:
         found = evaluator.evaluate_images(
             _batches(images, own, content["evaluation"]["batch_size"], update),
             sampler=content["images"],

@@ -15,7 +15,7 @@ from betasigma.build import Config, make
 from betasigma.data.datamodule import SPLITS, ImageDataModule
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.display import Display, warn
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.evaluation.choice import choose
 from betasigma.evaluation.evaluator import Evaluator, Measurement
 from betasigma.evaluation.features import build
@@ -106,7 +106,7 @@ class Meter:
         size, share = self._settings["batch_size"], -(-n // rank_and_world_size()[1])
         hardware = self._config["hardware"]
         compile_for_sampling(denoiser, hardware, self.sampler, share, size, self.display)
-        with self.display.share(f"evaluating {n} samples") as progress:
+        with self.display.share(f"evaluating {counted(n, 'sample')}") as progress:
             found = evaluator.evaluate(
                 guided(denoiser, self._guidance),
                 self.sampler,
@@ -143,7 +143,7 @@ class Meter:
         estimator = make_estimator(node, self._seed)
         meter = LikelihoodMeter(estimator, self.data, **settings, seed=self._seed)
         n = min(settings["n"], self.data.size(settings["split"]))
-        with self.display.share(f"likelihood of {n} examples") as progress:
+        with self.display.share(f"likelihood of {counted(n, 'example')}") as progress:
             found = meter.measure(denoiser, progress)
         own = node.keys() - {"_target_", "n", "split", "batch_size"}
         # a run that is continued has its keys in another order
@@ -174,7 +174,7 @@ class Meter:
         ``out`` as that of a model of this name and family.
         """
         n = min(n, self.data.size("test"))
-        with self.display.share(f"denoising error of {n} examples") as progress:
+        with self.display.share(f"denoising error of {counted(n, 'example')}") as progress:
             curve = error_curve(denoiser, self.data, n, progress=progress)
         if not self.loggers:
             return

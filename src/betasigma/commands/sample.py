@@ -24,7 +24,7 @@ from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.evaluation.sharding import (
     broadcast,
     gather,
@@ -134,7 +134,7 @@ class Draw:
         """This process's share of the samples of these places, batch by batch, each of one seed."""
         own = own_share(len(places))
         first, size = own.start, self.batch_size
-        with display.share(f"{self.sampler.name}: {len(places)} samples") as progress:
+        with display.share(f"{self.sampler.name}: {counted(len(places), 'sample')}") as progress:
             while first < own.stop:
                 seed = places[first][0]
                 at_once = places[first : min(first + size, own.stop)]
@@ -174,7 +174,7 @@ def _gather(draw: Draw, asked: Sample, out: Path, display: Display) -> dict[str,
     images = torch.cat([part.images for part in every])
     nfe, bad = max(part.nfe for part in every), sum(part.not_finite for part in every)
     say_not_finite(bad, len(places))
-    display.line(f"{len(places)} samples by {draw.sampler.name}, {nfe} network evaluations each")
+    display.line(_drawn(len(places), draw.sampler, nfe))
     if asked.save in ("png", "both"):
         save(picture(images), out / "samples.png")
         display.line(f"picture {out}/samples.png")
@@ -213,11 +213,15 @@ def _fill(
     say_not_finite(bad, len(lacking))
     there = len(wanted) - len(lacking)
     display.line(
-        f"{len(lacking)} samples by {draw.sampler.name}, {nfe} network evaluations each"
-        + (f"; {there} were there already" if there else "")
+        _drawn(len(lacking), draw.sampler, nfe) + (f"; {there} were there already" if there else "")
     )
     display.line(f"images {into.root}")
     return {"n": len(wanted), "drawn": len(lacking), "nfe": nfe, "not_finite": bad}
+
+
+def _drawn(number: int, sampler: Sampler, nfe: int) -> str:
+    evaluations = counted(nfe, "network evaluation")
+    return f"{counted(number, 'sample')} by {sampler.name}, {evaluations} each"
 
 
 def to_uint8(x: Tensor, denoiser: DenoiserLike) -> Tensor:

@@ -30,7 +30,7 @@ from betasigma.build import Config
 from betasigma.commands.config import parsed
 from betasigma.commands.run_facts import shown_config
 from betasigma.display import Display
-from betasigma.errors import UserError, first_line
+from betasigma.errors import UserError, counted, first_line
 from betasigma.options.apps import Sync
 from betasigma.options.base import dump, parse_leniently
 from betasigma.options.loggers import WandbOptions
@@ -119,7 +119,8 @@ def sync(config: DictConfig, start: Start) -> None:
     display.table("Weights & Biases", ["run", "what was sent"], rows)
     if failed:
         raise UserError(
-            f"{failed} of {len(runs)} runs could not be sent; the command can be repeated"
+            f"{failed} of {counted(len(runs), 'run')} could not be sent; the command can be "
+            f"repeated"
         )
 
 
@@ -163,7 +164,7 @@ def send(run: Path, place: Recipient) -> str:
         raise UserError(f"it has {len(legs)} files of Weights & Biases, which would mix")
     kept = _send_checkpoints(run, saved, place) if trained else 0
     if kept:
-        said += f", {kept} checkpoint{'s' if kept > 1 else ''}"
+        said += f", {counted(kept, 'checkpoint')}"
     receipt[-2] = identity
     write_json(run / directory.WANDB / SENT, {"sent": receipt})
     return said

@@ -45,7 +45,7 @@ from betasigma.data.loading import worker_failure
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
 from betasigma.devices import precision_of, prepare_model
 from betasigma.display import Display, clock, plain_warnings
-from betasigma.errors import Stopped, UserError, first_line
+from betasigma.errors import Stopped, UserError, counted, first_line
 from betasigma.modules import MeasuredModule
 from betasigma.options import plugins
 from betasigma.options.base import AUTO, parse_component
@@ -101,7 +101,9 @@ def _train(content: Config, start: Start) -> FinishedRun:
     display = Display(quiet=process_rank() != 0, note=ActivityLog(run).note)
     resumed = Path(content["resume"]) if content["resume"] else None
     if resumed and has_ended(resumed, content):
-        display.line(f"{run} has ended after {read_header(resumed)['step']} steps: nothing to do")
+        display.line(
+            f"{run} has ended after {counted(read_header(resumed)['step'], 'step')}: nothing to do"
+        )
         return FinishedRun(run)
     data = assemble.open_data(content)
     if measures(content["evaluation"]):
@@ -415,7 +417,9 @@ def finish(
         if values:
             rows.append(Result(metric, values[-1]))
     rows += [*results(found), *likelihood]
-    display.table(f"{content['name']} after {step} steps", COLUMNS, [row.cells for row in rows])
+    display.table(
+        f"{content['name']} after {counted(step, 'step')}", COLUMNS, [row.cells for row in rows]
+    )
     table = [row.numbers for row in rows]
     summary = {"step": step, "seconds": watch.shares(), "table": table}
     write_patiently(
@@ -546,9 +550,8 @@ def _announce(
     dtype = "bf16" if denoiser.precision is not None else "fp32"
     shape = "×".join(map(str, data.sample_shape))
     how = ("continuing" if resumed else "training") if trains(content) else "ground truth:"
-    what = (
-        f"{parameters:,} parameters, {dtype}, {content['steps']} steps of {content['batch_size']}"
-    )
+    steps = counted(content["steps"], "step")
+    what = f"{parameters:,} parameters, {dtype}, {steps} of {content['batch_size']}"
     display.line(
         f"{how} {content['model']['name']} on {content['data']['name']} ({shape}, "
         f"{data.size('train')} examples): {what if trains(content) else 'nothing to train'}, "

@@ -21,7 +21,7 @@ from wandb_workspaces import expr
 
 from betasigma.commands.sync import connect
 from betasigma.display import Display
-from betasigma.errors import UserError, first_line
+from betasigma.errors import UserError, counted, first_line
 from betasigma.options.apps import Dashboard
 from betasigma.options.dashboards import DashboardOptions
 from betasigma.options.training import AT_LOG_SNR, DENOISING_ERROR, NFE, SKIPPED, SPEED
@@ -341,7 +341,8 @@ def make_report(scene: Scene, entity: str, project: str) -> Any:
         first = not any(isinstance(block, reports.PanelGrid) for block in blocks)
         table: dict[str, Any] = {"pinned_columns": _columns(scene)} if first else {}
         blocks.append(reports.PanelGrid(runsets=[runset(**table)], panels=panel.charts))
-    about = f"{len(scene.runs)} runs, grouped by {', '.join(dashboard.group_by) or 'nothing'}"
+    grouped = ", ".join(dashboard.group_by) or "nothing"
+    about = f"{counted(len(scene.runs), 'run')}, grouped by {grouped}"
     return reports.Report(
         entity=entity,
         project=project,
@@ -373,7 +374,7 @@ def show_on_wandb(asked: Dashboard, start: Start) -> None:
     unsent = sum(run.is_training and not known_ids([run]) for run in runs)
     if unsent:
         command = shlex.join([*program("sync", start.here), *asked.runs])
-        display.line(f"{unsent} runs are not on Weights & Biases; to send them: {command}")
+        display.line(f"{counted(unsent, 'run')} not on Weights & Biases; to send them: {command}")
     if not logged_in():
         display.line(
             f"no account at Weights & Biases (wandb login makes one known): the dashboard is "

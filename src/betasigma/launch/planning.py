@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from betasigma.commands.config import key_and_place
 from betasigma.commands.resume import refuse_overwrite
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.launch.command_line import CommandLine, quoted
 from betasigma.launch.composing import SweepLoader
 from betasigma.launch.configs import dotted_keys
@@ -309,9 +309,7 @@ def _say_left_alone(alone: Counter[str], left: int, directory: Path) -> None:
     if not alone:
         return
     states = ", ".join(f"{number} {state}" for state, number in alone.items())
-    print(
-        f"{short(directory)}: {job_states.count_jobs(left)} to do; left alone: {states}", flush=True
-    )
+    print(f"{short(directory)}: {counted(left, 'job')} to do; left alone: {states}", flush=True)
     if not left:
         sys.exit(0)
 

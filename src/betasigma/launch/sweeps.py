@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.runs.directory import short
-from betasigma.runs.job_states import ENDED_BADLY, count_jobs
+from betasigma.runs.job_states import ENDED_BADLY
 from betasigma.runs.lock import locked
 from betasigma.runs.start import program
 from betasigma.runs.status import FINISHED, STATUS, read_status
@@ -88,7 +88,9 @@ def end_here(error: Exception | None = None) -> None:
             failed = sum(states[state] for state in ENDED_BADLY)
             before = f", {failed} of an earlier command failed" if failed else ""
             where = short(sweep.directory)
-            print(f"{count_jobs(states[FINISHED])} finished{before}, in {where}", file=sys.stderr)
+            print(
+                f"{counted(states[FINISHED], 'job')} finished{before}, in {where}", file=sys.stderr
+            )
             found = sweep.directory / "optimization_results.yaml"
             if found.is_file():
                 print(f"the best of them: {short(found)}", file=sys.stderr)
@@ -112,7 +114,7 @@ def left_behind(sweep: Sweep) -> str:
     begun = [path.parent for path in sweep.directory.glob(f"*/{STATUS}")]
     finished = sum(read_status(run).get("status") == FINISHED for run in begun)
     going = len(begun) - finished
-    text = f"stopped: {count_jobs(finished)} finished, {going} begun and not finished"
+    text = f"stopped: {counted(finished, 'job')} finished, {going} begun and not finished"
     if sweep.launched:
         text += f", {max(0, len(jobs) - len(begun))} never begun"
     how = shlex.join([*program("train", Path.cwd()), "-m", f"resume={where}"])

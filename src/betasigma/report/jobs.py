@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from betasigma.display import Display, clock
+from betasigma.errors import counted
 from betasigma.options.drawing import DrawingOptions
 from betasigma.report.runs import COMPOSED, read_run
 from betasigma.runs import job_states
@@ -95,13 +96,13 @@ def say_failures(jobs: Sequence[job_states.JobState]) -> str | None:
     if not bad:
         return None
     told = any((job.directory / ERROR).is_file() for job in bad)
-    text = f"{len(bad)} of {len(jobs)} jobs failed"
+    text = f"{len(bad)} of {counted(len(jobs), 'job')} failed"
     text += f" (tracebacks in their {ERROR}):" if told else ":"
     text = "\n  ".join([text, *(f"{short(job.directory)}: {job.error}" for job in bad)])
     going_on = sum(job.state in job_states.UNDER_WAY for job in jobs)
     if going_on:
-        text += f"\n{job_states.count_jobs(going_on)} not ended yet: squeue --me"
+        text += f"\n{counted(going_on, 'job')} not ended yet: squeue --me"
     begun_never = sum(job.state == job_states.NOT_BEGUN for job in jobs)
     if begun_never:
-        text += f"\n{job_states.count_jobs(begun_never)} never begun"
+        text += f"\n{counted(begun_never, 'job')} never begun"
     return text

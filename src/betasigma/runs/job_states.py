@@ -243,8 +243,3 @@ def _overrides(run: Path) -> list[str]:
         lines = file.read_text("utf-8").splitlines()
         return [line.removeprefix("- ") for line in lines if line.startswith("- ")]
     return []
-
-
-def count_jobs(jobs: int) -> str:
-    """``1 job``, ``2 jobs``."""
-    return f"{jobs} job{'s' if jobs != 1 else ''}"

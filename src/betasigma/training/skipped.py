@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 
 from betasigma.display import warn
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.evaluation.sharding import broadcast, gather
 from betasigma.modules import DiffusionModule
 from betasigma.modules.averaging import is_in_parts
@@ -41,8 +41,9 @@ class SkippedSteps(StepCallback):
             return
         found = module.finite_steps.read()
         if found.total > self._said and trainer.is_global_zero:
+            skipped = "1 step was" if found.total == 1 else f"{found.total} steps were"
             warn(
-                f"at step {step}: {found.total} steps were skipped in this run, as loss or "
+                f"at step {step}: {skipped} skipped in this run, as loss or "
                 f"gradient was not finite (the last from step {found.since} on)"
             )
         self._said = found.total
@@ -62,7 +63,7 @@ class SkippedSteps(StepCallback):
         times = [t for _, many in parts for t in many]
         step = newest_step(self._run)
         stands = "there is no checkpoint yet" if step is None else f"that of step {step} stands"
-        what = f"the loss of {len(index)} examples" if index else "the gradient"
+        what = f"the loss of {counted(len(index), 'example')}" if index else "the gradient"
         error = NotFinite(
             f"{found.longest} steps in a row, from step {found.since} on, were skipped: {what} was "
             f"not finite. {stands[0].upper()}{stands[1:]}; a lower optimizer.lr or "
