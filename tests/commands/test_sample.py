@@ -83,6 +83,8 @@ def test_a_folder_of_other_samples_is_left_alone(
     assert other.err == (
         "error: out=letters is not empty and holds no samples: give another folder\n"
     )
+    other = launch("sample", f"run={ddpm_run}", "save=folder", "out=letters/a.txt/drawn")
+    assert other.err == "error: out=letters/a.txt/drawn cannot be made: letters/a.txt is a file\n"
     assert len(list(Path("drawn").iterdir())) == 2
     Path("drawn/samples.json").write_text('{"n": ')
     other = launch("sample", f"run={ddpm_run}", "save=folder", "out=drawn", "n=1")

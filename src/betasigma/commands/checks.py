@@ -353,6 +353,8 @@ def check_sample(config: DictConfig, overrides: list[str]) -> None:
     memory.check_sampling(asked, saved, facts)
     if not saved.model.trains:
         _check_data(saved, asked.data.given, facts)
+    if asked.out is not None:
+        _check_place(Path(asked.out), "out")
     _number_labels(config, saved, facts)
     for key in ("save=folder", f"trajectory={asked.trajectory}"):
         if facts.points and getattr(asked, key.partition("=")[0]) == key.partition("=")[2]:
@@ -693,9 +695,19 @@ def _check_pipeline(run: str, saved: apps.ModelConfig) -> None:
 
 
 def _check_new(directory: Path, key: str) -> None:
-    """Refuse a place that holds something."""
+    """Refuse a place that holds something, or where no directory can be made."""
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise UserError(f"{key}={directory} is not empty; give the path of a new directory")
+    _check_place(directory, key)
+
+
+def _check_place(directory: Path, key: str) -> None:
+    """Refuse a directory that cannot be made or written to."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{key}={directory} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{key}={directory} cannot be written: no permission to write in {there}")
 
 
 CHECKS = {
