@@ -133,6 +133,19 @@ def test_columns_that_can_be_read_in_two_ways(tmp_path: Path) -> None:
         open_table(root, ["img", "finer"], download=False)
 
 
+def test_columns_of_types_that_no_image_and_no_label_has(tmp_path: Path) -> None:
+    lists, root = [[0, 1], [1, 0]], str(tmp_path / "a.parquet")
+    columns = {"img": [picture(0), picture(1)], "number": [0, 1], "tags": lists}
+    datasets.Dataset.from_dict(columns).to_parquet(root)
+    for image in ("number", "tags"):
+        with pytest.raises(UserError, match=rf"no images in its column {image}, .*data=array"):
+            open_table(root, [image], download=False)
+    for label in ("img", "tags"):
+        with pytest.raises(UserError, match=rf"no labels in its column {label}, .*\[img\] leaves"):
+            open_table(root, ["img", label], download=False)
+    assert open_table(root, ["img", "number"], download=False).classes == ("0", "1")
+
+
 def test_columns_that_are_not_asked_for_are_not_read(tmp_path: Path) -> None:
     whole, broken = [picture(i) for i in range(12)], [{"bytes": b"no image", "path": None}] * 12
     features = datasets.Features({"img": datasets.Image(), "mask": datasets.Image()})

@@ -201,6 +201,7 @@ def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubT
     parts, left_out = _parts(found, root)
     features = next(iter(parts.values())).features
     image, label = _columns(features, columns, root, datasets)
+    _check_kinds(features, image, label, root, datasets)
     kept = [image] if label is None else [image, label]  # the library would decode the others
     chosen = {split: rows.select_columns(kept) for split, rows in parts.items()}
     encoded = {
@@ -284,6 +285,26 @@ def _columns(
             f"{' and '.join(labels) or 'none'} the labels: data.columns=[image,label] says which"
         )
     return images[0], labels[0] if labels else None
+
+
+def _check_kinds(features: Any, image: str, label: str | None, root: str, datasets: Any) -> None:
+    """Refuse columns whose type no image or no label has."""
+    kind = features[image]
+    encoded = isinstance(kind, datasets.Value) and kind.dtype.endswith(("string", "binary"))
+    if not (encoded or isinstance(kind, datasets.Image | dict)):
+        raise UserError(
+            f"data.root={root} has no images in its column {image}, which is of type {kind}: "
+            f"data.columns=[image,label] says which has; numbers are read by data=array from an "
+            f".npy or .npz file"
+        )
+    if label is None:
+        return
+    kind = features[label]
+    if label == image or not isinstance(kind, datasets.ClassLabel | datasets.Value):
+        raise UserError(
+            f"data.root={root} has no labels in its column {label}, which is of type {kind}; they "
+            f"are integers or names, one a row: data.columns=[{image}] leaves them out"
+        )
 
 
 def _as_cell(value: Any) -> dict[str, Any]:
