@@ -9,6 +9,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from betasigma.errors import UserError
+from betasigma.launch.app import as_choice, as_typed
 from betasigma.launch.command_line import quoted, read_command_line
 
 
@@ -61,3 +62,11 @@ def test_the_path_of_a_sweep_s_job_needs_no_quotes(here: Path) -> None:
 @pytest.mark.parametrize("value", ["plain", "it's", "a\\'b", "a,b=c [d]"])
 def test_what_is_quoted_comes_back(value: str) -> None:
     assert OverridesParser.create().parse_override(f"key={quoted(value)}").value() == value
+
+
+@pytest.mark.parametrize("value", ["3", "null", "NULL", "", "[1,2]", "a b", "1,2", "choice(1,2)"])
+def test_a_value_of_a_sweep_is_one_that_hydra_takes(value: str) -> None:
+    word = f"training.clip={value}"
+    (parsed,) = OverridesParser.create().parse_overrides([as_choice(word)])
+    assert parsed.key_or_group == "training.clip"
+    assert as_typed(as_choice(word)) == word

@@ -369,12 +369,14 @@ def as_choice(word: str) -> str:
 
     Hydra composes the common config of a sweep without the swept groups. So it would apply
     ``sampler.steps=10`` of ``sampler=ddim,ancestral sampler.steps=10`` to the default sampler and
-    refuse it. A choice is applied in each job, after its group.
+    refuse it. A choice is applied in each job, after its group. Of ``null`` and of nothing Hydra
+    makes no choice.
     """
     key, equals, value = word.partition("=")
     plain = re.fullmatch(r"[a-z]\w*(\.\w+)+", key) and not key.startswith("hydra.")
     swept = "(" in value or re.search(r",(?![^\[{]*[\]}])", value)
-    return f"{key}=choice({value})" if equals and plain and not swept else word
+    chosen = value and value.lower() != "null"
+    return f"{key}=choice({value})" if equals and plain and chosen and not swept else word
 
 
 def as_typed(word: str) -> str:
