@@ -14,9 +14,10 @@ from omegaconf import OmegaConf
 
 from betasigma.display import Bold
 from betasigma.errors import UserError
-from betasigma.report.rows import Row, rows_of_settings
-from betasigma.report.runs import read_runs
+from betasigma.report.rows import Row, rows_of_evaluations, rows_of_settings
+from betasigma.report.runs import COMPOSED, Run, read_run, read_runs
 from betasigma.report.tables import clearly_least, full_table, report_runs, short_table, write_csv
+from betasigma.runs.directory import OVERRIDES
 from betasigma.runs.record import Record
 
 
@@ -229,6 +230,55 @@ def test_a_row_of_runs_that_were_stopped_says_at_which_step(tmp_path: Path) -> N
         make_run(tmp_path / f"{steps}", 1.0, seed, steps=steps)
     rows = rows_of_settings(read_runs([str(tmp_path)]))
     assert [row.label for row in rows] == ["steps=30", "steps=40, at step 30"]
+
+
+def make_evaluation(
+    path: Path, values: dict[str, float], seed: int, labels: str = "", **told: Any
+) -> Run:
+    """A job of a sweep of evaluations."""
+    (path / COMPOSED).parent.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create({"run": "outputs/run", "seed": seed}), path / COMPOSED)
+    words = [f"seed={seed}", *([f"labels={labels}"] if labels else [])]
+    OmegaConf.save(OmegaConf.create(words), path / OVERRIDES)
+    Record.of(path).append(20, values, {"n": 50, "nfe": 10, "sampler": "ddim", **told})
+    return read_run(path, COMPOSED)
+
+
+def test_evaluations_of_classes_share_columns_beside_their_labels(tmp_path: Path) -> None:
+    jobs = [
+        make_evaluation(
+            tmp_path / f"{labels}{seed}",
+            {f"{prefix}/fd_small": fd + 0.1 * seed, f"{prefix}/kid_small": 7.0},
+            seed,
+            labels,
+        )
+        for labels, prefix, fd in (("[0]", "eval_of_0", 3.0), ("[1,2]", "eval_of_1+2", 4.0))
+        for seed in range(2)
+    ]
+    first, second = rows = rows_of_evaluations(jobs)
+    assert [row.described["labels"] for row in rows] == ["[0]", "[1,2]"]
+    assert first.values["fd_small train"] == [3.0, 3.1]
+    assert second.values["kid_small"] == [7.0, 7.0]
+    assert clearly_least(rows, "fd_small train") == [], "each is compared with images of its own"
+    (alone,) = rows_of_evaluations(jobs[:2])
+    assert alone.described["labels"] == "[0]", "also where all jobs are of the same classes"
+
+
+def test_a_likelihood_of_a_class_was_measured_by_no_sampler(tmp_path: Path) -> None:
+    told = {"sampler": "prior=moments trace=exact", "settings": "prior=moments trace=exact"}
+    values = {"eval_of_0/bits_per_dim/flow/total_test": 3.0}
+    (row,) = rows_of_evaluations([make_evaluation(tmp_path / "job", values, 0, "[0]", **told)])
+    assert (row.described["sampler"], row.values["flow total"]) == ("", [3.0])
+    assert short_table("", [row]).header[3:] == ["bits/dim", "n", "NFE"]
+
+
+def test_seeds_are_one_row_also_where_a_solver_has_taken_other_steps(tmp_path: Path) -> None:
+    jobs = [
+        make_evaluation(tmp_path / f"{seed}", {"eval/fd_small": 3.0}, seed, nfe=nfe)
+        for seed, nfe in enumerate((380, 398))
+    ]
+    (row,) = rows_of_evaluations(jobs)
+    assert (row.described["seeds"], row.mean("NFE")) == ("2", 389)
 
 
 @pytest.mark.parametrize("far", [1.5, 1.8])

@@ -19,6 +19,9 @@ BITS = re.compile(r"(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
 the training or the test split.
 """
 
+EVALUATED = re.compile(r"^eval(_of_[^/]*|)/")
+"""What the names of evaluations begin with, those of some classes alone (``eval_of_3/``) too."""
+
 Values = dict[str, float]
 
 
@@ -91,7 +94,7 @@ def _by_column(
 ) -> Iterator[tuple[str, Mapping[str, str]]]:
     """Rows of distances, likelihoods and denoising errors, with what their column is called."""
     for row in rows:
-        before, _, metric = row["metric"].partition("/")
+        before, _, metric = EVALUATED.sub("eval/", row["metric"]).partition("/")
         if before != prefix:
             continue
         if distance := DISTANCE.fullmatch(metric):
@@ -189,7 +192,7 @@ def _sizes(row: Mapping[str, str]) -> Values:
 
 
 def _name(row: Mapping[str, str]) -> str:
-    return row["metric"].removeprefix("eval/")
+    return EVALUATED.sub("", row["metric"])
 
 
 def _training_seconds(run: Run) -> float:

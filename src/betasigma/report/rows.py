@@ -34,6 +34,9 @@ ENTERING = ("hardware.precision",)
 OWN_COLUMNS = ("run", "n", "sampler")
 """Keys of an evaluation's command line that have columns of their own."""
 
+LABELS = "labels"
+"""Key of the classes that an evaluation is of, which is told in a column."""
+
 MOST_KEYS = 4
 """A row is named by at most as many keys that differ from other rows'."""
 
@@ -186,12 +189,15 @@ def _measured_alike(runs: Sequence[Run]) -> list[tuple[Values, list[Values], lis
 
 def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
     """One row for the jobs of a sweep of evaluations that differ in the seed alone: the run, the
-    sampler with those of its settings that differ between jobs, what else was swept.
+    sampler with those of its settings that differ between jobs, what else was swept, and always
+    the classes that were asked for.
     """
     asked = [job.asked for job in jobs]
     swept = [
         key for key in _differing(asked) if key.partition(".")[0] not in (*OWN_COLUMNS, "seed")
     ]
+    if any(LABELS in one for one in asked) and LABELS not in swept:
+        swept.append(LABELS)
     names = _without_common_parent([str(job.config["run"]) for job in jobs])
     samplers = told_apart(list(map(sampler_of, jobs)))
     groups: dict[str, tuple[dict[str, str], list[Run], list[Values]]] = {}
@@ -202,7 +208,8 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
             **{key: job.asked.get(key, "") for key in swept},
         }
         found = of_evaluation(job)
-        key = json.dumps([described, found.get("n"), found.get("NFE")])
+        fixed = {key: value for key, value in job.asked.items() if key != "seed"}
+        key = json.dumps([described, fixed], sort_keys=True)
         _, group, values = groups.setdefault(key, (described, [], []))
         group.append(job)
         values.append(found)

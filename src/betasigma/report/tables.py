@@ -16,7 +16,7 @@ from betasigma.options.drawing import DrawingOptions
 from betasigma.report.measurements import DENOISING_ERROR, DISTANCE
 from betasigma.report.plots import AS_IT_IS, draw_results
 from betasigma.report.quality import draw_quality, quality_of_jobs
-from betasigma.report.rows import Row, rows_of_evaluations, rows_of_settings
+from betasigma.report.rows import LABELS, Row, rows_of_evaluations, rows_of_settings
 from betasigma.report.runs import Run
 from betasigma.report.series import best_of
 from betasigma.runs.directory import short
@@ -93,14 +93,16 @@ def short_table(title: str, rows: Sequence[Row]) -> Table:
 
 def clearly_least(rows: Sequence[Row], column: str) -> list[Row]:
     """The row whose mean is below each other one's by more than twice the standard error of their
-    difference; of each n where it is a distance. Only of columns in which less is better.
+    difference; of the same classes, and of each n where it is a distance. Only of columns in which
+    less is better.
     """
     if best_of(_metric_of(column)) != "min":
         return []
-    groups: dict[float | None, list[Row]] = {}
+    groups: dict[tuple[str | None, float | None], list[Row]] = {}
     for row in rows:
         if row.mean(column) is not None:
-            groups.setdefault(row.size("n") if is_distance(column) else None, []).append(row)
+            n = row.size("n") if is_distance(column) else None
+            groups.setdefault((row.described.get(LABELS), n), []).append(row)
     found = []
     for group in groups.values():
         least, *others = sorted(group, key=lambda row: row.mean(column) or 0.0)
