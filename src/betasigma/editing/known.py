@@ -195,8 +195,9 @@ class Inpainting(Edit):
     """Paint a hole in each image anew.
 
     Args:
-        hole: ``left``, ``right``, ``top``, ``bottom`` (that half), ``center`` (a square of half the
-            side), or the path of a picture of the images' size, white where to paint.
+        hole: ``left``, ``right``, ``top``, ``bottom`` (that half), ``center`` (half the height
+            and half the width, in the middle), or the path of a picture of the images' size, white
+            where to paint.
         repeats: how often each step of the sampler is taken.
     """
 
