@@ -56,8 +56,14 @@ def test_the_page_names_what_the_command_takes() -> None:
             r"data\.image_size=\[16\] must be a valid integer or have at least 2 it",
         ),
         ({"image_size": [16, 0]}, r"data\.image_size\[1\]=0 must be at least 1"),
-        ({"image_size": "big"}, r"data\.image_size=big must be a valid integer or be a valid list"),
-        ({"background": "red"}, r"data\.background=red must be 'white', 'black' or 'grey' or"),
+        (
+            {"image_size": "big"},
+            r"data\.image_size=big must be a valid integer or be \[height,width\]$",
+        ),
+        (
+            {"background": "red"},
+            r"data\.background=red must be 'white', 'black' or 'grey' or be \[red,green,blue\]$",
+        ),
         ({"background": [1, 2, 256]}, r"data\.background\[2\]=256 must be at most 255"),
         ({"bits": 8}, r"data\.bits=8 must be at least 9"),
         ({"bits": 12, "window": [0.0, 1.0]}, r"data\.bits=12 and data\.window=\[0\.0, 1\.0\] excl"),

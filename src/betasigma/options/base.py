@@ -77,6 +77,17 @@ def written(pattern: str, how: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def listed(how: str) -> BeforeValidator:
+    """A list that is written as ``how``, as messages about anything else say."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, list):
+            raise Unfit(f"must be {how}")
+        return value
+
+    return BeforeValidator(check)
+
+
 class Options(BaseModel):
     """A node of the config. It has no other keys, converts no types and takes finite numbers."""
 

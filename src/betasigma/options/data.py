@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from betasigma.options.base import ComponentOptions, Count, option, written
+from betasigma.options.base import ComponentOptions, Count, listed, option, written
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
@@ -18,10 +18,10 @@ CROP = r"center_([1-9]\d*)"
 Crop = Annotated[str, written(CROP, "be center_<side>, as in center_140")]
 Byte = Annotated[int, Field(ge=0, le=255)]
 COLOURS = {"white": (255, 255, 255), "black": (0, 0, 0), "grey": (128, 128, 128)}
-Background = (
-    Literal["white", "black", "grey"] | Annotated[list[Byte], Field(min_length=3, max_length=3)]
-)
-ImageSize = Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
+Colour = Annotated[list[Byte], Field(min_length=3, max_length=3), listed("[red,green,blue]")]
+Background = Literal["white", "black", "grey"] | Colour
+Sides = Annotated[list[Count], Field(min_length=2, max_length=2), listed("[height,width]")]
+ImageSize = Count | Sides
 """Height and width: one number for both, or the two."""
 
 DECODERS = (
