@@ -388,6 +388,18 @@ def test_a_copy_of_the_code_is_the_code(tmp_path: Path) -> None:
     assert (ROOT / "conf" / "train.yaml").read_text()
 
 
+def test_a_record_of_a_later_version_is_read(tmp_path: Path) -> None:
+    record = SweepRecord("train", [RecordedJob("seed=1", ["seed=1"], 5)], [])
+    write_sweep(tmp_path, record)
+    file = tmp_path / "sweep.json"
+    content = json.loads(file.read_text())
+    (job,) = content["jobs"]
+    file.write_text(json.dumps({**content, "jobs": [{**job, "priority": 1}], "new": {}}))
+    assert read_sweep(tmp_path) == record
+    file.write_text(json.dumps({**content, "jobs": ["seed=1"]}))
+    assert read_sweep(tmp_path) is None
+
+
 def test_a_record_is_read_back(tmp_path: Path) -> None:
     jobs = [RecordedJob("seed=1", ["seed=1"], 5, "12_0"), RecordedJob("seed=2", ["seed=2"])]
     record = SweepRecord("train", jobs, ["cluster=slurm"], code={"from": "live"})

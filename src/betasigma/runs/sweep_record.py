@@ -74,11 +74,24 @@ def write_sweep(directory: Path, record: SweepRecord) -> None:
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:
-    """Read the record of a sweep; ``None`` where there is none that can be read."""
+    """Read the record of a sweep, without what a later version has added to it; ``None`` where
+    there is none that can be read.
+    """
+    content = _known(SweepRecord, read_json(directory / SWEEP))
+    jobs = content.get("jobs")
+    if isinstance(jobs, list):
+        content["jobs"] = [_known(RecordedJob, job) for job in jobs]
     try:
-        return _RECORD.validate_python(read_json(directory / SWEEP))
+        return _RECORD.validate_python(content)
     except ValidationError:
         return None
+
+
+def _known(kind: type[SweepRecord | RecordedJob], content: Any) -> Any:
+    """What a class takes of a node; whatever is no node as it is."""
+    if not isinstance(content, dict):
+        return content
+    return {key: value for key, value in content.items() if key in kind._fields}
 
 
 def note_slurm_jobs(directory: Path, started: Mapping[str, str]) -> None:
