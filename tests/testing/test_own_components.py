@@ -252,6 +252,7 @@ class Blocks(FeatureExtractor):
 )
 def test_metrics(kind: Any, options: dict[str, Any]) -> None:
     check_metric(kind(Blocks()), (3, 8, 8), **options)
+    check_metric(lambda: kind(Blocks()), (3, 8, 8), **options)
 
 
 def test_neighbours() -> None:

@@ -8,18 +8,18 @@ value is that of the sets.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from betasigma.testing.contract import require
 
 
 def check_metric(
-    metric: Metric,
+    metric: Metric | Callable[[], Metric],
     sample_shape: tuple[int, ...] = (3, 32, 32),
     *,
     n: int = 48,
@@ -30,7 +30,7 @@ def check_metric(
     """Assert the contract of a metric.
 
     Args:
-        metric: without a state; it is copied.
+        metric: one without a state, which is copied, or a function that returns one.
         sample_shape: of an image, drawn as bytes (uint8); of one number, ``(d,)``, points are drawn
             in float32.
         n: images of each set.
@@ -43,14 +43,15 @@ def check_metric(
     Raises:
         ContractError: at the first contract that does not hold.
     """
+    made: Any = metric if isinstance(metric, nn.Module) else metric()
     require(
-        isinstance(metric, Metric),
+        isinstance(made, Metric),
         "metric.type",
         "a torchmetrics.Metric",
-        f"it is of class {type(metric).__name__}",
+        f"it is of class {type(made).__name__}",
     )
     real, generated = _sets(sample_shape, n)
-    whole = _value(metric, (real, True), (generated, False))
+    whole = _value(made, (real, True), (generated, False))
     for name, value in whole.items():
         finite = value == value and abs(value) != float("inf")
         require(finite, "metric.finite", "a finite value", f"{name} is {value}")
@@ -59,25 +60,25 @@ def check_metric(
     _compare(
         "metric.batching",
         "the same value in batches of 7",
-        _value(metric, *pieces),
+        _value(made, *pieces),
         whole,
         tolerance,
     )
     if not ordered:
-        turned = _value(metric, (generated.flip(0), False), (real.flip(0), True))
+        turned = _value(made, (generated.flip(0), False), (real.flip(0), True))
         expected = "the same value where the images come in another order"
         _compare("metric.order", expected, turned, whole, tolerance)
     _compare(
         "metric.processes",
         "the same value from two processes that share the images",
-        _shared(metric, real, generated),
+        _shared(made, real, generated),
         whole,
         tolerance,
     )
-    _check_reset(metric, real, generated, whole, tolerance)
+    _check_reset(made, real, generated, whole, tolerance)
     if best is not None:
-        _check_best(metric, real, whole, best, tolerance)
-    kept = list(metric.state_dict())
+        _check_best(made, real, whole, best, tolerance)
+    kept = list(made.state_dict())
     require(
         not kept,
         "metric.checkpoint",
