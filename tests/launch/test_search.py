@@ -8,6 +8,8 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,30 @@ def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
         assert 1e-5 <= config.optimizer.lr <= 1e-2
     losses = [Record(run / "metrics.csv").curve("val/objective")[1][-1] for run in runs.values()]
     assert found.best_value == pytest.approx(min(losses), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_a_search_that_was_stopped_goes_on_from_its_storage(here: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    if version("sqlalchemy").startswith("2"):
+        pytest.skip("Optuna below 3 keeps nothing with SQLAlchemy 2, which [search] excludes")
+    for seed in range(2):
+        outcome = launch(
+            "train",
+            *(*SEARCH, "steps=2", "hydra.sweeper.storage=sqlite:///search.db"),
+            *(f"hydra.sweeper.sampler.seed={seed}", f"hydra.sweep.dir=start{seed}"),
+        )
+        assert outcome.status == 0, outcome.err
+    (study,) = optuna.get_all_study_summaries("sqlite:///search.db")
+    trials = optuna.load_study(study.study_name, "sqlite:///search.db").trials
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == 4
+    found: Any = OmegaConf.load(here / "start1" / "optimization_results.yaml")
+    assert found.best_value == min(trial.value for trial in trials)
+
+
+def test_the_extra_of_searches_excludes_what_optuna_fails_with() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert "sqlalchemy<2" in extras["optional-dependencies"]["search"]
 
 
 @pytest.mark.slow
