@@ -140,6 +140,8 @@ def test_a_seed_that_was_run_twice_counts_once(
     draw_curves(settings_of(runs), ["val/denoising_error"], tmp_path / "x", LOOK)
     names = [str(line.get_label()) for line in drawn[0].axes[0].lines]
     assert names == ["model=ddpm (2 seeds)", "model=ncsn (2 seeds)"]
+    for found in quality_of_runs(runs).values():
+        assert all(len(seeds) == 2 for by in found.lines.values() for seeds in by.values())
 
 
 def test_checkpoints_of_a_run_have_lines_of_their_own(study: list[str], tmp_path: Path) -> None:

@@ -64,16 +64,14 @@ class Quality(NamedTuple):
 
 
 def quality_of_runs(runs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
-    """What evaluations have left in the records of the runs that they are of."""
-    named = [
-        (setting.label, setting.family, run)
-        for setting in settings_of(runs)
-        for run in setting.runs
-    ]
+    """What evaluations have left in the records of the runs that they are of. A seed that was run
+    twice is one draw: of its runs the last counts.
+    """
     return _gathered(
         [
-            (label, family, str(number), list(run.measured))
-            for number, (label, family, run) in enumerate(named)
+            (one.label, one.family, f"{one.label} {run.config.get('seed')}", list(run.measured))
+            for one in settings_of(runs)
+            for run in one.runs
         ]
     )
 
@@ -97,7 +95,7 @@ def quality_of_jobs(jobs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
 def _gathered(
     found: Sequence[tuple[str, str, str, Sequence[Mapping[str, str]]]],
 ) -> dict[DistanceTerms, Quality]:
-    """Distances by their terms, of name and family of a model, which of its runs, and rows of its
+    """Distances by their terms, of name and family of a model, which of its draws, and rows of its
     record; what was measured twice with one seed counts once.
     """
     values: dict[DistanceTerms, dict[Sampled, dict[int, dict[tuple[str, str], float]]]] = {}
