@@ -144,12 +144,23 @@ CHOSEN_BY_NAME = {
 }
 """What a config or a command line names instead of importing it, and how."""
 
+HELD_BACK = {"sqlalchemy": "optuna"}
+"""What is declared to keep out versions that a package which needs it does not work with."""
+
 
 def test_what_is_declared_is_imported_or_named() -> None:
     used = set().union(*distributions(imported(ROOT / "src")).values())
     texts = [p.read_text("utf-8") for p in [*ROOT.glob("conf/**/*.yaml"), ROOT / "README.md"]]
     named = {name for name, words in CHOSEN_BY_NAME.items() if any(words in t for t in texts)}
-    assert declared("tensorboard", "search") <= used | named
+    assert declared("tensorboard", "search") <= used | named | HELD_BACK.keys()
+
+
+@pytest.mark.parametrize(("name", "needed_by"), HELD_BACK.items())
+def test_what_is_held_back_is_needed(name: str, needed_by: str) -> None:
+    lines = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
+    (own,) = (r for r in map(Requirement, lines) if r.name == name)
+    assert [bound.operator for bound in own.specifier] == ["<"]
+    assert name in {canonicalize_name(Requirement(r).name) for r in metadata.requires(needed_by)}
 
 
 def test_the_constraints_are_versions_that_the_project_accepts() -> None:
