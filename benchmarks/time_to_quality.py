@@ -39,7 +39,7 @@ from betasigma.plot_style import (
     plain_log_axis,
     sampler_style,
 )
-from betasigma.report.plots import counted
+from betasigma.report.plots import with_seeds
 from betasigma.report.rows import standard_error
 from betasigma.runs.header import CHECKPOINTS, LAST, read_header
 from harness import machine, ours, peers
@@ -397,7 +397,7 @@ def plot(metric: str, outcomes: dict[str, Outcome], floor: float, path: Path) ->
                     [mean(of_budget) for of_budget in values],
                     errors if any(errors) else None,
                     color=colour,
-                    label=counted(f"{name}, {sampler}", len(of_it)),
+                    label=with_seeds(f"{name}, {sampler}", len(of_it)),
                     **sampler_style("ancestral" if stochastic else "ddim"),
                 )
         axes.axhline(floor, color=GREY, lw=1, label="real test images (floor)")

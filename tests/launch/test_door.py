@@ -286,7 +286,8 @@ def test_an_installed_package_lets_itself_in(
             "top_level.txt": "spy\n",
         },
     )
-    monkeypatch.setattr(plugins, "_installed", plugins._installed.__wrapped__)
+    anew = plugins._named_by_entry_points.__wrapped__
+    monkeypatch.setattr(plugins, "_named_by_entry_points", anew)
     outcome = launch("sample", "run=run", "n=2", "hydra.run.dir=drawn")
     assert outcome.status == 0, outcome.err
 

@@ -556,10 +556,11 @@ def preview_training(config: DictConfig) -> str:
     else:
         text = f"will measure what is known exactly of {data} (model={model})"
     sampler = content["sampler"]["_target_"].rpartition(".")[2]
-    n = f"at most {evaluation.SAMPLES}" if measured["n"] is None else measured["n"]
-    n = n if measured["metrics"] else 0
-    told = "1 sample" if n == 1 else f"{n} samples"
-    drawn = f"{told} by {sampler}, measured" if n else f"a grid of samples by {sampler}"
+    drawn = f"a grid of samples by {sampler}"
+    if measured["metrics"] and measured["n"] != 0:
+        most = measured["n"] is None
+        n = counted(evaluation.SAMPLES if most else measured["n"], "sample")
+        drawn = f"{'at most ' if most else ''}{n} by {sampler}, measured"
     likelihood = ", then bits per dimension" if content.get("likelihood") else ""
     return f"{text}, then {drawn}{likelihood}"
 

@@ -21,9 +21,9 @@ from betasigma.denoiser import guided
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display
 from betasigma.editing import Edit, Request
-from betasigma.editing.request import kind_of
 from betasigma.errors import UserError, counted
 from betasigma.options.apps import EditApp
+from betasigma.options.data import kind_of
 from betasigma.pictures import picture, save
 from betasigma.runs.files import replace_file, write_json
 from betasigma.runs.record import format_settings

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike
+from betasigma.options.data import kind_of
 from betasigma.options.edits import BATCH_SIZE, EditOptions
 from betasigma.samplers import Sampler, Samples
-
-
-def kind_of(shape: Sequence[int]) -> str:
-    """What data of this shape are called: ``image``, or ``point`` where they are vectors."""
-    return "point" if len(shape) == 1 else "image"
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,11 @@ OPENING = ("root", "axes", *OF_OUR_SETS)
 """Keys that say how such a data set is opened."""
 
 
+def kind_of(shape: Sequence[int]) -> str:
+    """What data of this shape are called: ``image``, or ``point`` where they are vectors."""
+    return "point" if len(shape) == 1 else "image"
+
+
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Return ``data.image_size`` as height and width."""
     if isinstance(image_size, int):

@@ -20,7 +20,7 @@ from betasigma.options.base import (
     option,
 )
 from betasigma.options.composition import Composition
-from betasigma.options.data import ImageSize, height_and_width
+from betasigma.options.data import ImageSize, height_and_width, kind_of
 
 Embedding = Literal["positional", "fourier", "radians"]
 Resampling = Literal["convolution", "residual"]
@@ -102,7 +102,7 @@ class NetworkOptions(ComponentOptions):
 
     def check_with(self, composition: Composition) -> None:
         shape = composition.data.shape
-        kind = "points" if len(shape) == 1 else "images"
+        kind = f"{kind_of(shape)}s"
         if self.takes not in (None, kind):
             fits = (
                 "a U-Net (network=unet_28, …)" if kind == "images" else "network=mlp or mlp_energy"

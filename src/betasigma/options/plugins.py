@@ -119,12 +119,12 @@ def allow_named() -> None:
         allow(named)
     except UserError as error:
         raise UserError(f"{VARIABLE}={os.environ[VARIABLE]}: {error}") from None
-    allow(_installed())
+    allow(_named_by_entry_points())
 
 
 @cache
-def _installed() -> list[str]:
-    """Packages that entry points name: the files of every installed distribution are read."""
+def _named_by_entry_points() -> list[str]:
+    """Found once: the files of every installed distribution are read for it."""
     return [point.value.partition(":")[0] for point in metadata.entry_points(group=ENTRY_POINTS)]
 
 

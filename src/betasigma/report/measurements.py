@@ -19,7 +19,7 @@ BITS = re.compile(r"(density_|)bits_per_dim/(\w+)/([a-z]+)(_test)?")
 the training or the test split.
 """
 
-EVALUATED = re.compile(r"^eval(_of_[^/]*|)/")
+EVALUATED = re.compile(r"^eval(_of_[^/]*)?/")
 """What the names of evaluations begin with, those of some classes alone (``eval_of_3/``) too."""
 
 Values = dict[str, float]

@@ -70,7 +70,7 @@ def draw_curves(
                     if curve := run.curve(current_name(metric)):
                         of_runs.append((run, curve))
                 if known := means_by_seed(of_runs):
-                    _draw_mean(panel, known, colour, counted(setting.label, len(known)))
+                    _draw_mean(panel, known, colour, with_seeds(setting.label, len(known)))
                     positive &= all(value > 0 for curve in known for value in curve.values())
             title, unit = meaning(metric)
             panel.set(xlabel="optimizer step", ylabel=_with_n(unit, examples_in_words(examples)))
@@ -110,7 +110,7 @@ def draw_errors(axes: Axes, found: Sequence[ErrorCurve]) -> None:
 
     colours = plot_style.family_colours([one.family for one in found])
     for one, colour in zip(found, colours, strict=True):
-        _draw_mean(axes, one.curves, colour, counted(one.label, len(one.curves)), marker=".")
+        _draw_mean(axes, one.curves, colour, with_seeds(one.label, len(one.curves)), marker=".")
     axes.set_title("denoising error by noise level")
     n = " / ".join(dict.fromkeys(one.n for one in found if one.n))
     axes.set(xlabel=LOG_SNR, ylabel=_with_n(ERROR, n), yscale="log")
@@ -179,7 +179,7 @@ def draw_results(
         return save_figure(figure, path, look)
 
 
-def counted(label: str, seeds: int) -> str:
+def with_seeds(label: str, seeds: int) -> str:
     """A label with the number of seeds that a mean is over."""
     return f"{label} ({seeds} seeds)" if seeds > 1 else label
 
@@ -287,7 +287,7 @@ def _told(row: Row, rows: Sequence[Row]) -> str:
     """Name of a row, with n and NFE where rows differ in them."""
     own = [f"{key}={row.size(key)}" for key in ("n", "NFE") if len({r.size(key) for r in rows}) > 1]
     seeds = max((len(values) for values in row.values.values()), default=1)
-    return counted(", ".join([row.label, *own]), seeds)
+    return with_seeds(", ".join([row.label, *own]), seeds)
 
 
 def _measured(rows: Sequence[Row], columns: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from betasigma.plot_style import (
     sampler_style,
 )
 from betasigma.report.measurements import DISTANCE, Settings, settings_in, told_apart
-from betasigma.report.plots import counted
+from betasigma.report.plots import with_seeds
 from betasigma.report.rows import family_of, settings_of, standard_error
 from betasigma.report.runs import Run, evaluated_run
 from betasigma.runs.header import other_than_last, run_of
@@ -155,7 +155,7 @@ def draw_quality(
                     means,
                     errors if any(errors) else None,
                     color=colour,
-                    label=counted(name, max(map(len, by_nfe.values()))),
+                    label=with_seeds(name, max(map(len, by_nfe.values()))),
                     **sampler_style(line.sampler),
                 )
             for model, colour in colours.items():
