@@ -1,6 +1,8 @@
 """Edit images by a trained model: python scripts/edit.py run=outputs/… edit=inpaint"""
 
-from betasigma.launch.scripts import edit as main
+from betasigma.launch.scripts import APPS
+
+main = APPS["edit"]
 
 if __name__ == "__main__":
     main()

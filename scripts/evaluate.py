@@ -1,6 +1,8 @@
 """Measure a trained model: python scripts/evaluate.py run=outputs/… sampler=ddim"""
 
-from betasigma.launch.scripts import evaluate as main
+from betasigma.launch.scripts import APPS
+
+main = APPS["evaluate"]
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,8 @@
 """Show the jobs of a sweep: python scripts/jobs.py outputs/SWEEP watch=true"""
 
-from betasigma.launch.scripts import jobs as main
+from betasigma.launch.scripts import APPS
+
+main = APPS["jobs"]
 
 if __name__ == "__main__":
     main()

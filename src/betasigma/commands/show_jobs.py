@@ -13,10 +13,11 @@ from betasigma.display import Display
 from betasigma.options.apps import Jobs
 from betasigma.report.jobs import FEW_ROWS, end_sweep, say_failures, show_jobs
 from betasigma.runs.job_states import UNDER_WAY, read_jobs
+from betasigma.runs.start import Start
 from betasigma.runs.status import FINISHED
 
 
-def show_sweep(config: DictConfig) -> None:
+def show_sweep(config: DictConfig, start: Start) -> None:
     """Print the jobs of a sweep.
 
     Raises:

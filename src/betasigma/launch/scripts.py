@@ -6,6 +6,8 @@ What an app does is imported inside its call, so that ``--help`` and ``--cfg job
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from importlib import import_module
 
 from omegaconf import DictConfig
 
@@ -30,89 +32,6 @@ def train(config: DictConfig, start: Start) -> float | None:
     return finished.value(config.objective_metric) if start.searched else None
 
 
-@app("sample")
-def sample(config: DictConfig, start: Start) -> None:
-    """Draw samples from a trained model: betasigma sample run=outputs/… n=64 sampler=ddim"""
-    say_what_loads()
-    from betasigma.commands.sample import sample as run
-
-    run(config, start)
-
-
-@app("edit")
-def edit(config: DictConfig, start: Start) -> None:
-    """Edit images by a trained model: betasigma edit run=outputs/… edit=inpaint"""
-    say_what_loads()
-    from betasigma.commands.edit import edit as run
-
-    run(config, start)
-
-
-@app("evaluate")
-def evaluate(config: DictConfig, start: Start) -> None:
-    """Measure a trained model: betasigma evaluate run=outputs/… sampler=ddim"""
-    say_what_loads()
-    from betasigma.commands.evaluate import evaluate as run
-
-    run(config, start)
-
-
-@app("compare")
-def compare(config: DictConfig, start: Start) -> None:
-    """Compare runs from their directories: betasigma compare runs=[outputs/a,outputs/b]"""
-    from betasigma.commands.compare import compare as run
-
-    run(config, start)
-
-
-@app("dashboard")
-def dashboard(config: DictConfig, start: Start) -> None:
-    """Compare runs on a page, now and while they grow: betasigma dashboard runs=outputs"""
-    from betasigma.commands.dashboard import dashboard as run
-
-    run(config, start)
-
-
-@app("sync")
-def sync(config: DictConfig, start: Start) -> None:
-    """Send runs that were logged offline to Weights & Biases: betasigma sync outputs/SWEEP"""
-    from betasigma.commands.sync import sync as run
-
-    run(config, start)
-
-
-@app("plot")
-def plot(config: DictConfig, start: Start) -> None:
-    """Draw a figure for a paper: betasigma plot figure=filmstrip runs=[outputs/a,outputs/b]"""
-    from betasigma.commands.paper_figures import plot as run
-
-    run(config, start)
-
-
-@app("import")
-def import_model(config: DictConfig, start: Start) -> None:
-    """Turn a published model into a run: betasigma import from=model.pt to=outputs/model"""
-    from betasigma.commands.import_model import import_model as run
-
-    run(config, start)
-
-
-@app("export")
-def export(config: DictConfig, start: Start) -> None:
-    """Write a trained model for other tools: betasigma export run=outputs/… to=onnx"""
-    from betasigma.commands.export import export as run
-
-    run(config, start)
-
-
-@app("jobs")
-def jobs(config: DictConfig, start: Start) -> None:
-    """Show the jobs of a sweep: betasigma jobs outputs/SWEEP watch=true"""
-    from betasigma.commands.show_jobs import show_sweep as run
-
-    run(config)
-
-
 @app(
     "train",
     always=(
@@ -127,18 +46,43 @@ def prefetch(config: DictConfig, start: Start) -> None:
     run(config)
 
 
-APPS = {
-    "train": train,
-    "sample": sample,
-    "edit": edit,
-    "evaluate": evaluate,
-    "compare": compare,
-    "plot": plot,
-    "dashboard": dashboard,
-    "sync": sync,
-    "import": import_model,
-    "export": export,
-    "jobs": jobs,
-    "prefetch": prefetch,
+ABOUT = {
+    "sample": "Draw samples from a trained model: betasigma sample run=outputs/… n=64 sampler=ddim",
+    "edit": "Edit images by a trained model: betasigma edit run=outputs/… edit=inpaint",
+    "evaluate": "Measure a trained model: betasigma evaluate run=outputs/… sampler=ddim",
+    "compare": "Compare runs from their directories: betasigma compare runs=[outputs/a,outputs/b]",
+    "plot": "Draw a figure for a paper: betasigma plot figure=filmstrip runs=[outputs/a,outputs/b]",
+    "dashboard": "Compare runs on a page, now and as they grow: betasigma dashboard runs=outputs",
+    "sync": "Send runs that were logged offline to Weights & Biases: betasigma sync outputs/SWEEP",
+    "import": "Turn a published model into a run: betasigma import from=model.pt to=outputs/model",
+    "export": "Write a trained model for other tools: betasigma export run=outputs/… to=onnx",
+    "jobs": "Show the jobs of a sweep: betasigma jobs outputs/SWEEP watch=true",
 }
+"""What the other apps do. Each calls the function of its name in the module of its name, of
+:mod:`betasigma.commands`, unless ``CALLED`` names others.
+"""
+
+CALLED = {
+    "plot": "paper_figures.plot",
+    "import": "import_model.import_model",
+    "jobs": "show_jobs.show_sweep",
+}
+
+SLOW = ("sample", "edit", "evaluate")
+"""Apps that load PyTorch, which takes seconds, before they say anything."""
+
+
+def _calling(name: str) -> Callable[[], None]:
+    module, _, function = CALLED.get(name, f"{name}.{name}").partition(".")
+
+    def task(config: DictConfig, start: Start) -> None:
+        if name in SLOW:
+            say_what_loads()
+        getattr(import_module(f"betasigma.commands.{module}"), function)(config, start)
+
+    task.__doc__ = ABOUT[name]
+    return app(name)(task)
+
+
+APPS = {"train": train, **{name: _calling(name) for name in ABOUT}, "prefetch": prefetch}
 """What ``betasigma <name>`` runs."""
