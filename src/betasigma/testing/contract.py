@@ -42,6 +42,21 @@ def require(holds: bool, contract: str, expected: str, found: str) -> None:
         raise ContractError(contract, expected, found)
 
 
+def require_equal(
+    found: Tensor,
+    wanted: Tensor,
+    contract: str,
+    expected: str,
+    told: str = "it differs",
+    tolerance: float = TOLERANCE,
+) -> None:
+    """Raise a :class:`ContractError` unless two tensors differ by at most ``tolerance``, of which
+    the sentence says: ``told`` by so much of its size.
+    """
+    off = difference(found, wanted)
+    require(off <= tolerance, contract, expected, f"{told} by {off:.2g} of its size")
+
+
 def difference(a: Tensor, b: Tensor) -> float:
     """Largest |a − b| in units of the largest |b| (of 1 where that is smaller); ∞ where shapes
     differ or a number is not finite.

@@ -24,7 +24,7 @@ from torch import Tensor
 from betasigma.modules import DiffusionModule
 from betasigma.modules.averaging import ramped_decay
 from betasigma.randomness import Stream
-from betasigma.testing.contract import difference, require
+from betasigma.testing.contract import require, require_equal
 
 STEPS, BATCH = 4, 8
 
@@ -160,12 +160,8 @@ def _check_step(build: Callable[[], DiffusionModule]) -> None:
     mean = _weights(module.average)
     decay = ramped_decay(module._decay, 0)
     wanted = decay * start + (1 - decay) * trained
-    require(
-        difference(mean, wanted) < 1e-6,
-        "module.average",
-        f"the average after one step to be {decay:.4g}·before + {1 - decay:.4g}·after",
-        f"it is off by {difference(mean, wanted):.2g} of its size",
-    )
+    expected = f"the average after one step to be {decay:.4g}·before + {1 - decay:.4g}·after"
+    require_equal(mean, wanted, "module.average", expected, "it is off", 1e-6)
 
 
 def _check_resume(build: Callable[[], DiffusionModule], folder: Path) -> None:
@@ -173,11 +169,12 @@ def _check_resume(build: Callable[[], DiffusionModule], folder: Path) -> None:
     _trained(build, STEPS // 2, save=folder / "half_way")
     resumed = _trained(build, STEPS, resume=folder / "half_way")
     for name in ("denoiser", "average"):
-        a, b = _weights(getattr(resumed, name)), _weights(getattr(whole, name))
-        require(
-            torch.equal(a, b),
+        require_equal(
+            _weights(getattr(resumed, name)),
+            _weights(getattr(whole, name)),
             "module.resume",
             f"a run resumed after {STEPS // 2} of {STEPS} steps to equal one that never stopped, "
             f"bit for bit",
-            f"the weights of its {name} differ by {difference(a, b):.2g} of their size",
+            f"its {name} is off",
+            tolerance=0,
         )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from betasigma.testing.contract import TOLERANCE, ContractError, difference, require, shape
+from betasigma.testing.contract import ContractError, difference, require, require_equal, shape
 
 BATCH = 4
 
@@ -108,13 +108,8 @@ def _check_what_it_depends_on(
     network: nn.Module, inputs: _Inputs, output: Tensor, num_classes: int, conditional: bool
 ) -> None:
     torch.rand(3)
-    again = network(*inputs)
-    require(
-        torch.equal(output, again),
-        "network.deterministic",
-        "the same output twice in evaluation mode",
-        f"it differs by {difference(again, output):.2g} of its size",
-    )
+    expected = "the same output twice in evaluation mode"
+    require_equal(network(*inputs), output, "network.deterministic", expected, tolerance=0)
     told_otherwise = network(inputs.x, inputs.c_noise.flip(0) + 0.3, inputs.y)
     changed = difference(told_otherwise, output) > 0
     require(
@@ -130,12 +125,8 @@ def _check_what_it_depends_on(
         network(inputs.x, inputs.c_noise, y)
         for y in (None, *(torch.full((BATCH,), k) for k in (num_classes, 0, num_classes - 1)))
     )
-    require(
-        difference(without, null) <= TOLERANCE,
-        "network.null_class",
-        f"y=None to mean the null class, label num_classes={num_classes}",
-        f"the two outputs differ by {difference(without, null):.2g} of their size",
-    )
+    expected = f"y=None to mean the null class, label num_classes={num_classes}"
+    require_equal(without, null, "network.null_class", expected, "the output differs")
     require(
         difference(first, null) > 0 and (num_classes == 1 or difference(second, first) > 0),
         "network.labels",
@@ -149,20 +140,16 @@ def _check_other_batches(network: nn.Module, inputs: _Inputs, output: Tensor) ->
     x[1] = 3 - x[1]
     beside = network(x, inputs.c_noise, inputs.y)
     others = [0, 2, 3]
-    require(
-        difference(beside[others], output[others]) <= TOLERANCE,
+    require_equal(
+        beside[others],
+        output[others],
         "network.independent",
         "each output to depend on its own example alone in evaluation mode",
-        f"changing example 1 changed the others by "
-        f"{difference(beside[others], output[others]):.2g} of their size",
+        "changing example 1 changed that of the others",
     )
     alone = torch.cat([network(*inputs.rows(slice(i, i + 1))) for i in range(BATCH)])
-    require(
-        difference(alone, output) <= TOLERANCE,
-        "network.batch_size",
-        "the same output for an example alone and in a batch of 4",
-        f"they differ by {difference(alone, output):.2g} of their size",
-    )
+    expected = "the same output for an example alone and in a batch of 4"
+    require_equal(alone, output, "network.batch_size", expected)
 
 
 def _check_layout(network: nn.Module, inputs: _Inputs, output: Tensor) -> None:
@@ -172,12 +159,7 @@ def _check_layout(network: nn.Module, inputs: _Inputs, output: Tensor) -> None:
         layouts["channels_last"] = inputs.x.to(memory_format=torch.channels_last)
     for name, x in layouts.items():
         found = network(x, inputs.c_noise, inputs.y)
-        require(
-            difference(found, output) <= TOLERANCE,
-            "network.layout",
-            f"the same output for {name}",
-            f"it differs by {difference(found, output):.2g} of its size",
-        )
+        require_equal(found, output, "network.layout", f"the same output for {name}")
 
 
 def _check_copies(
@@ -198,13 +180,12 @@ def _check_copies(
     torch.manual_seed(1)
     other = build().eval()
     other.load_state_dict(network.state_dict())
-    found = other(*inputs)
-    require(
-        difference(found, output) <= TOLERANCE,
+    require_equal(
+        other(*inputs),
+        output,
         "network.state",
         "another network that loads this one's state_dict to give its output",
-        f"it differs by {difference(found, output):.2g} of its size: something that the output "
-        f"depends on is neither a parameter nor a buffer",
+        "something else than parameters and buffers changes it",
     )
 
 
@@ -248,11 +229,10 @@ def _check_training(network: nn.Module, inputs: _Inputs, without_gradient: Seque
         + (f" and {len(missed) - 3} more" if len(missed) > 3 else ""),
     )
     torch.manual_seed(2)
-    again = network(*inputs)
-    require(
-        difference(again, output) <= TOLERANCE,
+    require_equal(
+        network(*inputs),
+        output,
         "network.dropout",
         "dropout to draw from torch's global generator, which training seeds for each step",
-        f"equally seeded outputs in training mode differ by {difference(again, output):.2g} of "
-        f"their size",
+        "equally seeded output in training mode differs",
     )

@@ -15,7 +15,7 @@ from betasigma.denoiser import Denoiser
 from betasigma.objectives.denoising import perturb
 from betasigma.preconditioning import Coefficients
 from betasigma.schedules import NoiseSchedule
-from betasigma.testing.contract import difference, require, shape
+from betasigma.testing.contract import require, require_equal, shape
 
 Coefficient = Callable[[Tensor, Tensor, Tensor], Coefficients]
 
@@ -100,10 +100,5 @@ def _check_recovery(
         ("ε̂", predicted.eps, eps),
         ("σ·score", predicted.score * schedule.sigma(t)[:, None], -eps),
     ):
-        off = difference(value, truth)
-        require(
-            off < 1e-6,
-            "preconditioning.recovers",
-            f"the right network output to give {name} exactly",
-            f"{name} is off by {off:.2g} of its size",
-        )
+        expected = f"the right network output to give {name} exactly"
+        require_equal(value, truth, "preconditioning.recovers", expected, "it is off", 1e-6)

@@ -17,7 +17,7 @@ from betasigma.oracles import GaussianMixture
 from betasigma.randomness import Stream
 from betasigma.samplers import Sampler
 from betasigma.schedules import NoiseSchedule
-from betasigma.testing.contract import TOLERANCE, difference, require, shape
+from betasigma.testing.contract import TOLERANCE, require, require_equal, shape
 from betasigma.testing.probes import SCHEDULES, BareDenoiser, mixture, points, told
 
 SHAPE = (1, 4, 4)
@@ -115,12 +115,8 @@ def _check_seed_and_batch(sampler: Sampler, truth: GaussianMixture, tolerance: f
     whole = sampler.sample(truth, 7, seed=3).x
     torch.rand(3)
     again = sampler.sample(truth, 7, seed=3).x
-    require(
-        torch.equal(whole, again),
-        "sampler.seeded",
-        "the same samples from the same seed: every number drawn from the sample's own stream",
-        f"two calls differ by {difference(again, whole):.2g} of their size",
-    )
+    expected = "one sample from one seed: every number drawn from the sample's own stream"
+    require_equal(again, whole, "sampler.seeded", expected, "that of a second call differs", 0)
     other = sampler.sample(truth, 7, seed=4).x
     require(
         not torch.equal(other, whole),
@@ -130,20 +126,12 @@ def _check_seed_and_batch(sampler: Sampler, truth: GaussianMixture, tolerance: f
     )
     for size in (1, 3):
         parts = sampler.sample(truth, 7, seed=3, batch_size=size).x
-        require(
-            difference(parts, whole) <= tolerance,
-            "sampler.batch_size",
-            f"sample i to be the same in batches of {size} as in one of 7",
-            f"they differ by {difference(parts, whole):.2g} of their size",
-        )
+        expected = f"sample i to be the same in batches of {size} as in one of 7"
+        require_equal(parts, whole, "sampler.batch_size", expected, tolerance=tolerance)
     wanted = [6, 0, 4]
     some = sampler.sample(truth, indices=wanted, seed=3).x
-    require(
-        difference(some, whole[wanted]) <= tolerance,
-        "sampler.indices",
-        f"samples {wanted}, asked for by index, to be those of the whole",
-        f"they differ by {difference(some, whole[wanted]):.2g} of their size",
-    )
+    expected = f"each of samples {wanted}, asked for by index, to be that of the whole"
+    require_equal(some, whole[wanted], "sampler.indices", expected, tolerance=tolerance)
 
 
 def _check_cost(sampler: Sampler, truth: GaussianMixture) -> None:
@@ -162,12 +150,8 @@ def _check_family(sampler: Sampler, truth: GaussianMixture) -> None:
     """Besides: whatever is not in the protocol raises an AttributeError, with its traceback."""
     plain = sampler.sample(truth, 4).x
     disguised = sampler.sample(BareDenoiser(truth, disguised=True), 4).x
-    require(
-        difference(disguised, plain) <= TOLERANCE,
-        "sampler.family",
-        "the same samples whatever the class of the denoiser and of its schedule",
-        f"for an unknown class they differ by {difference(disguised, plain):.2g} of their size",
-    )
+    expected = "the same sample whatever the class of the denoiser and of its schedule"
+    require_equal(disguised, plain, "sampler.family", expected, "for an unknown class it differs")
 
 
 def _check_labels(sampler: Sampler, schedule: NoiseSchedule) -> None:
