@@ -125,6 +125,15 @@ class SampleMetric(Metric):
 
     extractor: FeatureExtractor | None
 
+    def __init_subclass__(cls, known: str | None = None, **kwargs: Any) -> None:
+        """Take from the options what they say of a metric that has the name ``known`` there."""
+        super().__init_subclass__(**kwargs)
+        if known is not None:
+            facts = METRICS[known]
+            cls.name = cls.__dict__.get("name", known)
+            cls.needs, cls.least = facts.needs, facts.least
+            cls.higher_is_better = facts.higher_is_better
+
     def __init__(
         self,
         extractor: FeatureExtractor | None = None,
@@ -228,17 +237,13 @@ class SampleMetric(Metric):
         return self
 
 
-class FrechetDistance(SampleMetric):
+class FrechetDistance(SampleMetric, known="fd"):
     """Squared Fréchet distance between Gaussians with the moments of all images; on Inception's
     pool3, FID. Memory does not grow with their number."""
 
-    name = "fd"
-    needs = METRICS["fd"].needs
-    least = METRICS["fd"].least
     most = None
     splits = ("train", "test")
     state = "moments"
-    higher_is_better = METRICS["fd"].higher_is_better
 
     def update(self, x: Tensor, real: bool = False) -> None:
         """Take in samples or real images, or their features ``(b, dim)``."""
@@ -269,17 +274,12 @@ class FrechetDistance(SampleMetric):
         return FeatureMoments(dim, packed=state[0][0])
 
 
-class KernelDistance(SampleMetric):
+class KernelDistance(SampleMetric, known="kid"):
     """Kernel distance between features (KID), mean over random subsets.
 
     Args:
         subset_size: examples in each; fewer where there are fewer.
     """
-
-    name = "kid"
-    needs = METRICS["kid"].needs
-    least = METRICS["kid"].least
-    higher_is_better = METRICS["kid"].higher_is_better
 
     def __init__(
         self, extractor: FeatureExtractor | None = None, subset_size: int = 1000, **kwargs: Any
@@ -298,16 +298,12 @@ class KernelDistance(SampleMetric):
         return self._mean_and_std(found, "kernel_inception_distance")
 
 
-class InceptionScore(SampleMetric):
+class InceptionScore(SampleMetric, known="is"):
     """Inception score of class logits, mean over 10 splits; real images are not looked at."""
 
-    name = "is"
-    needs = METRICS["is"].needs
-    least = METRICS["is"].least
     most = None
     splits = ()
     keeps_real = False
-    higher_is_better = METRICS["is"].higher_is_better
 
     def compute(self) -> Tensor:
         """The score, from 1 up; ``std`` is its standard deviation."""
@@ -317,33 +313,23 @@ class InceptionScore(SampleMetric):
         return self._mean_and_std(found, "inception_score")
 
 
-class Precision(SampleMetric):
+class Precision(SampleMetric, known="precision"):
     """Share of samples inside the manifold of the real data."""
-
-    name = "precision"
-    needs = METRICS["precision"].needs
-    least = METRICS["precision"].least
-    higher_is_better = METRICS["precision"].higher_is_better
 
     def compute(self) -> Tensor:
         """In [0, 1]."""
         return self._number(share_inside(self.rows(), self.rows(real=True)))
 
 
-class Recall(SampleMetric):
+class Recall(SampleMetric, known="recall"):
     """Share of real data inside the manifold of the samples."""
-
-    name = "recall"
-    needs = METRICS["recall"].needs
-    least = METRICS["recall"].least
-    higher_is_better = METRICS["recall"].higher_is_better
 
     def compute(self) -> Tensor:
         """In [0, 1]."""
         return self._number(share_inside(self.rows(real=True), self.rows()))
 
 
-class Density(SampleMetric):
+class Density(SampleMetric, known="density"):
     """How many real examples have a sample in their neighbourhood, relative to the neighbours that
     it is made of (Naeem et al. 2020, equation 4): Σ_j Σ_i 1(y_j ∈ B(x_i))/(k·M), where B(x_i)
     reaches the k-th nearest of the real examples.
@@ -352,11 +338,6 @@ class Density(SampleMetric):
     :class:`Precision`.
     """
 
-    name = "density"
-    needs = METRICS["density"].needs
-    least = METRICS["density"].least
-    higher_is_better = METRICS["density"].higher_is_better
-
     def compute(self) -> Tensor:
         """1 for samples like real data; above it where they crowd."""
         samples, real = self.rows(), self.rows(real=True)
@@ -364,15 +345,10 @@ class Density(SampleMetric):
         return self._number(within / (NEIGHBOURS * len(samples)))
 
 
-class Coverage(SampleMetric):
+class Coverage(SampleMetric, known="coverage"):
     """Share of real examples with a sample in their neighbourhood (Naeem et al. 2020, equation
     5).
     """
-
-    name = "coverage"
-    needs = METRICS["coverage"].needs
-    least = METRICS["coverage"].least
-    higher_is_better = METRICS["coverage"].higher_is_better
 
     def compute(self) -> Tensor:
         """In [0, 1]."""
@@ -383,7 +359,7 @@ class Coverage(SampleMetric):
         return self._number(covered.double().mean().item())
 
 
-class NeighbourRatio(SampleMetric):
+class NeighbourRatio(SampleMetric, known="neighbours"):
     """Distance of samples to their nearest training image, relative to that of held-out images.
 
     Real images are those of the constructor; ``update(…, real=True)`` leaves them as they are.
@@ -394,8 +370,6 @@ class NeighbourRatio(SampleMetric):
     """
 
     name = "nn_distance_ratio"
-    needs = METRICS["neighbours"].needs
-    least = METRICS["neighbours"].least
     most = NEIGHBOUR_QUERIES
     looks_at_test = True
     keeps_real = False
