@@ -733,7 +733,6 @@ def _extractor(config: DictConfig, facts: DataFacts) -> Decision:
         node.extractor, node.inception_weights, node.download, facts.shape, node.dinov2_weights
     )
     evaluation.check_metrics(node.metrics, choice.extractor)
-    evaluation.check_own(node.metrics, choice.extractor)
     decided = {"evaluation.extractor": choice.extractor}
     if choice.weights:
         decided[f"evaluation.{choice.extractor}_weights"] = choice.weights

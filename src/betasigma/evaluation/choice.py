@@ -87,7 +87,7 @@ def choose(
             )
         return Choice("dinov2", weights, download=weights is None)
     weights = _given(inception_weights, "inception_weights", INCEPTION_FILES[0])
-    weights = weights or cached_inception()
+    weights = weights or next(filter(None, map(_cached, INCEPTION_FILES)), None)
     if weights is not None or download:
         return Choice("inception", weights, download=weights is None)
     if extractor == "inception":
@@ -112,13 +112,8 @@ def checkpoint_dir() -> Path:
     return Path(home).expanduser() / "hub" / "checkpoints"
 
 
-def cached_inception() -> str | None:
-    """Absolute path of the Inception weights in torch.hub's directory, ``None`` where there are
-    none."""
-    return next(filter(None, map(_cached, INCEPTION_FILES)), None)
-
-
 def _cached(name: str) -> str | None:
+    """Absolute path of a file in torch.hub's directory; ``None`` where it is not there."""
     file = checkpoint_dir() / name
     return str(file.absolute()) if file.is_file() else None
 

@@ -249,20 +249,16 @@ def class_node(entry: Entry) -> dict[str, Any] | None:
 
 
 def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
-    """Check that ``evaluation.metrics`` can be measured on these features, as far as names say."""
+    """Check that ``evaluation.metrics`` can be measured on these features, as far as names say, and
+    the classes that are named for either, with their arguments.
+    """
     known = EXTRACTORS.get(extractor) if isinstance(extractor, str) else None
     for metric in metrics:
-        node_of(metric)
         facts = METRICS.get(metric) if isinstance(metric, str) else None
-        if facts and known and facts.needs == "logits" and not known.classes:
-            raise UserError(no_logits(str(metric), str(extractor)))
-
-
-def check_own(metrics: Iterable[Entry], extractor: Entry) -> None:
-    """Check the classes that are named for metrics and features, and their arguments."""
-    for metric in metrics:
-        if not (isinstance(metric, str) and metric in METRICS):
+        if facts is None:
             parse_component("metric", node_of(metric), "evaluation.metrics")
+        elif known and facts.needs == "logits" and not known.classes:
+            raise UserError(no_logits(str(metric), str(extractor)))
     node = class_node(extractor)
     if node is not None:
         parse_component("extractor", node, "evaluation.extractor")

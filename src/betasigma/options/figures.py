@@ -53,13 +53,11 @@ class NeighboursOptions(ModelFigureOptions):
     nearest: Count = option(3, "training images below each, the nearest first")
 
 
-class FrontierOptions(FigureOptions):
-    targets = ("betasigma.commands.paper_figures.Frontier",)
+class RecordedFigureOptions(FigureOptions):
+    """Options of a figure of what runs have recorded: none."""
 
-
-class ErrorByNoiseOptions(FigureOptions):
-    targets = ("betasigma.commands.paper_figures.ErrorByNoise",)
-
-
-class StudyResultsOptions(FigureOptions):
-    targets = ("betasigma.commands.paper_figures.StudyResults",)
+    targets = (
+        "betasigma.commands.paper_figures.Frontier",
+        "betasigma.commands.paper_figures.ErrorByNoise",
+        "betasigma.commands.paper_figures.StudyResults",
+    )

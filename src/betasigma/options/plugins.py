@@ -249,7 +249,8 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *not_arguments(group))}
     check_arguments(made, arguments, key, partial=True)
-    traits = base.traits_of_signature(_required(made) - arguments.keys()) | _traits(made, base)
+    required = {n for n, p in (_parameters(made) or {}).items() if p.default is p.empty}
+    traits = base.traits_of_signature(required - arguments.keys()) | _traits(made, base)
     model = type(
         f"{base.__name__}Of{target.rpartition('.')[2]}",
         (base,),
@@ -352,9 +353,8 @@ def check_arguments(
         partial: whether more arguments are given later by name, so that none is missing yet.
     """
     name = getattr(made, "__name__", str(made))
-    try:
-        parameters = inspect.signature(made).parameters
-    except (TypeError, ValueError):
+    parameters = _parameters(made)
+    if parameters is None:
         return dict(arguments)
     named = {
         n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
@@ -398,10 +398,15 @@ OFFERED = frozenset(
 
 def takes(made: Callable[..., Any], name: str) -> bool:
     """Whether a class or function has a parameter of this name."""
+    return name in (_parameters(made) or ())
+
+
+def _parameters(made: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
+    """Parameters of a class or function by name; ``None`` where there is no signature to ask."""
     try:
-        return name in inspect.signature(made).parameters
+        return inspect.signature(made).parameters
     except (TypeError, ValueError):
-        return False
+        return None
 
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -416,15 +421,6 @@ def not_arguments(group: str) -> tuple[str, ...]:
     if group == "likelihood":
         return MEASURED
     return tuple(ModelOptions.model_fields) if group == "model" else ()
-
-
-def _required(made: Callable[..., Any]) -> set[str]:
-    """Arguments without a default; none where there is no signature to ask."""
-    try:
-        parameters = inspect.signature(made).parameters.values()
-    except (TypeError, ValueError):
-        return set()
-    return {p.name for p in parameters if p.default is p.empty}
 
 
 def _traits(made: Callable[..., Any], base: type[ComponentOptions]) -> dict[str, Any]:
