@@ -3,9 +3,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from betasigma.data.order import subset
 from betasigma.evaluation import reference as module
 from betasigma.evaluation.features import Identity
-from betasigma.evaluation.reference import RandomRows, ReferenceStatistics
+from betasigma.evaluation.reference import ReferenceStatistics
 
 
 @pytest.fixture
@@ -109,30 +110,31 @@ def test_default_directory_is_the_environments(data, tmp_path):
     assert ReferenceStatistics(Identity(48), data).cache_dir == tmp_path / "betasigma"
 
 
-def test_random_rows_are_those_of_the_smallest_keys_in_order():
-    keys = torch.rand(1000, dtype=torch.float64)
-    places = torch.arange(1000)
-    rows = torch.arange(1000.0)[:, None]
-    expected = keys.argsort()[:50].sort().values
-    whole, left, right = (RandomRows(1, 50) for _ in range(3))
-    for start in range(0, 1000, 30):
-        part = slice(start, start + 30)
-        whole.add(keys[part], places[part], rows[part])
-        (left if start % 60 else right).add(keys[part], places[part], rows[part])
-    assert torch.equal(whole.in_order().flatten().long(), expected)
-    left.merge(right)
-    assert torch.equal(left.in_order(), whole.in_order())
-
-
 def test_features_are_in_the_order_of_the_split(statistics, data):
     assert torch.equal(statistics.get("train").features, data.splits["train"].flatten(1).float())
 
 
-def test_only_so_many_features_are_kept(statistics, monkeypatch):
+def test_only_so_many_features_are_kept(statistics, data, monkeypatch):
     monkeypatch.setattr(module, "CAP", 10)
     found = statistics.get("train")
-    assert found.features.shape == (10, 48)
+    chosen = subset(70, 10)
+    assert chosen[-1] > 35, "from all over the split"
+    wanted = data.splits["train"][chosen].flatten(1).float()
+    assert torch.equal(found.features, wanted)
     assert found.moments.count == 70
+
+
+def test_processes_keep_the_features_that_one_keeps(data, monkeypatch):
+    """Each reads every second batch, and what they keep is joined in the order of the split."""
+    monkeypatch.setattr(module, "CAP", 10)
+    rows = data.splits["train"].flatten(1).float()
+    parts = [module.Part(48, 70, torch.device("cpu")) for _ in range(2)]
+    for number, batch in enumerate(rows.split(16)):
+        for rank, part in enumerate(parts):
+            part.add(len(batch), batch if number % 2 == rank else None)
+    joined = module._join(parts)
+    assert torch.equal(joined.features, rows[subset(70, 10)])
+    assert joined.moments.count == 70
 
 
 def test_work_is_shown_unless_it_is_in_the_cache(data, tmp_path):

@@ -5,9 +5,8 @@ file is a hash of everything they depend on: the content of the split, how much 
 extractor's weights and preprocessing. If one of these changes, the file has another name, so a
 cached file is never out of date.
 
-Moments are exact over all images. For the metrics that need the features themselves, a uniform
-random subset is kept: each image is given a random key and the ``cap`` smallest keys win, which
-needs neither the length of the stream in advance nor its order, and merges across processes.
+Moments are exact over all images. For the metrics that need the features themselves, those of a
+fixed random choice of ``CAP`` images are kept.
 
 What has been computed is kept beside the cache file every ``KEEP_SECONDS``, so that a command that
 was stopped begins where it was.
@@ -29,6 +28,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from betasigma.data.order import subset
 from betasigma.data.sources import Split
 from betasigma.evaluation.features import FeatureExtractor
 from betasigma.evaluation.frechet import FeatureMoments
@@ -37,7 +37,7 @@ from betasigma.options.evaluation import EvaluationOptions
 from betasigma.runs.directory import cache_folder
 from betasigma.runs.files import replace_file
 
-FORMAT = 2
+FORMAT = 3
 """Of the files, and of the choice of images where not all are taken."""
 CAP = 10_000
 """Number of feature vectors kept for the metrics that need them."""
@@ -81,92 +81,45 @@ class Reference:
     features: Tensor
 
 
-class RandomRows:
-    """Rows, each of length ``dim``, with the ``cap`` smallest keys of a stream: a uniform random
-    subset of it.
-    """
-
-    def __init__(self, dim: int, cap: int) -> None:
-        self.cap = cap
-        self._keys = [torch.empty(0, dtype=torch.float64)]
-        self._places = [torch.empty(0, dtype=torch.int64)]
-        self._rows = [torch.empty(0, dim)]
-        self._bound = torch.inf
-
-    def add(self, keys: Tensor, places: Tensor, rows: Tensor) -> None:
-        """Offer rows ``(b, dim)`` with their keys and places in the stream, both ``(b,)``."""
-        wanted = keys < self._bound
-        self._keys.append(keys[wanted])
-        self._places.append(places[wanted])
-        self._rows.append(rows[wanted.to(rows.device)].float().cpu())
-        if sum(map(len, self._keys)) >= 2 * self.cap:
-            self._prune()
-
-    def merge(self, other: RandomRows) -> None:
-        """Add the rows that another process has kept of the same stream."""
-        for part in zip(other._keys, other._places, other._rows, strict=True):
-            self.add(*part)
-
-    def in_order(self) -> Tensor:
-        """The rows kept, in the order of the stream."""
-        self._prune()
-        return self._rows[0][self._places[0].argsort()]
-
-    def state(self) -> dict[str, Tensor]:
-        """What :meth:`restore` takes."""
-        self._prune()
-        return {"keys": self._keys[0], "places": self._places[0], "rows": self._rows[0]}
-
-    def restore(self, keys: Tensor, places: Tensor, rows: Tensor) -> None:
-        """Begin with the rows that were kept before."""
-        self._keys, self._places, self._rows = [keys], [places], [rows]
-        self._prune()
-
-    def _prune(self) -> None:
-        keys = torch.cat(self._keys)
-        kept = keys.topk(min(self.cap, len(keys)), largest=False).indices
-        self._keys = [keys[kept]]
-        self._places = [torch.cat(self._places)[kept]]
-        self._rows = [torch.cat(self._rows)[kept]]
-        if len(kept) == self.cap:
-            self._bound = float(self._keys[0].max())
-
-
 class Part:
     """Statistics of the first batches of a split, of which every ``world_size``-th is this rank's;
     float64 sums are kept on ``device``.
+
+    Args:
+        total: images of the split that are taken.
     """
 
-    def __init__(self, dim: int, device: torch.device) -> None:
+    def __init__(self, dim: int, total: int, device: torch.device) -> None:
         self.moments = FeatureMoments(dim, device)
-        self.rows = RandomRows(dim, CAP)
         self.batches, self.images = 0, 0
-        self._keys = torch.Generator().manual_seed(0)
+        self._places, self._rows = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dim)]
+        self._is_kept = torch.zeros(total, dtype=torch.bool)
+        self._is_kept[subset(total, CAP)] = True
 
     def add(self, count: int, features: Tensor | None) -> None:
         """Count a batch of ``count`` images; ``None`` for the features of another rank's."""
-        keys = torch.rand(count, generator=self._keys, dtype=torch.float64)
         if features is not None:
             self.moments.update(features)
-            self.rows.add(keys, torch.arange(self.images, self.images + count), features)
+            kept = self._is_kept[self.images : self.images + count].nonzero()[:, 0]
+            self._places.append(self.images + kept)
+            self._rows.append(features[kept.to(features.device)].float().cpu())
         self.batches, self.images = self.batches + 1, self.images + count
+
+    def kept(self) -> tuple[Tensor, Tensor]:
+        """Places in the split of the features that are kept, and these."""
+        return torch.cat(self._places), torch.cat(self._rows)
 
     def state(self) -> dict[str, Any]:
         """Plain tensors and numbers, from which :meth:`restore` goes on to the same bits."""
-        return {
-            "packed": self.moments.packed.cpu(),
-            "batches": self.batches,
-            "images": self.images,
-            "generator": self._keys.get_state(),
-            **self.rows.state(),
-        }
+        places, rows = self.kept()
+        known = {"packed": self.moments.packed.cpu(), "places": places, "rows": rows}
+        return {**known, "batches": self.batches, "images": self.images}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Begin where a state was taken."""
         self.moments.packed.copy_(state["packed"])
-        self.rows.restore(state["keys"], state["places"], state["rows"])
+        self._places, self._rows = [state["places"]], [state["rows"]]
         self.batches, self.images = int(state["batches"]), int(state["images"])
-        self._keys.set_state(state["generator"])
 
 
 class ReferenceStatistics:
@@ -226,13 +179,13 @@ class ReferenceStatistics:
         taken = None if everything else limit
         return repr((FORMAT, content, split, taken, self.extractor.fingerprint, CAP))
 
-    def _compute(self, split: Split, limit: int | None) -> tuple[FeatureMoments, RandomRows]:
+    def _compute(self, split: Split, limit: int | None) -> Part:
         rank, world_size = rank_and_world_size()
         size = self.datamodule.size(split)
         total = size if limit is None else min(limit, size)
         key = repr((self._key(split, limit), self.batch_size, rank, world_size))
         path = self.path(split, limit).with_suffix(f".part{rank}of{world_size}")
-        part = self._begun(path, key)
+        part = self._begun(path, key, total)
         written = time.monotonic()
         what = f"features of {total} {split} images, to be kept"
         with self.work(what, total, part.images) as update:
@@ -246,11 +199,12 @@ class ReferenceStatistics:
                     written = time.monotonic()
         with suppress(OSError):  # there may be none, on a disk that takes none
             path.unlink()
-        return part.moments.to("cpu"), part.rows
+        part.moments = part.moments.to("cpu")
+        return part
 
-    def _begun(self, path: Path, key: str) -> Part:
+    def _begun(self, path: Path, key: str, total: int) -> Part:
         """The part that a stopped command has left, else an empty one."""
-        part = Part(self.extractor.dim, self.extractor.float64_device)
+        part = Part(self.extractor.dim, total, self.extractor.float64_device)
         if path.exists():
             try:
                 state = torch.load(path, weights_only=True)
@@ -261,7 +215,7 @@ class ReferenceStatistics:
                     f"{path} is damaged ({type(error).__name__}); it is computed again",
                     stacklevel=4,
                 )
-                return Part(self.extractor.dim, self.extractor.float64_device)
+                return Part(self.extractor.dim, total, self.extractor.float64_device)
         return part
 
     def _load(self, path: Path, key: str) -> Reference | None:
@@ -309,9 +263,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         warnings.warn(f"{path} could not be written ({error})", stacklevel=4)
 
 
-def _join(parts: list[tuple[FeatureMoments, RandomRows]]) -> Reference:
-    (moments, rows), *others = parts
-    for more, other in others:
-        moments.merge(more)
-        rows.merge(other)
-    return Reference(moments, rows.in_order())
+def _join(parts: list[Part]) -> Reference:
+    first, *others = parts
+    for other in others:
+        first.moments.merge(other.moments)
+    places, rows = map(torch.cat, zip(*(part.kept() for part in parts), strict=True))
+    return Reference(first.moments, rows[places.argsort()])
