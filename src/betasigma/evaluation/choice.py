@@ -78,24 +78,19 @@ def choose(
         return _of_other_channels(extractor, sample_shape)
     if extractor in ("identity", "efficientnet_lite0"):
         return Choice(extractor)
+    name, path, files = "inception", inception_weights, INCEPTION_FILES
     if extractor == "dinov2":
-        weights = _given(dinov2_weights, "dinov2_weights", DINOV2_FILE) or _cached(DINOV2_FILE)
-        if weights is None and not download:
-            raise UserError(
-                f"evaluation.extractor=dinov2 finds no {DINOV2_FILE} in {checkpoint_dir()}; give "
-                f"evaluation.dinov2_weights=PATH or evaluation.download=true"
-            )
-        return Choice("dinov2", weights, download=weights is None)
-    weights = _given(inception_weights, "inception_weights", INCEPTION_FILES[0])
-    weights = weights or next(filter(None, map(_cached, INCEPTION_FILES)), None)
+        name, path, files = "dinov2", dinov2_weights, (DINOV2_FILE,)
+    weights = _given(path, f"{name}_weights", files[0])
+    weights = weights or next(filter(None, map(_cached, files)), None)
     if weights is not None or download:
-        return Choice("inception", weights, download=weights is None)
-    if extractor == "inception":
-        raise UserError(
-            f"evaluation.extractor=inception finds no weights in {checkpoint_dir()}; give "
-            "evaluation.inception_weights=PATH or evaluation.download=true"
-        )
-    return Choice("efficientnet_lite0", note=_NOTE)
+        return Choice(name, weights, download=weights is None)
+    if extractor == "auto":
+        return Choice("efficientnet_lite0", note=_NOTE)
+    raise UserError(
+        f"evaluation.extractor={name} finds no {files[0]} in {checkpoint_dir()}; give "
+        f"evaluation.{name}_weights=PATH or evaluation.download=true"
+    )
 
 
 _NOTE = (

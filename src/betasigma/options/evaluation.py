@@ -87,7 +87,7 @@ EXTRACTORS = {
 REFERENCE = "reference"
 """In the place of a split: images that others are compared with, no split of a data set."""
 
-INCEPTION_FILES = (
+INCEPTION_FILES: tuple[str, ...] = (
     "weights-inception-2015-12-05-6726825d.pth",
     "pt_inception-2015-12-05-6726825d.pth",
 )
