@@ -145,7 +145,7 @@ def complete(
             slope.
     """
     edits.InpaintingOptions.check(repeats=repeats)
-    _check_sampler(sampler, repeats)
+    edits.check_completion(sampler, sampler.name, repeats)
     device = denoiser.device
     numbers = list(range(len(x0))) if indices is None else [int(i) for i in indices]
     steps = len(sampler.reached(sampler.times(denoiser.schedule))) * len(x0)
@@ -181,13 +181,6 @@ def with_repeats(
                 x = ratio * below + variance**0.5 * rng.normal(x.shape[1:], x.dtype)
         x = below
         yield x
-
-
-def _check_sampler(sampler: Sampler, repeats: int) -> None:
-    if sampler.adaptive:
-        raise UserError(edits.adaptive_sampler(sampler.name))
-    if not sampler.repeatable:
-        edits.check_repeats(sampler.name, repeats)
 
 
 @dataclass(frozen=True)

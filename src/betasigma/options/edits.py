@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -65,11 +65,7 @@ class CompletionOptions(EditOptions):
     )
 
     def check_sampler(self, sampler: SamplerOptions) -> None:
-        name = sampler.target.rpartition(".")[2]
-        if sampler.adaptive:
-            raise UserError(adaptive_sampler(name))
-        if not sampler.repeatable:
-            check_repeats(name, self.repeats)
+        check_completion(sampler, sampler.target.rpartition(".")[2], self.repeats)
 
 
 class InpaintingOptions(CompletionOptions):
@@ -141,17 +137,19 @@ def check_time(t: float, levels: int) -> None:
         )
 
 
-def adaptive_sampler(name: str) -> str:
-    """The sentence for a solver that would look for a smooth slope in vain."""
-    return (
-        f"sampler={name} chooses its steps by how smooth the model is, and the known part of an "
-        f"image is drawn anew at each: use sampler=predictor_corrector or ancestral, say"
-    )
+def check_completion(sampler: Any, name: str, repeats: int) -> None:
+    """Refuse a solver that would look for a smooth slope in vain, and to repeat the steps of a
+    sampler that cannot take one again.
 
-
-def check_repeats(name: str, repeats: int) -> None:
-    """Refuse to repeat the steps of a sampler that cannot take one again."""
-    if repeats > 1:
+    Args:
+        sampler: or its options.
+    """
+    if sampler.adaptive:
+        raise UserError(
+            f"sampler={name} chooses its steps by how smooth the model is, and the known part of "
+            f"an image is drawn anew at each: use sampler=predictor_corrector or ancestral, say"
+        )
+    if repeats > 1 and not sampler.repeatable:
         raise UserError(
             f"edit.repeats={repeats} does not go with sampler={name}, whose steps depend on more "
             f"than the state: use edit.repeats=1, or sampler=predictor_corrector or ancestral, say"
