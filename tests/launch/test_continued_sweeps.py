@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -251,21 +252,22 @@ def test_every_state_of_a_job(here: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "betasigma.runs.job_states.how_they_ended", lambda ids: dict.fromkeys(ids, "OUT_OF_MEMORY")
     )
     jobs = [
-        a_job(sweep, "queued")._replace(slurm="7_0"),
+        replace(a_job(sweep, "queued"), slurm="7_0"),
         a_job(sweep, "running", status="running", host="node3", slurm_job="7_1"),
         a_job(sweep, "preempted", status="interrupted", error="SIGTERM", slurm_job="7_2"),
         a_job(sweep, "killed", status="running", slurm_job="7_3"),
-        a_job(sweep, "no start")._replace(slurm="7_4"),
+        replace(a_job(sweep, "no start"), slurm="7_4"),
         a_job(sweep, "stalled", status="running", host="node4", slurm_job="7_5"),
         a_job(sweep, "finished", status="finished", slurm_job="7_6"),
-        a_job(sweep, "again", status="failed", slurm_job="6_1")._replace(slurm="7_0"),
+        replace(a_job(sweep, "again", status="failed", slurm_job="6_1"), slurm="7_0"),
         a_job(sweep, "restarted", status="interrupted", slurm_job="7_8", ended=stamp(120)),
         a_job(sweep, "ending", status="failed", slurm_job="7_9", ended=stamp(1)),
-        a_job(sweep, "alone", status="finished", started=stamp(10))._replace(slurm="7_10"),
-        a_job(sweep, "lost", status="finished", started=stamp(900))._replace(slurm="7_11"),
-        a_job(
-            sweep, "on its own", status="running", slurm_job=None, started=stamp(10), **own
-        )._replace(slurm="7_12"),
+        replace(a_job(sweep, "alone", status="finished", started=stamp(10)), slurm="7_10"),
+        replace(a_job(sweep, "lost", status="finished", started=stamp(900)), slurm="7_11"),
+        replace(
+            a_job(sweep, "on its own", status="running", slurm_job=None, started=stamp(10), **own),
+            slurm="7_12",
+        ),
         a_job(sweep, "here", status="running", **own),
         a_job(sweep, "dead", status="running", host=own["host"], process=2**22 + 1),
         a_job(sweep, "not begun"),

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -30,7 +31,8 @@ FUNCTION = re.compile(r"\$\{[^}]*:")
 """An interpolation that calls a function, such as ``${oc.env:HOME}``."""
 
 
-class RecordedJob(NamedTuple):
+@dataclass(frozen=True)
+class RecordedJob:
     """One job of a sweep.
 
     Attributes:
@@ -46,7 +48,8 @@ class RecordedJob(NamedTuple):
     slurm: str | None = None
 
 
-class SweepRecord(NamedTuple):
+@dataclass(frozen=True)
+class SweepRecord:
     """What is known of a sweep.
 
     Attributes:
@@ -69,37 +72,25 @@ _RECORD = TypeAdapter(SweepRecord)
 
 def write_sweep(directory: Path, record: SweepRecord) -> None:
     """Write the record of a sweep."""
-    content = {**record._asdict(), "jobs": [job._asdict() for job in record.jobs]}
-    write_json(directory / SWEEP, content)
+    write_json(directory / SWEEP, asdict(record))
 
 
 def read_sweep(directory: Path) -> SweepRecord | None:
     """Read the record of a sweep, without what a later version has added to it; ``None`` where
     there is none that can be read.
     """
-    content = _known(SweepRecord, read_json(directory / SWEEP))
-    jobs = content.get("jobs")
-    if isinstance(jobs, list):
-        content["jobs"] = [_known(RecordedJob, job) for job in jobs]
     try:
-        return _RECORD.validate_python(content)
+        return _RECORD.validate_python(read_json(directory / SWEEP))
     except ValidationError:
         return None
-
-
-def _known(kind: type[SweepRecord | RecordedJob], content: Any) -> Any:
-    """What a class takes of a node; whatever is no node as it is."""
-    if not isinstance(content, dict):
-        return content
-    return {key: value for key, value in content.items() if key in kind._fields}
 
 
 def note_slurm_jobs(directory: Path, started: Mapping[str, str]) -> None:
     """Note in a sweep's record which jobs SLURM has taken."""
     record = read_sweep(directory)
     if record is not None:
-        jobs = [job._replace(slurm=started.get(job.directory, job.slurm)) for job in record.jobs]
-        write_sweep(directory, record._replace(jobs=jobs))
+        jobs = [replace(job, slurm=started.get(job.directory, job.slurm)) for job in record.jobs]
+        write_sweep(directory, replace(record, jobs=jobs))
 
 
 def number_of(run: Path) -> int | None:
