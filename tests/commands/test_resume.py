@@ -19,6 +19,8 @@ import torch
 from launching import TINY, Launch, launch
 from omegaconf import OmegaConf
 
+from betasigma.commands import resume as resume_command
+from betasigma.commands.config import saved_header
 from betasigma.commands.measure import Meter
 from betasigma.modules import DiffusionModule
 from betasigma.runs.record import Record
@@ -398,6 +400,20 @@ def test_resume_auto_continues_the_newest_run_that_has_not_ended(copy_of_ddpm_ru
     shutil.rmtree(oldest)
     refused = launch("train", *TINY, "resume=auto")  # both have ended
     assert f"resume={named[0]}/checkpoints/last.ckpt has already taken 6 of 6" in refused.err
+
+
+def test_resume_auto_reads_the_run_that_it_continues_once(
+    copy_of_ddpm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What its header is warned of is said once."""
+    read: list[Path] = []
+    monkeypatch.setattr(
+        resume_command,
+        "saved_header",
+        lambda path, key: (read.append(path), saved_header(path, key))[1],
+    )
+    assert resume("auto", *TINY, "steps=8") == copy_of_ddpm_run
+    assert [path.name for path in read] == ["last.ckpt"]
 
 
 def test_the_best_is_best_among_validations_of_as_many_images(

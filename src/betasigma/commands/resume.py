@@ -56,16 +56,12 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     refuse_overwrite(config)
     if read_sweep(Path(config.resume)) is not None:
         raise UserError(f"resume={config.resume} is a sweep of several runs: add -m")
-    checkpoint = (
-        _found(config, overrides)
-        if config.resume == "auto"
-        else checkpoint_path(config.resume, "resume")
-    )
-    if checkpoint is None:
+    found = _found(config, overrides) if config.resume == "auto" else _saved(config.resume)
+    if found is None:
         _say("resume=auto: no run with this config has a checkpoint; starting one")
         config.resume = None
         return None
-    saved = complete(saved_header(checkpoint, "resume")["config"])
+    checkpoint, saved = found
     refuse_oracle(saved)
     for override in overrides:
         key = key_of(override)
@@ -78,6 +74,12 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
     _check_length(saved, continued.steps)
     _replace(config, continued, checkpoint)
     return checkpoint.parents[1] if _in_run(checkpoint) else None
+
+
+def _saved(run: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a run, and its config."""
+    checkpoint = checkpoint_path(run, "resume")
+    return checkpoint, complete(saved_header(checkpoint, "resume")["config"])
 
 
 def _changed(saved: dict[str, Any], config: DictConfig, overrides: list[str]) -> DictConfig:
@@ -238,9 +240,9 @@ def as_asked(saved: dict[str, Any]) -> dict[str, Any]:
     return asked
 
 
-def _found(config: DictConfig, overrides: list[str]) -> Path | None:
-    """Find the checkpoint of the newest run with this config that has not ended; of the newest
-    where all have.
+def _found(config: DictConfig, overrides: list[str]) -> tuple[Path, dict[str, Any]] | None:
+    """Find the checkpoint and the config of the newest run with this config that has not ended; of
+    the newest where all have.
     """
     wanted = _fixed(plain(config))
 
@@ -254,18 +256,17 @@ def _found(config: DictConfig, overrides: list[str]) -> Path | None:
     ended = None
     for run in newest_runs(matches):
         try:
-            checkpoint = checkpoint_path(run, "resume")
-            saved = complete(saved_header(checkpoint, "resume")["config"])
+            checkpoint, saved = _saved(run)
         except UserError as damage:
             _say(f"resume=auto: {damage}; an older run is looked for")
             continue
         if has_ended(checkpoint, plain(_changed(saved, config, overrides))):
-            ended = ended or checkpoint
+            ended = ended or (checkpoint, saved)
             continue
         step = read_header(checkpoint)["step"]
-        which = "" if ended is None else f" that has not ended, as {ended.parents[1]} has,"
+        which = "" if ended is None else f" that has not ended, as {ended[0].parents[1]} has,"
         _say(f"resume=auto: the newest run with this config{which} is {run}, at step {step}")
-        return checkpoint
+        return checkpoint, saved
     return ended
 
 
