@@ -14,7 +14,7 @@ from typing import Any
 
 class UserError(Exception):
     """Bad input. The message is one clear sentence that names the key, the value and what would be
-    accepted.
+    accepted. Its parts are the arguments, where what is wrong is told without what to do about it.
 
     The commands print it without a traceback and exit with status 1.
 
@@ -23,6 +23,9 @@ class UserError(Exception):
     """
 
     details: Mapping[str, Any] = MappingProxyType({})
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.args))
 
 
 def first_line(error: BaseException) -> str:

@@ -139,6 +139,15 @@ def test_the_warning_of_a_path_with_a_semicolon_is_whole(run: Path) -> None:
         last_checkpoint(run)
 
 
+def test_the_warning_of_a_newer_format_says_what_is_read(run: Path) -> None:
+    last = run / "checkpoints" / LAST
+    contents = read(last)
+    save({**contents, HEADER: {**contents[HEADER], "format": FORMAT + 1}}, last)
+    reads = f"reads formats up to {FORMAT}; the one before, of step 4, is taken"
+    with pytest.warns(UserWarning, match=reads):
+        last_checkpoint(run)
+
+
 def test_where_both_are_damaged_nothing_is_begun_over(run: Path) -> None:
     for name in (LAST, PREVIOUS):
         cut(run / "checkpoints" / name)

@@ -97,10 +97,9 @@ def last_checkpoint(run: Path, key: str = "run") -> Path | None:
         if not is_readable(previous):
             raise
         step = read_header(previous, key)["step"]
-        named = f"{key}={last}"
-        found, _, _ = str(damage).removeprefix(named).partition(";")  # not what to give instead
+        fault = damage.args[0]  # without what to give instead
         # a command looks more than once; of one place Python says the same once, as a rule
-        warnings.warn(f"{named}{found}; the one before, of step {step}, is taken", stacklevel=1)
+        warnings.warn(f"{fault}; the one before, of step {step}, is taken", stacklevel=1)
         return previous
     return last
 
@@ -145,12 +144,14 @@ def may_be_published(run: Path) -> bool:
         return False
 
 
-def _damage(path: Path) -> str:
-    """What a file is that cannot be read as a checkpoint, which begins as zip archives do."""
+def _damage(path: Path) -> tuple[str, str]:
+    """What a file is that cannot be read as a checkpoint, which begins as zip archives do; and what
+    to give instead.
+    """
     with path.open("rb") as file:
         if file.read(2) == b"PK":
-            return "is damaged or cut short; use another checkpoint of the run"
-    return "is no checkpoint, or damaged at its beginning; give a run directory or a checkpoint"
+            return "is damaged or cut short", "use another checkpoint of the run"
+    return "is no checkpoint, or damaged at its beginning", "give a run directory or a checkpoint"
 
 
 def read_header(path: Path, key: str = "run") -> dict[str, Any]:
@@ -173,7 +174,8 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     except RecursionError:
         raise UserError(f"{key}={path} has a header that is nested too deep") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, NotImplementedError):
-        raise UserError(f"{key}={path} {_damage(path)}") from None
+        fault, advice = _damage(path)
+        raise UserError(f"{key}={path} {fault}", advice) from None
     except OSError as error:
         raise UserError(f"{key}={path} cannot be read: {error.strerror}") from None
     if not isinstance(header, dict) or not isinstance(header.get("format"), int):
@@ -186,7 +188,8 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     if header["format"] > FORMAT:
         raise UserError(
             f"{key}={path} has checkpoint format {header['format']}, written by betasigma "
-            f"{header.get('version', '?')}; this version reads formats up to {FORMAT}: upgrade"
+            f"{header.get('version', '?')}, and this version reads formats up to {FORMAT}",
+            "upgrade",
         )
     fits = all(isinstance(header.get(name), kind) for name, kind in FIELDS.items())
     if not (fits and _is_range(header["value_range"])):
