@@ -462,6 +462,16 @@ def test_axes_smoothing_colours_and_groups_change_the_curves(shown: Page) -> Non
     assert len(lines(shown.charts("error")[0])) == 9
 
 
+def test_one_run_is_counted_as_one(chromium: Any, outputs: Path) -> None:
+    path = outputs.parent / "one.html"
+    path.write_text(render(describe(outputs / "growing")), encoding="utf-8")
+    shown = Page(chromium, path.as_uri())
+    shown.open()
+    told = shown.texts("[role=status]")
+    assert [text[:6] for text in told] == ["1 run,", "1 run;"]
+    assert not (problems := shown.errors()), problems
+
+
 def test_the_mean_of_equal_values_is_that_value(shown: Page) -> None:
     """Times of seeds differ in no digit, else an axis is too short for a tick."""
     script = "import('page/runs.js').then((runs) => arguments[0](runs.mean([0.1, 0.1, 0.1])))"

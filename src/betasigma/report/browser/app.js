@@ -1,6 +1,6 @@
 // The page: its bar, its panels, the keyboard, and what has changed since.
 
-import { choice, csv, duration, h, save, stackedSvg, tableSvg, tick } from "page/dom.js";
+import { choice, counted, csv, duration, h, save, stackedSvg, tableSvg, tick } from "page/dom.js";
 import { bits, precision_recall, quality } from "page/panel_quality.js";
 import { curves } from "page/panel_curves.js";
 import { health } from "page/panel_health.js";
@@ -191,7 +191,7 @@ function tellAge(problem = "") {
   const made = new Date(content.built * 1000);
   const age = Math.max(0, Date.now() / 1000 - content.built);
   const following = content.refresh ? ", follows the runs" : "";
-  stamp.textContent = problem || `${content.runs.length} runs, read ${made.toLocaleString()}${age > 90 ? ` (${duration(age)} ago)` : ""}${following}`;
+  stamp.textContent = problem || `${counted(content.runs.length, "run")}, read ${made.toLocaleString()}${age > 90 ? ` (${duration(age)} ago)` : ""}${following}`;
 }
 
 async function refresh() {

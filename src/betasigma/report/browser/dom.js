@@ -24,6 +24,9 @@ export function breakable(text) {
   return text.split(/(?<=[_/])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part]));
 }
 
+/** "1 run", "2 runs". */
+export const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
+
 /** A chart below its title and what else is to be known of it. */
 export function figure(title, words, chart) {
   return h("figure", {}, h("figcaption", {}, h("b", {}, title), h("span", { class: "quiet" }, ` ${words}`)), chart.element);

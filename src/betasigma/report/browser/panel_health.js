@@ -1,7 +1,7 @@
 // Where the time went, and what went wrong: failures, stalls, values that are not finite, jobs that are missing.
 
 import { chartOf, plain } from "page/chart.js";
-import { figure, fill, h } from "page/dom.js";
+import { counted, figure, fill, h } from "page/dom.js";
 import { lastOf } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -20,7 +20,7 @@ export function health(body, panel, view) {
       customdata: shown.map((run) => Math.round((100 * (run.spent[kind] ?? 0)) / Math.max(1e-9, total(run)))), hovertemplate: `%{y}<br>${kind}: %{x:.3~g} min, %{customdata} %<extra></extra>`,
     })),
     { barmode: "stack", xaxis: { title: { text: "minutes" } }, yaxis: { tickvals: place, ticktext: shown.map((run) => plain(shortened(view.nameOf(run)))), autorange: "reversed" }, showlegend: true },
-    `where the time of ${shown.length} runs went`);
+    `where the time of ${counted(shown.length, "run")} went`);
   const troubles = troublesOf(view);
   fill(
     body,
@@ -55,7 +55,7 @@ function troublesOf(view) {
     for (const series of run.series.filter((one) => one.bad)) add("not finite", `${series.bad} values of ${series.metric}`);
   }
   for (const sweep of view.content.missing) {
-    if (sweep.missing.length) found.push({ where: sweep.id, kind: "missing jobs", words: `${sweep.missing.length} of ${sweep.jobs} jobs have no run directory: ${sweep.missing.slice(0, MOST).join("; ")}${sweep.missing.length > MOST ? "; …" : ""}` });
+    if (sweep.missing.length) found.push({ where: sweep.id, kind: "missing jobs", words: `${sweep.missing.length} of ${counted(sweep.jobs, "job")} without a run directory: ${sweep.missing.slice(0, MOST).join("; ")}${sweep.missing.length > MOST ? "; …" : ""}` });
   }
   return found;
 }

@@ -1,6 +1,6 @@
 // The run table: how each run stands, in what it differs, and what it has achieved.
 
-import { breakable, duration, fill, h, short, spread, tick } from "page/dom.js";
+import { breakable, counted, duration, fill, h, short, spread, tick } from "page/dom.js";
 import { bestOf, floorOf, isNumber, lastBySeed, lastOf, mean, overSeeds } from "page/runs.js";
 import * as state from "page/state.js";
 
@@ -27,7 +27,7 @@ export function runs(body, panel, view) {
 
 function told(view, chosen) {
   const total = view.content.runs.length;
-  const shown = view.runs.length === total ? `${total} runs` : `${view.runs.length} of ${total} runs`;
+  const shown = (view.runs.length === total ? "" : `${view.runs.length} of `) + counted(total, "run");
   const spread = view.groups.some((group) => seedsOf(group) > 1) ? " · ± one standard deviation over seeds" : "";
   return (chosen.size ? `${shown}, ${chosen.size} chosen` : `${shown}; choose some to see only these below`) + spread;
 }
