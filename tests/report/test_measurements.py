@@ -26,9 +26,9 @@ def run(tmp_path: Path) -> Run:
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"guidance": 2.0}, ["guidance=1.0", "guidance=2.0"]),
+        ({"guidance": 2.0}, ["guidance=1", "guidance=2"]),
         ({"n_reference": 100}, ["n_reference=100", "n_reference=360"]),
-        ({"settings": "clip=true eta=1.0"}, ["eta=0.0", "eta=1.0"]),
+        ({"settings": "clip=true eta=1.0"}, ["eta=0", "eta=1"]),
     ],
 )
 def test_what_was_measured_otherwise_is_another_row(
@@ -54,10 +54,20 @@ def test_what_was_measured_alike_is_one_row(run: Run, tmp_path: Path) -> None:
     ]
 
 
+def test_a_number_that_an_earlier_version_wrote_as_it_was_typed_is_the_same(run: Run) -> None:
+    record = Record.of(run.directory)
+    for value, whole in enumerate(("1", "1.0", "1.05")):
+        typed = context(guidance=whole, settings=f"eta={whole} churn=0.5", seed=value)
+        record.append(1, {"eval/fid": float(value)}, typed)
+    same, other = run.series
+    assert (list(same.values), list(other.values)) == ([0.0, 1.0], [2.0])
+    assert (same.context["guidance"], same.context["settings"]) == ("1", "eta=1 churn=0.5")
+
+
 def test_a_value_of_before_settings_were_kept_is_told_apart(run: Run) -> None:
     Record.of(run.directory).append(1, {"eval/fid": 1.0}, {"n": 50})
     Record.of(run.directory).append(1, {"eval/fid": 2.0}, {"n": 50, "settings": "eta=0.0"})
-    assert last_values([run]) == [["eval/fid n=50", "1"], ["eval/fid n=50 eta=0.0", "2"]]
+    assert last_values([run]) == [["eval/fid n=50", "1"], ["eval/fid n=50 eta=0", "2"]]
 
 
 def test_the_error_by_noise_is_that_of_the_last_weights(run: Run) -> None:

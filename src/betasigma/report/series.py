@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from array import array
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from operator import itemgetter
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from betasigma.options.evaluation import METRICS
 from betasigma.options.likelihoods import LEAST_BITS
@@ -72,6 +73,7 @@ def _series(record: Record) -> list[Series]:
         for metric, own in columns.items()
     ]
     found: dict[tuple[str, ...], Series] = {}
+    known: dict[tuple[Any, ...], Series] = {}
     place = {name: number for number, name in enumerate(COLUMNS)}
     apart = [place[name] for name in CONTEXT if name not in ("std", "seed", "best")]
     key_of = itemgetter(place["metric"], *apart)
@@ -81,7 +83,12 @@ def _series(record: Record) -> list[Series]:
         series = found.get(key)
         if series is None:
             context = {COLUMNS[at]: line[at] for at in apart if line[at]}
-            series = found[key] = Series(metric=key[0], context=context, best=best_of(key[0]))
+            for name in WEIGHTS & context.keys():
+                context[name] = WHOLE.sub(r"\1", context[name])
+            alike = (key[0], *context.items())
+            if alike not in known:
+                known[alike] = Series(metric=key[0], context=context, best=best_of(key[0]))
+            series = found[key] = known[alike]
         if line[best] in BESTS:  # which an earlier version did not record
             series.best = cast(Best, line[best])
         series.steps.append(int(line[0]))
@@ -90,8 +97,13 @@ def _series(record: Record) -> list[Series]:
         series.stds.append(_number(line[std]))
         series.seeds.append(line[seed])
         series.end = number
-    return [*plain, *found.values()]
+    return [*plain, *known.values()]
 
+
+WEIGHTS = {"guidance", "settings"}
+"""Columns with numbers that earlier versions wrote as they were typed, ``eta=1`` or ``eta=1.0``."""
+
+WHOLE = re.compile(r"((?:^|=)-?\d+)\.0(?!\S)")
 
 BESTS = get_args(Best)
 
