@@ -25,7 +25,6 @@ from betasigma.runs.status import FINISHED, read_status
 
 WORDS = (
     *TINY,
-    "steps=60",
     "training.accumulate=2",
     "network.dropout=0.1",
     "training.log_every=7",
@@ -48,7 +47,7 @@ def rows(run: Path) -> list[tuple[str, ...]]:
     return [row if timed not in row else (*row[:2], *row[3:]) for row in found]
 
 
-def child(run: Path, before: Callable[[], None] = lambda: None) -> int:
+def child(run: Path, steps: int, before: Callable[[], None] = lambda: None) -> int:
     """Start the run, or continue it, in a process of its own."""
     process = os.fork()
     if process:
@@ -58,7 +57,7 @@ def child(run: Path, before: Callable[[], None] = lambda: None) -> int:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
         before()
-        status = launch("train", *WORDS, f"hydra.run.dir={run}").status
+        status = launch("train", *WORDS, f"steps={steps}", f"hydra.run.dir={run}").status
     except BaseException:
         status = 70
     os._exit(status)
@@ -84,16 +83,23 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for member in inside for tensor in tensors(member)]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
-    run: Path = tmp_path_factory.mktemp("whole") / "run"
+def undisturbed(folder: Path, steps: int) -> Path:
+    """The run that nothing happens to."""
+    run = folder / "undisturbed"
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(run.parent)
-        outcome = launch("train", *WORDS, f"hydra.run.dir={run}")
+        patch.chdir(folder)
+        outcome = launch("train", *WORDS, f"steps={steps}", f"hydra.run.dir={run}")
     assert outcome.status == 0, outcome.err
     return run
 
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of as many steps as it takes to come to each moment three times."""
+    return undisturbed(tmp_path_factory.mktemp("short"), SHORT)
+
+
+SHORT = 30
 
 MOMENTS = {
     "validation": ("betasigma.modules.DiffusionModule", "validation_step"),
@@ -130,20 +136,20 @@ def kill_at(place: tuple[str, str], call: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("call", [1, 3])
-def test_a_kill_at_a_chosen_moment(tmp_path: Path, whole: Path, moment: str, call: int) -> None:
+def test_a_kill_at_a_chosen_moment(tmp_path: Path, short: Path, moment: str, call: int) -> None:
     os.chdir(tmp_path)
     run = tmp_path / "run"
-    _, status = os.waitpid(child(run, lambda: kill_at(MOMENTS[moment], call)), 0)
+    _, status = os.waitpid(child(run, SHORT, lambda: kill_at(MOMENTS[moment], call)), 0)
     killed = os.WIFSIGNALED(status)
     assert killed or (moment == "summary" and call == 3)
     if killed:
-        _, status = os.waitpid(child(run), 0)
+        _, status = os.waitpid(child(run, SHORT), 0)
     assert os.WEXITSTATUS(status) == 0
-    assert_same(run, whole)
+    assert_same(run, short)
 
 
 @pytest.mark.slow
-def test_twenty_kills_at_random_moments(tmp_path: Path, whole: Path) -> None:
+def test_twenty_kills_at_random_moments(tmp_path: Path) -> None:
     """Of one run, which finishes all the same. Half of them come while it starts, the other half
     after it has got on.
     """
@@ -151,7 +157,7 @@ def test_twenty_kills_at_random_moments(tmp_path: Path, whole: Path) -> None:
     run, seed = tmp_path / "run", int(os.environ.get("BETASIGMA_KILLS", "0"))
     draw, kills, steps = random.Random(seed), 0, []
     while read_status(run).get("status") != FINISHED:
-        process, begun = child(run), newest_step(run)
+        process, begun = child(run, 60), newest_step(run)
         gets_on = draw.random() < 0.5 or not kills
         done, deadline = 0, time.monotonic() + draw.uniform(0.2, 3.0)
         while not done and kills < 20 and (gets_on or time.monotonic() < deadline):
@@ -170,4 +176,4 @@ def test_twenty_kills_at_random_moments(tmp_path: Path, whole: Path) -> None:
         steps.append(newest_step(run))
     print(f"{kills} kills survived, at checkpoints {steps}", file=sys.stderr)
     assert kills >= 5
-    assert_same(run, whole)
+    assert_same(run, undisturbed(tmp_path, 60))

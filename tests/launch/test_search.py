@@ -232,12 +232,15 @@ def pasted(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chdir", ["true", "false"])
-def test_commands_that_are_printed_can_be_pasted(here: Path, chdir: str) -> None:
+def test_commands_that_are_printed_can_be_pasted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, chdir: str
+) -> None:
     """From another directory than the clone, of a job whose name has commas."""
     folder = here / "it's here"
     folder.mkdir()
+    monkeypatch.chdir(folder)
     own = ("ema.decay=0.5,0.6", "seed=1,2", f"hydra.job.chdir={chdir}", "steps=1")
-    done = typed("-m", *TINY, *own, cwd=folder)
+    done = launch("train", "-m", *TINY, *own)
     assert done.status == 0, done.err
     sample, *_, resume = printed_commands(done.out)[:3]
     continued = pasted(resume, folder)

@@ -35,6 +35,7 @@ class SweepLoader(ConfigLoaderImpl):
         self._words: dict[str, Override] = {}
         self._files: dict[tuple[str | None, ...], CachingConfigRepository] = {}
         self._chosen: dict[tuple[Any, ...], bytes] = {}
+        self._groups: dict[tuple[IConfigRepository, str], bool] = {}
 
     def _load_configuration_impl(
         self,
@@ -45,8 +46,8 @@ class SweepLoader(ConfigLoaderImpl):
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
         parsed, files = self._parse_overrides_and_create_caching_repo(config_name, overrides)
-        values = [word for word in parsed if _sets_value(word, files)]
-        choices = [str(word.input_line) for word in parsed if not _sets_value(word, files)]
+        values = [word for word in parsed if self._sets_value(word, files)]
+        choices = [str(word.input_line) for word in parsed if word not in values]
         key = (config_name, run_mode, from_shell, validate_sweep_overrides, *choices)
         if key not in self._chosen:
             composed = super()._load_configuration_impl(
@@ -80,9 +81,13 @@ class SweepLoader(ConfigLoaderImpl):
         loaded = super()._load_single_config(default, repo)
         return replace(loaded, config=copy.deepcopy(loaded.config))
 
-
-def _sets_value(word: Override, files: IConfigRepository) -> bool:
-    """Whether a word sets a value, outside Hydra's own node, and chooses no file."""
-    if word.is_hydra_override() or word.key_or_group == "hydra" or word.is_sweep_override():
-        return False
-    return isinstance(word.value(), dict) or not files.group_exists(word.key_or_group)
+    def _sets_value(self, word: Override, files: IConfigRepository) -> bool:
+        """Whether a word sets a value, outside Hydra's own node, and chooses no file."""
+        if word.is_hydra_override() or word.key_or_group == "hydra" or word.is_sweep_override():
+            return False
+        if isinstance(word.value(), dict):
+            return True
+        key = (files, word.key_or_group)
+        if key not in self._groups:
+            self._groups[key] = files.group_exists(word.key_or_group)
+        return not self._groups[key]

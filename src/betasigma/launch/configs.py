@@ -8,18 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from importlib import resources
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import (
-    CachingConfigRepository,
-    ConfigRepository,
-    IConfigRepository,
-)
+from hydra._internal.config_repository import ConfigRepository, IConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
@@ -222,7 +218,8 @@ class Studies:
         path = ConfigSearchPathImpl()
         for source in config.hydra.runtime.config_sources:
             path.append(source.provider, f"{source.schema}://{source.path}")
-        self._files = CachingConfigRepository(ConfigRepository(path))
+        self._files = ConfigRepository(path)
+        self._whole = cache(partial(_whole, self._files))
         self._chosen = cache(self._find)
 
     def check(self, overrides: Sequence[str]) -> None:
@@ -233,7 +230,7 @@ class Studies:
         files = [file for word in overrides if (file := self._chosen(word)) is not None]
         for point in files:
             for group, name in point.chooses.items() if point.is_point else ():
-                if not _whole(self._files, f"{group}/{name}").chooses:
+                if not self._whole(f"{group}/{name}").chooses:
                     continue
                 for other in files:
                     if other is not point and group in (other.group, *other.chooses):
@@ -248,7 +245,7 @@ class Studies:
         choice = choice.strip("'")
         name = f"{group}/{choice}"
         there = choice != "null" and self._files.config_exists(name)
-        return _whole(self._files, name) if there else None
+        return self._whole(name) if there else None
 
 
 def _whole(files: IConfigRepository, name: str) -> ConfigFile:
