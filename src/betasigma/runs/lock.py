@@ -39,7 +39,8 @@ def locked(run: Path) -> Iterator[None]:
         _take(file, run)
         with suppress(OSError):  # a full disk: the lock holds, nobody reads whose it is
             file.truncate(0)
-            file.write(json.dumps(_this_process()))
+            this = {"host": socket.gethostname(), "process": os.getpid()}
+            file.write(json.dumps({**this, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}))
             file.flush()
         yield
 
@@ -60,7 +61,7 @@ def _take(file: IO[str], run: Path) -> None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        holder = _holder(file)
+        holder = read_json(run / LOCK)
         # where a file system has no locks, what is written in the file must do
         if error.errno in HELD or _is_alive(holder):
             raise UserError(
@@ -68,15 +69,6 @@ def _take(file: IO[str], run: Path) -> None:
                 f"{holder.get('host', '?')} writes to it since {holder.get('since', '?')}; wait "
                 f"for it, or end it"
             ) from None
-
-
-def _holder(file: IO[str]) -> dict[str, Any]:
-    file.seek(0)
-    try:
-        content = json.loads(file.read())
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
@@ -88,11 +80,3 @@ def _is_alive(holder: dict[str, Any]) -> bool:
         and process != os.getpid()
         and Path(f"/proc/{process}").exists()
     )
-
-
-def _this_process() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "process": os.getpid(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-    }
