@@ -66,6 +66,7 @@ LearningRate = Annotated[LearningRateOptions, component("lr_schedule")]
 Film = Literal["gif", "mp4", "png"]
 Range = Annotated[str, written(r"\d{1,18}-\d{1,18}", "be a first and a last number, as in 0-99")]
 TrainingMetric = Annotated[str, written(r"(train|val)/.+", "begin with train/ or val/")]
+Runs = Annotated[list[str], Field(min_length=1)]
 ClassLabel = Index | str
 """A class, by its number or its name."""
 
@@ -447,9 +448,7 @@ class Export(Options):
 class Plot(DrawingOptions):
     """The config of ``scripts/plot.py``."""
 
-    runs: Annotated[list[str], Field(min_length=1)] = option(
-        [], "run directories, or a sweep's with all its runs"
-    )
+    runs: Runs = option([], "run directories, or a sweep's with all its runs")
     plugins: list[str] = option([], "outside packages that the runs may name")
     figure: Annotated[FigureOptions, component("figure")]
     seed: Seed = option(0, "sample i is a function of seed and i")
@@ -461,9 +460,7 @@ class Plot(DrawingOptions):
 class Compare(DrawingOptions):
     """The config of ``scripts/compare.py``."""
 
-    runs: Annotated[list[str], Field(min_length=1)] = option(
-        [], "run directories, or a sweep's with all its runs"
-    )
+    runs: Runs = option([], "run directories, or a sweep's with all its runs")
     metrics: Annotated[list[str], Field(min_length=1)] | None = option(
         None, "whose curves are drawn; null: the denoising error in training and in validation"
     )
@@ -482,7 +479,7 @@ class Dashboard(Options):
     )
     project: str | None = option(None, "of to=wandb; null: what the runs were logged for")
     entity: str | None = option(None, "of to=wandb; null: what the runs were logged for")
-    runs: Annotated[list[str], Field(min_length=1)] = option(
+    runs: Runs = option(
         ["outputs"], "run directories, or directories with runs in them, at any depth"
     )
     open: bool = option(True, "show the page in a browser")
@@ -504,9 +501,7 @@ class Dashboard(Options):
 class Sync(Options):
     """The config of ``scripts/sync.py``."""
 
-    runs: Annotated[list[str], Field(min_length=1)] = option(
-        [], "run directories, or directories with runs in them, at any depth"
-    )
+    runs: Runs = option([], "run directories, or directories with runs in them, at any depth")
     project: str | None = option(None, "where runs appear; null: where each was to be logged")
     entity: str | None = option(None, "team or user; null: what each was logged for")
     again: bool = option(False, "send also what has been sent, which replaces it")
