@@ -600,7 +600,7 @@ def contrast(one: float, other: float) -> float:
 
 def test_a_growing_run_is_followed(chromium: Any, outputs: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("betasigma.report.page.REFRESH", 0.3)
-    pages = Pages(lambda: describe(outputs), state_of_files([str(outputs)]))
+    pages = Pages(lambda: describe(outputs), lambda: state_of_files([str(outputs)]))
     with make_server(pages, free_port()) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         shown = Page(chromium, f"http://{HOST}:{server.server_address[1]}/")

@@ -41,7 +41,7 @@ def dashboard(config: DictConfig, start: Start) -> None:
     display = Display()
     read = partial(describe, asked, leaves(check_run(compose("train")).content))
     if asked.serve is not None:
-        serve(asked, Pages(read, state_of_files(asked.runs)), display)
+        serve(asked, Pages(read, partial(state_of_files, asked.runs)), display)
         return
     data = read()
     path = start.directory / PAGE

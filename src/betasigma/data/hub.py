@@ -59,7 +59,8 @@ class HubTable:
         """Names of the classes; ``()`` for none."""
         if self.label is None:
             return ()
-        names = getattr(self._features[self.label], "names", None)
+        features = next(iter(self.parts.values())).features
+        names = getattr(features[self.label], "names", None)
         if names is not None:
             return tuple(map(printable, names))
         values = {value for part in self.parts.values() for value in part.unique(self.label)}
@@ -128,10 +129,6 @@ class HubTable:
         real = Path(path).resolve()
         inside = any(real.is_relative_to(folder.resolve()) for folder in self.caches)
         return real if inside and real.is_file() else None
-
-    @property
-    def _features(self) -> Any:
-        return next(iter(self.parts.values())).features
 
     def _cell(self, name: str) -> dict[str, Any]:
         part, _, row = name.rpartition("/")

@@ -151,8 +151,8 @@ def _inner_fields(field: FieldInfo | None, value: Mapping[str, Any]) -> Fields:
         return {}
     components = [model for model in models if issubclass(model, ComponentOptions)]
     if not components or (len(models) > len(components) and "_target_" not in value):
-        kind = value.get("kind")
-        return _fields_of(next((m for m in models if _kind(m) == kind), models[0]))
+        of_kind = {m.model_fields["kind"].default: m for m in models if "kind" in m.model_fields}
+        return _fields_of(of_kind.get(value.get("kind"), models[0]))
     group, target = components[0].group, str(value.get("_target_"))
     known = REGISTRY.get(group, {}).get(target)
     return _fields_of(known) if known else _arguments(group, target)
@@ -160,11 +160,6 @@ def _inner_fields(field: FieldInfo | None, value: Mapping[str, Any]) -> Fields:
 
 def _fields_of(model: type[Options]) -> Fields:
     return {field.alias or name: field for name, field in model.model_fields.items()}
-
-
-def _kind(model: type[Options]) -> Any:
-    field = model.model_fields.get("kind")
-    return field.default if field else None
 
 
 def _arguments(group: str, target: str) -> Fields:

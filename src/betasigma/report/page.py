@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,18 +172,10 @@ def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
         ) from None
 
 
-def state_of_files(paths: list[str]) -> Callable[[], object]:
+def state_of_files(paths: list[str]) -> int:
     """A digest of sizes and times of the files of runs, for :class:`Pages`."""
-
-    def digest() -> object:
-        return hash(tuple(_state(Path(path)) for path in paths))
-
-    return digest
-
-
-def _state(top: Path) -> tuple[tuple[str, int, int], ...]:
     found = []
-    for folder, inner, files in os.walk(top):
+    for folder, inner, files in chain.from_iterable(map(os.walk, paths)):
         inner[:] = [name for name in sorted(inner) if name != "checkpoints"]
         for name in files:
             if name.endswith((".csv", ".json", ".yaml", ".txt", ".png")):
@@ -192,4 +185,4 @@ def _state(top: Path) -> tuple[tuple[str, int, int], ...]:
                 except OSError:
                     continue
                 found.append((str(path), state.st_size, state.st_mtime_ns))
-    return tuple(found)
+    return hash(tuple(found))
