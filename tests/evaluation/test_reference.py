@@ -80,7 +80,7 @@ def another_key(path):
 
 
 def another_shape(path):
-    torch.save(torch.load(path, weights_only=True) | {"mean": torch.zeros(3)}, path)
+    torch.save(torch.load(path, weights_only=True) | {"packed": torch.zeros(3, 3)}, path)
 
 
 def incomplete(path):

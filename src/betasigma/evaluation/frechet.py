@@ -48,15 +48,6 @@ class FeatureMoments:
             packed = torch.zeros(dim + 1, dim + 1, dtype=torch.float64, device=device)
         self.packed = packed
 
-    @classmethod
-    def of(cls, count: int, mean: Tensor, scatter: Tensor) -> FeatureMoments:
-        """Moments that are known already, ``(dim,)`` and ``(dim, dim)``."""
-        moments = cls(len(mean))
-        moments.packed[0, 0] = count
-        moments.mean.copy_(mean)
-        moments.scatter.copy_(scatter)
-        return moments
-
     @property
     def count(self) -> int:
         """Number of vectors so far."""

@@ -23,7 +23,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from betasigma.options.evaluation import EvaluationOptions
 from betasigma.runs.directory import cache_folder
 from betasigma.runs.files import replace_file
 
-FORMAT = 3
+FORMAT = 4
 """Of the files, and of the choice of images where not all are taken."""
 CAP = 10_000
 """Number of feature vectors kept for the metrics that need them."""
@@ -110,16 +110,18 @@ class Part:
         return torch.cat(self._places), torch.cat(self._rows)
 
     def state(self) -> dict[str, Any]:
-        """Plain tensors and numbers, from which :meth:`restore` goes on to the same bits."""
+        """Plain tensors and numbers, from which :meth:`restored` goes on to the same bits."""
         places, rows = self.kept()
         known = {"packed": self.moments.packed.cpu(), "places": places, "rows": rows}
         return {**known, "batches": self.batches, "images": self.images}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Begin where a state was taken."""
-        self.moments.packed.copy_(state["packed"])
-        self._places, self._rows = [state["places"]], [state["rows"]]
-        self.batches, self.images = int(state["batches"]), int(state["images"])
+    def restored(self, state: dict[str, Any], key: str) -> Self:
+        """Itself where a state of this key was taken; as it is, where it is of another."""
+        if state["key"] == key:
+            self.moments.packed.copy_(state["packed"])
+            self._places, self._rows = [state["places"]], [state["rows"]]
+            self.batches, self.images = int(state["batches"]), int(state["images"])
+        return self
 
 
 class ReferenceStatistics:
@@ -158,14 +160,16 @@ class ReferenceStatistics:
         """
         key = self._key(split, limit)
         path = self.path(split, limit)
-        known = self._load(path, key) if rank_and_world_size()[0] == 0 else None
+        first = rank_and_world_size()[0] == 0
+        known = _read(path, lambda content: self._restored(content, key)) if first else None
         if broadcast(known is not None):
             return known
         parts = gather(self._compute(split, limit))
         if parts is None:
             return None
         reference = _join(parts)
-        self._save(path, key, reference)
+        content = {"packed": reference.moments.packed, "features": reference.features}
+        _write(path, {"key": key, **content})
         return reference
 
     def path(self, split: Split, limit: int | None = None) -> Path:
@@ -185,7 +189,11 @@ class ReferenceStatistics:
         total = size if limit is None else min(limit, size)
         key = repr((self._key(split, limit), self.batch_size, rank, world_size))
         path = self.path(split, limit).with_suffix(f".part{rank}of{world_size}")
-        part = self._begun(path, key, total)
+
+        def new() -> Part:
+            return Part(self.extractor.dim, total, self.extractor.float64_device)
+
+        part = _read(path, lambda state: new().restored(state, key)) or new()
         written = time.monotonic()
         what = f"features of {total} {split} images, to be kept"
         with self.work(what, total, part.images) as update:
@@ -202,56 +210,31 @@ class ReferenceStatistics:
         part.moments = part.moments.to("cpu")
         return part
 
-    def _begun(self, path: Path, key: str, total: int) -> Part:
-        """The part that a stopped command has left, else an empty one."""
-        part = Part(self.extractor.dim, total, self.extractor.float64_device)
-        if path.exists():
-            try:
-                state = torch.load(path, weights_only=True)
-                if state["key"] == key:
-                    part.restore(state)
-            except Exception as error:  # what a broken file raises depends on where it is broken
-                warnings.warn(
-                    f"{path} is damaged ({type(error).__name__}); it is computed again",
-                    stacklevel=4,
-                )
-                return Part(self.extractor.dim, total, self.extractor.float64_device)
-        return part
-
-    def _load(self, path: Path, key: str) -> Reference | None:
-        if not path.exists():
-            return None
-        try:
-            return self._restored(torch.load(path, weights_only=True), key)
-        except Exception as error:  # what a broken file raises depends on where it is broken
-            warnings.warn(
-                f"{path} is damaged ({type(error).__name__}); its statistics are computed again",
-                stacklevel=3,
-            )
-            return None
-
     def _restored(self, content: Any, key: str) -> Reference:
         dim = self.extractor.dim
         if not isinstance(content, dict) or content.get("key") != key:
             raise ValueError("it describes other data")
-        for name, shape in (("mean", (dim,)), ("scatter", (dim, dim))):
-            if content[name].shape != shape:
-                raise ValueError(f"{name} has shape {tuple(content[name].shape)}")
-        moments = FeatureMoments.of(int(content["count"]), content["mean"], content["scatter"])
-        if content["features"].shape != (min(moments.count, CAP), dim):
-            raise ValueError(f"features have shape {tuple(content['features'].shape)}")
+        moments = FeatureMoments(dim, packed=content["packed"])
+        shapes = content["packed"].shape, content["features"].shape
+        if shapes != ((dim + 1, dim + 1), (min(moments.count, CAP), dim)):
+            raise ValueError("it has other shapes")
         return Reference(moments, content["features"])
 
-    def _save(self, path: Path, key: str, reference: Reference) -> None:
-        moments = reference.moments
-        content = {
-            "key": key,
-            "count": moments.count,
-            "mean": moments.mean.clone(),
-            "scatter": moments.scatter.clone(),
-            "features": reference.features,
-        }
-        _write(path, content)
+
+Found = TypeVar("Found")
+
+
+def _read(path: Path, use: Callable[[Any], Found]) -> Found | None:
+    """What ``use`` makes of a file; ``None`` without one and, with a warning, of a damaged one."""
+    if not path.exists():
+        return None
+    try:
+        return use(torch.load(path, weights_only=True))
+    except Exception as error:  # what a broken file raises depends on where it is broken
+        warnings.warn(
+            f"{path} is damaged ({type(error).__name__}); it is computed again", stacklevel=4
+        )
+        return None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
