@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -178,6 +179,13 @@ def test_what_fits_no_format_is_one_sentence(here: Path, run: Path, tmp_path: Pa
         assert re.search(sentence, outcome.err), outcome.err
     assert not list(tmp_path.glob(".*"))
     assert not list(Path("outputs").glob("*_export_*"))
+
+
+def test_onnx_without_its_packages_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the weights are read."""
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    outcome = launch("export", f"run={run}", "to=onnx")
+    assert outcome.err == "error: to=onnx needs the onnxscript package: pip install onnxscript\n"
 
 
 def test_a_stranger_s_portable_model(run: Path, tmp_path: Path) -> None:

@@ -116,9 +116,8 @@ def write_onnx(denoiser: Denoiser, path: Path) -> float | None:
         installed.
 
     Raises:
-        UserError: where the network cannot be exported, or a package is missing.
+        UserError: where the network cannot be exported.
     """
-    needed("onnx", "onnxscript")
     program = _exported(denoiser, "onnx")
     inputs = example(denoiser)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of what it leaves as it is
@@ -143,17 +142,6 @@ def write_onnx(denoiser: Denoiser, path: Path) -> float | None:
         return [torch.from_numpy(value) for value in found]
 
     return difference(denoiser, run)
-
-
-def needed(*packages: str) -> None:
-    """Refuse an export whose packages are not installed."""
-    from importlib.util import find_spec
-
-    for package in packages:
-        if find_spec(package) is None:
-            raise UserError(
-                f'this export needs the package {package}: pip install "betasigma[export]"'
-            )
 
 
 @torch.no_grad()

@@ -444,6 +444,12 @@ class Export(Options):
         None, "of the weights, in the card; null: that of the published model, else unknown"
     )
 
+    @model_validator(mode="after")
+    def _installed(self) -> Self:
+        for package in ("onnx", "onnxscript") if self.to == "onnx" else ():
+            require_package(package, "to=onnx")
+        return self
+
 
 class Plot(DrawingOptions):
     """The config of ``scripts/plot.py``."""
