@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from betasigma.data.file_tree import LeftOut, printable
 from betasigma.data.labels import MOST_CLASSES
-from betasigma.data.listing import ListedSplit, hold_out, split_of, used_parts
+from betasigma.data.listing import Listed, hold_out, split_of, used_parts
 from betasigma.errors import UserError, first_line
 from betasigma.options.composition import numbered
 from betasigma.options.data import Split
@@ -49,11 +49,6 @@ class HubTable:
     caches: tuple[Path, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
 
-    @property
-    def files(self) -> HubTable:
-        """What opens an image by its name: the table itself. Row 17 is called ``train/17``."""
-        return self
-
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes; ``()`` for none."""
@@ -77,8 +72,8 @@ class HubTable:
             f"them out"
         )
 
-    def split(self, split: Split) -> ListedSplit:
-        """The images of ``split``."""
+    def split(self, split: Split) -> Listed:
+        """The images of ``split``. Row 17 is called ``train/17``."""
         return self._splits[0 if split == "train" else 1]
 
     def open(self, name: str, most: int) -> BinaryIO:
@@ -135,7 +130,7 @@ class HubTable:
         return _as_cell(self.parts[part][int(row)][self.image])
 
     @cached_property
-    def _splits(self) -> tuple[ListedSplit, ListedSplit]:
+    def _splits(self) -> tuple[Listed, Listed]:
         names = {part: [f"{part}/{i}" for i in range(len(self.parts[part]))] for part in self.parts}
         labels = dict(self._labels())
         if len(names) == 2:
@@ -150,8 +145,9 @@ class HubTable:
                 f"data.root={self.root} has {len(train)} images to train on and {len(test)} to "
                 f"test; there must be one at least of each"
             )
+        count = len(self.classes)
         return tuple(  # type: ignore[return-value]
-            ListedSplit(tuple(part), tuple(labels[n] for n in part) if self.classes else None)
+            Listed(self, tuple(part), tuple(labels[n] for n in part) if count else None, count)
             for part in (train, test)
         )
 

@@ -17,14 +17,13 @@ failing.
 from __future__ import annotations
 
 import errno
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
@@ -37,7 +36,7 @@ from torch import Tensor
 from betasigma.cpus import usable_cpus
 from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
-from betasigma.data.listing import Listing
+from betasigma.data.listing import Listed
 from betasigma.errors import UserError, few
 from betasigma.options.data import COLOURS, DataOptions, OnCorrupt, Split
 from betasigma.pictures import readable_formats
@@ -268,30 +267,6 @@ Place = Files | HubTable
 """Where images are: a folder, an archive, a table."""
 
 
-@dataclass(frozen=True)
-class Listed:
-    """Images with their labels, before anything is decoded."""
-
-    place: Place
-    names: tuple[str, ...]
-    labels: tuple[int, ...] | None
-    num_classes: int
-
-    def only(self, keep: Sequence[int]) -> Listed:
-        """The images of the numbers ``keep``."""
-        if not keep:
-            where = os.path.dirname(self.place.where(self.names[0]))
-            raise UserError(f"data.root has no image in {where} that can be decoded")
-        labels = self.labels and tuple(self.labels[i] for i in keep)
-        return replace(self, names=tuple(self.names[i] for i in keep), labels=labels)
-
-
-def listed(found: Listing | HubTable, split: Split) -> Listed:
-    """Images of a folder, an archive or a table."""
-    part = found.split(split)
-    return Listed(found.files, part.names, part.labels, len(found.classes))
-
-
 def celeba(root: Path, split: Split) -> Listed:
     """Aligned CelebA faces: ``root/celeba/img_align_celeba`` by ``list_eval_partition.txt``."""
     partition = root / "celeba" / "list_eval_partition.txt"
@@ -305,7 +280,7 @@ def celeba(root: Path, split: Split) -> Listed:
         ) from error
     if not names:
         raise UserError(f"data.root={root} has a {partition.name} without {split} images")
-    return Listed(Files(root / "celeba" / "img_align_celeba"), names, None, 0)
+    return Listed(Files(root / "celeba" / "img_align_celeba"), names)
 
 
 def decode_all(

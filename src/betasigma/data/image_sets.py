@@ -23,12 +23,11 @@ from betasigma.data.file_tree import Files, LeftOut
 from betasigma.data.image_files import (
     Decoder,
     ImageFiles,
-    Listed,
     Undecodable,
     read_all,
     upright_size,
 )
-from betasigma.data.listing import endings, images_among, once
+from betasigma.data.listing import Listed, endings, images_among, once
 from betasigma.data.order import subset
 from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
@@ -71,7 +70,7 @@ def open_images(
     if shape is None:
         shape = _common_shape(files, names, key, channels)
     depth, height, width = shape
-    listed = Listed(files, tuple(names), None, 0)
+    listed = Listed(files, tuple(names))
     opened = ImageFiles(listed, Decoder((height, width), depth), "error", scan=False)
     opened.warn_of_losses(keys=False)
     return opened

@@ -20,16 +20,19 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from betasigma.data.file_tree import ZIP, Files, LeftOut, printable
 from betasigma.data.labels import Labels, find_labels
 from betasigma.errors import UserError, few
 from betasigma.options.data import DECODERS, Layout, Split
+
+if TYPE_CHECKING:
+    from betasigma.data.hub import HubTable
 
 HELD_OUT = 0.1
 """Share of the images that are held out if the folder has no split of its own."""
@@ -48,11 +51,25 @@ _SPLIT = re.compile(
 
 
 @dataclass(frozen=True)
-class ListedSplit:
-    """Images of one split by name, with labels if there are classes."""
+class Listed:
+    """Images of one split by name, with labels if there are classes, before any is decoded.
 
+    Attributes:
+        place: where they are: a folder, an archive, a table.
+    """
+
+    place: Files | HubTable
     names: tuple[str, ...]
-    labels: tuple[int, ...] | None
+    labels: tuple[int, ...] | None = None
+    num_classes: int = 0
+
+    def only(self, keep: Sequence[int]) -> Listed:
+        """The images of the numbers ``keep``."""
+        if not keep:
+            where = os.path.dirname(self.place.where(self.names[0]))
+            raise UserError(f"data.root has no image in {where} that can be decoded")
+        labels = self.labels and tuple(self.labels[i] for i in keep)
+        return replace(self, names=tuple(self.names[i] for i in keep), labels=labels)
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,6 @@ class Listing:
     """Both splits of a folder or an archive.
 
     Attributes:
-        files: opens an image by its name.
         layout: what the folders were taken for.
         train, test: the splits.
         classes: their names, by number; ``()`` for none.
@@ -69,16 +85,15 @@ class Listing:
         tested_on: folder of the test split; "" where images were held out.
     """
 
-    files: Files
     layout: Layout
-    train: ListedSplit
-    test: ListedSplit
+    train: Listed
+    test: Listed
     classes: tuple[str, ...]
     left_out: LeftOut
     labels_from: str | None = None
     tested_on: str = ""
 
-    def split(self, split: Split) -> ListedSplit:
+    def split(self, split: Split) -> Listed:
         """The images of ``split``."""
         return self.train if split == "train" else self.test
 
@@ -161,11 +176,15 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
                 f"{2 if whole else 1} (it has {len(train) + len(test) if whole else 0})"
             )
     classes, label = _classes(told, tree.prefix, reading, train, test)
+
+    def listed(part: list[str]) -> Listed:
+        labels = tuple(map(label, part)) if classes else None
+        return Listed(files, tuple(part), labels, len(classes))
+
     return Listing(
-        files,
         reading.layout,
-        ListedSplit(tuple(train), tuple(map(label, train)) if classes else None),
-        ListedSplit(tuple(test), tuple(map(label, test)) if classes else None),
+        listed(train),
+        listed(test),
         classes,
         left_out,
         told.source if told is not None else None,

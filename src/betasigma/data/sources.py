@@ -164,7 +164,7 @@ def load(
     side = None if node["crop"] is None else int(node["crop"].removeprefix("center_"))
     of_values = {key: node[key] for key in catalog.OF_VALUES}
     decoder = image_files.Decoder((height, width), channels, side, **of_values)
-    images = image_files.celeba(base, split) if found is None else image_files.listed(found, split)
+    images = image_files.celeba(base, split) if found is None else found.split(split)
     size = len(images.names) * int(np.prod(shape))
     if size <= IN_MEMORY_BYTES if node["in_memory"] is None else node["in_memory"]:
         decoded = image_files.decode_all(images, decoder, node["on_corrupt"])
