@@ -134,7 +134,9 @@ def test_a_seed_that_was_run_twice_counts_once(
     study: list[str], drawn: list[Figure], tmp_path: Path
 ) -> None:
     """Else the band is too narrow, and the legend counts too many seeds."""
-    shutil.copytree(tmp_path / "ddpm0", tmp_path / "ddpm0 again")
+    shutil.copytree(tmp_path / "ddpm0", again := tmp_path / "ddpm0 again")
+    told = {"n": 200, "nfe": 20, "sampler": "ddim", "settings": "steps=20"}
+    Record.of(again).append(30, {"eval/fd_some": 6.5}, told)
     runs = read_runs(study)
     assert [len(one.curves) for one in error_curves(runs)] == [2, 2]
     draw_curves(settings_of(runs), ["val/denoising_error"], tmp_path / "x", LOOK)
@@ -142,6 +144,26 @@ def test_a_seed_that_was_run_twice_counts_once(
     assert names == ["model=ddpm (2 seeds)", "model=ncsn (2 seeds)"]
     for found in quality_of_runs(runs).values():
         assert all(len(seeds) == 2 for by in found.lines.values() for seeds in by.values())
+        for line, by_nfe in found.lines.items():
+            if (line.family, line.sampler, 20 in by_nfe) == ("ddpm", "ddim", True):
+                assert by_nfe[20] == [5.5, 5.5], "4.5 and 6.5 in the mean, as in tables"
+
+
+def test_evaluations_of_classes_and_of_weights_are_told_apart(
+    study: list[str], drawn: list[Figure], tmp_path: Path
+) -> None:
+    """Classes have an axis of their own, and weights of guidance shades."""
+    told = {"n": 50, "nfe": 10, "sampler": "ddim", "settings": "steps=10"}
+    for weight in (1.0, 2.0):
+        given = {"eval_of_3/fd_some": weight, "eval_of_3/fd_some_floor": 0.5}
+        Record.of(tmp_path / "ddpm0").append(30, given, {**told, "guidance": weight})
+    found = quality_of_runs(read_runs(study))
+    (classes,) = [terms for terms in found if terms.classes]
+    assert (classes.title, found[classes].floor) == ("fd_some of 3", [0.5])
+    draw_quality({classes: found[classes]}, tmp_path / "frontier", LOOK)
+    colours = {c.get_label(): c.lines[0].get_color() for c in drawn[0].axes[0].containers}
+    assert list(colours) == ["ddim guidance=1", "ddim guidance=2"]
+    assert len(set(colours.values())) == 2
 
 
 def test_checkpoints_of_a_run_have_lines_of_their_own(study: list[str], tmp_path: Path) -> None:

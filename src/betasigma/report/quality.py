@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,11 +20,18 @@ from betasigma.plot_style import (
     plain_log_axis,
     sampler_style,
 )
-from betasigma.report.measurements import DISTANCE, Settings, settings_in, told_apart
+from betasigma.report.measurements import DISTANCE, EVALUATED, Settings, settings_in, told_apart
 from betasigma.report.plots import with_seeds
-from betasigma.report.rows import family_of, settings_of, standard_error
+from betasigma.report.rows import (
+    family_of,
+    means_by_seed,
+    settings_of,
+    standard_error,
+    without_common_parent,
+)
 from betasigma.report.runs import Run, evaluated_run
-from betasigma.runs.header import other_than_last, run_of
+from betasigma.report.series import RecordedRow
+from betasigma.runs.header import other_than_last
 
 BUDGET = ("steps", "steps_each")
 """Settings of a sampler that say how many evaluations it makes: they move along a line."""
@@ -35,11 +43,14 @@ class DistanceTerms(NamedTuple):
     metric: str
     n: str
     n_reference: str
+    classes: str
+    """Of which all images are; ``""`` where they are of any."""
 
     @property
     def title(self) -> str:
-        """The metric, and how many images it compares with where not with all."""
-        return f"{self.metric}, {self.n_reference} references" if self.n_reference else self.metric
+        """The metric, its classes, and how many images it compares with where not with all."""
+        of = f" of {self.classes}" if self.classes else ""
+        return self.metric + of + (f", {self.n_reference} references" if self.n_reference else "")
 
 
 class Sampled(NamedTuple):
@@ -49,6 +60,10 @@ class Sampled(NamedTuple):
     family: str
     sampler: str
     settings: Settings
+
+
+_Place = tuple[DistanceTerms, Sampled | None, int, str]
+"""Where a distance stands: on its terms, its line (none of a floor), NFE and seed."""
 
 
 class Quality(NamedTuple):
@@ -64,12 +79,10 @@ class Quality(NamedTuple):
 
 
 def quality_of_runs(runs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
-    """What evaluations have left in the records of the runs that they are of. A seed that was run
-    twice is one draw: of its runs the last counts.
-    """
+    """What evaluations have left in the records of the runs that they are of."""
     return _gathered(
         [
-            (one.label, one.family, f"{one.label} {run.config.get('seed')}", list(run.measured))
+            (one.label, one.family, run, run.measured)
             for one in settings_of(runs)
             for run in one.runs
         ]
@@ -80,52 +93,67 @@ def quality_of_jobs(jobs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
     """What the jobs of a sweep of evaluations have measured."""
     runs = {str(job.config.get("run")): evaluated_run(job) for job in jobs}
     known = [run for run in runs.values() if run.config]
-    labels = {id(run): setting.label for setting in settings_of(known) for run in setting.runs}
+    names = without_common_parent([str(run.directory) for run in runs.values()])
+    labels = {id(run): name for run, name in zip(runs.values(), names, strict=True)}
+    labels |= {id(run): setting.label for setting in settings_of(known) for run in setting.runs}
     found = []
     for job in jobs:
         path = str(job.config.get("run"))
         run = runs[path]
-        checkpoint = other_than_last(path)
-        label = " ".join(filter(None, [labels.get(id(run), run.label), checkpoint]))
-        model = f"{run_of(path)} {checkpoint}"
-        found.append((label, family_of(run.config), model, list(job.measured)))
+        label = " ".join(filter(None, [labels[id(run)], other_than_last(path)]))
+        found.append((label, family_of(run.config), run, job.measured))
     return _gathered(found)
 
 
 def _gathered(
-    found: Sequence[tuple[str, str, str, Sequence[Mapping[str, str]]]],
+    found: Sequence[tuple[str, str, Run, Iterable[RecordedRow]]],
 ) -> dict[DistanceTerms, Quality]:
-    """Distances by their terms, of name and family of a model, which of its draws, and rows of its
-    record; what was measured twice with one seed counts once.
+    """Distances by their terms, of name and family of a model, a run of it, and what an evaluation
+    has recorded. A value is of one seed of the training and one of the samples.
     """
-    values: dict[DistanceTerms, dict[Sampled, dict[int, dict[tuple[str, str], float]]]] = {}
-    floors: dict[tuple[str, str], dict[tuple[str, str], float]] = {}
+    models: dict[tuple[str, str], dict[Path, tuple[Run, dict[_Place, float]]]] = {}
     for label, family, run, rows in found:
-        for row in rows:
-            before, _, name = row["metric"].partition("/")
-            distance = DISTANCE.fullmatch(name)
-            if before != "eval" or distance is None:
-                continue
-            metric, against = distance.groups()
-            if against == "floor":
-                floors.setdefault((metric, row["n"]), {})[run, row["seed"]] = float(row["value"])
-            elif against is None and row["nfe"] and row["sampler"]:
-                terms = DistanceTerms(metric, row["n"], row["n_reference"])
-                own = settings_in(row) | {"guidance": row["guidance"]}
-                kept = frozenset((k, v) for k, v in own.items() if k not in BUDGET)
-                line = Sampled(label, family, row["sampler"], kept)
-                by_nfe = values.setdefault(terms, {}).setdefault(line, {})
-                by_nfe.setdefault(int(row["nfe"]), {})[run, row["seed"]] = float(row["value"])
+        _, own = models.setdefault((label, family), {}).setdefault(run.directory, (run, {}))
+        own.update(_distances(label, family, rows))  # what a run has measured last counts
+    lines: dict[DistanceTerms, dict[Sampled, dict[int, list[float]]]] = {}
+    floors: dict[DistanceTerms, list[float]] = {}
+    for runs in models.values():
+        for draw in means_by_seed(runs.values()):
+            for (terms, line, nfe, _), value in draw.items():
+                if line is None:
+                    floors.setdefault(terms, []).append(value)
+                else:
+                    by_nfe = lines.setdefault(terms, {}).setdefault(line, {})
+                    by_nfe.setdefault(nfe, []).append(value)
     return {
         terms: Quality(
-            {
-                line: {nfe: list(seeds.values()) for nfe, seeds in sorted(by_nfe.items())}
-                for line, by_nfe in lines.items()
-            },
-            list(floors.get((terms.metric, terms.n), {}).values()),
+            {line: dict(sorted(by_nfe.items())) for line, by_nfe in own.items()},
+            floors.get(terms._replace(n_reference=""), []),
         )
-        for terms, lines in values.items()
+        for terms, own in lines.items()
     }
+
+
+def _distances(
+    label: str, family: str, rows: Iterable[RecordedRow]
+) -> Iterator[tuple[_Place, float]]:
+    """Distances to training images, and floors."""
+    for row in rows:
+        evaluated = EVALUATED.match(row["metric"])
+        distance = DISTANCE.fullmatch(EVALUATED.sub("", row["metric"]))
+        if evaluated is None or distance is None:
+            continue
+        metric, against = distance.groups()
+        of = (evaluated[1] or "").removeprefix("_of_")
+        value = float(row["value"])
+        if against == "floor":
+            yield (DistanceTerms(metric, row["n"], "", of), None, 0, row["seed"]), value
+        elif against is None and row["nfe"] and row["sampler"]:
+            own = settings_in(row) | {"guidance": row["guidance"]}
+            kept = frozenset((k, v) for k, v in own.items() if k not in BUDGET)
+            terms = DistanceTerms(metric, row["n"], row["n_reference"], of)
+            line = Sampled(label, family, row["sampler"], kept)
+            yield (terms, line, int(row["nfe"]), row["seed"]), value
 
 
 def draw_quality(
@@ -143,10 +171,10 @@ def draw_quality(
     with panels(len(found), (PANEL[0] * 1.2, PANEL[1] + legend)) as (figure, axes):
         for panel, (terms, quality) in zip(axes, found.items(), strict=True):
             lines = quality.lines
-            models = list(dict.fromkeys((line.model, line.family) for line in lines))
-            colours = dict(zip(models, family_colours([f for _, f in models]), strict=True))
+            shades = _shades(lines)
+            known = list(dict.fromkeys(shades.values()))
+            colours = dict(zip(known, family_colours([f for _, f, _ in known]), strict=True))
             for line, name in zip(lines, _names(list(lines)), strict=True):
-                colour = colours[line.model, line.family]
                 by_nfe = lines[line]
                 means = [statistics.mean(values) for values in by_nfe.values()]
                 errors = [standard_error(values) or 0.0 for values in by_nfe.values()]
@@ -154,12 +182,15 @@ def draw_quality(
                     list(by_nfe),
                     means,
                     errors if any(errors) else None,
-                    color=colour,
+                    color=colours[shades[line]],
                     label=with_seeds(name, max(map(len, by_nfe.values()))),
                     **sampler_style(line.sampler),
                 )
-            for model, colour in colours.items():
-                own = [lines[line] for line in lines if (line.model, line.family) == model]
+            for model, family in dict.fromkeys((line.model, line.family) for line in lines):
+                own = [
+                    lines[line] for line in lines if (line.model, line.family) == (model, family)
+                ]
+                colour = colours[model, family, 0]
                 if len(own) > 1 or len(own[0]) > 1:
                     panel.step(*_frontier(own), where="post", color=colour, lw=5, alpha=BAND)
             if quality.floor:
@@ -174,6 +205,17 @@ def draw_quality(
                 plain_log_axis(axis)
         legend_below(figure, axes)
         return save_figure(figure, path, look or DrawingOptions())
+
+
+def _shades(lines: Iterable[Sampled]) -> dict[Sampled, tuple[str, str, int]]:
+    """Model and family of each line, and which it is of those of its sampler: what has a shade."""
+    seen = Counter[tuple[str, str, str]]()
+    shades = {}
+    for line in lines:
+        alike = line.model, line.family, line.sampler
+        shades[line] = (line.model, line.family, seen[alike])
+        seen[alike] += 1
+    return shades
 
 
 def _frontier(lines: Sequence[Mapping[int, Sequence[float]]]) -> tuple[list[int], list[float]]:

@@ -40,7 +40,7 @@ LABELS = "labels"
 MOST_KEYS = 4
 """A row is named by at most as many keys that differ from other rows'."""
 
-Key = TypeVar("Key", str, float)
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
     ]
     if any(LABELS in one for one in asked) and LABELS not in swept:
         swept.append(LABELS)
-    names = _without_common_parent([str(job.config["run"]) for job in jobs])
+    names = without_common_parent([str(job.config["run"]) for job in jobs])
     samplers = told_apart(list(map(sampler_of, jobs)))
     groups: dict[str, tuple[dict[str, str], list[Run], list[Values]]] = {}
     for job, name, sampler in zip(jobs, names, samplers, strict=True):
@@ -296,7 +296,7 @@ def _differing(described: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({one.get(key) for one in described}) > 1]
 
 
-def _without_common_parent(runs: Sequence[str]) -> list[str]:
+def without_common_parent(runs: Sequence[str]) -> list[str]:
     """Paths without the folders that all of them are in."""
     places = [os.path.abspath(run) for run in runs]
     common = os.path.commonpath([os.path.dirname(place) for place in places]) if places else ""
