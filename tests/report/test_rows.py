@@ -168,6 +168,21 @@ def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
     ]
 
 
+def test_a_row_of_several_seeds_is_not_named_by_one_of_them(tmp_path: Path) -> None:
+    """Too many keys differ for a name: that of the directory stays."""
+    for number, sweep in enumerate(("first", "second")):
+        other = {f"key{i}": number for i in range(5)}
+        for seed in (1, 2):
+            make_run(tmp_path / sweep / f"seed={seed}", 1.0, seed, ema=other)
+    make_run(tmp_path / "lr=0.1,seed=1", 1.0, 1)
+    rows = rows_of_settings(read_runs([str(path) for path in sorted(tmp_path.iterdir())]))
+    assert [row.described for row in rows] == [
+        {"run": "first", "seeds": "2"},
+        {"run": "lr=0.1", "seeds": "1"},
+        {"run": "second", "seeds": "2"},
+    ]
+
+
 def test_what_a_search_has_drawn_is_named_in_four_digits_where_that_tells(tmp_path: Path) -> None:
     drawn = (0.00044303752452182633, 0.00778015557690142)
     for lr in drawn:

@@ -12,6 +12,7 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from betasigma.report.measurements import (
@@ -255,7 +256,16 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
             texts = [" ".join(f"{key}={written(value)}" for key, value in own) for own in told]
             if len(keys) <= MOST_KEYS and len(set(texts)) == len(texts):
                 return texts
-    return [run.label for run in runs]
+    names = list(map(_directory_name, runs))
+    return names if len(set(names)) == len(names) else [run.label for run in runs]
+
+
+def _directory_name(run: Run) -> str:
+    """What the directory of a run says of its setting: of ``SWEEP/seed=1`` the sweep."""
+    place = Path(run.label)
+    words = [word for word in place.name.split(",") if not _is_incidental(word.partition("=")[0])]
+    own = ",".join(words)
+    return str(place.with_name(own)) if own else run.directory.resolve().parent.name
 
 
 def _rounded(text: str) -> str:
