@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from launching import Launch
+from launching import TINY, Launch, launch
 from PIL import Image
 
 from betasigma.data import sources
@@ -114,7 +114,20 @@ def test_labels_that_are_none(tmp_path: Path, first: int | str, label: int | Non
     rows_of = {"img": [picture(i) for i in range(2)], "label": [first, label]}
     datasets.Dataset.from_dict(rows_of).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(UserError, match=rf"labels like {label}; .*data\.columns=\[img\] leaves th"):
-        assert open_table(str(tmp_path / "a.parquet"), None, download=False).classes
+        open_table(str(tmp_path / "a.parquet"), None, download=False)
+
+
+def test_images_of_no_class_are_told_before_there_is_a_run_directory(here: Path) -> None:
+    """The hub's own word for an image without a label is -1."""
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(2)})
+    rows_of = {"img": [picture(i) for i in range(2)], "label": [0, -1]}
+    datasets.Dataset.from_dict(rows_of, features=features).to_parquet(here / "a.parquet")
+    ended = launch("train", "data=hub", "data.root=a.parquet", "data.image_size=8", *TINY)
+    assert ended.err == (
+        "error: data.root=a.parquet has a column label of labels like -1; labels are integers from "
+        "0 to 1: data.columns=[img] leaves them out\n"
+    )
+    assert not (here / "outputs").exists()
 
 
 def test_columns_that_can_be_read_in_two_ways(tmp_path: Path) -> None:

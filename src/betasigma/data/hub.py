@@ -51,25 +51,28 @@ class HubTable:
 
     @cached_property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; ``()`` for none."""
+        """Names of the classes; ``()`` for none.
+
+        Raises:
+            UserError: where a label is none.
+        """
         if self.label is None:
             return ()
         features = next(iter(self.parts.values())).features
         names = getattr(features[self.label], "names", None)
-        if names is not None:
-            return tuple(map(printable, names))
         values = {value for part in self.parts.values() for value in part.unique(self.label)}
-        if all(isinstance(value, str) for value in values):
+        if names is None and all(isinstance(value, str) for value in values):
             return tuple(sorted(map(printable, values)))
+        most = MOST_CLASSES if names is None else len(names)
         # a bool is an integer, 0 or 1
-        others = {v for v in values if not (isinstance(v, int) and 0 <= v < MOST_CLASSES)}
+        others = {v for v in values if not (isinstance(v, int) and 0 <= v < most)}
         if not others:
-            return numbered(int(max(values)) + 1)
+            return numbered(int(max(values)) + 1) if names is None else tuple(map(printable, names))
         odd = min(others, key=lambda value: isinstance(value, str))  # of names, one that is none
         raise UserError(
             f"data.root={self.root} has a column {self.label} of labels like {odd!r}; labels are "
-            f"integers from 0 to {MOST_CLASSES - 1}, or names: data.columns=[{self.image}] leaves "
-            f"them out"
+            f"integers from 0 to {most - 1}{', or names' if names is None else ''}: "
+            f"data.columns=[{self.image}] leaves them out"
         )
 
     def split(self, split: Split) -> Listed:
@@ -157,14 +160,10 @@ class HubTable:
         number = {name: i for i, name in enumerate(self.classes)}
         for part, rows in self.parts.items():
             for i, value in enumerate(rows[self.label]):
-                found = value if isinstance(value, int) else number.get(printable(str(value)))
-                if found is None or not 0 <= found < len(self.classes):
-                    raise UserError(
-                        f"data.root={self.root} has the label {value} in row {i} of {part}; "
-                        f"labels are 0 to {len(self.classes) - 1}: data.columns=[{self.image}] "
-                        f"leaves them out"
-                    )
-                yield f"{part}/{i}", int(found)
+                yield (
+                    f"{part}/{i}",
+                    number[printable(value)] if isinstance(value, str) else int(value),
+                )
 
 
 def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubTable:
@@ -206,7 +205,9 @@ def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubT
     hub: Any = importlib.import_module("huggingface_hub.constants")
     caches = (datasets.config.HF_DATASETS_CACHE, hub.HF_HUB_CACHE)
     fetched = not Path(root).expanduser().exists()
-    return HubTable(root, encoded, image, label, tuple(map(Path, caches)) * fetched, left_out)
+    table = HubTable(root, encoded, image, label, tuple(map(Path, caches)) * fetched, left_out)
+    _ = table.classes  # a label that is none is refused before anything is made of the others
+    return table
 
 
 def _load(datasets: Any, root: str) -> Any:
