@@ -304,6 +304,7 @@ def test_that_imports_nothing_heavy_and_leaves_nothing_behind(report: Report) ->
     [
         ("Adamm", r"is not a class or function of torch\.optim.*did you mean torch\.optim\.Adam"),
         ("LBFGS", r"take an optimizer whose step\(\) needs no closure"),
+        ("SparseAdam", r"takes sparse gradients alone.*e\.g\. torch\.optim\.Adam"),
     ],
 )
 def test_optimizers_that_torch_lacks_or_that_need_more(

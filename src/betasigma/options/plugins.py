@@ -314,6 +314,11 @@ def _check_kind(made: Callable[..., Any], group: str, key: str, target: str) -> 
         raise UserError(
             f"{key}._target_={target} is no {name}: {key} takes a class of {home}.{name}"
         )
+    if target == "torch.optim.SparseAdam":
+        raise UserError(
+            f"{key}._target_={target} takes sparse gradients alone, and a network's are dense: "
+            f"take another optimizer, e.g. torch.optim.Adam"
+        )
     if group == "optimizer":
         step = made.step  # type: ignore[attr-defined]
         closure = inspect.signature(step).parameters.get("closure")
