@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -707,8 +708,12 @@ def _check_place(directory: Path, key: str) -> None:
     there = next(path for path in (directory, *directory.parents) if path.exists())
     if not there.is_dir():
         raise UserError(f"{key}={directory} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{key}={directory} cannot be written: no permission to write in {there}")
+    try:  # what its permissions say is not all: a read-only disk, or /proc
+        TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(
+            f"{key}={directory} cannot be written: {error.strerror} ({there})"
+        ) from None
 
 
 CHECKS = {
