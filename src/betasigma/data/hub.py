@@ -160,10 +160,8 @@ class HubTable:
         number = {name: i for i, name in enumerate(self.classes)}
         for part, rows in self.parts.items():
             for i, value in enumerate(rows[self.label]):
-                yield (
-                    f"{part}/{i}",
-                    number[printable(value)] if isinstance(value, str) else int(value),
-                )
+                found = number[printable(value)] if isinstance(value, str) else int(value)
+                yield f"{part}/{i}", found
 
 
 def open_table(root: str, columns: Sequence[str] | None, download: bool) -> HubTable:
