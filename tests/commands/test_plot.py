@@ -15,7 +15,7 @@ from PIL import Image
 from betasigma.commands import paper_figures
 from betasigma.commands.load import load_run
 from betasigma.commands.paper_figures import Filmstrip, Model
-from betasigma.evaluation.neighbours import nearest, nearest_images
+from betasigma.evaluation.neighbours import nearest, nearest_examples
 from betasigma.report.plots import Sheet, draw_sheets
 from betasigma.runs.record import Record
 
@@ -90,12 +90,13 @@ def test_neighbours_are_those_of_the_metric_and_sorted() -> None:
     rng = np.random.default_rng(0)
     train = torch.from_numpy(rng.integers(0, 256, (50, 1, 4, 4), dtype=np.uint8))
     queries = torch.cat([train[7:8], 255 - train[9:10]])
-    distances, images = nearest_images(queries, train.split(8), 3)
+    distances, places = nearest_examples(queries, train.split(8), number=3)
     assert distances[:, 0].tolist() == pytest.approx(nearest(queries, [train]).tolist())
-    assert torch.equal(images[0, 0], train[7])
+    assert places[0, 0] == 7
     assert (distances.diff(dim=1) >= 0).all()
-    again = (queries[:, None].double() - images.double()).flatten(2).norm(dim=2)
-    assert torch.allclose(again, distances)
+    whole = torch.cdist(queries.flatten(1).double(), train.flatten(1).double()).sort(1)
+    assert torch.allclose(distances, whole.values[:, :3])
+    assert torch.equal(places, whole.indices[:, :3])
 
 
 def test_figures_of_records(here: Path, ddpm_run: Path, ncsn_run: Path) -> None:

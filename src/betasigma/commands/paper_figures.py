@@ -24,8 +24,7 @@ from betasigma.denoiser import perturb
 from betasigma.devices import move_to_device, precision_of
 from betasigma.display import Display
 from betasigma.errors import UserError
-from betasigma.evaluation.features import full_precision
-from betasigma.evaluation.neighbours import nearest_images
+from betasigma.evaluation.neighbours import nearest_examples
 from betasigma.objectives.error_curve import from_schedule_log_snr, to_schedule_log_snr
 from betasigma.options import figures
 from betasigma.options.apps import Plot
@@ -261,8 +260,10 @@ class Neighbours(Figure):
         return draw_sheets(sheets, note, request.out / "neighbours", request.asked)
 
     def _sheet(self, images: Tensor, data: ImageDataModule, title: str) -> Sheet:
-        with full_precision(torch.device("cpu")):
-            distances, found = nearest_images(images, data.batches("train", BATCH), self.nearest)
+        batches = data.batches("train", BATCH)
+        distances, places = nearest_examples(images, batches, number=self.nearest)
+        examples = data.examples("train", places.flatten().numpy(), BATCH)
+        found = torch.cat([batch["image"] for batch in examples]).unflatten(0, places.shape)
         per_pixel = distances / images[0].numel() ** 0.5
         cells = [list(images), *([*found[:, place]] for place in range(self.nearest))]
         told = [[f"{value:.1f}" for value in per_pixel[:, p]] for p in range(self.nearest)]

@@ -31,65 +31,41 @@ def nearest(queries: Tensor, train: Iterable[Tensor], device: torch.device | str
     """L2 distance of each query to its nearest training example, float64 ``(n,)``, in pixel values
     (0 … 255) or data units; infinite where there are no examples. See :func:`nearest_examples`.
     """
-    return nearest_examples(queries, train, device)[0]
+    return nearest_examples(queries, train, device)[0][:, 0]
 
 
 @torch.inference_mode()
 def nearest_examples(
-    queries: Tensor, train: Iterable[Tensor], device: torch.device | str = "cpu"
+    queries: Tensor, train: Iterable[Tensor], device: torch.device | str = "cpu", number: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """Distances as :func:`nearest` has them, and which training examples are so near, int64
-    ``(n,)``.
+    """L2 distances to the training examples that are nearest to each query, float64
+    ``(n, number)``, the nearest first, and which these are, int64.
 
     Args:
         queries: uint8 images ``(n, C, H, W)`` or float points ``(n, d)``.
         train: batches of the same kind; each is searched by one matrix product, so a few thousand
             examples a batch are fastest.
         device: where to compute.
+        number: how many of each.
     """
     device = torch.device(device)
     query = _vectors(queries, device)
-    squares = torch.full((len(query),), torch.inf, dtype=torch.float64, device=device)
-    places = torch.zeros(len(query), dtype=torch.int64, device=device)
+    squares = torch.full((len(query), number), torch.inf, dtype=torch.float64, device=device)
+    places = torch.zeros(len(query), number, dtype=torch.int64, device=device)
     before = 0
     with full_precision(device):
         for batch in train:
             chunk = _vectors(batch, device)
-            lengths = chunk.square().sum(1)
+            lengths, most = chunk.square().sum(1), min(number, len(chunk))
             for rows in torch.arange(len(query), device=device).split(QUERIES_AT_ONCE):
-                found = torch.addmm(lengths, query[rows], chunk.T, alpha=-2).argmin(1)
-                exact = (query[rows] - chunk[found]).double().square().sum(1)
-                places[rows] = torch.where(exact < squares[rows], before + found, places[rows])
-                squares[rows] = torch.minimum(squares[rows], exact)
+                product = torch.addmm(lengths, query[rows], chunk.T, alpha=-2)
+                found = product.topk(most, largest=False).indices
+                exact = (query[rows, None] - chunk[found]).double().square().sum(2)
+                known = torch.cat([squares[rows], exact], 1)
+                squares[rows], order = known.topk(number, largest=False)
+                places[rows] = torch.cat([places[rows], before + found], 1).gather(1, order)
             before += len(chunk)
     return squares.sqrt().cpu(), places.cpu()
-
-
-@torch.inference_mode()
-def nearest_images(queries: Tensor, train: Iterable[Tensor], number: int) -> tuple[Tensor, Tensor]:
-    """The training examples that are nearest to each query, the nearest first.
-
-    Args:
-        queries, train: see :func:`nearest`.
-        number: how many of each.
-
-    Returns:
-        Their L2 distances, float64 ``(n, number)``, and they themselves, ``(n, number, …)``.
-    """
-    query = _vectors(queries, torch.device("cpu"))
-    distances = torch.empty(len(query), 0, dtype=torch.float64)
-    images = queries.new_empty(len(query), 0, *queries.shape[1:])
-    for batch in train:
-        known = _vectors(batch, torch.device("cpu"))
-        near = torch.cdist(query.double(), known.double()).topk(
-            min(number, len(batch)), largest=False
-        )
-        distances = torch.cat([distances, near.values], 1)
-        images = torch.cat([images, batch[near.indices]], 1)
-        distances, order = distances.sort(1)
-        images = torch.stack([row[at] for row, at in zip(images, order, strict=True)])
-        distances, images = distances[:, :number], images[:, :number]
-    return distances, images
 
 
 def distance_ratio(samples: Tensor, held_out: Tensor) -> float:

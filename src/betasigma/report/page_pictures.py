@@ -105,7 +105,7 @@ class Album:
         known = (key, samples.numpy().tobytes())
         if known not in self._nearest:
             _, places = nearest_examples(samples, training.split(AT_ONCE))
-            self._nearest[known] = _sheet(_arranged(training[places]), len(places))
+            self._nearest[known] = _sheet(_arranged(training[places[:, 0]]), len(places))
         return {"real": key, "nearest": self._nearest[known]}
 
 
