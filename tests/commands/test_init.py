@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from launching import TINY, Launch, launch
@@ -111,6 +112,15 @@ def test_what_does_not_fit_is_said_in_one_sentence(
     assert sentence in outcome.err
     assert outcome.err.count("\n") == 1
     assert list(here.iterdir()) == []
+
+
+def test_where_the_data_differ_no_key_is_said_to_help(here: Path, ddpm_run: Path) -> None:
+    np.savez("rgb.npz", images=np.zeros((40, 3, 8, 8), np.uint8), labels=np.arange(40) % 2)
+    words = ("data=array", "data.root=rgb.npz", "network.num_classes=2", "init.skip=[*label*]")
+    outcome = launch("train", *TINY, f"init={ddpm_run}", *words)
+    told = "; its data have the shape (1, 8, 8), and these (3, 8, 8); init.skip=[…] names, with *,"
+    assert told in outcome.err
+    assert "num_classes" not in outcome.err
 
 
 def test_an_oracle_has_no_weights(here: Path, ddpm_run: Path) -> None:

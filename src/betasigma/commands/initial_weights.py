@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from betasigma.build import Config
 from betasigma.commands.config import saved_header, within
 from betasigma.commands.load import averaged_weights
+from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError, few
 from betasigma.options.base import parse_component, typed
 from betasigma.options.noise_schedules import LinearOptions
+from betasigma.oracles import ExactDenoiser
 from betasigma.report.runs import leaves
 from betasigma.runs.checkpoint import read
 from betasigma.runs.header import checkpoint_path
@@ -58,7 +60,7 @@ class Initial(NamedTuple):
         return [*found, *(f"init: {difference}" for difference in self.differences)]
 
 
-def load_initial(denoiser: nn.Module, config: Config) -> Initial:
+def load_initial(denoiser: Denoiser | ExactDenoiser, config: Config) -> Initial:
     """Fill a denoiser with the averaged weights of ``init.run``.
 
     Args:
@@ -83,7 +85,12 @@ def load_initial(denoiser: nn.Module, config: Config) -> Initial:
         skipped |= found
     taken = {name: value for name, value in given.items() if name not in skipped}
     wanted = {name: own[name] for name in own if name not in skipped}
-    _check(source, wanted, taken, _network(header["config"], config))
+    theirs, ours = header.get("sample_shape"), list(denoiser.sample_shape)
+    if theirs is not None and theirs[0] != ours[0]:
+        why = f"its data have the shape {tuple(theirs)}, and these {tuple(ours)}; "
+    else:
+        why = _network(header["config"], config)
+    _check(source, wanted, taken, why)
     denoiser.load_state_dict({**own, **taken})
     return Initial(
         source,
@@ -95,9 +102,7 @@ def load_initial(denoiser: nn.Module, config: Config) -> Initial:
     )
 
 
-def _check(
-    source: str, wanted: dict[str, Tensor], taken: dict[str, Tensor], network: list[str]
-) -> None:
+def _check(source: str, wanted: dict[str, Tensor], taken: dict[str, Tensor], why: str) -> None:
     shapes = [
         f"{name} {tuple(taken[name].shape)} there, {tuple(value.shape)} here"
         for name, value in wanted.items()
@@ -110,23 +115,23 @@ def _check(
     }
     found = [f"{what}: {few(names, SHOWN)}" for what, names in faults.items() if names]
     if found:
-        its_own = f"{' '.join(network)} is its network; " if network else ""
         raise UserError(
-            f"init={source} has weights that do not fit this model ({'; '.join(found)}); {its_own}"
+            f"init={source} has weights that do not fit this model ({'; '.join(found)}); {why}"
             f"init.skip=[…] names, with *, what is to be left as it is initialised"
         )
 
 
-def _network(there: Config, here: Config) -> list[str]:
-    """Words that make the network here that of ``there``; ``[]`` where the classes differ."""
+def _network(there: Config, here: Config) -> str:
+    """Words that make the network here that of ``there``; ``""`` where the classes differ."""
     if here["network"].get("_target_") != there["network"].get("_target_"):
-        return []
+        return ""
     known = leaves(there)
-    return [
+    words = [
         f"{key}={json.dumps(theirs, separators=(',', ':'))}"
         for key, (theirs, _) in _unlike(there, here, "network").items()
         if key in known
     ]
+    return f"{' '.join(words)} is its network; " if words else ""
 
 
 def _differences(there: Config, here: Config) -> list[str]:
