@@ -35,11 +35,11 @@ BLOCKS = (
 )
 """Kinds of a level."""
 
-ATTENTION = {
-    "to_q": ("to_q", "to_k", "to_v", "to_out.0"),
-    "query": ("query", "key", "value", "proj_attn"),
-}
-"""Projections of attention as they are named now and were before version 0.15, by the first."""
+ATTENTION = (
+    {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "attention.out"},
+    {"query": "q", "key": "k", "value": "v", "proj_attn": "attention.out"},
+)
+"""Projections of attention as they are named now and were before version 0.15, and our names."""
 
 FIXED: Settings = {
     "center_input_sample": False,
@@ -235,15 +235,10 @@ class _DiffusersLayers:
         return self._tensors.block(place, BLOCK, "conv_shortcut")
 
     def _attention(self, place: str) -> Weights:
-        tensors = self._tensors
-        for first, (q, k, v, out) in ATTENTION.items():
-            if f"{place}.{first}.weight" in tensors:
-                parts = [tensors.layer(f"{place}.{name}", name) for name in (q, k, v)]
-                return (
-                    joined(parts, "attention.qkv")
-                    | tensors.layer(f"{place}.{out}", "attention.out")
-                    | tensors.layer(f"{place}.group_norm", "attention.norm")
-                )
+        for names in ATTENTION:
+            if f"{place}.{next(iter(names))}.weight" in self._tensors:
+                layers = {**names, "group_norm": "attention.norm"}
+                return joined(self._tensors.layers(f"{place}.", layers))
         return {}
 
 

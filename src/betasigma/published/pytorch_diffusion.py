@@ -24,6 +24,15 @@ BLOCK = {
 }
 """Layers of a residual block, and our names."""
 
+ATTENTION = {
+    "norm": "attention.norm",
+    "q": "q",
+    "k": "k",
+    "v": "v",
+    "proj_out": "attention.out",
+}
+"""Layers of an attention, and our names."""
+
 LAYERS = {
     "conv_in": "enter",
     "temb.dense.0": "conditioning.hidden",
@@ -115,11 +124,6 @@ def _weights(shape: UNetShape, tensors: Tensors) -> Weights:
         found = tensors.block(place, BLOCK, "nin_shortcut")
         if (side, block) == ("middle", 1) or f"{attention}.q.weight" not in tensors:
             return found
-        projections = [tensors.layer(f"{attention}.{name}", name) for name in "qkv"]
-        return found | as_linear(
-            joined(projections, "attention.qkv")
-            | tensors.layer(f"{attention}.proj_out", "attention.out")
-            | tensors.layer(f"{attention}.norm", "attention.norm")
-        )
+        return found | as_linear(joined(tensors.layers(f"{attention}.", ATTENTION)))
 
     return tensors.layers("", LAYERS) | shape.weights(part)

@@ -234,12 +234,10 @@ def numbered_layers() -> Iterator[str]:
 
 def attention_weights(tensors: Tensors, place: str) -> Weights:
     """Weights of ``AttnBlock`` and ``AttnBlockpp``."""
-    projections = [_one_by_one(tensors, f"{place}.NIN_{i}", f"{i}") for i in range(4)]
-    return (
-        tensors.layer(f"{place}.GroupNorm_0", "attention.norm")
-        | joined(projections[:3], "attention.qkv")
-        | {name.replace("3.", "attention.out."): w for name, w in projections[3].items()}
-    )
+    found = tensors.layer(f"{place}.GroupNorm_0", "attention.norm")
+    for i, ours in enumerate(("q", "k", "v", "attention.out")):
+        found |= _one_by_one(tensors, f"{place}.NIN_{i}", ours)
+    return joined(found)
 
 
 def _one_by_one(tensors: Tensors, place: str, ours: str, pixel: tuple[int, ...] = ()) -> Weights:

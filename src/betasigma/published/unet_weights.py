@@ -183,16 +183,13 @@ def as_linear(weights: Weights) -> Weights:
     return {name: w.flatten(1) if w.ndim > 2 else w for name, w in weights.items()}
 
 
-def joined(parts: Sequence[Weights], name: str) -> Weights:
-    """Layers of one input as one layer: q, k and v."""
-    return {
-        f"{name}.{kind}": torch.cat([p[f"{n}.{kind}"] for p in parts for n in _names(p)])
+def joined(attention: Weights) -> Weights:
+    """The same with the projections q, k and v as one layer."""
+    parts = {
+        f"attention.qkv.{kind}": torch.cat([attention.pop(f"{name}.{kind}") for name in "qkv"])
         for kind in ("weight", "bias")
     }
-
-
-def _names(weights: Weights) -> list[str]:
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in weights))
+    return attention | parts
 
 
 def cosines_first(weights: Weights) -> Weights:
