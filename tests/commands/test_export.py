@@ -171,7 +171,7 @@ def test_what_fits_no_format_is_one_sentence(here: Path, run: Path, tmp_path: Pa
         (f"run={run}", "to=onnxx"): r"to=onnxx must be 'safetensors'",
         (f"run={run}", f"out={taken}"): r"out=.*taken is not empty",
         (f"run={run}", f"out={taken / 'a' / 'b'}"): r"out=.*b cannot be made: .*taken/a is a file",
-        (f"run={run}", "out=/proc/x"): r"out=/proc/x cannot be written: \D+ \(/proc\)",
+        (f"run={run}", "out=/proc/x"): r"out=/proc/x cannot be written: [A-Z]",
     }.items():
         outcome = launch("export", *words)
         assert outcome.status == 1

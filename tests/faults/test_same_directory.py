@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -118,6 +119,21 @@ def test_a_job_of_a_sweep_continues_in_its_own_directory(here: Path) -> None:
     for run in (here / "sweep" / "seed=1", here / "sweep" / "seed=2"):
         assert step(run) == 8
         assert len(set(rows(run))) == len(rows(run))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "hydra.run.dir=/proc", *TINY),
+        ("train", "-m", "seed=1,2", "hydra.sweep.dir=/proc", *TINY),
+        ("sample", "run=RUN", "hydra.run.dir=/proc"),
+    ],
+)
+def test_a_directory_that_nobody_can_write_to_is_refused(
+    here: Path, ddpm_run: Path, words: tuple[str, ...]
+) -> None:
+    refused = launch(*(word.replace("RUN", str(ddpm_run)) for word in words))
+    assert re.fullmatch("error: directory /proc cannot be written: [A-Z][a-z ]+\n", refused.err)
 
 
 def test_a_directory_in_use_is_refused_by_host_process_and_time(

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -56,6 +55,7 @@ from betasigma.report.scan import (
     run_directories,
 )
 from betasigma.runs.directory import holds_run
+from betasigma.runs.files import check_place
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
 from betasigma.runs.record import METRICS
 from betasigma.runs.status import STATUS
@@ -355,7 +355,7 @@ def check_sample(config: DictConfig, overrides: list[str]) -> None:
     if not saved.model.trains:
         _check_data(saved, asked.data.given, facts)
     if asked.out is not None:
-        _check_place(Path(asked.out), "out")
+        check_place(Path(asked.out), f"out={asked.out}")
     _number_labels(config, saved, facts)
     for key in ("save=folder", f"trajectory={asked.trajectory}"):
         if facts.points and getattr(asked, key.partition("=")[0]) == key.partition("=")[2]:
@@ -700,20 +700,7 @@ def _check_new(directory: Path, key: str) -> None:
     """Refuse a place that holds something, or where no directory can be made."""
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
         raise UserError(f"{key}={directory} is not empty; give the path of a new directory")
-    _check_place(directory, key)
-
-
-def _check_place(directory: Path, key: str) -> None:
-    """Refuse a directory that cannot be made or written to."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{key}={directory} cannot be made: {there} is a file")
-    try:  # what its permissions say is not all: a read-only disk, or /proc
-        TemporaryFile(dir=there).close()
-    except OSError as error:
-        raise UserError(
-            f"{key}={directory} cannot be written: {error.strerror} ({there})"
-        ) from None
+    check_place(directory, f"{key}={directory}")
 
 
 CHECKS = {

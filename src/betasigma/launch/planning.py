@@ -32,7 +32,7 @@ from betasigma.launch.job_names import job_name, repeats, short_keys
 from betasigma.launch.slurm import is_cluster
 from betasigma.runs import job_states, sweep_record
 from betasigma.runs.directory import SUMMARY, short
-from betasigma.runs.files import read_json
+from betasigma.runs.files import check_place, read_json
 from betasigma.runs.header import CHECKPOINTS
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import FINISHED, RUNNING, read_status
@@ -202,6 +202,7 @@ class Planner:
         directory = Path(self._config.hydra.sweep.dir)
         states: dict[str, job_states.JobState] = {}
         if known:
+            check_place(directory, f"directory {directory}")
             refuse_locked(directory)
             read = job_states.read_jobs(directory)
             states = {job.directory: state for job, state in zip(known, read, strict=True)}

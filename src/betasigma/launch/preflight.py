@@ -37,6 +37,7 @@ from betasigma.launch.submitting import announce
 from betasigma.launch.sweeps import Sweep, begin_sweep
 from betasigma.options.hardware import HardwareOptions
 from betasigma.runs.directory import holds_run
+from betasigma.runs.files import check_place
 from betasigma.runs.lock import refuse_locked
 from betasigma.runs.status import TORCHRUN, StartedBy, process_rank, started_by
 from betasigma.runs.sweep_record import read_sweep, write_sweep
@@ -136,7 +137,8 @@ class Preflight(Callback):
             if of_cluster.dry_run:
                 print("cluster.dry_run=true: nothing was submitted", flush=True)
                 sys.exit(0)
-        _make(str(directory))
+        check_place(directory, f"directory {directory}")
+        directory.mkdir(parents=True, exist_ok=True)
         begin_sweep(Sweep(directory, launched, names, self._name))
         code = keep_code(directory, of_cluster.code if of_cluster is not None else LIVE)
         write_sweep(directory, sweep.record([job.steps for job in jobs], decided, code))
@@ -218,10 +220,12 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
     entered = Path(config.hydra.run.dir)
     if app.writes and read_sweep(entered) is not None:  # whose jobs nothing would see any more
         raise UserError(f"{entered} is the directory of a sweep: give another one, or add -m")
+    if app.writes:
+        check_place(entered, f"directory {entered}")
     if process_rank() == 0 and app.writes:
         refuse_locked(entered)
     app.enter(config, overrides, entered)
-    _make(config.hydra.run.dir)
+    entered.mkdir(parents=True, exist_ok=True)
 
 
 def refuse_search(config: DictConfig) -> None:
@@ -284,14 +288,6 @@ def _name_jobs(config: DictConfig, sweep: Plan) -> None:
         written = short_keys(sweep.swept, known, config.hydra.runtime.choices)
         name = subdirectory(written, numbered=True)
         set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.subdir='{name}'"])
-
-
-def _make(directory: str) -> None:
-    """Make the directory of the run or the sweep."""
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"directory {directory} cannot be made: {error.strerror}") from None
 
 
 def _note(app: AppChecks, config: DictConfig, decision: Decision) -> str:

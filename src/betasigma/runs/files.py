@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from betasigma.errors import UserError
@@ -162,6 +163,19 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def check_place(directory: Path, named: str) -> None:
+    """Refuse a directory that cannot be made or written to. Its permissions do not say all: a disk
+    may be read-only, and nobody can write to ``/proc``.
+    """
+    try:
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+        if not there.is_dir():
+            raise UserError(f"{named} cannot be made: {there} is a file")
+        TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise UserError(f"{named} cannot be written: {error.strerror}") from None
 
 
 @contextmanager
