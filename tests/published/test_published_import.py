@@ -322,6 +322,19 @@ def test_what_does_not_fit_is_refused(
     assert sentence in refusal(file, flags={**recorded(name)["flags"], **flags})
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("k", "has q, k and v of different shapes in an attention"),
+        ("qkv", "attention.qkv.bias has shape (0,) in the file, and (192,)"),
+    ],
+)
+def test_projections_without_biases_are_refused(names: str, sentence: str, tmp_path: Path) -> None:
+    lacking = {f"mid.attn_1.{name}.bias": None for name in names}
+    file = changed("pytorch_diffusion", tmp_path, **lacking)
+    assert sentence in refusal(file, flags=recorded("pytorch_diffusion")["flags"])
+
+
 def test_what_a_file_leaves_open_is_asked_for(tmp_path: Path) -> None:
     file = written("improved-diffusion", tmp_path)
     asked = refusal(file)

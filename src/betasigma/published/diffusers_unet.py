@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from betasigma.errors import UserError
 from betasigma.published.config_nodes import Node, ddpm_config, schedule_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.unet_weights import Tensors, UNetShape, Weights, cosines_first, joined
+from betasigma.published.unet_weights import Tensors, UNetShape, Weights, cosines_first
 from betasigma.published.weight_file import WeightFile
 
 BLOCK = {
@@ -238,7 +238,7 @@ class _DiffusersLayers:
         for names in ATTENTION:
             if f"{place}.{next(iter(names))}.weight" in self._tensors:
                 layers = {**names, "group_norm": "attention.norm"}
-                return joined(self._tensors.layers(f"{place}.", layers))
+                return self._tensors.joined(self._tensors.layers(f"{place}.", layers))
         return {}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from betasigma.errors import UserError
 from betasigma.published.config_nodes import ddpm_config, schedule_node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings
-from betasigma.published.unet_weights import Tensors, UNetShape, Weights, as_linear, joined
+from betasigma.published.unet_weights import Tensors, UNetShape, Weights, as_linear
 from betasigma.published.weight_file import WeightFile
 
 BLOCK = {
@@ -124,6 +124,6 @@ def _weights(shape: UNetShape, tensors: Tensors) -> Weights:
         found = tensors.block(place, BLOCK, "nin_shortcut")
         if (side, block) == ("middle", 1) or f"{attention}.q.weight" not in tensors:
             return found
-        return found | as_linear(joined(tensors.layers(f"{attention}.", ATTENTION)))
+        return found | as_linear(tensors.joined(tensors.layers(f"{attention}.", ATTENTION)))
 
     return tensors.layers("", LAYERS) | shape.weights(part)

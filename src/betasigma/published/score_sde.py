@@ -12,7 +12,7 @@ from betasigma.errors import UserError
 from betasigma.published import config_nodes
 from betasigma.published.config_nodes import Node
 from betasigma.published.model_format import ModelFormat, PublishedModel, Settings, integers
-from betasigma.published.unet_weights import Tensors, UNetShape, Weights, attending, joined
+from betasigma.published.unet_weights import Tensors, UNetShape, Weights, attending
 from betasigma.published.weight_file import WeightFile, checked_averages, checked_tensors
 
 PREFIX = "module."
@@ -237,7 +237,7 @@ def attention_weights(tensors: Tensors, place: str) -> Weights:
     found = tensors.layer(f"{place}.GroupNorm_0", "attention.norm")
     for i, ours in enumerate(("q", "k", "v", "attention.out")):
         found |= _one_by_one(tensors, f"{place}.NIN_{i}", ours)
-    return joined(found)
+    return tensors.joined(found)
 
 
 def _one_by_one(tensors: Tensors, place: str, ours: str, pixel: tuple[int, ...] = ()) -> Weights:

@@ -79,6 +79,15 @@ class Tensors:
             found |= self.layer(f"{theirs}.{shortcut}", "shortcut")
         return found
 
+    def joined(self, attention: Weights) -> Weights:
+        """The same with the projections q, k and v as one layer."""
+        for kind in ("weight", "bias"):
+            parts = [attention.pop(f"{name}.{kind}", torch.empty(0)) for name in "qkv"]
+            if len({part.shape for part in parts}) > 1:
+                raise UserError(f"{self._named} has q, k and v of different shapes in an attention")
+            attention[f"attention.qkv.{kind}"] = torch.cat(parts)
+        return attention
+
     def finish(self) -> None:
         """Check that every tensor was taken."""
         for name in self._left:
@@ -181,15 +190,6 @@ def silent_attention(width: int) -> Weights:
 def as_linear(weights: Weights) -> Weights:
     """The same with convolutions of one pixel as matrices."""
     return {name: w.flatten(1) if w.ndim > 2 else w for name, w in weights.items()}
-
-
-def joined(attention: Weights) -> Weights:
-    """The same with the projections q, k and v as one layer."""
-    parts = {
-        f"attention.qkv.{kind}": torch.cat([attention.pop(f"{name}.{kind}") for name in "qkv"])
-        for kind in ("weight", "bias")
-    }
-    return attention | parts
 
 
 def cosines_first(weights: Weights) -> Weights:
