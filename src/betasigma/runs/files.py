@@ -206,6 +206,6 @@ def write_text(path: str | Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: str | Path, content: Any, indent: int = 2) -> None:
+def write_json(path: str | Path, content: Any) -> None:
     """Write a whole JSON file."""
-    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
