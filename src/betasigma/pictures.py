@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from betasigma.errors import counted
 from betasigma.options.data import DECODERS
 from betasigma.options.drawing import DrawingOptions
 from betasigma.plot_style import BLUE, panels
@@ -70,7 +71,7 @@ def scatter(points: Tensor) -> Image.Image:
         else:
             axes.hist(first[first.isfinite()].numpy(), bins="sqrt", color=BLUE)
         axes.set(xlabel="first coordinate", ylabel="second coordinate" if others else "samples")
-        axes.set_title(f"{len(points)} samples")
+        axes.set_title(counted(len(points), "sample"))
         return rendered(figure)
 
 

@@ -341,8 +341,8 @@ def _say_what_is_sampled(affordable: Affordable, data: ImageDataModule, display:
     shown, between, measured = affordable.shown, affordable.between, affordable.measured
     if settings["num_samples"] is None and shown < GRID_SAMPLES:
         display.line(
-            f"{shown} samples in a grid: more, by {nfe} network evaluations each, would take "
-            f"longer than so short a training (training.num_samples, sampler.steps)"
+            f"{counted(shown, 'sample')} in a grid: more, by {nfe} network evaluations each, would "
+            f"take longer than so short a training (training.num_samples, sampler.steps)"
         )
     every = settings["sample_every"]
     if between < shown and every < content["steps"]:

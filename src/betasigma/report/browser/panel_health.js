@@ -52,7 +52,7 @@ function troublesOf(view) {
     if (run.not_finite) add("not finite", run.not_finite);
     const skipped = run.series.find((series) => series.metric === view.content.skipped);
     if (skipped) add("skipped steps", `${lastOf(skipped)?.value ?? "?"} by step ${skipped.steps.at(-1)}`);
-    for (const series of run.series.filter((one) => one.bad)) add("not finite", `${series.bad} values of ${series.metric}`);
+    for (const series of run.series.filter((one) => one.bad)) add("not finite", `${counted(series.bad, "value")} of ${series.metric}`);
   }
   for (const sweep of view.content.missing) {
     if (sweep.missing.length) found.push({ where: sweep.id, kind: "missing jobs", words: `${sweep.missing.length} of ${counted(sweep.jobs, "job")} without a run directory: ${sweep.missing.slice(0, MOST).join("; ")}${sweep.missing.length > MOST ? "; …" : ""}` });
