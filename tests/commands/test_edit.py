@@ -129,6 +129,11 @@ def test_points_have_paths_too(here: Path) -> None:
     assert "a row: point, point of its latent" in outcome.out
     outcome = launch("edit", f"run={trained.run}", "edit=vary", "indices=[100000]")
     assert "must be numbers of points, 0 to 9999" in outcome.err
+    outcome = launch("edit", f"run={trained.run}", "edit=invert", f"images={here}")
+    assert outcome.err.endswith(
+        " does not fit this run, whose data are points: without it the test points of its data are "
+        "taken\n"
+    )
     outcome = launch("edit", f"run={trained.run}", "edit=inpaint")
     assert outcome.err == "error: edit=inpaint needs a model of images; this one's data are 2-d\n"
 

@@ -389,6 +389,11 @@ def check_edit(config: DictConfig, overrides: list[str]) -> None:
             "images"
         )
     if asked.images is not None:
+        if facts.points:
+            raise UserError(
+                f"images={asked.images} does not fit this run, whose data are points: without it "
+                f"the test points of its data are taken"
+            )
         if not Path(asked.images).expanduser().exists():
             raise UserError(
                 f"images={asked.images} is not there: give a folder, a file or an array"
