@@ -65,7 +65,7 @@ def renew(report: Report) -> None:
     counted = report.content["tables"]
     content["tables"][: len(counted)] = counted
     content["notes"] = report.content["notes"]
-    write_json(path, content, indent=1)
+    write_json(path, content)
 
 
 # ------------------------------------------------------------------ measured here

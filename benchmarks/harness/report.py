@@ -75,7 +75,7 @@ class Report:
         self.content["machine"] = describe()
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / f"{self.name}.json"
-        write_json(path, self.content, indent=1)
+        write_json(path, self.content)
         print(f"\nwrote {path} after {self.content['seconds']:.0f} s", flush=True)
         return path
 
