@@ -349,6 +349,8 @@ def test_runs_that_do_not_compare_are_refused(here: Path, ddpm_run: Path) -> Non
     for name in ("cut", "other"):
         Record.of(here / name).append(1, {f"train/{name}": 1.0})
     assert "runs=[nowhere] does not exist" in refused("nowhere")
+    checkpoint = f"{ddpm_run}/checkpoints/last.ckpt"
+    assert f"runs=[{checkpoint}] is a file: give a run directory" in refused(checkpoint)
     assert "runs=[begun] is half written: it has no metrics.csv" in refused("begun")
     assert "runs=[cut] is half written: its config.yaml cannot be read" in refused("cut")
     assert "have nothing in common: no other run has measured what" in refused("other")

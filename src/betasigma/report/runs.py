@@ -119,7 +119,8 @@ def read_run(path: Path, config: str = CONFIG) -> Run:
     """Read a run directory."""
     lacks = [name for name in (METRICS, config) if not (path / name).is_file()]
     if not path.is_dir():
-        raise UserError(f"runs=[{path}] does not exist: give a run directory, or a sweep's")
+        fault = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"runs=[{path}] {fault}: give a run directory, or a sweep's")
     if len(lacks) == 1:
         raise UserError(f"runs=[{path}] is half written: it has no {lacks[0]}")
     if lacks:
