@@ -13,6 +13,7 @@ from torch import nn
 from betasigma.networks.refinenet import RefineNet
 from betasigma.networks.unet import UNet
 from betasigma.runs.checkpoint import read
+from betasigma.runs.header import LAST, PREVIOUS
 from betasigma.training.fully_sharded import blocks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,10 +74,12 @@ def assert_equal(a, b, exact: bool) -> None:
 @pytest.mark.slow
 def test_parts_train_as_the_whole_and_go_on_exactly(tmp_path: Path) -> None:
     alone = train(tmp_path / "alone", *ONE, "steps=4")
-    shared = train(tmp_path / "shared", *TWO, "steps=4")
+    shared = train(tmp_path / "shared", *TWO, "steps=4", "training.checkpoint_every=2")
     assert_equal(alone, shared, exact=False)
-    train(tmp_path / "stopped", *TWO, "steps=2")
-    shutil.copytree(tmp_path / "stopped", tmp_path / "fewer")
+    for name in ("stopped", "fewer"):  # after two steps
+        checkpoints = Path(shutil.copytree(tmp_path / "shared", tmp_path / name)) / "checkpoints"
+        (checkpoints / PREVIOUS).replace(checkpoints / LAST)
+    # another command than before: both processes must see that they save at other steps now
     again = train(tmp_path / "stopped", *TWO, "steps=4")
     assert_equal(shared, again, exact=True)
     on_one = train(tmp_path / "fewer", *ONE, "steps=4")

@@ -153,9 +153,8 @@ def _environment() -> ClusterEnvironment:
 def _command_of_this_run(start: Start, resume: str | None = None) -> Iterator[None]:
     """Inside the block the command line of this process is that of this run alone."""
     arguments, variables = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
-    words = start.words
-    if resume is not None:
-        words = [*(word for word in words if not word.startswith("resume=")), f"resume={resume}"]
+    found = f"resume={resume or 'null'}"
+    words = [found if word == "resume=auto" else word for word in start.words]
     sys.argv = [arguments[0], *subcommand(), *words]
     if HydraConfig.initialized():  # where Lightning reads the run directory
         config: Any = HydraConfig.instance().cfg
