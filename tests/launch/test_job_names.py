@@ -35,6 +35,7 @@ def test_names_are_safe_short_and_unique() -> None:
     written = {"network.multipliers": "multipliers", "run": "run"}
     job = ["network.multipliers=[1, 2]", "run='outputs/a b/c'"]
     assert job_name(written, job) == "multipliers=1-2,run=c"
+    assert job_name(written, ["run='outputs/a,b=1/'"]) == "run=a-b=1"
     tags = [[f"tags=[{'word,' * 40}{end}]"] for end in "ab"]
     names = [job_name({"tags": "tags"}, job) for job in tags]
     assert len(set(names)) == 2

@@ -63,7 +63,7 @@ def subdirectory(written: Mapping[str, str], numbered: bool) -> str:
 
 def _safe(value: str) -> str:
     """Shorten a value: no quotes, brackets or folders of a path, four digits of a long number."""
-    plain = re.sub(r"[\s'\"\[\]{}()]", "", value.rstrip("/")).rpartition("/")[2]
+    plain = re.sub(r"[\s'\"\[\]{}()]", "", value).rstrip("/").rpartition("/")[2]
     plain = plain.replace(",", "-")
     if re.fullmatch(r"-?\d+\.\d{6,}(e-?\d+)?", plain):
         return f"{float(plain):.4g}"
