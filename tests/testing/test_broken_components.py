@@ -128,6 +128,15 @@ def changes_input(net: Good, x: Tensor, c_noise: Tensor, y: Tensor | None) -> Te
     return output
 
 
+def seeds_the_process(net: Good, x: Tensor, c_noise: Tensor, y: Tensor | None) -> Tensor:
+    torch.manual_seed(3)
+    return plain(net, x, c_noise, y)
+
+
+def joins_two_classes(net: Good, x: Tensor, c_noise: Tensor, y: Tensor | None) -> Tensor:
+    return plain(net, x, c_noise, None if y is None else y.where(y != 1, 0))
+
+
 def batch_statistics(net: Good, x: Tensor, c_noise: Tensor, y: Tensor | None) -> Tensor:
     return plain(net, x - x.mean(0), c_noise, y)
 
@@ -173,6 +182,8 @@ for contract, build in {
 }.items():
     breaks(contract, check_network, build, SHAPE, num_classes=3)
 breaks("network.c_noise", check_network, Good, SHAPE, num_classes=3, conditional=False)
+breaks("network.deterministic", check_network, network(seeds_the_process), SHAPE, num_classes=3)
+breaks("network.labels", check_network, network(joins_two_classes), SHAPE, num_classes=3)
 breaks("network.copy", check_network, Uncopied, SHAPE, num_classes=3)
 breaks("network.copy", check_network, Shared, SHAPE, num_classes=3)
 
@@ -383,6 +394,11 @@ class JumpsToTheMean(DDIM):
         return model(0.01 * x, 1.0).x0 if s == 0 else super().step(model, x, t, s, rng)
 
 
+def seeds_the_process_on_the_way(self: DDIM, model: Any, x: Tensor, s: float) -> Tensor:
+    torch.manual_seed(7)
+    return x
+
+
 def drifts_when_fine(self: DDIM, model: Any, x: Tensor, s: float) -> Tensor:
     return x - 0.25 if s == 0 and (self.steps or 0) > 20 else x
 
@@ -414,6 +430,7 @@ for contract, sampler in {
 }.items():
     breaks(contract, check_sampler, sampler)
 breaks("sampler.family", check_sampler, LooksForTheFamily(steps=8))
+breaks("sampler.seeded", check_sampler, Stepping(seeds_the_process_on_the_way))
 breaks("sampler.converges", check_sampler, Stepping(drifts_when_fine), bias=1.0)
 # labels that stay behind when the batches go on
 breaks(
@@ -457,6 +474,7 @@ GOOD = Images(picture)
 for contract, data, options in (
     ("dataset.length", Unsized(), {}),
     ("dataset.length", Images(picture, 0), {}),
+    ("dataset.length", (np.zeros((40, 8, 8), np.uint8), np.zeros(39, int)), {}),
     ("dataset.type", Images(lambda i: "a picture"), {}),
     ("dataset.shape", Images(lambda i: picture(i)[:, : 4 + i % 2]), {}),
     ("dataset.shape", np.zeros((10, 1, 3, 8, 8), np.uint8), {}),

@@ -93,7 +93,7 @@ class _Paired(Dataset):
         self.images, self.labels = images, labels
 
     def __len__(self) -> int:
-        return min(len(self.images), len(self.labels))
+        return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[Any, Any]:
         return self.images[i], self.labels[i]
@@ -101,7 +101,16 @@ class _Paired(Dataset):
 
 def _opened(data: Data) -> Any:
     found = data if isinstance(data, KINDS) else data()
-    return _Paired(*found) if isinstance(found, tuple) else found
+    if not isinstance(found, tuple):
+        return found
+    images, labels = map(len, found)
+    require(
+        images == labels,
+        "dataset.length",
+        "as many labels as examples",
+        f"there are {images} examples and {labels} labels",
+    )
+    return _Paired(*found)
 
 
 def _check_length(data: Examples, most: int) -> list[int]:
