@@ -50,8 +50,8 @@ class Batches:
 
     def _here(self) -> Iterator[Batch]:
         for micro_batch in self.plan():
-            batch = collect(self.source, micro_batch).items()
-            yield {k: v.pin_memory() if self.pin and isinstance(v, Tensor) else v for k, v in batch}
+            batch = collect(self.source, micro_batch)
+            yield _pinned(batch) if self.pin else batch
 
     def _from_workers(self) -> Iterator[Batch]:
         loader = DataLoader(
@@ -137,3 +137,7 @@ class _Collected(Dataset):
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _pinned(batch: Batch) -> Batch:
+    return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in batch.items()}

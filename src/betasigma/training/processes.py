@@ -151,7 +151,10 @@ def _environment() -> ClusterEnvironment:
 
 @contextmanager
 def _command_of_this_run(start: Start, resume: str | None = None) -> Iterator[None]:
-    """Inside the block the command line of this process is that of this run alone."""
+    """Inside the block the command line of this process is that of this run alone.
+
+    Its words are those that were typed, so that every process reads the same config from them.
+    """
     arguments, variables = sys.argv, {name: os.environ.get(name) for name in VARIABLES}
     found = f"resume={resume or 'null'}"
     words = [found if word == "resume=auto" else word for word in start.words]
