@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,16 @@ def shown(chromium: Any, page: Path) -> Iterator[Page]:
     assert not (problems := found.errors()), problems
 
 
+@contextmanager
+def a_phone(driver: Any) -> Iterator[None]:
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        yield
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
 def lines(chart: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Traces with names, without the edges of bands."""
     return {trace["name"]: trace for trace in chart if trace["name"]}
@@ -278,6 +289,42 @@ def test_a_seed_that_was_run_twice_counts_once_as_in_tables(chromium: Any, tmp_p
     distance = lines(shown.charts("quality")[0])["made ddim"]
     assert distance["y"] == pytest.approx([10 + 1.5])
     assert distance["errors"] == pytest.approx([0.5**0.5])
+
+
+def test_a_mean_over_seeds_is_not_called_by_one_of_them(chromium: Any, tmp_path: Path) -> None:
+    """Where more keys differ than a name holds, here five."""
+    place = tmp_path / "outputs" / "a_sweep_with_a_name_that_is_longer_than_the_screen_of_a_phone"
+    for width in (1, 2):
+        for seed in SEEDS:
+            asked = {"network": dict.fromkeys("abcde", width)}
+            make_run(place / f"width={width},seed={seed}", "ddpm", seed, **asked)
+    page = tmp_path / "page.html"
+    page.write_text(render(describe(tmp_path / "outputs")), encoding="utf-8")
+    shown = Page(chromium, page.as_uri())
+    shown.open()
+    assert [row[0] for row in shown.rows()] == ["width=1", "width=2"]
+    assert "step" in shown.texts("table.runs thead th")  # steps is a key
+    with a_phone(chromium):
+        shown.open()
+        shown.charts("bits")
+        assert shown.run("return document.documentElement.scrollWidth") <= 390
+    assert shown.errors() == []
+
+
+def test_a_run_that_went_off_leaves_ticks_that_can_be_read(chromium: Any, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "outputs" / "run", status="failed")
+    Record.of(run).append(40, {"val/denoising_error": 3e18}, {"n": 360, "split": "test"})
+    write_status(run, "failed", not_finite={"since_step": 2, "examples": [], "log_snr": [0.5]})
+    page = tmp_path / "page.html"
+    page.write_text(render(describe(tmp_path / "outputs")), encoding="utf-8")
+    shown = Page(chromium, page.as_uri())
+    shown.open()
+    shown.charts("error")
+    ticks = shown.texts("[data-panel=error] .chart .ytick")
+    assert 4 <= len(ticks) <= 10, ticks
+    assert "1e+15" in ticks
+    known = shown.texts("[data-panel=health] tr.trouble td:last-child")
+    assert "since step 2; log snr 0.5" in known
 
 
 def test_objectives_of_two_families_are_on_two_axes(shown: Page) -> None:
@@ -365,6 +412,20 @@ def test_a_sweep_has_coordinates_a_map_and_ranks(shown: Page) -> None:
     ncsn = [family == "ncsn" for family, _, _ in known] + [False]
     assert bars["optimizer.lr"] == pytest.approx(spearmanr(rates, errors).statistic, abs=1e-6)
     assert bars["model.name (ncsn)"] == pytest.approx(spearmanr(ncsn, errors).statistic, abs=1e-6)
+
+
+def test_no_correlation_is_said_too(chromium: Any, tmp_path: Path) -> None:
+    measured = [(1, 0.001, 0.1), (2, 0.001, 0.2), (2, 0.01, 0.3), (1, 0.01, 0.4)]
+    for number, (seed, lr, error) in enumerate(measured):
+        run = make_run(tmp_path / "outputs" / str(number), "ddpm", seed, lr, steps=[])
+        told = {"n": 360, "split": "test"}
+        Record.of(run).append(10, {"val/denoising_error": error}, told)
+    page = tmp_path / "page.html"
+    page.write_text(render(describe(tmp_path / "outputs")), encoding="utf-8")
+    shown = Page(chromium, page.as_uri())
+    shown.open()
+    shown.charts("sweep")
+    assert set(shown.texts("[data-panel=sweep] .bartext")) == {"ρ = 0.89", "ρ = 0.00"}
 
 
 def test_a_runs_page_says_how_it_was_made(shown: Page) -> None:
@@ -549,9 +610,7 @@ def test_nothing_of_a_run_becomes_markup(shown: Page) -> None:
 
 
 def test_a_phone_shows_it_without_scrolling_sideways(shown: Page) -> None:
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-    shown.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with a_phone(shown.driver):
         shown.open()
         shown.charts("error")
         assert shown.run("return document.documentElement.scrollWidth") <= 390
@@ -559,8 +618,6 @@ def test_a_phone_shows_it_without_scrolling_sideways(shown: Page) -> None:
             "return [...document.querySelectorAll('.chart')].map((c) => c.clientWidth)"
         )
         assert all(0 < width <= 390 for width in widths)
-    finally:
-        shown.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from betasigma.runs import start
+from betasigma.runs.directory import describe_environment
 from betasigma.runs.start import CLONE, Start, within
 
 
@@ -25,3 +27,11 @@ def test_a_command_is_the_program_where_that_was_typed_or_there_is_no_clone(
         assert Start(Path("run"), here=CLONE).command("sample", "n=4") == "betasigma sample n=4"
     monkeypatch.setattr(start, "CLONE", tmp_path)
     assert Start(Path("run")).command("train", "resume=run") == "betasigma train resume=run"
+
+
+def test_python_m_betasigma_is_recorded_as_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["site-packages/betasigma/__main__.py", "seed=1"])
+    with within("train"):
+        assert describe_environment([])["command"][:2] == ["betasigma", "train"]
+    monkeypatch.setattr(sys, "argv", ["clone/train.py", "seed=1"])
+    assert describe_environment([])["command"][0] == "train.py"

@@ -282,10 +282,23 @@ def _state(run: Run, patience: float) -> Content:
     return {
         **{key: None if value is None else str(value) for key, value in known.items()},
         "slurm": None if status.get("slurm_job") is None else str(status["slurm_job"]),
-        "not_finite": shown(status["not_finite"]) if "not_finite" in status else None,
+        "not_finite": _not_finite(status.get("not_finite")),
         "stalled": _stalled(run, patience) if status.get("status") == RUNNING else None,
         "starts": max(1, len(WorkTime(run).starts)),
     }
+
+
+def _not_finite(found: Any) -> str | None:
+    """What is known of values that were not finite, in words."""
+    if not isinstance(found, dict):
+        return None if found is None else str(shown(found))
+    known = {key.replace("_", " "): _list(value) or [value] for key, value in found.items()}
+    words = {
+        name: ", ".join(f"{one:.4g}" if isinstance(one, float) else str(one) for one in values)
+        for name, values in known.items()
+        if values not in ([None], [[]])
+    }
+    return str(shown("; ".join(f"{name} {told}" for name, told in words.items())))
 
 
 def _stalled(run: Run, patience: float) -> str | None:

@@ -179,8 +179,9 @@ def mend(run: Path) -> None:
 
 def describe_environment(overrides: list[str]) -> dict[str, Any]:
     """Command line, versions, machine and git state, for ``ENVIRONMENT``."""
+    app = subcommand()
     return {
-        "command": [Path(sys.argv[0]).name, *subcommand(), *typed_words()],
+        "command": [*(["betasigma", *app] if app else [Path(sys.argv[0]).name]), *typed_words()],
         "overrides": overrides,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),

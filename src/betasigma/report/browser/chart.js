@@ -125,7 +125,8 @@ function logTicks(values) {
   if (decades < 0.5) return {}; // Plotly writes these out itself
   const factors = decades > 5 ? [1] : decades > 2 ? [1, 3] : decades > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 4, 5, 6, 8];
   const tickvals = [];
-  for (let power = Math.floor(Math.log10(low)) - 1; power <= Math.log10(high) + 1; power += 1) {
+  const stride = Math.ceil(decades / 8);
+  for (let power = stride * Math.floor(Math.log10(low) / stride - 1); power <= Math.log10(high) + stride; power += stride) {
     for (const factor of factors) tickvals.push(Number((factor * 10 ** power).toPrecision(3)));
   }
   return { tickvals, ticktext: tickvals.map(short) };

@@ -185,7 +185,7 @@ export function bits(body, panel, view) {
     charts.push(chart);
     const ends = table.flatMap(({ of }) => [...terms, "total"].map((term) => of(term)?.mean ?? 0));
     const range = Math.min(...ends) < 0 ? {} : { range: [0, 1.3 * Math.max(...ends)] }; // with room for the numbers
-    chart.draw([...traces, totals], { barmode: "relative", yaxis: { title: { text: "bits/dim (less is better)" }, ...range }, xaxis: { type: "category" }, showlegend: true }, `${estimator} of ${split} examples`);
+    chart.draw([...traces, totals], { barmode: "relative", yaxis: { title: { text: "bits/dim (less is better)" }, ...range }, xaxis: { type: "category" }, legend: { orientation: "h", y: 1, yanchor: "bottom", traceorder: "normal" }, showlegend: true }, `${estimator} of ${split} examples`);
     const told = [series.context.settings, series.context.checkpoint].filter(Boolean).join(" · ");
     return figure(estimator.replace(/^.*\//, ""), `${series.run.data.label} · ${split} examples, n = ${series.context.n} · ${told}`, chart);
   });

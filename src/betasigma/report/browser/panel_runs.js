@@ -99,7 +99,7 @@ function columnsOf(panel, view) {
     ...content.spec.group_by.map((key) => ({ name: key.split(".").at(-1), about: key, cell: (group) => content.value(group.runs[0], key) })),
     ...(new Set(view.runs.map((run) => run.data.id)).size > 1 ? [{ name: "data", about: "data set", cell: (group) => group.runs[0].data.label }] : []),
     ...keys.map((key) => ({ name: keyName(key, keys), about: key, cell: (group) => content.value(group.runs[0], key) ?? null })),
-    { name: "steps", about: "optimizer steps made", number: true, cell: (group) => over(group, (run) => run.steps) },
+    { name: "step", about: "optimizer steps made", number: true, cell: (group) => over(group, (run) => run.steps) },
     ...figures(panel, view),
     { name: "images/s", about: "last speed of training", number: true, cell: (group) => over(group, (run) => last(run, content.speed)) },
     { name: "hours", about: "from the start to the last value, without pauses", number: true, cell: (group) => over(group, (run) => run.seconds / 3600), show: (cell) => cell && duration(cell.mean * 3600) },

@@ -154,7 +154,7 @@ function rankBars(ranks, sign) {
   const colour = ({ kind, value }) => (kind === "η" ? "#888888" : sign * value > 0 ? "#0072B2" : "#D55E00");
   return [[{
     type: "bar", orientation: "h", x: sorted.map(({ value }) => value), y: sorted.map(({ key, high }) => plain(high === null ? key : `${key} (${high})`)),
-    marker: { color: sorted.map((one) => faint(colour(one), 0.8)) }, text: sorted.map(({ kind, value }) => `${kind} = ${value.toFixed(2)}`), textposition: "auto",
+    marker: { color: sorted.map((one) => faint(colour(one), 0.8)) }, text: sorted.map(({ kind, value }) => `${kind} = ${value.toFixed(2)}`), textposition: sorted.map(({ value }) => (value ? "auto" : "outside")),
     hovertemplate: "%{y}: %{text}<extra></extra>", showlegend: false,
   }], { xaxis: { range: [-1.05, 1.05], title: { text: "blue: a greater value goes with a better one" } }, yaxis: { type: "category" } }];
 }

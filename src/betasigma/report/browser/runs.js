@@ -191,9 +191,18 @@ function nameGroups(view) {
     .flatMap((keys) => [rounded, String].flatMap((written) => places.map((place) =>
       groups.map(({ runs: [run] }) => called(content, run, colour, [...keys, ...bySeed], written) + place(run)))))
     .find((found) => new Set(found).size === found.length && found.every(Boolean));
+  const placed = groups.map(({ runs: [run] }) => (view.grouped ? placeOf(content, run) : run.id));
+  const apart = new Set(placed).size === groups.length;
   groups.forEach((group, i) => {
-    group.name = names ? names[i] : groups.length === 1 && view.grouped ? group.runs[0].name || group.id : group.id;
+    group.name = names ? names[i] : groups.length === 1 && view.grouped ? group.runs[0].name || group.id : apart ? placed[i] : group.id;
   });
+}
+
+/** The directory of a run without what runs of its group differ in: of SWEEP/lr=1,seed=2 SWEEP/lr=1. */
+function placeOf(content, run) {
+  const [name, ...above] = run.id.split("/").reverse();
+  const words = name.split(",").filter((word) => !word.includes("=") || !content.isIncidental(word.split("=")[0]));
+  return [...above.reverse(), words.join(",")].filter(Boolean).join("/") || run.id;
 }
 
 /** A number that a search has drawn as it is read; whole numbers (a seed) and what somebody may have typed stay. */
