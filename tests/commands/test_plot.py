@@ -108,6 +108,24 @@ def test_figures_of_records(here: Path, ddpm_run: Path, ncsn_run: Path) -> None:
             record.append(6, {"eval/fd_some": 100.0 / nfe}, drawn)
     for name in ("frontier", "error_by_noise", "bridge"):
         assert (figure(here, name, "runs=[runs]") < 250).mean() > 0.01
+    job = here / "evaluations" / "0"
+    (job / ".hydra").mkdir(parents=True)
+    (job / ".hydra" / "config.yaml").write_text(f"run: {here}/runs/{ddpm_run.name}\n")
+    Record.of(job).append(6, {"eval/fd_some": 5.0}, {"n": 50, "nfe": 20, "sampler": "ddim"})
+    assert (figure(here, "frontier", "runs=[evaluations]") < 250).mean() > 0.01
+    mixed = launch("plot", "figure=frontier", "runs=[evaluations,runs]")
+    assert mixed.status == 1
+    assert "runs=[runs] is no sweep of evaluations, as others of runs=[…] are" in mixed.err
+
+
+def test_runs_that_stand_too_deep_are_said_to_be_left_out(here: Path, ddpm_run: Path) -> None:
+    for place in ("runs/one", "runs/sweep/two"):
+        shutil.copytree(ddpm_run, here / place)
+    for command in (["compare"], ["plot", "figure=error_by_noise"]):
+        outcome = launch(*command, "runs=[runs]")
+        assert outcome.status == 0, outcome.err
+        assert "warning: 1 run in runs/sweep left out: runs=[…] names runs or sweeps" in outcome.err
+        assert "left out" not in launch(*command, "runs=[runs/sweep]").err
 
 
 def test_what_cannot_be_drawn_is_refused(here: Path, ddpm_run: Path) -> None:

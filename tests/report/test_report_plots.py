@@ -127,7 +127,10 @@ def test_error_curves_are_in_the_colours_of_their_families(
     draw_error_curves(error_curves(read_runs(study)), tmp_path / "error", LOOK)
     (axes,) = drawn[0].axes
     assert [line.get_color() for line in axes.lines] == [DDPM, NCSN]
-    assert axes.get_ylabel().endswith("n=7")
+    assert axes.get_ylabel().endswith("²/d, n=7")
+    Record.of(tmp_path / "ddpm0").append(30, {"eval/denoising_error/log_snr_+0": 0.2}, {"n": 256})
+    draw_error_curves(error_curves(read_runs(study)), tmp_path / "error", LOOK)
+    assert drawn[1].axes[0].get_ylabel().endswith("²/d, n=7 or 256")
 
 
 def test_a_seed_that_was_run_twice_counts_once(

@@ -619,8 +619,14 @@ def check_plot(config: DictConfig, overrides: list[str]) -> None:
     if not asked.figure.of_models:
         recorded = ": this figure shows what runs have recorded, and draws nothing from a model"
         _refuse_unused(overrides, dict.fromkeys(OF_FIGURES, recorded), removed=True)
-        if not read_evaluations(asked.runs):
-            read_runs(asked.runs)
+        others = [path for path in asked.runs if not read_evaluations([path])]
+        if others:
+            read_runs(others)
+        if 0 < len(others) < len(asked.runs):
+            raise UserError(
+                f"runs=[{others[0]}] is no sweep of evaluations, as others of runs=[…] are: give "
+                f"these alone, or training runs alone, which have what was evaluated of them"
+            )
         return
     shapes = {}
     for path in runs_in(asked.runs):

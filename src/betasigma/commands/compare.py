@@ -14,7 +14,7 @@ from betasigma.report import tables
 from betasigma.report.measurements import last_values
 from betasigma.report.plots import draw_curves, draw_error_curves, error_curves
 from betasigma.report.rows import settings_of
-from betasigma.report.runs import curves_to_draw, read_runs
+from betasigma.report.runs import curves_to_draw, left_out, read_runs
 from betasigma.runs.start import Start
 
 WIDEST = 6
@@ -26,6 +26,8 @@ def compare(config: DictConfig, start: Start) -> None:
     _, asked = parsed(config, Compare)
     out, display = start.directory, Display(quiet=asked.to != "terminal")
     runs = read_runs(asked.runs)
+    if deeper := left_out(asked.runs):
+        warn(deeper)
     data = sorted({str(run.config.get("data", {}).get("name", "")) for run in runs})
     if len(data) > 1:
         warn(f"runs of {' and '.join(data)}: their distances, errors and bits do not compare")

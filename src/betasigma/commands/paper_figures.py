@@ -22,7 +22,7 @@ from betasigma.data import pixels
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import perturb
 from betasigma.devices import move_to_device, precision_of
-from betasigma.display import Display
+from betasigma.display import Display, warn
 from betasigma.errors import UserError
 from betasigma.evaluation.neighbours import nearest_examples
 from betasigma.objectives.error_curve import from_schedule_log_snr, to_schedule_log_snr
@@ -32,7 +32,7 @@ from betasigma.randomness import Stream
 from betasigma.report.plots import Sheet, draw_error_curves, draw_results, draw_sheets, error_curves
 from betasigma.report.quality import draw_quality, quality_of_jobs, quality_of_runs
 from betasigma.report.rows import rows_of_settings
-from betasigma.report.runs import read_evaluations, read_runs, runs_in
+from betasigma.report.runs import left_out, read_evaluations, read_runs, runs_in
 from betasigma.report.tables import drawable
 from betasigma.runs.header import run_of
 from betasigma.runs.start import Start
@@ -352,6 +352,8 @@ def plot(config: DictConfig, start: Start) -> None:
     """Draw a figure of runs into a new directory."""
     content, asked = parsed(config, Plot)
     display = Display()
+    if deeper := left_out(asked.runs):
+        warn(deeper)
     figure = make(content["figure"], "figure", kind=Figure)
     path = figure.draw(FigureRequest(asked, content, start.directory, display))
     for form in asked.formats:

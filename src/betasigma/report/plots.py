@@ -46,7 +46,8 @@ class ErrorCurve(NamedTuple):
 
     Attributes:
         curves: of each seed, the error by log-SNR.
-        n: how many examples it was measured on, in words; ``""`` where that is not known.
+        n: how many examples it and those beside it were measured on, in words; ``""`` where that
+            is not known.
     """
 
     label: str
@@ -84,14 +85,13 @@ def draw_curves(
 
 def error_curves(runs: Sequence[Run]) -> list[ErrorCurve]:
     """Denoising errors by log-SNR as they were last measured, by setting."""
-    found = []
-    for setting in settings_of(runs):
-        curves = [(run, curve) for run in setting.runs if (curve := error_curve(run)).errors]
-        if curves:
-            errors = means_by_seed((run, curve.errors) for run, curve in curves)
-            n = examples_in_words(curve.n for _, curve in curves)
-            found.append(ErrorCurve(setting.label, setting.family, errors, n))
-    return found
+    found = [(one, [(run, error_curve(run)) for run in one.runs]) for one in settings_of(runs)]
+    n = examples_in_words(curve.n for _, curves in found for _, curve in curves)
+    return [
+        ErrorCurve(setting.label, setting.family, errors, n)
+        for setting, curves in found
+        if (errors := means_by_seed((run, own.errors) for run, own in curves if own.errors))
+    ]
 
 
 def draw_error_curves(

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from betasigma.errors import UserError, did_you_mean
+from betasigma.errors import UserError, counted, did_you_mean
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
 from betasigma.report.series import RecordedRow, Series, read_series
 from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, OVERRIDES
@@ -210,6 +210,20 @@ def runs_in(paths: Sequence[str]) -> list[Path]:
     for path in map(Path, paths):
         found += [path] if (path / CONFIG).is_file() else _jobs(path, CONFIG) or [path]
     return found
+
+
+def left_out(paths: Sequence[str]) -> str:
+    """What to say of runs that stand too deep for ``runs=…`` to be of them; ``""`` without any."""
+    tops = [path for path in map(Path, paths) if not (path / CONFIG).is_file()]
+    places = [
+        record.parents[1]
+        for top in tops
+        for record in sorted(top.glob(f"*/*/{METRICS}"))
+        if (record.parent / CONFIG).is_file()
+    ]
+    named = ", ".join(dict.fromkeys(map(str, places)))
+    runs = counted(len(places), "run")
+    return f"{runs} in {named} left out: runs=[…] names runs or sweeps" if places else ""
 
 
 def _jobs(sweep: Path, config: str) -> list[Path]:
