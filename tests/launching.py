@@ -10,9 +10,12 @@ import contextlib
 import importlib.util
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import re
+import signal
+import socket
 import subprocess
 import sys
 import traceback
@@ -212,6 +215,90 @@ def typed(
         check=False,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def forked(
+    app: str, *words: str, before: Callable[[], object] = lambda: None, said: Path | None = None
+) -> int:
+    """Start ``python <app>.py <words>`` in a child of this process, which has everything imported:
+    a new process computes for eight seconds before it begins.
+
+    Args:
+        app, words: as for ``launch``.
+        before: what the child does first.
+        said: a file for what it says at its end.
+
+    Returns:
+        The child's process id; it exits with the command's status.
+    """
+    process = os.fork()
+    if process:
+        return process
+    status = 70
+    try:
+        file = os.open(said or os.devnull, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
+        before()
+        outcome = launch(app, *words)
+        os.write(1, (outcome.out + outcome.err).encode())
+        status = outcome.status
+    finally:
+        os._exit(status)
+
+
+def status_of(process: int) -> int:
+    """Exit status of a child that ends, negative where a signal ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def free_port() -> str:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return str(found.getsockname()[1])
+
+
+def _worker(
+    rank: int,
+    ports: Sequence[str],
+    commands: Sequence[Sequence[str]],
+    break_one: Callable[[], None] | None,
+    results: Any,
+) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if rank == 1 and break_one is not None:
+        break_one()
+    found = []
+    for port, words in zip(ports, commands, strict=True):
+        os.environ["MASTER_PORT"] = port
+        found.append(tuple(launch(*words)))
+    results.put((rank, found))
+
+
+def together(
+    *commands: Sequence[str], break_one: Callable[[], None] | None = None
+) -> tuple[list[Outcome], list[Outcome]]:
+    """What each of two processes says of these commands, which are started as torchrun does it."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ports = [free_port() for _ in commands]
+    workers = [
+        context.Process(target=_worker, args=(rank, ports, commands, break_one, results))
+        for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    found = dict(results.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    first, second = ([Outcome(*outcome) for outcome in found[rank]] for rank in range(2))
+    return first, second
 
 
 if __name__ == "__main__":

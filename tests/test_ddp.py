@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from launching import launch, typed
+from launching import Outcome, launch, together, typed
 
 from betasigma.runs.checkpoint import read
 from betasigma.runs.record import Record
@@ -53,6 +53,12 @@ class Done(NamedTuple):
     out: str
 
 
+class Two(NamedTuple):
+    run: Path
+    first: Outcome
+    second: Outcome
+
+
 def train(folder: Path, *words: str) -> Done:
     """``python train.py <words>`` in a folder of its own."""
     folder.mkdir(exist_ok=True)
@@ -80,11 +86,16 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The same run in two processes, and what it said."""
-    done = train(tmp_path_factory.mktemp("two"), *TWO, f"steps={STEPS}")
-    (run,) = (done.folder / "outputs").iterdir()
-    return run, done.out
+def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+    """The same run in two processes, which a launcher such as torchrun has started."""
+    folder = tmp_path_factory.mktemp("two")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("BETASIGMA_CACHE", str(folder / "cache"))
+        words = ("train", *TWO, f"steps={STEPS}", *TINY, "hydra.run.dir=run")
+        (first,), (second,) = together(words)
+    assert (first.status, second.status) == (0, 0), first.err + second.err
+    return Two(folder / "run", first, second)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +128,9 @@ def test_a_run_continues_in_two_processes_where_the_sweep_left_it(one: Path, swe
     check_weights(one, run)
 
 
-def test_only_the_first_process_speaks_and_writes(two: tuple[Path, str]) -> None:
-    check_first_speaks_and_writes(*two)
+def test_only_the_first_process_speaks_and_writes(two: Two) -> None:
+    check_first_speaks_and_writes(two.run, two.first.out)
+    assert (two.second.out, two.second.err) == ("", "")
 
 
 def check_first_speaks_and_writes(run: Path, out: str) -> None:
@@ -128,11 +140,11 @@ def check_first_speaks_and_writes(run: Path, out: str) -> None:
     assert len(places) == len(set(places))
 
 
-def test_two_processes_reach_the_weights_of_one(one: Path, two: tuple[Path, str]) -> None:
-    check_weights(one, two[0])
+def test_two_processes_reach_the_weights_of_one(one: Path, two: Two) -> None:
+    check_weights(one, two.run)
 
 
-def check_weights(one: Path, two: Path) -> None:
+def check_weights(one: Path, two: Two) -> None:
     alone = read(one / "checkpoints" / "last.ckpt")["state_dict"]
     shared = read(two / "checkpoints" / "last.ckpt")["state_dict"]
     assert alone.keys() == shared.keys()
@@ -140,11 +152,11 @@ def check_weights(one: Path, two: Path) -> None:
         torch.testing.assert_close(shared[name], weight, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_two_processes_measure_what_one_measures(one: Path, two: tuple[Path, str]) -> None:
+def test_two_processes_measure_what_one_measures(one: Path, two: Two) -> None:
     """Losses, validation and the evaluation's metrics, of samples that both have drawn."""
     alone, shared = (
         {row["metric"]: float(row["value"]) for row in Record(run / "metrics.csv").rows()}
-        for run in (one, two[0])
+        for run in (one, two.run)
     )
     assert alone.keys() == shared.keys()
     assert {"train/objective", "val/fd_identity", "val/kid_identity"} <= alone.keys()

@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import TINY, Launch, launch
+from launching import TINY, Launch, forked, launch, status_of
 from omegaconf import OmegaConf
 
 from betasigma.commands import resume as resume_command
@@ -166,24 +164,18 @@ def test_the_best_checkpoint_resumes_to_the_same_bits(
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_bits(here: Path, whole: Callable[..., Path]) -> None:
     """SIGKILL in the middle of step 9, with the gradients of its first half accumulated."""
-    script = f"""
-import os, signal, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from betasigma.modules import DiffusionModule
-from launching import Launch, TINY, launch
+    original = DiffusionModule.training_step
 
-original = DiffusionModule.training_step
+    def training_step(self: DiffusionModule, batch: dict[str, Any], batch_idx: int) -> Any:
+        if batch["step"] == 8 and batch["index"][0] > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, batch, batch_idx)
 
-def training_step(self, batch, batch_idx):
-    if batch["step"] == 8 and batch["index"][0] > 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, batch, batch_idx)
+    def killed() -> None:
+        DiffusionModule.training_step = training_step  # type: ignore[method-assign]
 
-DiffusionModule.training_step = training_step
-launch("train", *{[*TINY, *ACCUMULATED, "name=victim"]!r})
-"""
-    killed = subprocess.run([sys.executable, "-c", script], cwd=here, check=False)
-    assert killed.returncode == -signal.SIGKILL
+    victim = forked("train", *TINY, *ACCUMULATED, "name=victim", before=killed)
+    assert status_of(victim) == -signal.SIGKILL
     (run,) = here.glob("outputs/*_victim_*")
     assert weights(run)["global_step"] == 6
     resume(run)

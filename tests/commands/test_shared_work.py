@@ -5,21 +5,17 @@ sharing them out changes nothing but the order of sums.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from launching import ROOT, Outcome, launch
+from launching import ROOT, launch, together
 
 from betasigma.commands.sample import Draw
 from betasigma.errors import UserError
@@ -35,51 +31,6 @@ MEASURED = (
     *("evaluation.metrics=[fd,kid,precision]", "n=80", "error_curve=40", FP32),
     *("likelihood=continuous_bound", "likelihood.n=40"),
 )
-
-Command = tuple[str, ...]
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
-
-
-def _worker(
-    rank: int, ports: Sequence[str], commands: Sequence[Command], break_one: Any, results: Any
-) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "TORCHELASTIC_RUN_ID": "tests"}
-    os.environ |= {name: str(value) for name, value in place.items()}
-    os.environ["MASTER_ADDR"] = "127.0.0.1"
-    if rank == 1 and break_one is not None:
-        break_one()
-    found = []
-    for port, words in zip(ports, commands, strict=True):
-        os.environ["MASTER_PORT"] = port
-        found.append(tuple(launch(*words)))
-    results.put((rank, found))
-
-
-def together(
-    *commands: Command, break_one: Callable[[], None] | None = None
-) -> tuple[list[Outcome], list[Outcome]]:
-    """What each of two processes says of these commands, which are started as torchrun does it."""
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    ports = [free_port() for _ in commands]
-    workers = [
-        context.Process(target=_worker, args=(rank, ports, commands, break_one, results))
-        for rank in range(2)
-    ]
-    for worker in workers:
-        worker.start()
-    found = dict(results.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join()
-    first, second = ([Outcome(*outcome) for outcome in found[rank]] for rank in range(2))
-    return first, second
 
 
 def files(folder: Path) -> dict[str, bytes]:

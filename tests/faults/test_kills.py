@@ -1,7 +1,4 @@
-"""SIGKILL at any moment: nothing is lost or counted twice once the run has gone on.
-
-A child is forked from this process, which has everything imported, so that a kill costs a second.
-"""
+"""SIGKILL at any moment: nothing is lost or counted twice once the run has gone on."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import TINY, launch
+from launching import TINY, forked, launch, status_of
 
 from betasigma.runs.checkpoint import read
 from betasigma.runs.header import newest_step
@@ -49,18 +46,7 @@ def rows(run: Path) -> list[tuple[str, ...]]:
 
 def child(run: Path, steps: int, before: Callable[[], None] = lambda: None) -> int:
     """Start the run, or continue it, in a process of its own."""
-    process = os.fork()
-    if process:
-        return process
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        before()
-        status = launch("train", *WORDS, f"steps={steps}", f"hydra.run.dir={run}").status
-    except BaseException:
-        status = 70
-    os._exit(status)
+    return forked("train", *WORDS, f"steps={steps}", f"hydra.run.dir={run}", before=before)
 
 
 def assert_same(run: Path, whole: Path) -> None:
@@ -139,12 +125,12 @@ def kill_at(place: tuple[str, str], call: int) -> None:
 def test_a_kill_at_a_chosen_moment(tmp_path: Path, short: Path, moment: str, call: int) -> None:
     os.chdir(tmp_path)
     run = tmp_path / "run"
-    _, status = os.waitpid(child(run, SHORT, lambda: kill_at(MOMENTS[moment], call)), 0)
-    killed = os.WIFSIGNALED(status)
+    status = status_of(child(run, SHORT, lambda: kill_at(MOMENTS[moment], call)))
+    killed = status == -signal.SIGKILL
     assert killed or (moment == "summary" and call == 3)
     if killed:
-        _, status = os.waitpid(child(run, SHORT), 0)
-    assert os.WEXITSTATUS(status) == 0
+        status = status_of(child(run, SHORT))
+    assert status == 0
     assert_same(run, short)
 
 

@@ -13,13 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import ROOT, TINY, launch
+from launching import TINY, forked, launch, status_of
 
 from betasigma.runs.checkpoint import read
 from betasigma.runs.lock import LOCK, locked
 from betasigma.runs.record import Record
-
-SRC = ROOT / "src"
 
 
 def in_directory(directory: Path, *words: str) -> tuple[int, str, str]:
@@ -168,22 +166,12 @@ def test_a_directory_in_use_is_refused_by_host_process_and_time(
 
 
 @pytest.mark.slow
-def test_of_two_commands_at_once_one_trains(copy_of_ddpm_run: Path) -> None:
-    words = [str(ROOT / "train.py"), f"resume={copy_of_ddpm_run}", "steps=400"]
-    both = [
-        subprocess.Popen(
-            [sys.executable, *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=200) for process in both]
-    assert sorted(process.returncode for process in both) == [0, 1], said
-    (refused,) = (err for process, (_, err) in zip(both, said, strict=True) if process.returncode)
-    assert "is in use" in refused
+def test_of_two_commands_at_once_one_trains(here: Path, copy_of_ddpm_run: Path) -> None:
+    words, said = (f"resume={copy_of_ddpm_run}", "steps=400"), [here / "a.txt", here / "b.txt"]
+    both = [forked("train", *words, said=file) for file in said]
+    status = [status_of(process) for process in both]
+    assert sorted(status) == [0, 1], [file.read_text() for file in said]
+    assert "is in use" in said[status.index(1)].read_text()
     assert len(set(rows(copy_of_ddpm_run))) == len(rows(copy_of_ddpm_run))
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
-from launching import ROOT, TINY, launch, typed
+from launching import TINY, forked, launch, status_of
 
 from betasigma.errors import Stopped
 from betasigma.modules import DiffusionModule
@@ -180,46 +178,29 @@ def test_a_step_longer_than_the_grace_period_loses_only_itself(
 ALONE = (*TINY, "hydra.run.dir=run", "steps=60", "training.log_every=7")
 
 
-def in_one_thread() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run of that command, which receives no signal."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = typed(*ALONE, cwd=folder, env=in_one_thread())
-    assert done.status == 0, done.err
-    return folder / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("undisturbed"))
+        done = launch("train", *ALONE)
+        assert done.status == 0, done.err
+        return done.run
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_a_process_of_its_own(
-    tmp_path: Path, undisturbed: Path, number: signal.Signals
+    here: Path, undisturbed: Path, number: signal.Signals
 ) -> None:
-    """From outside, at no chosen moment, until the run has ended by its last step."""
-    command = [sys.executable, str(ROOT / "train.py"), *ALONE]
-    run, stops = tmp_path / "run", 0
-    while True:
-        process = subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env=in_one_thread(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        if stops == 0:
-            while not rows(run) and process.poll() is None:
-                time.sleep(0.02)
-            process.send_signal(number)
-        out, _ = process.communicate(timeout=200)
-        if process.returncode == 0:
-            break
-        assert process.returncode == 128 + number, out
-        stops += 1
-    assert stops == 1
-    found = rows(run)
+    """From outside, at no chosen moment; the same command goes on."""
+    process = forked("train", *ALONE, said=here / "said.txt")
+    while not rows(here / "run") and not os.waitpid(process, os.WNOHANG)[0]:
+        time.sleep(0.02)
+    os.kill(process, number)
+    assert status_of(process) == 128 + number, (here / "said.txt").read_text()
+    assert launch("train", *ALONE).status == 0
+    found = rows(here / "run")
     assert len({row[:2] for row in found}) == len(found)
     assert found == rows(undisturbed)
 
