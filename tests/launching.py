@@ -19,12 +19,13 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import hydra._internal.hydra
+import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
@@ -72,6 +73,12 @@ TINY = (
     "logger=none",
 )
 """Overrides that make any run on the digits small."""
+
+
+def quick(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Values of a parameter of which all but ``kept`` are left to the slow tests."""
+    slow = pytest.mark.slow
+    return [value if value in kept else pytest.param(value, marks=slow) for value in values]
 
 
 class Outcome(NamedTuple):

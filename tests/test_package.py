@@ -354,6 +354,7 @@ def terminal(
     opened.close()
 
 
+@pytest.mark.slow
 def test_shells_complete_commands_groups_and_keys(terminal: Terminal) -> None:
     terminal.type('eval "$(betasigma train -sc install=bash)"; echo rea""dy\n', "ready")
     terminal.type("betasigma tra\t", "betasigma train")

@@ -76,6 +76,7 @@ def test_keys_do_not_run_into_each_other() -> None:
     assert 0 <= digest("a", size=16) < 2**128
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_another_process() -> None:
     code = (
         "from betasigma.randomness import Stream; "

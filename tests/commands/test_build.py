@@ -27,6 +27,7 @@ print(returned, faults())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set up")
 def test_the_memory_of_freed_tensors_is_kept_for_the_next_ones() -> None:
     done = subprocess.run(

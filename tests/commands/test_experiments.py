@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from hydra import compose, initialize_config_dir
-from launching import ROOT
+from launching import ROOT, quick
 from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
@@ -141,7 +141,9 @@ def test_every_optimizer_is_fused(name: str) -> None:
     assert optimizer.defaults["lr"] == 0.01
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun", "annealed_langevin"])
+@pytest.mark.parametrize(
+    "sampler", quick(["ddim", "heun", "annealed_langevin"], "annealed_langevin")
+)
 @pytest.mark.parametrize("name", files("experiment"))
 def test_every_experiment_takes_another_sampler(name: str, sampler: str) -> None:
     node = config(f"experiment={name}", f"sampler={sampler}")["sampler"]
@@ -322,7 +324,7 @@ def test_every_weighting_trains(weighting: str) -> None:
 
 
 @pytest.mark.parametrize("objective", sorted({*files("objective")} - {"hybrid"}))
-@pytest.mark.parametrize("network", ["mlp", "mlp_energy"])
+@pytest.mark.parametrize("network", quick(["mlp", "mlp_energy"], "mlp"))
 def test_every_objective_trains_both_families(objective: str, network: str) -> None:
     chosen = (f"objective={objective}", "data=mixture", f"network={network}", "network.width=8")
     levels = 2 if objective == "likelihood" else 1  # its weight is a slope
@@ -335,7 +337,7 @@ def test_every_objective_trains_both_families(objective: str, network: str) -> N
     ("model", "data"),
     [
         ("ddpm", "digits"),
-        ("ncsn", "mixture"),
+        pytest.param("ncsn", "mixture", marks=pytest.mark.slow),
         pytest.param("ddpm", "mixture", marks=pytest.mark.slow),
         pytest.param("ncsn", "digits", marks=pytest.mark.slow),
     ],

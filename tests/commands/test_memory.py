@@ -114,7 +114,12 @@ NETWORKS: list[tuple[type[nn.Module], str, dict[str, Any]]] = [
     (UNet, "betasigma.networks.unet.UNet", {**UNET, "blocks": 1, "attention": [8]}),
     (UNet, "betasigma.networks.unet.UNet", {**UNET, "resampling": "residual", "channels": 64}),
     (NCSNpp, "betasigma.networks.ncsnpp.NCSNpp", {**UNET, "blocks": 4}),
-    (RefineNet, "betasigma.networks.refinenet.RefineNet", {"channels": 32}),
+    pytest.param(
+        RefineNet,
+        "betasigma.networks.refinenet.RefineNet",
+        {"channels": 32},
+        marks=pytest.mark.slow,
+    ),
 ]
 
 

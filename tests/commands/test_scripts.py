@@ -271,6 +271,7 @@ def test_a_sweep_of_evaluations_ends_with_one_table(
         assert f"{float(row['continuous_bound total']):.4g}" in table
 
 
+@pytest.mark.slow
 def test_likelihoods_are_recorded_term_by_term(here: Path, ncsn_run: Path) -> None:
     run = here / "outputs" / "run"
     shutil.copytree(ncsn_run, run)

@@ -248,6 +248,7 @@ def inspect(offline: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_wandb_keeps_every_run_of_a_process(train: Launch, here: Path) -> None:
     """Its service lives on where the first run started it, and knows no other directory."""
     for name in ("first", "second"):
@@ -398,6 +399,7 @@ def test_a_failing_job_leaves_the_others_running(
     assert (second / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_the_features_of_a_sweep_are_decided_once(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,7 +83,7 @@ CLOSE = 1.63 / 1000**0.5
 @pytest.mark.parametrize(
     ("sampler", "repeats"),
     [
-        (PredictorCorrector(corrector_steps=16, snr=0.3), 1),
+        pytest.param(PredictorCorrector(corrector_steps=16, snr=0.3), 1, marks=pytest.mark.slow),
         (Ancestral(clip=False, variance="posterior"), 16),
     ],
     ids=["predictor_corrector", "ancestral"],

@@ -308,6 +308,7 @@ def test_two_processes_measure_what_one_does(images, tmp_path, cut):
     assert found[0]["nn"] == pytest.approx(float(both(alone, samples, real).compute()))
 
 
+@pytest.mark.slow
 def test_the_page_runs(images, tensor_data, capsys):
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     alone, own = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

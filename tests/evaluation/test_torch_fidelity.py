@@ -2,6 +2,7 @@
 by the evaluator or each metric alone."""
 
 import pytest
+import torch
 from torch.utils.data import Dataset
 
 from betasigma.evaluation.evaluator import Evaluator
@@ -33,6 +34,7 @@ def theirs(images, fidelity):
     return fidelity(Images(images(N, 0)), Images(images(N, 1)), N // 2)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:fid of n")
 def test_all_metrics_equal_calculate_metrics(inception_file, images, tensor_data, tmp_path, theirs):
     samples, train = images(N, 0), images(N, 1)
@@ -71,3 +73,19 @@ def test_a_metric_alone_equals_them(inception_file, images, theirs):
         assert float(metric.compute()) == pytest.approx(theirs[name], rel=1e-3), name
     assert alone["kid_inception"].std == pytest.approx(theirs["kid_inception_std"], rel=2e-2)
     assert alone["is_inception"].std == pytest.approx(theirs["is_inception_std"], rel=1e-2)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_precision_and_recall_of_features_equal_theirs(shift):
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    generator = torch.Generator().manual_seed(0)
+    samples, known = torch.randn(2, 80, 4, generator=generator)
+    samples = 0.7 * samples + shift
+    theirs = prc_features_to_metric(samples, known, verbose=False)
+    for metric in (Precision(), Recall()):
+        metric.update(known, real=True)
+        metric.update(samples)
+        value = float(metric.compute())
+        assert value == pytest.approx(theirs[metric.name.removesuffix("_inception")])
+        assert 0 < value < 1

@@ -155,6 +155,7 @@ def test_a_notebook_loads_it(run: Path, lab: Path) -> None:
     assert sampler.sample(denoiser, 2).x.shape == (2, 1, 8, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

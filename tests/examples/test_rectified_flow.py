@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, launch
+from launching import ROOT, launch, quick
 
 import betasigma
 from betasigma.denoiser import Denoiser
@@ -100,10 +100,8 @@ def test_it_passes_the_conformance_kit() -> None:
     check_module(build)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name == "adaptive_ode")) for name in ODE],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODE)
 def test_every_ode_sampler_keeps_its_contract_on_the_straight_path(name: str) -> None:
     fine = {"steps": 400} if name == "euler" else None
     check_sampler(ODE[name], schedules=[StraightPath()], adaptive=name == "adaptive_ode", fine=fine)
@@ -134,7 +132,7 @@ def test_it_is_trained_and_measured(run: Path) -> None:
     assert {"fd_identity", "kid_identity", "val/denoising_error"} <= table.keys()
 
 
-@pytest.mark.parametrize("name", ODE)
+@pytest.mark.parametrize("name", quick(ODE, "euler", "heun"))
 def test_every_ode_sampler_draws_from_it(run: Path, here: Path, name: str) -> None:
     few = () if name == "adaptive_ode" else ("sampler.steps=3",)
     words = (f"run={run}", "n=3", "save=npz", f"sampler={name}", *few, "hydra.run.dir=drawn")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from launching import quick
 from safetensors.torch import save_file
 from torch import nn
 
@@ -78,7 +79,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", quick(NETWORKS, "plain", "labels", "heads"))
 def test_a_ddpm_draws_the_same(tmp_path: Path, name: str) -> None:
     schedule = cosine(STEPS) if name == "labels" else linear(steps=STEPS)
     conditioning = Preconditioning(levels=STEPS)

@@ -41,7 +41,13 @@ def test_weights_that_do_not_fit_are_refused(
         refused(here, *words, told=told)
 
 
-@pytest.mark.parametrize(("spoil", "told"), STATES.values(), ids=STATES)
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        pytest.param(*state, marks=[] if name.startswith("loops") else pytest.mark.slow, id=name)
+        for name, state in STATES.items()
+    ],
+)
 def test_a_state_that_does_not_fit_is_refused_by_resume(
     here: Path, ddpm_run: Path, spoil: Spoil, told: str
 ) -> None:

@@ -86,7 +86,12 @@ def overflow(terms: LossTerms) -> LossTerms:
 
 
 @pytest.mark.parametrize(
-    ("what", "optimizer"), [(spoil_one, "adam"), (overflow, "adam"), (spoil_one, "nadam")]
+    ("what", "optimizer"),
+    [
+        (spoil_one, "adam"),
+        (overflow, "adam"),
+        pytest.param(spoil_one, "nadam", marks=pytest.mark.slow),
+    ],
 )
 def test_one_bad_step_is_skipped_counted_and_leaves_weights_and_optimizer(
     here: Path,

@@ -75,7 +75,11 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("number", "again"),
-    [(signal.SIGUSR1, True), (signal.SIGUSR2, True), (signal.SIGTERM, False)],
+    [
+        (signal.SIGUSR1, True),
+        pytest.param(signal.SIGUSR2, True, marks=pytest.mark.slow),
+        (signal.SIGTERM, False),
+    ],
 )
 def test_a_warning_of_slurm_queues_the_job_again_and_it_continues(
     here: Path, eight: Path, scontrol: Path, number: signal.Signals, again: bool

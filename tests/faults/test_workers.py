@@ -97,7 +97,9 @@ def test_a_file_that_hangs(
     "command",
     [
         ("evaluate", "evaluation.metrics=[]", "error_curve=8"),
-        ("edit", "edit=vary", "sampler=ddim", "sampler.steps=2"),
+        pytest.param(
+            ("edit", "edit=vary", "sampler=ddim", "sampler.steps=2"), marks=pytest.mark.slow
+        ),
     ],
     ids=["evaluate", "edit"],
 )

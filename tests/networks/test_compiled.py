@@ -58,6 +58,7 @@ def test_a_copy_of_a_compiled_network_has_its_own_weights() -> None:
     torch.testing.assert_close(loss_and_gradient(other), loss_and_gradient(plain))
 
 
+@pytest.mark.slow
 def test_where_compilation_fails_the_network_runs_as_it_is_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -441,6 +441,7 @@ def test_second_derivatives_exist() -> None:
     assert net.middle[0].attention.qkv.weight.grad.abs().max() > 0
 
 
+@pytest.mark.slow
 def test_compiles_without_graph_breaks() -> None:
     net = small(dropout=0.1)
     x, c_noise = inputs()

@@ -158,7 +158,10 @@ class Placed(nn.Module):
         return found
 
 
-@pytest.mark.parametrize("schedule", [linear(0.05, 0.4, 4), geometric(4, 2.0, 0.1)])
+@pytest.mark.parametrize(
+    "schedule",
+    [linear(0.05, 0.4, 4), pytest.param(geometric(4, 2.0, 0.1), marks=pytest.mark.slow)],
+)
 def test_the_bound_is_least_at_the_exact_reverse_variance(schedule: NoiseSchedule) -> None:
     """q(x_s | x_t) of N(0, s²) data has the variance β̃ + c_x0²·Var(x_0 | x_t)."""
     s = 0.7

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from launching import quick
 from torch import Tensor, nn
 
 from betasigma.denoiser import Denoiser, Prediction, perturb
@@ -100,7 +101,7 @@ def objectives(oracle: GaussianMixture) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dim", quick([1, 2], 2))
 def test_all_objectives_have_the_explicit_ones_gradient(dim: int) -> None:
     oracle = mixture(dim)
     model = Bent(oracle, a=0.6, b=0.5)
@@ -111,7 +112,7 @@ def test_all_objectives_have_the_explicit_ones_gradient(dim: int) -> None:
         assert ((found - exact).abs() < 4 * (error + spread) + 1e-9).all(), name
 
 
-@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dim", quick([1, 2], 2))
 def test_the_true_score_is_the_minimiser(dim: int) -> None:
     oracle = mixture(dim)
     model = Bent(oracle, a=0.0, b=0.0)
@@ -183,7 +184,7 @@ class Quadratic(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["explicit", "implicit", "sliced", "denoising"])
-@pytest.mark.parametrize("a", [0.4, 1 / 0.85, 2.0])
+@pytest.mark.parametrize("a", quick([0.4, 1 / 0.85, 2.0], 2.0))
 def test_an_energy_network_learns_by_any_objective(name: str, a: float) -> None:
     """Of N(0, v·I) in the plane q_σ has the score −x/(v + σ²), and every objective the gradient
     2·(a·(v + σ²) − 1): it is 0 at the truth, and falls towards it from either side.

@@ -37,6 +37,7 @@ def test_every_sweep_of_trainings_ends_with_a_table(here: Path) -> None:
     assert (sweep / "summary.pdf").is_file()
 
 
+@pytest.mark.slow
 def test_jobs_that_finished_are_told_of_where_others_failed(here: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8), dtype=np.uint8)
     (here / "images").mkdir()

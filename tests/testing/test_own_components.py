@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import quick
 
 from betasigma import samplers
 from betasigma.data.datamodule import ImageDataModule
@@ -200,12 +201,11 @@ def test_preconditionings(name: str, prediction: Any) -> None:
         check_preconditioning(chosen, schedule)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", quick(OBJECTIVES, "denoising", "hybrid", "sliced"))
 def test_objectives(name: str) -> None:
     check_objective(OBJECTIVES[name], num_classes=2 if name.endswith("label_dropout") else 0)
 
 
-QUICK = ("ancestral", "ddim", "heun", "dpm_solver")
 FINE = {
     "euler": {"steps": 400},  # its error falls with 1/steps only
     "langevin": {"steps": 60},
@@ -213,16 +213,12 @@ FINE = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SAMPLERS]
-)
+@pytest.mark.parametrize("name", quick(SAMPLERS, "ancestral", "heun"))
 def test_samplers(name: str) -> None:
     check_sampler(SAMPLERS[name], adaptive=name == "adaptive_ode", fine=FINE.get(name))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if "," in n else n for n in LIKELIHOODS]
-)
+@pytest.mark.parametrize("name", quick(LIKELIHOODS, "continuous_bound"))
 def test_likelihoods(name: str) -> None:
     likelihood, options = LIKELIHOODS[name]
     check_likelihood(likelihood, **options)
