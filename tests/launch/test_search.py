@@ -17,6 +17,7 @@ import pytest
 from launching import ROOT, TINY, launch, typed
 from omegaconf import OmegaConf
 
+from betasigma.launch.sweeps import Sweep, left_behind
 from betasigma.options.training import VALIDATION_ERROR
 from betasigma.runs.header import read_header
 from betasigma.runs.record import Record
@@ -65,6 +66,13 @@ def test_a_search_that_was_stopped_goes_on_from_its_storage(here: Path) -> None:
     assert len({trial.params["optimizer.lr"] for trial in trials}) == 4
     found: Any = OmegaConf.load(here / "start1" / "optimization_results.yaml")
     assert found.best_value == min(trial.value for trial in trials)
+
+
+def test_a_search_that_is_stopped_is_not_said_to_go_on_like_a_list_of_jobs(here: Path) -> None:
+    told = left_behind(Sweep(here, [], [], "train"))
+    assert "to go on: the same command, where the sweeper has kept its trials" in told
+    jobs = [["seed=1"]]
+    assert " -m resume=" in left_behind(Sweep(here, jobs, ["seed=1"], "train"))
 
 
 def test_the_extra_of_searches_excludes_what_optuna_fails_with() -> None:

@@ -120,6 +120,11 @@ def left_behind(sweep: Sweep) -> str:
     how = shlex.join([*program("train", Path.cwd()), "-m", f"resume={where}"])
     if sweep.app != "train":
         how = f"the same command with hydra.sweep.dir={where}"
+    elif not sweep.launched:
+        how = (
+            "the same command, where the sweeper has kept its trials (of Optuna in "
+            "hydra.sweeper.storage, and with another hydra.sweeper.sampler.seed)"
+        )
     return f"{text}; to go on: {how}"
 
 
