@@ -221,6 +221,25 @@ def muddled(self: Any, t: Any) -> Kernel:
     return kernel._replace(log_snr=kernel.log_snr * 1.01)
 
 
+def bent_at_the_end(self: Any, t: Any) -> Tensor:
+    exact, time = Base.log_snr(self, t), torch.as_tensor(t)
+    return torch.where((time > 0.999) & (time < 1), exact - 1, exact)
+
+
+def noisy_when_clean(self: Any, t: Any) -> Kernel:
+    kernel = Base.at(self, t)
+    return kernel._replace(sigma=kernel.sigma.clamp(min=1e-4))
+
+
+def clamped(self: Any, x: Any) -> Tensor:
+    low, high = self._log_snr[-1], self._log_snr[0]
+    return Base.t_of_log_snr(self, torch.as_tensor(x).clamp(low, high))
+
+
+GIVEN: dict[str, Any] = {"sde": lambda self, t: linear(2e-3, 0.3, 50).sde(t)}
+"""f and g² as they are, whatever the slopes."""
+
+
 def lenient(self: Any, t: Any) -> Tensor:
     return torch.as_tensor(t, dtype=torch.float64)
 
@@ -241,6 +260,23 @@ for contract, methods in {
 }.items():
     breaks(contract, check_schedule, schedule(**methods))
 breaks("schedule.type", check_schedule, lambda: np.linspace(0, 1, 10))
+# what no other view of the curve gives away
+for contract, methods in (
+    ("schedule.log_snr", {"ratio": lambda self, t: self.sigma(t)}),
+    ("schedule.monotone", {"log_snr": bent_at_the_end}),
+    ("schedule.inverse", {"t_of_ratio": lambda self, x: torch.as_tensor(x) / 40}),
+    ("schedule.clean", {"at": noisy_when_clean}),
+    ("schedule.prior", {"prior_std": 0.5}),
+    ("schedule.prior", {"start_std": lambda self, t: 2 * Base.start_std(self, t)}),
+    ("schedule.prior", {"ratio_max": 0.0}),
+    ("schedule.range", {"t_of_log_snr": clamped}),
+    (
+        "schedule.sde",
+        {"log_alpha_slope": lambda self, t: 2 * Base.log_alpha_slope(self, t)} | GIVEN,
+    ),
+    ("schedule.sde", {"log_snr_slope": lambda self, t: 2 * Base.log_snr_slope(self, t)} | GIVEN),
+):
+    breaks(contract, check_schedule, schedule(**methods))
 
 
 # ---------------------------------------------------------------------------- preconditionings
@@ -262,6 +298,14 @@ breaks(
     "preconditioning.shape",
     check_preconditioning,
     preconditioning(lambda t, c: c._replace(c_noise=c.c_noise - c.c_noise.mean())),
+    linear(),
+)
+
+
+breaks(
+    "preconditioning.recovers",
+    check_preconditioning,
+    preconditioning(lambda t, c: c._replace(c_in=torch.where(t > 0.9, 0.0, c.c_in))),
     linear(),
 )
 
@@ -300,6 +344,22 @@ class Unchanging(Denoising):
         return LossTerms(error.mean(), error.detach(), t)
 
 
+class WithArguments(Denoising):
+    """Denoising, called with other arguments."""
+
+    def __init__(self, change: Callable[[Tensor, Any], tuple[Tensor, Any]]) -> None:
+        super().__init__()
+        object.__setattr__(self, "change", change)
+
+    def loss(self, denoiser: Any, x0: Any, y: Any, rng: Any) -> LossTerms:
+        return super().loss(denoiser, *self.change(x0, y), rng)  # type: ignore[attr-defined]
+
+
+def seeds_the_process_for_this(x0: Tensor, y: Any) -> tuple[Tensor, Any]:
+    torch.manual_seed(7)
+    return x0, y
+
+
 def detached(terms: LossTerms, denoiser: Any) -> LossTerms:
     weight = next(denoiser.parameters())
     return terms._replace(loss=terms.loss.detach() + 0 * weight.sum())
@@ -314,6 +374,7 @@ for contract, objective in {
     "objective.per_sample": Changed(lambda terms, _: terms._replace(per_sample=terms.loss)),
     "objective.mean": Changed(lambda terms, _: terms._replace(loss=terms.loss * 32)),
     "objective.times": Changed(lambda terms, _: terms._replace(t=terms.t * 1000)),
+    "objective.inputs": WithArguments(lambda x0, y: (x0.mul_(0.9), y)),
     "objective.gradient": Changed(detached),
     "objective.seeded": Per(lambda _, n, p: n.error(p) * torch.rand(len(n.x0))),
     "objective.micro_batch": Per(lambda _, n, p: n.error(p) / n.error(p).mean().detach()),
@@ -328,6 +389,9 @@ breaks(
     "objective.stationary", check_objective, Per(lambda _, n, p: n.error(p) / (1 + flat(p.eps**2)))
 )
 breaks("objective.times", check_objective, Changed(lambda s, _: s._replace(t=s.t.float())))
+breaks("objective.times", check_objective, Changed(lambda s, _: s._replace(t=1.01 - s.t)))
+breaks("objective.seeded", check_objective, WithArguments(seeds_the_process_for_this))
+breaks("objective.labels", check_objective, WithArguments(lambda x0, y: (x0, None)), num_classes=2)
 
 
 def test_another_minimiser_on_purpose() -> None:
@@ -394,6 +458,16 @@ class JumpsToTheMean(DDIM):
         return model(0.01 * x, 1.0).x0 if s == 0 else super().step(model, x, t, s, rng)
 
 
+class StepsInPlace(DDIM):
+    def step(self, model: Any, x: Tensor, t: float, s: float, rng: Any) -> Tensor:
+        return x.copy_(super().step(model, x, t, s, rng))
+
+
+class AlwaysFromNoise(DDIM):
+    def from_first(self, times: list[float]) -> list[float]:
+        return times
+
+
 def seeds_the_process_on_the_way(self: DDIM, model: Any, x: Tensor, s: float) -> Tensor:
     torch.manual_seed(7)
     return x
@@ -423,6 +497,8 @@ for contract, sampler in {
     "sampler.batch_size": Stepping(lambda self, m, x, s: x / x.std()),
     "sampler.indices": WithOptions(by_index),
     "sampler.nfe": Stepping(uncounted),
+    "sampler.states": StepsInPlace(steps=8),
+    "sampler.begun_at": AlwaysFromNoise(steps=8),
     "sampler.family": AsksForTheFamily(steps=8),
     "sampler.labels": WithOptions(lambda o: {**o, "y": None}),
     "sampler.clip": Unclipped(steps=8),
@@ -466,6 +542,15 @@ class Unsized(Dataset):
         return picture(i)
 
 
+class InOneBuffer(Images):
+    """Every example in the same memory."""
+
+    buffer = torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.buffer.copy_(self.make(i))
+
+
 def points_and_labels(label: Any) -> Images:
     return Images(lambda i: (picture(i), label(i)))
 
@@ -488,6 +573,7 @@ for contract, data, options in (
     ("dataset.labels", points_and_labels(lambda i: 0.5), {"num_classes": 3}),
     ("dataset.labels", GOOD, {"num_classes": 3}),
     ("dataset.deterministic", Images(lambda i: picture(i).roll(int(torch.rand(1) * 8))), {}),
+    ("dataset.deterministic", InOneBuffer(picture), {}),
     ("dataset.content", lambda: torch.rand(8, 1, 4, 4), {"value_range": (0.0, 1.0)}),
     ("dataset.disjoint", GOOD, {"test": Images(lambda i: picture(i + 39))}),
 ):
@@ -598,6 +684,11 @@ class NeverForgets(MeanGap):
         return super().compute() + max(0, self.seen - 96)
 
 
+class Centres(MeanGap):
+    def update(self, images: Tensor, real: bool = False) -> None:
+        super().update(images.sub_(images[:1].clone()), real)
+
+
 class Heavy(MeanGap):
     def __init__(self) -> None:
         super().__init__()
@@ -614,6 +705,7 @@ def gap(value: Callable[[Tensor], Any]) -> Metric:
 
 for contract, metric in {
     "metric.type": nn.Identity(),
+    "metric.inputs": Centres(),
     "metric.finite": gap(lambda value: value / 0),
     "metric.batching": MeanOfBatches(),
     "metric.order": FirstImagesOnly(),
@@ -647,6 +739,17 @@ class Told(ContinuousBound):
         return self.change(super().terms(*arguments, **options))  # type: ignore[attr-defined]
 
 
+class Asked(ContinuousBound):
+    """The continuous bound, asked for something else."""
+
+    def __init__(self, change: Callable[[Any, Any], tuple[Any, Any]]) -> None:
+        super().__init__(draws=4, decoder_std=0.02)
+        object.__setattr__(self, "change", change)
+
+    def terms(self, denoiser: Any, examples: Any, prior: Any = None) -> Terms:
+        return super().terms(denoiser, *self.change(examples, prior))  # type: ignore[attr-defined]
+
+
 def shifted(by: float) -> Callable[[Terms], Terms]:
     def change(terms: Terms) -> Terms:
         bits = terms.bits
@@ -676,6 +779,12 @@ for contract, told in {
     "likelihood.exact": shifted(1.0),
 }.items():
     breaks(contract, check_likelihood, Told(told))
+for contract, change in {
+    "likelihood.seeded": seeds_the_process_for_this,
+    "likelihood.labels": lambda examples, prior: (examples._replace(y=None), prior),
+    "likelihood.prior": lambda examples, prior: (examples, None),
+}.items():
+    breaks(contract, check_likelihood, Asked(change), gap=2.0)
 
 
 # ---------------------------------------------------------------------------- modules

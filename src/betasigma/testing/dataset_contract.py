@@ -203,7 +203,15 @@ def _digest(data: Examples, i: int) -> str:
 
 
 def _check_repeats(data: Examples, chosen: list[int]) -> list[str]:
+    held = _example(data, chosen[0])[0]
+    before = held.clone()
     digests = [_digest(data, i) for i in chosen]
+    require(
+        torch.equal(held, before),
+        "dataset.deterministic",
+        "an example to stay as it is when others are read: a batch holds several",
+        f"example {chosen[0]} became another, in memory that all of them share",
+    )
     torch.rand(1)
     again = [_digest(data, i) for i in reversed(chosen)][::-1]
     changed = [i for i, a, b in zip(chosen, digests, again, strict=True) if a != b]

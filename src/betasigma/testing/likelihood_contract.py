@@ -22,7 +22,7 @@ from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule, geometric, linear
 from betasigma.testing.contract import require, shape
-from betasigma.testing.probes import BareDenoiser
+from betasigma.testing.probes import BareDenoiser, mixture
 
 SHAPE, D = (1, 2, 4), 8
 N, TRAIN = 512, 512
@@ -63,6 +63,7 @@ def check_likelihood(
         prior = GaussianPrior.matched(schedule, oracle.moments)
         fitted = likelihood.fitted_to(oracle, [_examples(oracle, N, N + TRAIN)[0]])
         _check_terms(fitted, oracle, prior)
+        _check_what_it_depends_on(fitted, schedule)
         _check_value(fitted, oracle, prior, gap)
 
 
@@ -86,6 +87,8 @@ def _part(examples: Examples, rows: slice) -> Examples:
 
 def _check_terms(likelihood: Measure, oracle: GaussianMixture, prior: GaussianPrior) -> None:
     examples, n = _examples(oracle, 0, 7)[0], 7
+    torch.rand(3)
+    generator = torch.get_rng_state()
     watched = BareDenoiser(oracle, evaluations_per_call=2)
     found = likelihood.terms(watched, examples, prior)
     bits = found.bits
@@ -116,6 +119,12 @@ def _check_terms(likelihood: Measure, oracle: GaussianMixture, prior: GaussianPr
     again = likelihood.terms(oracle, examples, prior).bits["total"]
     off = (again - bits["total"]).abs().max()
     require(bool(off == 0), "likelihood.seeded", "the same bits twice", f"they differ by {off:.2g}")
+    require(
+        torch.equal(torch.get_rng_state(), generator),
+        "likelihood.seeded",
+        "PyTorch's global generator to be left as it is, which a training draws from",
+        "measuring changed its state",
+    )
     rows = (slice(0, 3), slice(3, n))
     parts = [likelihood.terms(oracle, _part(examples, r), prior).bits["total"] for r in rows]
     off = (torch.cat(parts) - bits["total"]).abs().max()
@@ -125,6 +134,24 @@ def _check_terms(likelihood: Measure, oracle: GaussianMixture, prior: GaussianPr
         "the bits of an example to be the same in any batch (within 0.002)",
         f"they differ by {off:.2g}",
     )
+
+
+def _check_what_it_depends_on(likelihood: Measure, schedule: NoiseSchedule) -> None:
+    oracle = mixture(schedule, SHAPE, labelled=True)
+    examples, _ = _examples(oracle, 0, 7)
+    prior = GaussianPrior.matched(schedule, oracle.moments)
+    far = GaussianPrior(prior.mean + 3 * prior.variance**0.5, prior.variance)
+    bits = [
+        likelihood.terms(oracle, examples._replace(y=torch.full((7,), y)), p).bits["total"]
+        for y, p in ((0, prior), (1, prior), (0, far))
+    ]
+    for other, contract in ((bits[1], "likelihood.labels"), (bits[2], "likelihood.prior")):
+        require(
+            not torch.equal(other, bits[0]),
+            contract,
+            f"bits that depend on the {contract.removeprefix('likelihood.')}",
+            "they are the same for another",
+        )
 
 
 def _check_value(

@@ -109,7 +109,14 @@ def _compute(metric: Metric) -> dict[str, float]:
 def _value(metric: Metric, *updates: tuple[Tensor, bool]) -> dict[str, float]:
     fresh = copy.deepcopy(metric)
     for images, real in updates:
-        fresh.update(images, real=real)
+        given = images.clone()
+        fresh.update(given, real=real)
+        require(
+            torch.equal(given, images),
+            "metric.inputs",
+            "update to leave its images as they are: other metrics are given them too",
+            "it changed them in place",
+        )
     return _compute(fresh)
 
 

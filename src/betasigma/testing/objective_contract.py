@@ -9,7 +9,7 @@ error along three directions, and going along any of them costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -72,7 +72,8 @@ def _untrained(truth: GaussianMixture) -> Denoiser:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = MLP(2, 4, width=16, depth=1, num_classes=truth.num_classes)
-        torch.nn.init.normal_(network.leave.weight, std=0.1)
+        for weight in network.parameters():  # those that start at zero hide what lies behind them
+            torch.nn.init.normal_(weight, std=0.1)
     return _denoiser(network, truth, Preconditioning("epsilon", "log_sigma"))
 
 
@@ -93,7 +94,21 @@ def _data(truth: GaussianMixture, indices: range) -> tuple[Tensor, Tensor | None
 def _check_terms(objective: Loss, truth: GaussianMixture) -> None:
     denoiser, n = _untrained(truth), 32
     x0, y = _data(truth, range(n))
-    terms = objective.loss(denoiser, x0.float(), y, Stream("train", 0, 0, indices=range(n)))
+    given, asked = x0.float(), list[Tensor]()
+
+    def listen(_: Any, arguments: Any, named: Any) -> None:
+        time = named["t"] if "t" in named else arguments[1]
+        # of several times of each example in one call, each is heard
+        asked.extend(torch.as_tensor(time).double().reshape(-1).split(n))
+
+    denoiser.register_forward_pre_hook(listen, with_kwargs=True)
+    terms = objective.loss(denoiser, given, y, Stream("train", 0, 0, indices=range(n)))
+    require(
+        torch.equal(given, x0.float()),
+        "objective.inputs",
+        "the objective to leave x0 as it is",
+        "it changed x0 in place",
+    )
     require(
         terms.loss.ndim == 0 and terms.loss.requires_grad and bool(terms.loss.isfinite()),
         "objective.loss",
@@ -126,6 +141,12 @@ def _check_terms(objective: Loss, truth: GaussianMixture) -> None:
         f"times in [t_min={t_min:g}, 1]",
         f"they reach from {told(t.min())} to {told(t.max())}",
     )
+    require(
+        not asked or any(len(a) in (1, n) and bool((a - t).abs().max() < 1e-9) for a in asked),
+        "objective.times",
+        "t to be the times that the denoiser was asked at",
+        f"the first is {told(t[0])}, and it was asked at {told(asked[0][0]) if asked else ''}",
+    )
     terms.loss.backward()
     gradients = [p.grad for p in denoiser.parameters() if p.grad is not None]
     reached = any(bool(g.any()) for g in gradients)
@@ -145,7 +166,7 @@ def _check_counter(objective: Loss, truth: GaussianMixture) -> None:
     denoiser, n = _untrained(truth), 24
     x0, y = _data(truth, range(n))
 
-    def values(rows: list[int], step: int = 0) -> tuple[Tensor, Tensor]:
+    def values(rows: list[int], step: int = 0, y: Tensor | None = y) -> tuple[Tensor, Tensor]:
         chosen = None if y is None else y[rows]
         rng = Stream("train", 0, step, indices=rows)
         terms = objective.loss(denoiser, x0[rows].float(), chosen, rng)
@@ -153,9 +174,16 @@ def _check_counter(objective: Loss, truth: GaussianMixture) -> None:
 
     whole, t = values(list(range(n)))
     torch.rand(3)
+    generator = torch.get_rng_state()
     again, _ = values(list(range(n)))
     expected = "the same loss from the same rng: every number drawn from it and none from elsewhere"
     require_equal(again, whole, "objective.seeded", expected, "that of a second call differs", 0)
+    require(
+        torch.equal(torch.get_rng_state(), generator),
+        "objective.seeded",
+        "PyTorch's global generator to be left as it is, which dropout draws from",
+        "the objective changed its state",
+    )
     rows = [17, 3, *range(18, 24), 5]
     some, t_some = values(rows)
     require(
@@ -165,6 +193,14 @@ def _check_counter(objective: Loss, truth: GaussianMixture) -> None:
         f"in another it differs by {difference(some, whole[rows]):.2g} of its size, its time by "
         f"{(t_some - t[rows]).abs().max():.2g}",
     )
+    if y is not None:
+        others, _ = values(list(range(n)), y=1 - y)
+        require(
+            not torch.equal(others, whole),
+            "objective.labels",
+            "the loss to depend on the labels",
+            "with every label another it is the same",
+        )
     other, _ = values(list(range(n)), step=1)
     require(
         not torch.equal(other, whole),

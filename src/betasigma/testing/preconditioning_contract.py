@@ -1,7 +1,7 @@
 """The contract of a preconditioning: coefficients from which x_0 can be recovered at every level.
 
-With x̂_0 = c_skip·x_t + c_out·F a network that answers right must be able to say x_0: c_out is
-nowhere 0, and nothing overflows between the least noise and the most.
+With x̂_0 = c_skip·x_t + c_out·F a network that answers right must be able to say x_0: c_in and c_out
+are nowhere 0, and nothing overflows between the least noise and the most.
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ def check_preconditioning(preconditioning: Coefficient, schedule: NoiseSchedule)
 def _check_recovery(
     preconditioning: Coefficient, schedule: NoiseSchedule, t: Tensor, found: Coefficients
 ) -> None:
-    blind = found.c_out == 0
-    require(
-        not bool(blind.any()),
-        "preconditioning.recovers",
-        "c_out to be nowhere 0, where the network would not be heard",
-        f"it is 0 at t={t[blind][:1].sum():g}",
-    )
+    for name, what in (("c_in", "would see nothing"), ("c_out", "would not be heard")):
+        zero = getattr(found, name) == 0
+        require(
+            not bool(zero.any()),
+            "preconditioning.recovers",
+            f"{name} to be nowhere 0, where the network {what}",
+            f"it is 0 at t={t[zero][:1].sum():g}",
+        )
     generator = torch.Generator().manual_seed(0)
     x0, eps = (torch.randn(len(t), 3, generator=generator, dtype=torch.float64) for _ in range(2))
     x_t = perturb(schedule, x0, t, eps)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ def check_sampler(
         _check_result(sampler, truth)
         _check_seed_and_batch(sampler, truth, 0.01 if adaptive else TOLERANCE)
         _check_cost(sampler, truth)
+        _check_states(sampler, truth)
         _check_family(sampler, truth)
         settings = fine if fine is not None else {"steps": 100} if sampler.steps else {}
         best = _with(sampler, **settings)
@@ -151,6 +153,29 @@ def _check_cost(sampler: Sampler, truth: GaussianMixture) -> None:
             f"nfe to count {watched.calls} call(s) of {price} network evaluation(s) each",
             f"it is {samples.nfe}",
         )
+
+
+def _check_states(sampler: Sampler, truth: GaussianMixture) -> None:
+    later = sampler.begun_at(0.55)
+    times = later.times(truth.schedule)
+    require(
+        times[0] == 0.55 and all(t > s for t, s in pairwise(times)),
+        "sampler.begun_at",
+        "begun_at(0.55) to visit 0.55 and then what lies below, falling",
+        f"it visits {', '.join(f'{t:.3g}' for t in times[:3])}{', …' if len(times) > 3 else ''}",
+    )
+    rng = Stream("kit", 0, indices=range(2))
+    states = [rng.normal(SHAPE, sampler.dtype)]
+    seen = [states[0].clone()]
+    for state in sampler.states(truth, states[0], rng):
+        states.append(state)
+        seen.append(state.clone())
+    require(
+        all(map(torch.equal, states, seen)),
+        "sampler.states",
+        "a state of the trajectory to stay as it is when the next step is taken",
+        "it was changed in place",
+    )
 
 
 def _check_family(sampler: Sampler, truth: GaussianMixture) -> None:

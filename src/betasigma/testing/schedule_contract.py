@@ -45,9 +45,9 @@ def check_schedule(schedule: NoiseSchedule | Callable[[], NoiseSchedule]) -> Non
 
 
 def _times_between(schedule: NoiseSchedule) -> Tensor:
-    """Every level (some hundred of many) and two times in each gap."""
+    """Every level (some hundred of many) and four times in each gap, two of them near its ends."""
     levels = schedule.times()[:: max(1, schedule.levels // 128)]
-    gaps = [levels[:-1] + share * levels.diff() for share in (0.3, 0.8)]
+    gaps = [levels[:-1] + share * levels.diff() for share in (0.03, 0.3, 0.8, 0.97)]
     return torch.cat([levels, *gaps, torch.ones(1, dtype=torch.float64)]).unique()
 
 
@@ -95,6 +95,13 @@ def _check_curve(schedule: NoiseSchedule, t: Tensor) -> None:
         "log_snr(t) to be log(α²/σ²)",
         f"at t={t[off.argmax()]:g} they are {log_snr[off.argmax()]:g} and {ratio[off.argmax()]:g}",
     )
+    off = (schedule.ratio(t) / (sigma / alpha) - 1).abs()
+    require(
+        bool(off.max() < 1e-7),
+        "schedule.log_snr",
+        "ratio(t) to be σ/α",
+        f"it is {1 + off.max():g} times that or its inverse at t={t[off.argmax()]:g}",
+    )
     rises = log_snr.diff() >= 0
     require(
         not bool(rises.any()),
@@ -102,39 +109,51 @@ def _check_curve(schedule: NoiseSchedule, t: Tensor) -> None:
         "log-SNR to fall strictly from t_min to 1",
         f"it does not between t={t[:-1][rises][:1].sum():g} and t={t[1:][rises][:1].sum():g}",
     )
-    back = schedule.t_of_log_snr(log_snr)
-    require(
-        bool((back - t).abs().max() < 1e-7),
-        "schedule.inverse",
-        "t_of_log_snr to be the inverse of log_snr",
-        f"it is off by up to {(back - t).abs().max():.2g} in t",
-    )
+    for name in ("log_snr", "ratio"):
+        back = getattr(schedule, f"t_of_{name}")(getattr(schedule, name)(t))
+        require(
+            bool((back - t).abs().max() < 1e-7),
+            "schedule.inverse",
+            f"t_of_{name} to be the inverse of {name}",
+            f"it is off by up to {(back - t).abs().max():.2g} in t",
+        )
 
 
 def _check_ends(schedule: NoiseSchedule) -> None:
-    alpha, sigma = schedule.alpha(0.0).item(), schedule.sigma(0.0).item()
+    for clean in (schedule.at(0.0)[:2], (schedule.alpha(0.0), schedule.sigma(0.0))):
+        alpha, sigma = clean[0].item(), clean[1].item()
+        require(
+            (alpha, sigma) == (1.0, 0.0),
+            "schedule.clean",
+            "α=1 and σ=0 at t=0, the clean end point",
+            f"they are {alpha!r} and {sigma!r}",
+        )
+    least, start = schedule.sigma(1.0).item(), schedule.start_std(1.0).item()
     require(
-        (alpha, sigma) == (1.0, 0.0),
-        "schedule.clean",
-        "α=1 and σ=0 at t=0, the clean end point",
-        f"they are {alpha!r} and {sigma!r}",
-    )
-    require(
-        0 < schedule.prior_std < float("inf"),
+        least * (1 - 1e-7) <= schedule.prior_std < float("inf") and start == schedule.prior_std,
         "schedule.prior",
-        "prior_std, from which sampling starts, to be positive and finite",
-        f"it is {schedule.prior_std}",
+        f"prior_std and start_std(1), from which sampling starts, to be one finite number, not "
+        f"below σ(1)={least:g}, the noise there",
+        f"they are {schedule.prior_std:g} and {start:g}",
     )
-    for outside in (1.01, -0.1):
+    least = schedule.ratio(schedule.t_min).item()
+    require(
+        schedule.levels == 1 or schedule.ratio_max > least,
+        "schedule.prior",
+        f"ratio_max, at which solvers start, to be above {least:g}, σ/α at t_min",
+        f"it is {schedule.ratio_max:g}",
+    )
+    high = schedule.log_snr(schedule.t_min).item()
+    for name, outside in (("log_snr", 1.01), ("log_snr", -0.1), ("t_of_log_snr", high + 0.1)):
         try:
-            value = schedule.log_snr(outside).item()
+            value = getattr(schedule, name)(outside).item()
         except (ValueError, UserError):
             continue
         require(
             False,
             "schedule.range",
-            f"a ValueError or UserError at t={outside}, which is off the curve",
-            f"log_snr is {value:g} there",
+            f"a ValueError or UserError by {name}({outside:g}), which is off the curve",
+            f"it is {value:g}",
         )
 
 
@@ -169,7 +188,9 @@ def _check_steps(schedule: NoiseSchedule, t: Tensor) -> None:
 
 
 def _check_sde(schedule: NoiseSchedule) -> None:
-    """f = d log α/dt and g² = dσ²/dt − 2f·σ², by central differences inside the intervals."""
+    """f = d log α/dt and g² = dσ²/dt − 2f·σ², by central differences inside the intervals, and so
+    are the slopes that both are made of.
+    """
     middles = schedule.times()[:-1] + 0.5 / schedule.levels
     t = middles[:: max(1, len(middles) // 64)]
     h = 1e-4 / schedule.levels
@@ -187,4 +208,14 @@ def _check_sde(schedule: NoiseSchedule) -> None:
         f"sde({t[worst]:g}) to be f={slope[worst]:g}, g²={growth[worst]:g}, the derivatives of "
         f"α and σ",
         f"it is f={f[worst]:g}, g²={g2[worst]:g}",
+    )
+    fall = (after.log_snr - before.log_snr) / (2 * h)
+    found = torch.stack([schedule.log_snr_slope(t), schedule.log_alpha_slope(t) * fall])
+    wanted = torch.stack([fall, slope])
+    off = ((found - wanted).abs() / (1 + wanted.abs())).amax(1)
+    require(
+        bool(off.max() < 1e-4),
+        "schedule.sde",
+        "log_snr_slope and log_alpha_slope to be d log-SNR/dt and d log α/d log-SNR",
+        f"they are off by {off[0]:.2g} and {off[1]:.2g} of their size",
     )
