@@ -93,6 +93,19 @@ def test_what_cannot_work_is_refused_before_a_run_directory(
     assert not (here / "outputs").exists()
 
 
+@pytest.mark.slow
+def test_pytorchs_profiler_writes_its_report(train: Launch) -> None:
+    outcome = train("trainer.profiler=pytorch", "steps=4")
+    assert "aten::" in (outcome.run / "fit-profile.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_max_time_ends_says_so(train: Launch) -> None:
+    outcome = train("trainer.max_time=00:00:00:01", "steps=5000", "training.num_samples=1")
+    last = max(Record(outcome.run / "metrics.csv").curve("train/objective")[0])
+    assert f"trainer.max_time has ended training at step {last:g}" in outcome.out
+
+
 def test_more_steps_would_be_another_decay(train: Launch) -> None:
     finished = train("lr_schedule=cosine", "training.warmup=2")
     assert "resume=" not in finished.out

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Timer
 
 from betasigma.display import Display
 from betasigma.errors import Stopped
@@ -115,6 +116,11 @@ class Interrupts(StepCallback):
         self._validation_follows = False
         self._exchange(False)
         self._stop_if_signalled()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        timers = (one for one in trainer.callbacks if isinstance(one, Timer))  # type: ignore[attr-defined]
+        if any((timer.time_remaining() or 0.0) <= 0 for timer in timers):
+            self._display.line(f"trainer.max_time has ended training at step {trainer.global_step}")
 
     def _receive(self, number: int, frame: Any) -> None:
         safe = self.between_steps and not self._validation_follows and not self._several
