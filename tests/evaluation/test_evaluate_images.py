@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from betasigma.data.image_sets import open_images
 from betasigma.errors import UserError
 
-N = 16
+N = 12
 
 
 def folder(path: Path, images) -> Path:
@@ -51,7 +51,7 @@ def test_two_folders_are_as_far_apart_as_torch_fidelity_says(
 ) -> None:
     a, b = folder(here / "a", images(N, 0)), folder(here / "b", images(N, 1))
     theirs = fidelity(str(a), str(b), N)
-    metrics = "[fd,{_target_: betasigma.evaluation.metrics.KernelDistance, subset_size: 16}"
+    metrics = "[fd,{_target_: betasigma.evaluation.metrics.KernelDistance, subset_size: 12}"
     words = (
         f"evaluation.metrics={metrics},is,precision,recall,neighbours]",
         f"evaluation.inception_weights={inception_file}",

@@ -24,7 +24,7 @@ from betasigma.commands import checks
 from betasigma.errors import UserError
 
 ASKED = int(os.environ.get("BETASIGMA_FUZZ", "0"))
-CASES = ASKED or 1000
+CASES = ASKED or 500
 OF_WHICH_ONE = 12
 """Of so many command lines that are accepted one is trained, by its checksum."""
 
