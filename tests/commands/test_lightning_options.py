@@ -99,11 +99,9 @@ def test_pytorchs_profiler_writes_its_report(train: Launch) -> None:
     assert "aten::" in (outcome.run / "fit-profile.txt").read_text()
 
 
-@pytest.mark.slow
 def test_a_run_that_max_time_ends_says_so(train: Launch) -> None:
-    outcome = train("trainer.max_time=00:00:00:01", "steps=5000", "training.num_samples=1")
-    last = max(Record(outcome.run / "metrics.csv").curve("train/objective")[0])
-    assert f"trainer.max_time has ended training at step {last:g}" in outcome.out
+    outcome = train("trainer.max_time=00:00:00:00", "steps=4")
+    assert "trainer.max_time has ended training at step 0" in outcome.out
 
 
 def test_more_steps_would_be_another_decay(train: Launch) -> None:

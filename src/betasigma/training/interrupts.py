@@ -117,9 +117,10 @@ class Interrupts(StepCallback):
         self._exchange(False)
         self._stop_if_signalled()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         timers = (one for one in trainer.callbacks if isinstance(one, Timer))  # type: ignore[attr-defined]
-        if any((timer.time_remaining() or 0.0) <= 0 for timer in timers):
+        over = any((timer.time_remaining() or 0.0) <= 0 for timer in timers)
+        if over and trainer.global_step < trainer.max_steps:
             self._display.line(f"trainer.max_time has ended training at step {trainer.global_step}")
 
     def _receive(self, number: int, frame: Any) -> None:
