@@ -113,6 +113,12 @@ def test_predictions_and_variances(tmp_path: Path, prediction: str, variance: st
     check(denoiser, folder, Ancestral(variance, clip=False))
 
 
+def test_a_learned_variance_that_the_sampler_does_not_take_is_left_out(tmp_path: Path) -> None:
+    """diffusers would take the half of the output that is the variance for more channels."""
+    denoiser = model(unet(out_channels=2), linear(steps=STEPS), Preconditioning(levels=STEPS))
+    check(denoiser, written(denoiser, tmp_path, variance="posterior"), Ancestral("posterior"))
+
+
 def test_a_sampler_of_few_steps_keeps_them(tmp_path: Path) -> None:
     """Variance, clipping and number of steps are the sampler's that the run was made with."""
     denoiser = model(unet(), linear(steps=STEPS), Preconditioning(levels=STEPS))
@@ -200,3 +206,13 @@ def test_what_diffusers_has_not_is_refused(tmp_path, options, schedule, told, se
     with pytest.raises(UserError, match=f"to=diffusers does not fit this run: .*{sentence}"):
         written(denoiser, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("channels", "sides"), [(1, (8, 8)), (3, (8, 16))])
+def test_an_ncsn_is_of_square_pictures_in_three_channels(tmp_path, channels, sides) -> None:
+    told = Preconditioning("score", "log_sigma", levels=12)
+    denoiser = model(unet(channels, sides), geometric(12), told, (0.0, 1.0))
+    denoiser.sample_shape = (channels, *sides)
+    what = "×".join(map(str, denoiser.sample_shape))
+    with pytest.raises(UserError, match=f"draws squares in 3 channels, not {what}"):
+        written(denoiser, tmp_path)

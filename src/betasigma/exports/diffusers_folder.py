@@ -39,6 +39,9 @@ THEIR_PREDICTIONS = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 # the first of two names for one variance
 THEIR_VARIANCES = {ours: theirs for theirs, ours in reversed(VARIANCES.items())}
 
+KINDS = ("weight", "bias")
+"""Parameters of a layer."""
+
 Json = dict[str, Any]
 Weights = dict[str, Tensor]
 
@@ -79,6 +82,13 @@ def pipeline_folder(denoiser: Denoiser, sampler: SamplerOptions) -> PipelineFold
     if denoiser.num_classes:
         notes.append("the pipeline passes no labels: it is the model without a label")
     config, weights = _unet(network, denoiser.sample_shape, exploding)
+    channels = denoiser.sample_shape[0]
+    learned = config["out_channels"] > channels
+    if learned and scheduler.get("variance_type") != THEIR_VARIANCES["learned"]:
+        # diffusers would take the variance for more channels
+        weights |= {f"conv_out.{k}": weights[f"conv_out.{k}"][:channels].clone() for k in KINDS}
+        config["out_channels"] = channels
+        notes.append("without the learned variance, which the run's sampler does not take")
     version = {"_diffusers_version": DIFFUSERS}
     files = {
         INDEX: {
@@ -155,8 +165,10 @@ def _ve_scheduler(denoiser: Denoiser) -> Json:
     if told.conditioning not in ("log_sigma", "none"):
         raise _refused(f"preconditioning.conditioning={told.conditioning} must be log_sigma")
     _check_input(denoiser, (0.0, 1.0))
-    if denoiser.sample_shape[0] != 3:
-        raise _refused(f"ScoreSdeVePipeline draws 3 channels, not {denoiser.sample_shape[0]}")
+    channels, height, width = denoiser.sample_shape
+    if channels != 3 or height != width:
+        shape = f"{channels}×{height}×{width}"
+        raise _refused(f"ScoreSdeVePipeline draws squares in 3 channels, not {shape}")
     sigma = schedule.sigma(schedule.times()).numpy()
     if not np.allclose(np.diff(np.log(sigma), 2), 0, atol=1e-9):
         raise _refused("its noise levels have no common ratio")
