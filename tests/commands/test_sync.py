@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -15,7 +16,9 @@ from launching import TINY, Outcome, launch
 from loopback import Received, Server, serving
 from PIL import Image
 
-from betasigma.commands.sync import lacking
+from betasigma.commands.sync import Recipient, lacking, send
+from betasigma.errors import UserError
+from betasigma.options.apps import Sync
 from betasigma.options.training import TRAIN_OBJECTIVE
 from betasigma.runs.files import write_json, write_text
 from betasigma.runs.record import Record
@@ -149,6 +152,15 @@ def test_a_history_lacks_what_the_server_has_not(here: Path) -> None:
     assert left == [("val/b", 2, 2.0), ("val/c", 2, 3.0), ("val/a", 4, 0.25), ("val/b", 4, 1.0)]
     full = Counter((key, row[STEP]) for row in lacking(run, Counter()) for key in row)
     assert list(lacking(run, full)) == []
+
+
+def test_a_run_that_cannot_note_what_was_sent_is_not_sent(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, access = written("one"), os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != run and access(path, mode))
+    with pytest.raises(UserError, match="its directory cannot be written"):
+        send(run, Recipient(None, Sync(runs=[str(run)])))
 
 
 @pytest.mark.slow
