@@ -40,6 +40,21 @@ def test_durations(seconds: float, said: str) -> None:
     assert clock(seconds) == said
 
 
+def test_numbers_in_a_narrow_table_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = Display()
+    shown.console.width = 60
+    numbers = [f"{n}.234567" for n in range(12)]
+    shown.table("of many", ["run", *map(str, range(12))], [["model=ddpm,lr=0.001", *numbers]])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [n for n in numbers if not any(f" {n} " in line for line in lines)] == []
+    assert sum("model=ddpm,lr=0.001" in line for line in lines) == 4
+    told = [["model=ddpm,seed=1,lr=0.004", "dpm_solver steps=10", *numbers[:4]]]
+    shown.table("", ["run", "sampler", *("a header that is long " * 3,) * 4], told, ["sampler"])
+    narrow = capsys.readouterr().out
+    assert [w for w in " ".join(told[0]).split() if f" {w} " not in narrow] == []
+
+
 def test_names_in_a_narrow_table_can_be_pasted(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Display()
     shown.console.width = 80

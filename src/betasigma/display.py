@@ -10,7 +10,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import Protocol
@@ -32,7 +32,10 @@ FILE_WIDTH = 120
 """Width of a table that is written to a file or a pipe."""
 
 NUMBER = 7
-"""Width of most numbers in a table."""
+"""Width of most numbers in a table, which a header has beside them too."""
+
+NAME = 20
+"""Least width of the names of a table's rows, and the longest word that is kept whole beside."""
 
 log = logging.getLogger("betasigma")
 log.addHandler(logging.NullHandler())
@@ -93,16 +96,45 @@ class Display:
         """Print a small table. The first column and those of ``words`` hold text, the others
         numbers.
         """
-        table = Table(title=title, title_justify="left")
-        for number, column in enumerate(columns):
-            left = number == 0 or column in words
-            table.add_column(column, justify="left" if left else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*map(self._shown, row))
-        self._keep_names_whole(table, [row[0] for row in rows])
-        self.console.print(table)
+        widths = [
+            max(min(NUMBER, _longest([column])), _longest(row[n] for row in rows))
+            for n, column in enumerate(columns)
+        ]
+        for part in self._parts(widths):
+            table = Table(title=title, title_justify="left")
+            for number in part:
+                left = number == 0 or columns[number] in words
+                table.add_column(
+                    columns[number],
+                    justify="left" if left else "right",
+                    overflow="fold",
+                    min_width=min(NAME, widths[number]) if number else None,
+                )
+            for row in rows:
+                table.add_row(*(self._shown(row[number]) for number in part))
+            self._keep_names_whole(table, [row[0] for row in rows])
+            self.console.print(table)
         for row in rows:
             self._log(f"{title}: {' '.join(cell for cell in row if cell)}")
+
+    def _parts(self, widths: Sequence[int]) -> list[list[int]]:
+        """Columns of a table by number, those of several below one another where one would be too
+        wide for its numbers; the first is in all.
+
+        Args:
+            widths: of the longest word in each column.
+        """
+        parts: list[list[int]] = [[0]]
+        name = min(max(NAME, widths[0]), self.console.width // 2)
+        room = left = self.console.width - name - 4
+        for number, width in list(enumerate(widths))[1:]:
+            needed = min(NAME, width) + 3
+            if needed > left and len(parts[-1]) > 1:
+                parts.append([0])
+                left = room
+            parts[-1].append(number)
+            left -= needed
+        return parts
 
     def _keep_names_whole(self, table: Table, names: Sequence[str]) -> None:
         """Have the other columns of a table that is too wide give way to long names, where numbers
@@ -112,12 +144,13 @@ class Display:
         if self.console.measure(table, options=unbound).maximum <= self.console.width:
             return
         first, *others = table.columns
-        longest = max((len(word) for name in names for word in name.split()), default=0)
-        room = (self.console.width - longest - 4) // max(1, len(others)) - 3
-        if NUMBER <= room < longest:
+        longest = _longest(names)
+        room = self.console.width - longest - 4 - 3 * len(others)
+        spare = room - sum(column.min_width or 0 for column in others)
+        if others and spare >= 0 and room // len(others) < longest:
             first.min_width = longest
             for column in others:
-                column.max_width = room
+                column.max_width = (column.min_width or 0) + spare // len(others)
 
     def _shown(self, cell: str) -> Text:
         """A cell as it is: brackets in it are no markup."""
@@ -247,6 +280,11 @@ class Display:
             self._open -= 1
             if self._open == 0:
                 self._progress.stop()
+
+
+def _longest(cells: Iterable[str]) -> int:
+    """Length of the longest word."""
+    return max((len(word) for cell in cells for word in cell.split()), default=0)
 
 
 def warn(text: str) -> None:

@@ -152,7 +152,9 @@ def send(run: Path, place: Recipient) -> str:
     if identity is not None and read_json(run / directory.WANDB / SENT).get("sent") == receipt:
         return "nothing new"
     if not os.access(run, os.W_OK):
-        raise UserError("its directory cannot be written, where what was sent is noted: send a copy")
+        raise UserError(
+            "its directory cannot be written, where what was sent is noted: send a copy"
+        )
     saved = _saved(run) if trained else {}
     if len(legs) == 1 and not again and _can_go_as_it_is(legs[0], run, saved, place):
         _upload(legs[0], place)
