@@ -16,6 +16,7 @@ from launching import TINY, launch
 
 import betasigma
 from betasigma.errors import UserError
+from betasigma.exports.graphs import write_onnx
 from betasigma.samplers import Ancestral
 
 CLOSE = 1e-4
@@ -187,6 +188,8 @@ def test_onnx_without_its_packages_is_refused(run: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     outcome = launch("export", f"run={run}", "to=onnx")
     assert outcome.err == "error: to=onnx needs the onnxscript package: pip install onnxscript\n"
+    with pytest.raises(UserError, match="write_onnx needs the onnxscript package"):
+        write_onnx(betasigma.load(run)[0], Path("model.onnx"))
 
 
 def test_a_stranger_s_portable_model(run: Path, tmp_path: Path) -> None:

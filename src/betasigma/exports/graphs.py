@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from betasigma.denoiser import Denoiser, expand
 from betasigma.errors import UserError, first_line
+from betasigma.options.apps import require_onnx
 
 OUTPUTS = ("x0", "eps")
 
@@ -116,8 +117,12 @@ def write_onnx(denoiser: Denoiser, path: Path) -> float | None:
         installed.
 
     Raises:
-        UserError: where the network cannot be exported.
+        UserError: where the network cannot be exported, or what writes the graph is not installed.
     """
+    try:
+        require_onnx("write_onnx")
+    except ValueError as error:
+        raise UserError(str(error)) from None
     program = _exported(denoiser, "onnx")
     inputs = example(denoiser)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it warns of what it leaves as it is

@@ -446,9 +446,19 @@ class Export(Options):
 
     @model_validator(mode="after")
     def _installed(self) -> Self:
-        for package in ("onnx", "onnxscript") if self.to == "onnx" else ():
-            require_package(package, "to=onnx")
+        if self.to == "onnx":
+            require_onnx("to=onnx")
         return self
+
+
+def require_onnx(asked: str) -> None:
+    """Refuse a graph where what writes it is not installed.
+
+    Raises:
+        ValueError: naming the package.
+    """
+    for package in ("onnx", "onnxscript"):
+        require_package(package, asked)
 
 
 class Plot(DrawingOptions):
