@@ -119,7 +119,8 @@ class Interrupts(StepCallback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         timers = (one for one in trainer.callbacks if isinstance(one, Timer))  # type: ignore[attr-defined]
-        over = any((timer.time_remaining() or 0.0) <= 0 for timer in timers)
+        left = [timer.time_remaining() for timer in timers]  # None without an end
+        over = any(seconds is not None and seconds <= 0 for seconds in left)
         if over and trainer.global_step < trainer.max_steps:
             self._display.line(f"trainer.max_time has ended training at step {trainer.global_step}")
 
