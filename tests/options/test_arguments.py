@@ -14,7 +14,7 @@ from betasigma.options.base import parse_component
 from betasigma.options.edits import InpaintingOptions
 from betasigma.options.plugins import check_arguments, versions
 from betasigma.runs.record import format_settings
-from betasigma.samplers import Sampler
+from betasigma.samplers import DDIM, Sampler
 from betasigma.samplers.sampler import GridArguments
 
 
@@ -103,3 +103,18 @@ def test_a_whole_number_is_recorded_alike_however_it_is_typed() -> None:
     assert {format_settings(sampler.settings) for sampler in made} == {
         "steps=50 grid=levels rho=7.0 start=prior clip=true ratio_max=null dtype=float32 eta=1.0"
     }
+
+
+class Inner(DDIM):
+    """Keeps an object of its own, which is no option."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._inner = DDIM()
+
+
+def test_options_are_recorded_as_they_are_typed_and_nothing_else() -> None:
+    assert format_settings(Inner(steps=[2, 3]).settings).split(" ") == [
+        *("steps=[2,3]", "grid=levels", "rho=7.0", "start=prior", "clip=true"),
+        *("ratio_max=null", "dtype=float32", "eta=0.0"),
+    ]

@@ -64,6 +64,17 @@ def test_a_number_that_an_earlier_version_wrote_as_it_was_typed_is_the_same(run:
     assert (same.context["guidance"], same.context["settings"]) == ("1", "eta=1 churn=0.5")
 
 
+def test_a_list_is_one_setting(run: Run) -> None:
+    """Records of earlier versions have its blanks."""
+    for value, steps in enumerate(("[2, 3]", "[2, 4]")):
+        told = {"n": 50, "settings": f"steps={steps} eta=0.0"}
+        Record.of(run.directory).append(1, {"eval/fid": value}, told)
+    assert last_values([run]) == [
+        ["eval/fid n=50 steps=[2, 3]", "0"],
+        ["eval/fid n=50 steps=[2, 4]", "1"],
+    ]
+
+
 def test_a_value_of_before_settings_were_kept_is_told_apart(run: Run) -> None:
     Record.of(run.directory).append(1, {"eval/fid": 1.0}, {"n": 50})
     Record.of(run.directory).append(1, {"eval/fid": 2.0}, {"n": 50, "settings": "eta=0.0"})

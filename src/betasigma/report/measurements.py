@@ -67,8 +67,11 @@ def sampler_of(run: Run) -> tuple[str, Settings]:
 
 
 def settings_in(row: Mapping[str, str]) -> dict[str, str]:
-    """Settings of a sampler or a likelihood in a row of a record."""
-    return dict(word.split("=", 1) for word in row["settings"].split())
+    """Settings of a sampler or a likelihood in a row of a record. Those of earlier versions have
+    blanks in their values.
+    """
+    words = re.split(r"\s+(?=\w+=)", row["settings"].strip())
+    return dict(word.split("=", 1) for word in words if "=" in word)
 
 
 def results(rows: Sequence[Mapping[str, str]], prefix: str) -> Values:

@@ -205,7 +205,7 @@ def format_settings(settings: Mapping[str, Any]) -> str:
         key: named[value] if value is None or isinstance(value, bool) else str(value)
         for key, value in settings.items()
     }
-    return " ".join(f"{key}={value}" for key, value in typed.items())
+    return " ".join(f"{key}={value.replace(', ', ',')}" for key, value in typed.items())
 
 
 def _has_numbers(line: Sequence[str]) -> bool:

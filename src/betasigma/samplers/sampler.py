@@ -231,8 +231,11 @@ class Sampler:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every option by name: what tells two samplers of one name apart."""
-        return {**vars(self), "dtype": str(self.dtype).removeprefix("torch.")}
+        """Every option by name, which begins with no underscore: what tells two samplers of one
+        name apart.
+        """
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {**own, "dtype": str(self.dtype).removeprefix("torch.")}
 
     def sample(
         self,

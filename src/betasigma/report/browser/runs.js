@@ -275,7 +275,7 @@ export function tellSamplersApart(found) {
 }
 
 function settingsOf(text = "") {
-  return Object.fromEntries(text.split(" ").filter((word) => word.includes("=")).map((word) => word.split(/=(.*)/s).slice(0, 2)));
+  return Object.fromEntries(text.split(/ (?=\w+=)/).filter((word) => word.includes("=")).map((word) => word.split(/=(.*)/s).slice(0, 2)));
 }
 
 /** The mean; of equal values exactly that: an axis as long as an error of rounding has no ticks. */
