@@ -40,6 +40,13 @@ def test_durations(seconds: float, said: str) -> None:
     assert clock(seconds) == said
 
 
+def test_the_end_of_work_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display().work("training", 10) as update:
+        for done in (9, 10, 10):
+            update(done, "")
+    assert capsys.readouterr().out.count("training 10/10") == 1
+
+
 def test_numbers_in_a_narrow_table_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
     shown = Display()
     shown.console.width = 60

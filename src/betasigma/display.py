@@ -174,7 +174,7 @@ class Display:
     ) -> Iterator[Update]:
         """Show progress; in a log file the end has a line of its own, or only if ``ends``."""
         begun, start = done, time.monotonic()
-        last = start
+        last, ended = start, False
 
         def told(n: int, left: float | None) -> str:
             passed = time.monotonic() - start
@@ -182,12 +182,13 @@ class Display:
             return f"{clock(seconds)} left"
 
         def print_line(done: int, note: str, left: float | None = None) -> None:
-            nonlocal last
+            nonlocal last, ended
             look(done)
             now = time.monotonic()
-            if now - last < PLAIN_SECONDS and not (done >= total and (ends or last > start)):
+            end = done >= total and not ended and (ends or last > start)
+            if now - last < PLAIN_SECONDS and not end:
                 return
-            last = now
+            last, ended = now, done >= total
             write = self._log if self._live else self.line
             write(f"{what} {count(done)}  {note}  {told(done, left)}")
 

@@ -463,6 +463,11 @@ def test_a_filter_leaves_what_fits_and_stands_in_the_address(shown: Page) -> Non
     )
 
 
+def test_a_filter_that_leaves_none_calls_none_healthy(shown: Page) -> None:
+    shown.open("#filter=nowhere")
+    assert shown.texts("[data-panel=health] .body > p") == ["No run is shown."]
+
+
 def test_what_is_chosen_is_what_the_panels_show(shown: Page) -> None:
     place = next(i for i, row in enumerate(shown.rows()) if row[0] == "ncsn lr=0.001 on digits")
     boxes = shown.driver.find_elements("css selector", "table.runs tbody input")

@@ -145,6 +145,16 @@ def test_a_row_is_of_one_step(tmp_path: Path) -> None:
     assert measured == {"denoising_error": [0.25]}
 
 
+def test_a_model_that_was_not_typed_is_named_beside_one_that_was(tmp_path: Path) -> None:
+    typed = {"ddpm": ["sampler.steps=2"], "ncsn": ["model=ncsn", "sigma.levels=10"]}
+    for number, (model, words) in enumerate(typed.items()):
+        run = make_run(tmp_path / "sweep" / str(number), 1.0, 0, model={"name": model})
+        (run / OVERRIDES).parent.mkdir()
+        (run / OVERRIDES).write_text(json.dumps(words))
+    labels = [row.label for row in rows_of_settings(read_runs([str(tmp_path / "sweep")]))]
+    assert labels == ["model=ddpm sampler.steps=2", "model=ncsn sigma.levels=10"]
+
+
 def test_rows_are_named_by_what_was_asked_for(tmp_path: Path) -> None:
     """A family changes many keys, but one word was typed."""
     many = {

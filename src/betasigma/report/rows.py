@@ -245,7 +245,7 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
     """
     if len(runs) == 1:
         return [""]
-    for described in ([run.asked for run in runs], [_given(run.config) for run in runs]):
+    for described in ([_asked(run, runs) for run in runs], [_given(run.config) for run in runs]):
         keys = [
             key
             for key in _differing(described)
@@ -258,6 +258,13 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
                 return texts
     names = list(map(_directory_name, runs))
     return names if len(set(names)) == len(names) else [run.label for run in runs]
+
+
+def _asked(run: Run, runs: Sequence[Run]) -> dict[str, str]:
+    """What was asked for; where some have asked for a model, the model of the others too."""
+    model = leaves(run.config).get("model.name")
+    told = any("model" in other.asked for other in runs) and isinstance(model, str)
+    return {**({"model": str(model)} if told else {}), **run.asked}
 
 
 def _directory_name(run: Run) -> str:

@@ -30,6 +30,7 @@ export function health(body, panel, view) {
         h("tbody", {}, troubles.map(({ run, where, kind, words }) => h("tr", { class: "trouble" },
           h("td", {}, run ? h("button", { type: "button", class: "plain link", onclick: () => state.set({ run: run.id }) }, where) : where),
           h("td", {}, kind), h("td", {}, words))))))
+      : !runs.length ? h("p", { class: "quiet" }, "No run is shown.")
       : h("p", { class: "fine" }, "No run has failed, stalled or left the finite numbers, and no job is missing."),
     figure("where the time went", `the rest: start, and what was not told apart${runs.length > MOST ? ` · the ${MOST} longest of ${runs.length} runs` : ""}`, chart));
   return {
