@@ -12,9 +12,12 @@ import torch
 from launching import ROOT, launch
 
 import betasigma
+from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
+from betasigma.exports.graphs import write_program
 from betasigma.options import plugins
 from betasigma.oracles import GaussianMixture
+from betasigma.preconditioning import Preconditioning
 from betasigma.runs.header import read_header
 from betasigma.runs.record import Record
 from betasigma.samplers import Heun
@@ -66,6 +69,13 @@ def lab(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_transformer_is_a_network(num_classes: int) -> None:
     shape = dict(in_channels=3, image_size=8, num_classes=num_classes)
     check_network(lambda: DiT(**shape, width=16, depth=2), (3, 8, 8), num_classes=num_classes)
+
+
+def test_the_transformer_with_labels_is_exported(tmp_path: Path) -> None:
+    """Of any batch size: what counts examples by ``len`` is traced with a constant."""
+    network = DiT(1, 8, num_classes=3, width=16, depth=1)
+    denoiser = Denoiser(network, linear(), Preconditioning(), (1, 8, 8), num_classes=3)
+    assert write_program(denoiser.eval(), tmp_path / "model.pt2") < 1e-5
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ class DiT(nn.Module):
         """Images ``(B, C, H, W)``, one number each ``(B,)``, labels ``(B,)`` or ``None``."""
         condition = self.noise(self._waves(c_noise))
         if self.label is not None:
-            none = torch.full((len(x),), self.null, device=x.device)
+            none = torch.full((x.shape[0],), self.null, device=x.device)
             condition = condition + self.label(none if y is None else y)
         grid = self.embed(x)
         tokens = grid.flatten(2).mT + self.place
