@@ -66,6 +66,8 @@ SENTENCES = {
     "train network=tiny": r"network=tiny is unknown; .* of a package of your own needs plugins=",
     "train resume=somewhere network.width=4": r"network\.width=4 .* resume=… continues a run",
     "sample run=somewhere sampler.steps=4": r"sampler\.steps=4 needs a sampler beside it: give",
+    "edit run=somewhere edit=vary sampler.steps=4": r"sampler\.steps=4 needs a sampler beside it",
+    "plot figure=filmstrip runs=[a] sampler.steps=4": r"sampler\.steps=4 needs a sampler beside it",
     "train model=ncsn sigma.levels=1 sampler=ddim sampler.steps=5000": (
         r"sampler\.steps=5000 has no effect on a model of one noise level"
     ),

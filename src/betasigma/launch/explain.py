@@ -66,6 +66,10 @@ def explain(error: BaseException, configs: Configs) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
 
 
+OF_RUNS = ("sample", "evaluate", "edit", "plot")
+"""Apps of runs, which have data and a sampler of their own."""
+
+
 def unknown_key(override: str, configs: Configs) -> str:
     """Sentence for ``key=value`` where the config has no such key: the nearest reason."""
     key, value = key_and_place(override), override.partition("=")[2]
@@ -82,7 +86,7 @@ def unknown_key(override: str, configs: Configs) -> str:
             f"{override} is not among the keys of a new run, and resume=… continues a run with its "
             f"own: leave it out"
         )
-    of_a_run = configs.config_name in ("sample", "evaluate") and node not in typed
+    of_a_run = configs.config_name in OF_RUNS and node not in typed
     if of_a_run and owners and node in ("data", "sampler"):  # of which they choose none
         if node == "data" and "reference" in typed:
             return f"{override} has no effect: images=… and reference=… are compared as they are"
