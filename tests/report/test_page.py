@@ -593,6 +593,12 @@ def test_each_panel_gives_csv_and_svg(shown: Page, outputs: Path) -> None:
         text = picture.read_text(encoding="utf-8")
         assert text.startswith("<svg")
         assert "<text" in text, name
+    drawn = [(folder / f"{name}.svg").read_text(encoding="utf-8") for name in ("error", "samples")]
+    assert "digits 1×8×8 · n = 360" in drawn[0]
+    assert re.findall(r">(ddpm lr=0.001 on digits seed=1|step 10)<", drawn[1])[:2] == [
+        "ddpm lr=0.001 on digits seed=1",
+        "step 10",
+    ]
     with (folder / "error.csv").open(newline="", encoding="utf-8") as file:
         values = [row for row in csv.DictReader(file) if row["directory"].endswith("sweep/0")]
     assert [float(row["value"]) for row in values] == [

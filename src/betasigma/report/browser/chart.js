@@ -70,9 +70,9 @@ class Chart {
   async svg() {
     const { traces, layout } = this.pending ?? this.drawn;
     const width = 720;
-    const height = this.height + 40 + legendHeight(traces, layout, width);
+    const height = this.height + 56 + legendHeight(traces, layout, width);
     const light = { paper: "#ffffff", ink: "#111111", line: "#dddddd" };
-    const figure = { data: traces, layout: { ...dressed(traces, layout, height, light), width, height, title: { text: plain(this.words), font: { size: 13 } }, margin: { l: 64, r: 20, t: 40, b: 56 } } };
+    const figure = { data: traces, layout: { ...dressed(traces, layout, height, light), width, height, title: { text: plain(this.words).replaceAll("\n", "<br>"), font: { size: 13 } }, margin: { l: 64, r: 20, t: 56, b: 56 } } };
     const url = await Plotly.toImage(figure, { format: "svg", width, height });
     return { svg: decodeURIComponent(url.slice(url.indexOf(",") + 1)), width, height };
   }

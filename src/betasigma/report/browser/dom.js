@@ -146,10 +146,12 @@ function svgOf(width, height, children) {
   return new XMLSerializer().serializeToString(sheet);
 }
 
-/** Tiles of sample sheets as a picture: [{picture, columns, rows, tile, label, x, y}, …] of one size. */
+/** Tiles of sample sheets as a picture: [{picture, columns, rows, tile, row, label, x, y}, …] of one size. */
 export function tilesSvg(title, tiles, size) {
+  const text = (x, y, words) => node("text", { x, y, "font-family": "sans-serif", "font-size": 11, fill: "#111" }, words);
+  const named = [...new Map(tiles.map(({ row, y }) => [y, row]))].map(([y, row]) => text(12, 50 + y * (size + 42), row));
   const parts = tiles.flatMap(({ picture, columns, rows, tile, label, x, y }) => {
-    const at = [12 + x * (size + 12), 56 + y * (size + 28)];
+    const at = [12 + x * (size + 12), 70 + y * (size + 42)];
     const column = tile % columns;
     const row = Math.floor(tile / columns);
     const inner = node(
@@ -157,11 +159,10 @@ export function tilesSvg(title, tiles, size) {
       { x: at[0], y: at[1], width: size, height: size, viewBox: `${column} ${row} 1 1`, preserveAspectRatio: "none" },
       node("image", { href: picture, width: columns, height: rows, preserveAspectRatio: "none", style: "image-rendering: pixelated" }),
     );
-    const words = node("text", { x: at[0], y: at[1] - 6, "font-family": "sans-serif", "font-size": 11, fill: "#111" }, label);
-    return [inner, words];
+    return [inner, text(at[0], at[1] - 6, label)];
   });
   const heading = node("text", { x: 12, y: 22, "font-family": "sans-serif", "font-size": 16, fill: "#111" }, title);
   const width = 24 + (size + 12) * (1 + Math.max(0, ...tiles.map((tile) => tile.x)));
-  const height = 72 + (size + 28) * (1 + Math.max(0, ...tiles.map((tile) => tile.y)));
-  return svgOf(width, height, [heading, ...parts]);
+  const height = 72 + (size + 42) * (1 + Math.max(0, ...tiles.map((tile) => tile.y)));
+  return svgOf(Math.max(width, 24 + 7 * Math.max(0, ...tiles.map(({ row }) => row.length))), height, [heading, ...named, ...parts]);
 }

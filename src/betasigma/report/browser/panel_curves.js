@@ -44,8 +44,8 @@ function one(panel, view, members, { x, log, smoothing }) {
   const chart = chartOf(`${panel.id} ${condition(first)} ${panel.comparable || view.colourKey(first.run)}`);
   const traces = members.length ? lines(view, members, x, smoothing) : [];
   const floor = floorOf(first, view.runs.flatMap((run) => run.series));
-  const words = `${first.metric} against ${AXES[x]}`;
   const only = panel.comparable ? "" : ` · ${view.colourKey(first.run)} only`;
+  const words = `${first.metric} against ${AXES[x]}\n${conditionWords(first)}${only}`;
   const places = new Set(traces.flatMap((trace) => trace.x));
   chart.draw([...traces, ...floorLine(floor, traces)], {
     xaxis: { title: { text: AXES[x] }, ...(places.size === 1 ? { tickvals: [...places] } : {}) },

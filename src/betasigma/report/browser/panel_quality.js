@@ -54,7 +54,7 @@ function qualityChart(panel, view, members, samplers, log) {
     xaxis: { title: { text: "network evaluations of each sample (NFE)" }, ...(ends[0] < ends[1] ? { type: "log" } : { type: "linear", tickvals: ends.slice(1) }) },
     yaxis: { title: { text: plain(bare(first.metric)) }, type: log ? "log" : "linear" },
     showlegend: true,
-  }, `${bare(first.metric)} against NFE`);
+  }, `${bare(first.metric)} against NFE\n${conditionWords(first)}`);
   const card = figure(bare(first.metric), [better, conditionWords(first)].filter(Boolean).join(" · "), chart);
   return { chart, card, rows: members.flatMap((series) => qualityRows(view, series, floor)) };
 }

@@ -27,7 +27,7 @@ export function samples(body, panel, view) {
   return {
     rows: () => [["run", "directory", "step", "samples"], ...runs.flatMap((run) => run.grids.map((grid) => [view.nameOf(run), run.directory, grid.step, grid.count]))],
     charts: [],
-    svg: () => tilesSvg(panel.title, runs.flatMap((run, y) => run.grids.map((grid) => ({ ...whole(grid, one), label: `${view.nameOf(run)}, step ${grid.step}`, x: steps.indexOf(grid.step), y }))), one === null ? 160 : 96),
+    svg: () => tilesSvg(panel.title, runs.flatMap((run, y) => run.grids.map((grid) => ({ ...whole(grid, one), row: view.nameOf(run), label: `step ${grid.step}`, x: steps.indexOf(grid.step), y }))), one === null ? 160 : 96),
   };
 }
 
