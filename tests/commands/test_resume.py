@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from launching import TINY, Launch, forked, launch, status_of
+from launching import TINY, Launch, forked, launch, quick, status_of
 from omegaconf import OmegaConf
 
 from betasigma.commands import resume as resume_command
@@ -128,7 +128,9 @@ def resume(run: Path | str, *overrides: str) -> Path:
     return outcome.run
 
 
-@pytest.mark.parametrize("override", ["training.accumulate=1", "model=ncsn"])
+@pytest.mark.parametrize(
+    "override", quick(["training.accumulate=1", "model=ncsn"], "training.accumulate=1")
+)
 def test_a_crashed_run_resumes_to_the_same_bits(
     here: Path, whole: Callable[..., Path], override: str
 ) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from launching import quick
 
 from betasigma.editing import Request, Variation, vary
 from betasigma.errors import UserError
@@ -23,7 +24,7 @@ from betasigma.samplers import (
 from betasigma.schedules import NoiseSchedule, geometric
 
 
-@pytest.mark.parametrize("t", [0.3, 0.7])
+@pytest.mark.parametrize("t", quick([0.3, 0.7], 0.3))
 def test_results_are_draws_of_x0_given_the_noisy_image(
     t: float, schedule: NoiseSchedule, gaussian: Callable, moments: Callable
 ) -> None:

@@ -71,6 +71,7 @@ def test_the_transformer_is_a_network(num_classes: int) -> None:
     check_network(lambda: DiT(**shape, width=16, depth=2), (3, 8, 8), num_classes=num_classes)
 
 
+@pytest.mark.slow
 def test_the_transformer_with_labels_is_exported(tmp_path: Path) -> None:
     """Of any batch size: what counts examples by ``len`` is traced with a constant."""
     network = DiT(1, 8, num_classes=3, width=16, depth=1)
@@ -113,6 +114,7 @@ def test_a_shift_moves_the_sliced_distance_by_its_projections() -> None:
     assert float(metric.compute()) == pytest.approx(0.2, rel=0.15)
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_one() -> None:
     check_likelihood(AveragedFlow(probes=2, tolerance=1e-4))
 

@@ -19,6 +19,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from launching import quick
 from torch import Tensor
 
 from betasigma.oracles import EmpiricalDenoiser, GaussianMixture
@@ -351,7 +352,7 @@ def test_the_target_is_approached(family: str, make) -> None:
 
 
 @families
-@pytest.mark.parametrize("step", [0.2, 0.062])
+@pytest.mark.parametrize("step", quick([0.2, 0.062], 0.062))
 def test_annealed_langevin_ends_wide(family: str, step: float) -> None:
     """Where σ is what is left of the data (a point, Σ = 0), the variance is σ²/(1 − step/2)."""
     schedule = SCHEDULES[family]

@@ -83,6 +83,13 @@ def test_a_sweep_is_continued_where_a_job_failed(here: Path, half_a_sweep: Outco
     assert "0 jobs to do; left alone: 3 finished" in same.out
     assert written(sweep / "seed=1") == first
 
+
+@pytest.mark.slow
+def test_a_continued_sweep_takes_more_steps_and_more_jobs(
+    here: Path, half_a_sweep: Outcome
+) -> None:
+    sweep = here / "sweep"
+    assert half_a_sweep.status == 1
     longer = launch("train", "-m", "resume=sweep", "steps=4")
     assert longer.status == 0, longer.err
     assert [(job.step, job.steps) for job in read_jobs(sweep)] == [(4, 4)] * 3

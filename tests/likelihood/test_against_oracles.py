@@ -294,6 +294,7 @@ def test_exact_trace_in_many_dimensions_says_what_it_would_cost() -> None:
         FlowLikelihood(trace="exact").log_prob(oracle, torch.zeros(1, 784))
 
 
+@pytest.mark.slow
 def test_the_decoder_of_ddpm_s_code() -> None:
     """√β̃_2 and x̂_0 clipped, written out with scipy's normal distribution."""
     schedule = linear()

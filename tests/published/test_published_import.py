@@ -117,10 +117,10 @@ FEW = ("sampler.steps=3",)
     [
         ("ancestral", FEW),
         ("ddim", FEW),
-        ("euler", FEW),
+        pytest.param("euler", FEW, marks=pytest.mark.slow),
         ("heun", FEW),
-        ("dpm_solver", FEW),
-        ("predictor_corrector", FEW),
+        pytest.param("dpm_solver", FEW, marks=pytest.mark.slow),
+        pytest.param("predictor_corrector", FEW, marks=pytest.mark.slow),
         ("annealed_langevin", (*FEW, "sampler.inner_steps=1")),
         ("adaptive_ode", ("sampler.rtol=0.1", "sampler.atol=0.1")),
     ],

@@ -175,7 +175,9 @@ LIKELIHOODS: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", quick(NETWORKS, "unet", "unet, classes", "refinenet", "ncsnpp", "mlp", "energy")
+)
 def test_networks(name: str) -> None:
     build, sample_shape, options = NETWORKS[name]
     check_network(build, sample_shape, **options)
