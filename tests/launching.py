@@ -35,6 +35,7 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
 
 from betasigma.launch.composing import SweepLoader
+from betasigma.launch.configs import ConfigFile, Configs
 
 ROOT = Path(__file__).resolve().parents[1]
 UNCHANGED = (str(ROOT), "pkg://hydra", "structured://")
@@ -140,7 +141,7 @@ class LoaderOfTests(SweepLoader):
 def files_read_once() -> Iterator[None]:
     """Have Hydra parse a config file again only where it has changed, and compose each choice of
     the repository's groups once, as it does for the jobs of a sweep: together the tests compose
-    some thousand configs.
+    some thousand configs, and have all searched for some hundred unknown keys.
     """
     Plugins.instance()  # finds its sources of configs
     files = SourcesRegistry.instance().resolve("file")
@@ -165,7 +166,19 @@ def files_read_once() -> Iterator[None]:
             loaders[places] = LoaderOfTests(config_search_path)
         return loaders[places]
 
+    search, read = Configs.files, dict[tuple[str, ...], list[ConfigFile]]()
+
+    def files_of(self: Configs) -> list[ConfigFile]:
+        sources = self._repository.get_sources()
+        places = tuple(f"{s.scheme()}://{s.path}".removeprefix("file://") for s in sources)
+        if not all(place.startswith(UNCHANGED) for place in places):
+            return search(self)
+        if places not in read:
+            read[places] = search(self)
+        return read[places]
+
     with (
+        patch.object(Configs, "files", files_of),
         patch.object(files, "load_config", load_config),
         patch.object(hydra._internal.hydra, "ConfigLoaderImpl", loader_of),
     ):
