@@ -245,7 +245,7 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
     """
     if len(runs) == 1:
         return [""]
-    for described in ([_asked(run, runs) for run in runs], [_given(run.config) for run in runs]):
+    for described in (_asked(runs), [_given(run.config) for run in runs]):
         keys = [
             key
             for key in _differing(described)
@@ -260,11 +260,15 @@ def _distinguishing_keys(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [run.label for run in runs]
 
 
-def _asked(run: Run, runs: Sequence[Run]) -> dict[str, str]:
-    """What was asked for; where some have asked for a model, the model of the others too."""
-    model = leaves(run.config).get("model.name")
-    told = any("model" in other.asked for other in runs) and isinstance(model, str)
-    return {**({"model": str(model)} if told else {}), **run.asked}
+def _asked(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """What each was asked for; where some have asked for a model, the model of the others too."""
+    if not any("model" in run.asked for run in runs):
+        return [run.asked for run in runs]
+    models = [run.leaves.get("model.name") for run in runs]
+    return [
+        {"model": model, **run.asked} if isinstance(model, str) else run.asked
+        for run, model in zip(runs, models, strict=True)
+    ]
 
 
 def _directory_name(run: Run) -> str:

@@ -7,6 +7,9 @@ caught: its traceback is what its author needs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -55,6 +58,26 @@ def require_equal(
     """
     off = difference(found, wanted)
     require(off <= tolerance, contract, expected, f"{told} by {off:.2g} of its size")
+
+
+@contextmanager
+def generator_untouched(contract: str, expected: str, what: str) -> Iterator[None]:
+    """Raise a :class:`ContractError` where the block moves PyTorch's global generator.
+
+    Args:
+        contract: its name.
+        expected: ends "expected PyTorch's global generator to be left as it is".
+        what: has moved it.
+    """
+    torch.rand(3)
+    before = torch.get_rng_state()
+    yield
+    require(
+        torch.equal(torch.get_rng_state(), before),
+        contract,
+        f"PyTorch's global generator to be left as it is{expected}",
+        f"{what} changed its state",
+    )
 
 
 def difference(a: Tensor, b: Tensor) -> float:

@@ -118,9 +118,9 @@ class Interrupts(StepCallback):
         self._stop_if_signalled()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        timers = (one for one in trainer.callbacks if isinstance(one, Timer))  # type: ignore[attr-defined]
-        left = [timer.time_remaining() for timer in timers]  # None without an end
-        over = any(seconds is not None and seconds <= 0 for seconds in left)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        left = [one.time_remaining() for one in callbacks if isinstance(one, Timer)]
+        over = any(seconds is not None and seconds <= 0 for seconds in left)  # None: without an end
         if over and trainer.global_step < trainer.max_steps:
             self._display.line(f"trainer.max_time has ended training at step {trainer.global_step}")
 
