@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from betasigma.errors import plain_warning
+from betasigma.errors import plain_warning, printed
 
 PLAIN_SECONDS = 20.0
 """Shortest time between two progress lines in a log file."""
@@ -43,6 +43,14 @@ log.addHandler(logging.NullHandler())
 
 class Bold(str):
     """A cell of a table that stands out: bold on a terminal, with a star elsewhere."""
+
+
+class _Console(Console):
+    """Rich's, which ends with status 1 where nobody reads what is printed."""
+
+    def on_broken_pipe(self) -> None:
+        with printed():
+            raise BrokenPipeError
 
 
 class Update(Protocol):
@@ -69,7 +77,7 @@ class Display:
         self, quiet: bool = False, note: Callable[[str, int, int, float], None] | None = None
     ) -> None:
         self._note = note if not quiet else None
-        self.console = Console(quiet=quiet, soft_wrap=True)
+        self.console = _Console(quiet=quiet, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, FILE_WIDTH)
         self._quiet = quiet

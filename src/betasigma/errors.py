@@ -5,9 +5,12 @@ from outside.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -78,6 +81,23 @@ class Stopped(SystemExit):
 
     def __str__(self) -> str:
         return "Ctrl-C" if self.number == signal.SIGINT else signal.Signals(self.number).name
+
+
+@contextmanager
+def printed() -> Iterator[None]:
+    """Print what is printed in this block. Where nobody reads it any more, as behind ``| head``,
+    the command ends as by SIGPIPE; a pipe to something else that breaks is that one's error.
+    """
+    try:
+        yield
+        print(end="", flush=True)
+    except BrokenPipeError:
+        try:
+            print(flush=True)  # an empty line, to ask whose pipe it was
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise Stopped(signal.SIGPIPE) from None
+        raise
 
 
 def plain_warning(message: Warning | str, *args: Any, **kwargs: Any) -> str:

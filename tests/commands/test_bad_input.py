@@ -17,6 +17,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import Mock
 
 import launching
 import pytest
@@ -25,6 +26,7 @@ from launching import ROOT, Outcome, launch
 
 import betasigma
 from betasigma.errors import UserError
+from betasigma.launch import cli
 from betasigma.runs.checkpoint import HEADER, save
 from betasigma.runs.header import FORMAT, RECORD, append_header, check_plain
 
@@ -343,16 +345,40 @@ def test_as_typed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_whose_reader_has_gone_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def sample(*_: object) -> None:
+    print("drawn", flush=True)
+
+
+@pytest.mark.parametrize(
+    "words", ["train --help", "train -sc install=bash", "sample n=1", "compare", "-h"]
+)
+def test_a_command_whose_reader_has_gone_ends(
+    here: Path, ddpm_run: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
     """As that of ``--help | head`` does; also one whose text has filled the pipe before."""
+    app, *rest = words.split()
+    runs = {"sample": [f"run={ddpm_run}"], "compare": [f"runs=[{ddpm_run}]"]}
+    monkeypatch.setattr("betasigma.commands.sample.sample", sample)
+    monkeypatch.setattr(sys, "argv", ["betasigma", app, *runs.get(app, ()), *rest])
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w", encoding="utf-8") as output:
         monkeypatch.setattr(sys, "stdout", output)
-        monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
         with pytest.raises(SystemExit) as end:
-            launching.command("train")()
+            cli.main()
     assert end.value.code == 128 + signal.SIGPIPE
+    if app == "sample":
+        (status,) = here.glob("outputs/*/status.json")
+        assert json.loads(status.read_text())["status"] == "interrupted"
+
+
+def test_another_pipe_that_breaks_is_an_error(
+    here: Path, ddpm_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("betasigma.commands.sample.sample", Mock(side_effect=BrokenPipeError))
+    outcome = launch("sample", f"run={ddpm_run}")
+    assert outcome.status == 1
+    assert "BrokenPipeError" in outcome.err
 
 
 def test_tracebacks_on_request(tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import replace
 from functools import wraps
 from io import StringIO, TextIOWrapper
@@ -33,7 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
 from betasigma.cpus import look_for_idle_cpus
-from betasigma.errors import Stopped, UserError, plain_warning
+from betasigma.errors import Stopped, UserError, plain_warning, printed
 from betasigma.launch import command_line, consent
 from betasigma.launch.configs import Configs
 from betasigma.launch.image_network import fitting_network
@@ -77,19 +76,6 @@ def make_printable() -> None:
             stream.reconfigure(errors="replace")
 
 
-@contextmanager
-def printed() -> Iterator[None]:
-    """Print what is printed in this block. Where nobody reads it any more, as behind ``| head``,
-    the command ends.
-    """
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-
-
 Task = Callable[[DictConfig, Start], Any]
 """What an app does: a function of its config and of how it was started."""
 
@@ -120,6 +106,7 @@ def app(
 
         @wraps(task)
         @remembered_words()
+        @printed()
         @caught_signals()
         def main() -> None:
             register_resolvers()
@@ -145,11 +132,7 @@ def app(
                 if configs.extended:
                     consent.refuse_foreign_hydra(replace(configs, line=line).composed())
                 sys.argv[1:] = line.words()
-                with ExitStack() as shown:
-                    if line.only_shows:
-                        shown.enter_context(printed())
-                    if configs.line.asks_for_help:
-                        shown.enter_context(explained(configs))
+                with explained(configs) if configs.line.asks_for_help else nullcontext():
                     run()
                 end_here()
             except Exception as error:
@@ -232,7 +215,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
         try:
             # of several processes the first holds the lock of the run directory
             held = locked(start.directory) if process_rank() == 0 else nullcontext()
-            with held, recorded(start.directory, start.job):
+            with held, recorded(start.directory, start.job), printed():
                 # again: a cluster's worker has not seen the command line
                 consent.allow_typed(start.overrides)
                 consent.check_consent(config)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 
-from betasigma.errors import did_you_mean
+from betasigma.errors import did_you_mean, printed
 from betasigma.launch.app import HELP
 from betasigma.launch.scripts import APPS
 from betasigma.runs.start import within
@@ -16,6 +16,7 @@ COMPLETION = ("-sc", "--shell-completion")
 """Hydra's option by which a shell asks what could follow (``query=bash``) or learns to ask."""
 
 
+@printed()
 def main() -> None:
     """Run the app that the command line names."""
     words = sys.argv[1:]

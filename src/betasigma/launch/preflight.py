@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from betasigma.commands.checks import CHECKS, AppChecks, Decision, typed_keys
 from betasigma.commands.config import plain
 from betasigma.data.facts import found_once
-from betasigma.errors import UserError
+from betasigma.errors import UserError, printed
 from betasigma.launch import slurm
 from betasigma.launch.app import as_typed, fail, is_refusal, tracebacks_wanted
 from betasigma.launch.command_line import quoted, read_command_line
@@ -308,7 +308,8 @@ def _ending(config: DictConfig) -> Iterator[None]:
     With ``HYDRA_FULL_ERROR=1``, and for bugs, print the traceback.
     """
     try:
-        yield
+        with printed():
+            yield
     except Exception as error:  # Hydra would only warn and continue
         if tracebacks_wanted() or not is_refusal(error):
             traceback.print_exc()
