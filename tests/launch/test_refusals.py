@@ -11,6 +11,9 @@ from launching import Launch, launch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from betasigma.commands.checks import refuse_unlogged
+from betasigma.errors import UserError
+
 
 @pytest.mark.parametrize(
     ("typed", "sentence"),
@@ -25,6 +28,14 @@ from PIL import Image
         ("-m optimizer.lr=interval(1,2)", r"optimizer\.lr=interval\(1,2\) is for a sweeper that"),
         ("-m network=glob(x*)", r"network=glob\(x\*\) fits none of .*mlp"),
         ("objective_metric=fid", r"objective_metric=fid must begin with train/ or val/"),
+        (
+            "search=optuna_lr -m objective_metric=val/denoising_eror",
+            r"objective_metric=val/denoising_eror is not logged by this run: did you mean",
+        ),
+        (
+            "search=optuna_lr -m evaluation=none objective_metric=val/fid",
+            r"objective_metric=val/fid is not logged by this run: there are val/denoising_error, ",
+        ),
         ("callbacks=[1,2]", r"callbacks=1 is unknown; .*choose from early_stopping"),
         ("network=[1,2]", r"network=1 is unknown; .*choose from ddpmpp"),
         ("network=[unet_8,mlp]", r"network=\[unet_8,mlp\] chooses 2, and network is one: write"),
@@ -44,6 +55,15 @@ def test_one_sentence(here: Path, typed: str, sentence: str) -> None:
     assert re.match(f"error: .*{sentence}", outcome.err), outcome.err
     assert outcome.err.count("\n") == 1
     assert not list(here.iterdir())
+
+
+def test_what_is_logged_may_not_be_known_before() -> None:
+    known = {"objective_metric": "val/fd_mine", "evaluation": {"metrics": []}}
+    with pytest.raises(UserError, match="objective_metric=val/fd_mine is not logged"):
+        refuse_unlogged(known)
+    refuse_unlogged({**known, "model": {"_target_": "mylab.models.Model"}})
+    refuse_unlogged({**known, "evaluation": {"metrics": ["fd"], "n": None}})
+    refuse_unlogged({**known, "likelihood": {"_target_": "betasigma.likelihood.Flow"}})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -107,14 +107,16 @@ def test_a_trial_whose_error_no_longer_falls_ends_early(here: Path) -> None:
 @pytest.mark.slow
 def test_a_trial_without_the_objective_says_what_it_has(here: Path) -> None:
     pytest.importorskip("optuna")
-    outcome = launch("train", *SEARCH, "steps=1", "objective_metric=val/denoising_eror")
+    outcome = launch(
+        "train", *SEARCH, "steps=1", "objective_metric=val/denoising_error/log_snr_+99"
+    )
     assert outcome.status == 1
     assert "2 of 2 jobs failed" in outcome.err
     for run in jobs(here).values():
         status = json.loads((run / "status.json").read_text())
         assert status["error"].startswith(
-            "UserError: objective_metric=val/denoising_eror was not measured in this run; did "
-            "you mean val/denoising_error"
+            "UserError: objective_metric=val/denoising_error/log_snr_+99 was not measured in this "
+            "run; did you mean val/denoising_error/log_snr_"
         )
 
 

@@ -6,6 +6,7 @@ Nothing heavy is imported here.
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -38,8 +39,8 @@ from betasigma.options.base import REGISTRY, dump
 from betasigma.options.composition import Composition, numbered
 from betasigma.options.edits import check_ends
 from betasigma.options.noise_schedules import check_dimensions
-from betasigma.options.plugins import locate
-from betasigma.options.training import check_division
+from betasigma.options.plugins import locate, versions
+from betasigma.options.training import ERROR_BY_NOISE, LOGGED, check_division
 from betasigma.report.runs import (
     check_comparable,
     curves_to_draw,
@@ -57,7 +58,7 @@ from betasigma.report.scan import (
 from betasigma.runs.directory import holds_run
 from betasigma.runs.files import check_place
 from betasigma.runs.header import checkpoint_path, may_be_published, read_header
-from betasigma.runs.record import METRICS
+from betasigma.runs.record import METRICS, current_name
 from betasigma.runs.status import STATUS
 from betasigma.runs.sweep_record import SWEEP, read_sweep
 from betasigma.training.account import check_online, logged_in
@@ -121,6 +122,7 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     directory = continue_run(config, overrides) if config.get("resume") is not None else None
     _find_initial(config)
     content, options, facts = check_run(config)
+    refuse_unlogged(content)
     if content["resume"] is None and not options.unresolved:
         _check_initial(content, facts)
     _refuse_unused(overrides, no_reader | unused_in_training(content, options, facts))
@@ -130,6 +132,20 @@ def check_train(config: DictConfig, overrides: list[str]) -> Path | None:
     if content["resume"] is not None:
         check_steps_left(Path(content["resume"]), content)
     return directory
+
+
+def refuse_unlogged(content: Mapping[str, Any]) -> None:
+    """Refuse an objective that is not logged, as far as that is known: classes of one's own log
+    what they like, and the names of what is measured of samples depend on the data.
+    """
+    metric = current_name(content["objective_metric"])
+    if metric in LOGGED or re.fullmatch(ERROR_BY_NOISE, metric) or versions(content):
+        return
+    more = evaluation.measures(content["evaluation"]) or "likelihood" in content
+    near = did_you_mean(metric, LOGGED, cutoff=0.85)
+    if near or not (more and metric.startswith("val/")):
+        known = near or f"there are {few(LOGGED)}"
+        raise UserError(f"objective_metric={metric} is not logged by this run: {known}")
 
 
 def check_prefetch(config: DictConfig, overrides: list[str]) -> None:

@@ -25,6 +25,15 @@ names have between ``train``, ``val`` or ``eval`` and the number. The objective 
 minimises, in units of its own. The gradient's norm is the mean of what it was before clipping.
 """
 
+LOGGED = (
+    *(VALIDATION_ERROR, VALIDATION_OBJECTIVE, TRAIN_ERROR, TRAIN_OBJECTIVE),
+    *(GRADIENT_NORM, SPEED, SKIPPED),
+)
+"""What every run may log of its training and validations, beside :data:`ERROR_BY_NOISE`."""
+
+ERROR_BY_NOISE = rf"(train|val)/{DENOISING_ERROR}/(mean_)?log_snr_[+-]\d+(_to_[+-]\d+)?"
+"""Names of the denoising error at one log-SNR, and over a part of them."""
+
 Best = Literal["min", "max"]
 """Which value of a metric is its best."""
 
