@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from launching import TINY, forked, launch, status_of
 
+from betasigma.errors import UserError
 from betasigma.runs.checkpoint import read
-from betasigma.runs.lock import LOCK, locked
+from betasigma.runs.lock import LOCK, is_held, locked, refuse_locked
 from betasigma.runs.record import Record
 
 
@@ -180,3 +181,19 @@ def test_a_lock_ends_with_its_block(tmp_path: Path) -> None:
         assert str(os.getpid()) in (tmp_path / LOCK).read_text()
     with locked(tmp_path):
         pass
+
+
+def test_looking_at_a_lock_does_not_let_go_of_it(tmp_path: Path) -> None:
+    """As the end of a sweep does, which the sweep still holds: a lock of POSIX ends wherever its
+    process closes the file.
+    """
+    with locked(tmp_path):
+        assert not is_held(tmp_path)
+        process = os.fork()
+        if not process:
+            try:
+                refuse_locked(tmp_path)
+            except UserError:
+                os._exit(17)
+            os._exit(0)
+        assert status_of(process) == 17

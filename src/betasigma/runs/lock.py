@@ -27,6 +27,11 @@ LOCK = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
 """What the system answers where another process holds a lock."""
 
+_own: set[Path] = set()
+"""Lock files whose locks this process holds. It would let go of one by closing the file once more,
+wherever that was opened, so it does not read them.
+"""
+
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
@@ -35,14 +40,19 @@ def locked(run: Path) -> Iterator[None]:
     Raises:
         UserError: where another process holds it, naming host, process and since when.
     """
-    with (run / LOCK).open("a+", encoding="utf-8") as file:
+    path = (run / LOCK).resolve()
+    with path.open("a+", encoding="utf-8") as file:
         _take(file, run)
         with suppress(OSError):  # a full disk: the lock holds, nobody reads whose it is
             file.truncate(0)
             this = {"host": socket.gethostname(), "process": os.getpid()}
             file.write(json.dumps({**this, "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}))
             file.flush()
-        yield
+        _own.add(path)
+        try:
+            yield
+        finally:
+            _own.discard(path)
 
 
 def refuse_locked(run: Path) -> None:
@@ -53,8 +63,9 @@ def refuse_locked(run: Path) -> None:
 
 
 def is_held(run: Path) -> bool:
-    """Whether a process of this machine holds the lock of a directory, which is left alone."""
-    return _is_alive(read_json(run / LOCK))
+    """Whether another process of this machine holds a directory's lock, which is left alone."""
+    path = (run / LOCK).resolve()
+    return path not in _own and _is_alive(read_json(path))
 
 
 def _take(file: IO[str], run: Path) -> None:
