@@ -21,6 +21,11 @@ REFUSED = {
     "data.mixture=ring": "on data=digits",
     "sampler=heun sampler.grid=levels sampler.rho=3": "without sampler.grid=karras",
     "sampler=heun sampler.s_noise=1.01": "without sampler.s_churn above 0",
+    "sampler=heun sampler.s_churn=1 sampler.s_min=1e6": "with sampler.s_min=1e+06 and",
+    "sampler=heun sampler.s_churn=1 sampler.s_max=1e-6": "with sampler.s_min=0 and",
+    "sampler=heun sampler.s_churn=1 sampler.steps=2 sampler.s_min=1 sampler.s_max=2": (
+        "with sampler.s_min=1 and sampler.s_max=2.0: no step is from a sigma/alpha between"
+    ),
     "sampler=predictor_corrector sampler.corrector_steps=0 sampler.snr=0.1": (
         "without sampler.corrector_steps above 0"
     ),
@@ -54,6 +59,7 @@ OF_A_RUN = {
     "sample hardware.strategy=ddp": "here: processes share samples out",
     "edit edit=vary hardware.devices=2": "here: one process edits",
     "evaluate sampler=ddim sampler.rho=3": "without sampler.grid=karras",
+    "sample sampler=heun sampler.s_churn=1 sampler.s_min=1e6": "with sampler.s_min=1e+06",
     "evaluate evaluation.metrics=[] n=4": "without evaluation.metrics, for which",
     "evaluate evaluation.metrics=[] sampler=ddim": "without evaluation.metrics, for which",
     "evaluate evaluation.extractor=identity evaluation.download=true": (

@@ -40,6 +40,7 @@ from betasigma.options.composition import Composition, numbered
 from betasigma.options.edits import check_ends
 from betasigma.options.noise_schedules import check_dimensions
 from betasigma.options.plugins import locate, versions
+from betasigma.options.samplers import HeunOptions
 from betasigma.options.training import ERROR_BY_NOISE, LOGGED, check_division
 from betasigma.report.runs import (
     check_comparable,
@@ -297,15 +298,22 @@ def check_composition(options: apps.Train, facts: DataFacts) -> None:
 
 
 def _check_sampler(sampler: SamplerOptions, composition: Composition) -> None:
-    """Check a sampler against the model, and that it begins at a noise of the schedule."""
+    """Check a sampler against the model, that it begins at a noise of the schedule, and that its
+    bounds of churn leave one of those where it steps.
+    """
     sampler.check_with(composition)
     ratio_max, schedule = getattr(sampler, "ratio_max", None), composition.schedule
-    if ratio_max is None or composition.one_level or schedule.unresolved:
+    heun = sampler if isinstance(sampler, HeunOptions) and sampler.bounds_churn else None
+    if not (ratio_max or heun) or composition.one_level or schedule.unresolved:
         return
-    from betasigma.commands.assemble import make_schedule  # these import PyTorch
+    from betasigma.build import make  # these import PyTorch
     from betasigma.samplers.sampler import start_time
+    from betasigma.schedules import NoiseSchedule
 
-    start_time(make_schedule(dump(schedule)), ratio_max, in_noise=True)
+    made = make(dump(schedule), "schedule", kind=NoiseSchedule)
+    start_time(made, ratio_max, in_noise=True)
+    if heun is not None:
+        heun.check_churn([made.ratio(t).item() for t in make(dump(heun), "sampler").times(made)])
 
 
 def family(options: apps.ModelConfig) -> str:

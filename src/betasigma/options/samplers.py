@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -236,6 +238,21 @@ class HeunOptions(GridOptions):
             why = "without sampler.s_churn above 0"
             found |= dict.fromkeys(("s_min", "s_max", "s_noise"), why)
         return found
+
+    @property
+    def bounds_churn(self) -> bool:
+        """Whether noise is added on a part of the way only."""
+        return bool(self.s_churn and (self.s_min or self.s_max is not None))
+
+    def check_churn(self, ratios: Sequence[float]) -> None:
+        """Refuse bounds that leave none of the falling sigma/alpha where it steps."""
+        upper = math.inf if self.s_max is None else self.s_max
+        if not any(self.s_min <= ratio <= upper for ratio in ratios):
+            raise UserError(
+                f"sampler.s_churn={self.s_churn:g} has no effect with sampler.s_min={self.s_min:g} "
+                f"and sampler.s_max={typed(self.s_max)}: no step is from a sigma/alpha between "
+                f"them; the {len(ratios)} fall from {ratios[0]:.4g} to {ratios[-1]:.4g}"
+            )
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
