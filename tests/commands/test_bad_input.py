@@ -188,6 +188,10 @@ BAD = {
     "dashboard runs={run} dashboard.panels.error.metrics=[val/objektive]": (
         r"no run has a metric val/objektive; did you mean val/objective"
     ),
+    "dashboard runs={run} dashboard.panels.error.smoothing=2": r"smoothing=2 must be below 1",
+    "dashboard runs={run} dashboard.filters.data.name=mnist": (
+        r"dashboard\.filters: no run has data\.name=mnist; they have data\.name of digits"
+    ),
     "dashboard runs={run} serve=0": r"serve=0 must be",
     # code from elsewhere
     "train model._target_=os.system": r"model\._target_=os\.system is not a class that",

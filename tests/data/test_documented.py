@@ -46,6 +46,8 @@ def test_the_page_names_what_the_command_takes() -> None:
     keys = set(re.findall(r"data\.(\w+)=", PAGE))
     base = yaml.safe_load((ROOT / "conf" / "data" / "base.yaml").read_text())["data"]
     assert keys <= set(base), keys - set(base)
+    assert "conf/data/base.yaml` has every key" in PAGE
+    assert set(base) - {"_target_"} == set(DataOptions.model_fields) - {"target"}
 
 
 @pytest.mark.parametrize(

@@ -300,11 +300,14 @@ def make_absolute(config: DictConfig, here: Path) -> None:
 
 
 def as_name(word: str, configs: Configs) -> str:
-    """Quote numbers that are names, and expand ``glob(*)`` over a group.
+    """Quote numbers that are names, expand ``glob(*)`` over a group, and add keys of panels and
+    filters, which no file has all of.
 
     Hydra wants a string for a group (``bridge=0,1``) and for ``name=2024``.
     """
     key, _, value = word.partition("=")
+    if re.match(r"dashboard\.(panels|filters)\.", key):
+        return f"++{word}"
     if key == "init" and configs.config_name == "train":  # short for the run of a node
         return f"init.run={value}"
     a_number = r"\d[\w.+-]*" if key == "name" else r"\d+"
