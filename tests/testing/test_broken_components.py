@@ -463,6 +463,19 @@ class StepsInPlace(DDIM):
         return x.copy_(super().step(model, x, t, s, rng))
 
 
+class BeginsItsOwnWay(DDIM):
+    def begin(self, denoiser: Any, rng: Any) -> Tensor:
+        return rng.normal(denoiser.sample_shape, self.dtype) * denoiser.schedule.prior_std
+
+
+class LabelsAtTheEnd(DDIM):
+    def step(self, model: Any, x: Tensor, t: float, s: float, rng: Any) -> Tensor:
+        y, model._y = model._y, None if s else model._y
+        x = super().step(model, x, t, s, rng)
+        model._y = y
+        return x
+
+
 class AlwaysFromNoise(DDIM):
     def from_first(self, times: list[float]) -> list[float]:
         return times
@@ -490,6 +503,7 @@ def by_index(options: dict[str, Any]) -> dict[str, Any]:
 for contract, sampler in {
     "sampler.type": nn.Identity(),
     "sampler.result": Resampled(lambda s: s._replace(x=s.x.double())),
+    "sampler.start": BeginsItsOwnWay(steps=8),
     "sampler.none": Resampled(lambda s: s._replace(nfe=s.nfe + 1)),
     "sampler.progress": WithOptions(lambda o: {**o, "progress": None}),
     "sampler.seeded": Stepping(lambda self, m, x, s: x + 0.01 * torch.randn_like(x)),
@@ -508,6 +522,7 @@ for contract, sampler in {
 breaks("sampler.family", check_sampler, LooksForTheFamily(steps=8))
 breaks("sampler.seeded", check_sampler, Stepping(seeds_the_process_on_the_way))
 breaks("sampler.converges", check_sampler, Stepping(drifts_when_fine), bias=1.0)
+breaks("sampler.labels", check_sampler, LabelsAtTheEnd(steps=8))
 # labels that stay behind when the batches go on
 breaks(
     "sampler.labels",

@@ -40,7 +40,7 @@ def points(
 
 class BareDenoiser:
     """A denoiser with nothing to it but what :class:`~betasigma.denoiser.DenoiserLike` declares,
-    counting the calls.
+    counting the calls and keeping the times at which it is asked, and asked with labels.
 
     Args:
         denoiser: answers.
@@ -59,9 +59,13 @@ class BareDenoiser:
         self.evaluations_per_call = evaluations_per_call
         self.device, self.moments = denoiser.device, denoiser.moments
         self.calls = 0
+        self.asked, self.labelled = set[float](), set[float]()
 
     def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction:
         self.calls += 1
+        times = torch.as_tensor(t).double().flatten().tolist()
+        self.asked.update(times)
+        self.labelled.update(times if y is not None else ())
         return self._denoiser(x_t, t, y)
 
 

@@ -8,6 +8,7 @@ counted, what it draws is addressed, and on data whose law is known it arrives t
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -69,6 +70,7 @@ def check_sampler(
     for schedule in schedules:
         truth = mixture(schedule, SHAPE)
         _check_result(sampler, truth)
+        _check_start(sampler, truth)
         _check_seed_and_batch(sampler, truth, 0.01 if adaptive else TOLERANCE)
         _check_cost(sampler, truth)
         _check_states(sampler, truth)
@@ -116,6 +118,22 @@ def _check_result(sampler: Sampler, truth: GaussianMixture) -> None:
         "sampler.progress",
         "progress to be told of shares that sum to 1",
         f"{len(shares)} of them sum to {sum(shares):g}",
+    )
+
+
+def _check_start(sampler: Sampler, truth: GaussianMixture) -> None:
+    parameters = inspect.signature(type(sampler)).parameters.values()
+    if not any(p.name == "start" or p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    one, other = (
+        _with(sampler, start=start).begin(truth, Stream("kit", 0, indices=range(5)))
+        for start in ("prior", "uniform")
+    )
+    require(
+        not torch.equal(one, other) and bool((other.abs() <= 1).all()),
+        "sampler.start",
+        "start=uniform, which its constructor takes, to begin on the value range [−1, 1]",
+        "it begins as by start=prior" if torch.equal(one, other) else f"at {told(other.max())}",
     )
 
 
@@ -189,7 +207,14 @@ def _check_family(sampler: Sampler, truth: GaussianMixture) -> None:
 def _check_labels(sampler: Sampler, schedule: NoiseSchedule) -> None:
     truth = points(schedule, (-0.8, 0.8), SHAPE)
     y = torch.tensor([0, 1, 1, 0, 1])
-    x = sampler.sample(truth, 5, y=y, batch_size=3).x
+    watched = BareDenoiser(truth)
+    x = sampler.sample(watched, 5, y=y, batch_size=3).x
+    require(
+        watched.asked <= watched.labelled,
+        "sampler.labels",
+        "the denoiser to be given the labels at every time that it is asked at",
+        f"at {told(max(watched.asked - watched.labelled, default=0))} it was not",
+    )
     wanted = truth.means[y].float().reshape(x.shape)
     room = 0.1 + 10 * schedule.ratio(schedule.t_min).item()
     off = (x - wanted).abs().max().item()
