@@ -43,8 +43,9 @@ def first_line(error: BaseException) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """``1 job``, ``2 jobs``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    """``1 job``, ``2 jobs``, ``2 classes``."""
+    plural = "es" if what.endswith("ss") else "s"
+    return f"{number} {what}{'' if number == 1 else plural}"
 
 
 def few(names: Sequence[str], most: int = 20) -> str:

@@ -96,7 +96,7 @@ BAD = {
     "train training.accumulate=3": r"batch_size=\d+ cannot be divided.*accumulate=3",
     # what does not fit together
     "train network.attention=[5]": r"network\.attention=\[5\].*never occurs.*8, 4",
-    "train data.image_size=9": r"9x9 images allow at most 1 level",
+    "train data.image_size=9": r"1 time, but .* at most 1 level \(9\): give at most 1 multiplier ",
     "train network=mlp": r"network=.*MLP does not fit data=digits",
     "train network.num_classes=3": r"num_classes=3 does not fit data=digits, which has 10 classes",
     "train training.guidance=2": r"training\.guidance=2 needs .*num_classes",

@@ -170,7 +170,7 @@ def test_a_set_is_as_upright_as_its_images(tmp_path: Path, images, ending: str) 
 
 def test_what_reading_a_set_loses_is_said(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8), (9, 8, 7, 0)).save(tmp_path / "a.png")
-    with pytest.warns(UserWarning, match="^1 of 1 images have transparent parts, which show white"):
+    with pytest.warns(UserWarning, match="^transparent parts of 1 of 1 image show white"):
         open_images(tmp_path, "images")
     Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a.png")
     with pytest.warns(UserWarning, match="become 15 of 255: spread them over their range first"):

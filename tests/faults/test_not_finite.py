@@ -55,6 +55,12 @@ def test_a_run_that_diverges_just_before_its_end_is_not_finished(here: Path) -> 
     assert "4 steps in a row, from step 3 on" in outcome.err
 
 
+def test_one_step_is_no_row(here: Path) -> None:
+    outcome = launch("train", *TINY, *DIVERGING, "training.skip_limit=1")
+    assert outcome.status == 1
+    assert "\nerror: step 3 was skipped: the loss of 16 examples was not finite" in outcome.err
+
+
 def poison(patch: pytest.MonkeyPatch, step: int, what: Callable[[LossTerms], LossTerms]) -> None:
     """Change the loss of one step, from 1."""
     original = Denoising.loss
@@ -157,13 +163,13 @@ def test_samples_that_are_not_finite_are_counted_and_not_measured(
 
     monkeypatch.setattr(Sampler, "sample", sample)
     words = ("evaluation=default", "evaluation.n=70", "evaluation.extractor=identity")
-    with pytest.warns(UserWarning, match="1 of 70 samples by ddim are not finite: nothing is"):
+    with pytest.warns(UserWarning, match="not finite: 1 of 70 samples by ddim; nothing is"):
         outcome = launch("train", *TINY, *words, "evaluation.metrics=[fd,neighbours]")
     assert outcome.status == 0, outcome.err
-    assert "1 of 4 samples are not finite" in outcome.err
+    assert "1 of 4 samples is not finite" in outcome.err
     measured = {row["metric"]: row for row in Record.of(outcome.run).rows() if row["extractor"]}
     assert measured.keys() == {"val/not_finite_samples", "val/fd_identity_floor"}
     assert measured["val/not_finite_samples"]["value"] == "1"
     drawn = launch("sample", f"run={outcome.run}", "n=4", "sampler=ddim", "sampler.steps=2")
-    assert "1 of 4 samples are not finite" in drawn.err
+    assert "1 of 4 samples is not finite" in drawn.err
     assert [json.loads(p.read_text())["not_finite"] for p in here.rglob("samples.json")] == [1]

@@ -64,7 +64,7 @@ def test_the_network_sees_the_value_range_as_minus_one_to_one() -> None:
     ("options", "message"),
     [
         ({"multipliers": (1, 2)}, r"network\.multipliers=\[1, 2\] must have at least 3 items"),
-        ({"image_size": 7}, r"halves the image 1 times, which 7x7 images do not allow"),
+        ({"image_size": 7}, r"halves the image 1 time, which 7x7 images do not allow"),
         ({"pooling": "sum"}, r"network\.pooling=sum must be 'average' or 'max'"),
         ({"num_classes": 3}, r"network\.num_classes=3 must be 0"),
     ],

@@ -9,7 +9,7 @@ from betasigma.data.datamodule import SPLITS, ImageDataModule
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listing
 from betasigma.display import Display, warn
-from betasigma.errors import few
+from betasigma.errors import counted, few
 from betasigma.options.data import Split
 from betasigma.runs.directory import DATA, short
 from betasigma.runs.files import read_json, write_json
@@ -30,7 +30,7 @@ def describe_data(display: Display, data: ImageDataModule) -> dict[str, Any]:
     classes = found["classes"]
     if classes:
         named = [f"{c['number']} {c['name']} {c['train']}+{c['test']}" for c in classes]
-        display.line(f"data: {len(named)} classes (to train + to test): {few(named)}")
+        display.line(f"data: {counted(len(named), 'class')} (to train + to test): {few(named)}")
     unknown = [c["name"] for c in classes if not c["train"]]
     if unknown:
         warn(f"no training image is of class {few(unknown)}")

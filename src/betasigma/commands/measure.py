@@ -293,7 +293,7 @@ def log_measurements(
 def say_not_finite(bad: int, n: int) -> None:
     """Warn that so many of n samples are not finite, if any are."""
     if bad:
-        warn(f"{bad} of {n} samples are not finite")
+        warn(f"{bad} of {n} samples {'is' if bad == 1 else 'are'} not finite")
 
 
 def label(m: Measurement) -> str:

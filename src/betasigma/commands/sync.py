@@ -270,7 +270,7 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
             raise UserError(f"the server has not got {left} of {len(rows)} rows of it")
         time.sleep(1)
     began = "" if known is None else ", which the server lacked"
-    return f"{len(rows)} rows of {METRICS} and of pictures{began}"
+    return f"{counted(len(rows), 'row')} of {METRICS} and of pictures{began}"
 
 
 def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int:

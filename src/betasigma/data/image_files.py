@@ -37,7 +37,7 @@ from betasigma.cpus import usable_cpus
 from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listed
-from betasigma.errors import UserError, few
+from betasigma.errors import UserError, counted, few
 from betasigma.options.data import COLOURS, DataOptions, OnCorrupt, Split
 from betasigma.pictures import readable_formats
 
@@ -452,17 +452,18 @@ def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt)
 
 def _remark(found: Sequence[Decoded], decoder: Decoder, total: int, keys: bool = True) -> None:
     """Warn of what decoding has changed or lost; ``keys`` names what would change that."""
-    of = f"of {len(found):,} images" + ("" if len(found) == total else f" looked at ({total:,})")
+    looked = "" if len(found) == total else f" looked at ({total:,})"
+    of = f"of {counted(len(found), 'image')}{looked}"
     transparent = sum(d.transparent for d in found)
     if transparent:
         warnings.warn(
-            f"{transparent:,} {of} have transparent parts, which show "
+            f"transparent parts of {transparent:,} {of} show "
             f"{'data.background=' * keys}{decoder.background}",
             stacklevel=3,
         )
     several = sum(d.frames > 1 for d in found)
     if several:
-        warnings.warn(f"{several:,} {of} have several frames; the first is taken", stacklevel=3)
+        warnings.warn(f"several frames in {several:,} {of}; the first is taken", stacklevel=3)
     deep = [d for d in found if d.deepest is not None]
     if not deep:
         return
@@ -474,7 +475,7 @@ def _remark(found: Sequence[Decoded], decoder: Decoder, total: int, keys: bool =
         elif not keys:
             remedy = "spread them over their range first"
         warnings.warn(
-            f"{len(deep):,} {of} have {bits} bits and values up to {most:,} of {2**bits - 1:,}, "
+            f"{bits} bits in {len(deep):,} {of}, and values up to {most:,} of {2**bits - 1:,}, "
             f"which become {most >> (bits - 8)} of 255: {remedy}",
             stacklevel=3,
         )

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from betasigma.data.file_tree import ZIP, Files, LeftOut, printable
 from betasigma.data.labels import Labels, find_labels
-from betasigma.errors import UserError, few
+from betasigma.errors import UserError, counted, few
 from betasigma.options.data import DECODERS, Layout, Split
 
 if TYPE_CHECKING:
@@ -236,13 +236,15 @@ class _Reading:
             return f"takes all {len(train)} images, without classes"
         if self.layout == "splits":
             folder = f"tests on {self.tested_on}" if self.tested_on else "tests on a tenth of them"
-            return f"trains on {self.trained_on} ({len(train)} images), {folder}{without}"
+            return (
+                f"trains on {self.trained_on} ({counted(len(train), 'image')}), {folder}{without}"
+            )
         folders = _few(sorted({str(self.class_of(name)) for name in train}))
         if self.layout == "classes":
             return f"takes {folders} for classes ({len(train)} images){without}"
         return (
-            f"takes {folders} for classes, trains on {len(train)} images in their folders of "
-            f"training images and tests on {tested}{without}"
+            f"takes {folders} for classes, trains on {counted(len(train), 'image')} in their "
+            f"folders of training images and tests on {tested}{without}"
         )
 
 

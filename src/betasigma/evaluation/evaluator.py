@@ -172,7 +172,7 @@ class Evaluator:
         if not_finite:
             if rank_and_world_size()[0] == 0:
                 warnings.warn(
-                    f"{not_finite} of {n} samples by {sampler.name} are not finite: nothing is "
+                    f"not finite: {not_finite} of {n} samples by {sampler.name}; nothing is "
                     "measured of them or of the others",
                     stacklevel=2,
                 )

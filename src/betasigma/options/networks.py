@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.options.base import (
     ComponentOptions,
     Count,
@@ -120,7 +120,8 @@ class NetworkOptions(ComponentOptions):
         if self.num_classes != known:
             raise UserError(
                 f"network.num_classes={self.num_classes} does not fit "
-                f"data={composition.data.name}, which has {known} classes; 0 trains without labels"
+                f"data={composition.data.name}, which has {counted(known, 'class')}; 0 "
+                f"trains without labels"
             )
 
     def check_sides(self, height: int, width: int) -> None:
@@ -328,9 +329,9 @@ class RefineNetOptions(NetworkOptions):
         halvings = len(self.multipliers) - 3
         if image_size % 2**halvings or image_size <= 2**halvings:
             raise UserError(
-                f"network.multipliers={self.multipliers} halves the image {halvings} times, which "
-                f"{image_size}x{image_size} images do not allow: give fewer multipliers, or a size "
-                f"that {2**halvings} divides"
+                f"network.multipliers={self.multipliers} halves the image "
+                f"{counted(halvings, 'time')}, which {image_size}x{image_size} images do not "
+                f"allow: give fewer multipliers, or a size that {2**halvings} divides"
             )
 
 
@@ -393,10 +394,10 @@ def resolutions(image_size: int, levels: int, images: str = "") -> tuple[int, ..
         sizes.append(sizes[-1] // 2)
     if len(sizes) < levels:
         raise UserError(
-            f"network.multipliers has {levels} levels, which halves the image {levels - 1} times, "
-            f"but {images or f'{image_size}x{image_size} images'} allow at most {len(sizes)} "
-            f"levels ({_listed(sizes)}): give at most {len(sizes)} multipliers or an image size "
-            f"divisible by {2 ** (levels - 1)}."
+            f"network.multipliers has {levels} levels, which halves the image "
+            f"{counted(levels - 1, 'time')}, but {images or f'{image_size}x{image_size} images'} "
+            f"allow at most {counted(len(sizes), 'level')} ({_listed(sizes)}): give at most "
+            f"{counted(len(sizes), 'multiplier')} or an image size divisible by {2 ** (levels - 1)}"
         )
     return tuple(sizes)
 
@@ -408,8 +409,8 @@ def check_attention(attention: list[int], image_size: int, levels: int) -> tuple
         if resolution not in sizes:
             raise UserError(
                 f"network.attention={attention} asks for resolution {resolution}, which never "
-                f"occurs: {image_size}x{image_size} images and {levels} multipliers give "
-                f"{_listed(sizes)}."
+                f"occurs: {image_size}x{image_size} images and {counted(levels, 'multiplier')} "
+                f"have {_listed(sizes)}"
             )
     return sizes
 

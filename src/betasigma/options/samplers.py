@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.options.base import (
     AUTO,
     Auto,
@@ -307,8 +307,8 @@ def check_levels_taken(steps: Steps, grid: Grid, levels: int) -> None:
         for size, count in zip(sections(levels, len(steps)), steps, strict=True):
             if count > size:
                 raise UserError(
-                    f"sampler.steps={steps} takes {count} levels of a section of {size}: the "
-                    f"model has {levels} in all"
+                    f"sampler.steps={steps} takes {counted(count, 'level')} of a section of "
+                    f"{size}: the model has {levels} in all"
                 )
     elif grid == "strided" and steps is not None:
         stride_of(steps, levels)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.published.config_nodes import Node
 from betasigma.published.weight_file import WeightFile, checked_tensors
 
@@ -92,8 +92,8 @@ class Tensors:
         """Check that every tensor was taken."""
         for name in self._left:
             raise UserError(
-                f"{self._named} has {len(self._left)} tensors that its settings have no place "
-                f"for, {name} first"
+                f"{self._named} has {counted(len(self._left), 'tensor')} that its settings have "
+                f"no place for, {name} first"
             )
 
 

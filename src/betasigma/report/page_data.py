@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from betasigma.errors import counted
 from betasigma.options import dashboards
 from betasigma.options.base import dump
 from betasigma.options.training import AT_LOG_SNR, SKIPPED, SPEED, Best
@@ -311,7 +312,8 @@ def _stalled(run: Run, patience: float) -> str | None:
         if (path := run.directory / name).is_file()
     ]
     idle = time.time() - max(changed, default=0.0)
-    return f"no value for {idle / 60:.0f} minutes" if changed and idle > patience else None
+    minutes = counted(round(idle / 60), "minute")
+    return f"no value for {minutes}" if changed and idle > patience else None
 
 
 def _provenance(run: Run, lines: int) -> Content:

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from betasigma.errors import counted
 from betasigma.runs.directory import LOG, OVERRIDES, SUMMARY, short
 from betasigma.runs.files import read_json
 from betasigma.runs.lock import is_held
@@ -173,7 +174,7 @@ def _state(
         return found._replace(state=STOPPED, error=died)
     quiet = time.time() - max(_last_sign(run), waiting.began if waiting is not None else 0.0)
     if quiet > 60 * asked.quiet_minutes:
-        silent = f"no sign of life for {quiet / 60:.0f} minutes"
+        silent = f"no sign of life for {counted(round(quiet / 60), 'minute')}"
         return found._replace(state=STALLED, error=silent)
     if now is None:
         return found

@@ -64,10 +64,12 @@ class SkippedSteps(StepCallback):
         step = newest_step(self._run)
         stands = "there is no checkpoint yet" if step is None else f"that of step {step} stands"
         what = f"the loss of {counted(len(index), 'example')}" if index else "the gradient"
+        steps = f"{found.longest} steps in a row, from step {found.since} on, were"
+        if found.longest == 1:
+            steps = f"step {found.since} was"
         error = NotFinite(
-            f"{found.longest} steps in a row, from step {found.since} on, were skipped: {what} was "
-            f"not finite. {stands[0].upper()}{stands[1:]}; a lower optimizer.lr or "
-            f"training.clip may help"
+            f"{steps} skipped: {what} was not finite. {stands[0].upper()}{stands[1:]}; a lower "
+            f"optimizer.lr or training.clip may help"
         )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         error.details = {
