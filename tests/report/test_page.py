@@ -81,8 +81,10 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-def describe(outputs: Path) -> dict[str, Any]:
+def describe(outputs: Path, **panels: dict[str, Any]) -> dict[str, Any]:
     content = yaml.safe_load((ROOT / "conf/dashboard/default.yaml").read_text(encoding="utf-8"))
+    for name, changed in panels.items():
+        content["panels"][name] |= changed
     runs = find_recorded([outputs])
     images = torch.arange(20 * 64, dtype=torch.uint8).reshape(20, 1, 8, 8)
     album = Album(len(runs), SamplesOptions(), lambda run: images)
@@ -225,8 +227,8 @@ def shown(chromium: Any, page: Path) -> Iterator[Page]:
 
 
 @contextmanager
-def a_phone(driver: Any) -> Iterator[None]:
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+def a_phone(driver: Any, width: int = 390) -> Iterator[None]:
+    size = {"width": width, "height": 844, "deviceScaleFactor": 2, "mobile": True}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         yield
@@ -568,6 +570,27 @@ def test_keys_reach_everything(shown: Page) -> None:
     assert shown.run("return document.querySelector('dialog').open")
 
 
+def test_keys_stay_where_they_were_used(shown: Page) -> None:
+    def focused() -> str:
+        return shown.run(
+            "const { activeElement: now } = document;"
+            "return now.getAttribute('aria-label') ?? now.textContent"
+        )
+
+    shown.run("document.querySelectorAll('table.runs th button')[1].focus()")
+    for direction in ("ascending", "descending"):
+        shown.press("\ue00d")  # space
+        assert shown.run("return document.activeElement.closest('th').ariaSort") == direction
+    shown.press("j")
+    shown.press("x")
+    shown.run("document.querySelector('[data-panel=runs] .controls button').focus()")
+    shown.press("\ue00d")
+    assert focused() == "Runs"  # "choose none", which had it, has nothing more to do
+    shown.press("j")
+    shown.press("\ue007")  # Enter
+    assert focused() == "One run"
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -629,6 +652,33 @@ def test_a_phone_shows_it_without_scrolling_sideways(shown: Page) -> None:
             "return [...document.querySelectorAll('.chart')].map((c) => c.clientWidth)"
         )
         assert all(0 < width <= 390 for width in widths)
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_the_axes_of_a_sweep_have_their_names_on_a_small_phone(
+    chromium: Any, tmp_path: Path, count: int
+) -> None:
+    known = ("channels", "dropout", "scale_shift", "fourier_scale", "frequency_shift", "heads")
+    for number in (1, 2):
+        asked = {"network": dict.fromkeys(known, number)}
+        make_run(tmp_path / "outputs" / str(number), "ddpm", **asked)
+    keys = [f"network.{key}" for key in known[:count]]
+    page = tmp_path / "page.html"
+    described = describe(tmp_path / "outputs", sweep={"keys": keys})
+    page.write_text(render(described), encoding="utf-8")
+    shown = Page(chromium, page.as_uri())
+    with a_phone(chromium, 360):
+        shown.open()
+        shown.charts("sweep")
+        names = shown.run(
+            "const chart = document.querySelector('[data-panel=sweep] .chart');"
+            "const { left, right } = chart.getBoundingClientRect();"
+            "return [...chart.querySelectorAll('.xtick text')].filter((text) => {"
+            "const box = text.getBoundingClientRect();"
+            "return box.width && box.left >= left && box.right <= right;"
+            "}).map((text) => text.textContent)"
+        )
+    assert names == [*keys, "val/denoising_error"]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

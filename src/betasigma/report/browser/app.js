@@ -55,7 +55,7 @@ function drawPanel(panel, view) {
     for (const chart of panel.result?.charts ?? []) chart.show();
     panel.body.style.minHeight = "";
   }
-  if (focus) restore(panel.body, focus);
+  if (focus && !restore(panel.body, focus)) panel.heading.focus({ preventScroll: true });
 }
 
 /** Where the focus is in a part of the page that is drawn again. */
@@ -66,10 +66,12 @@ function focusIn(body) {
   return { tag: active.tagName, label, run: active.dataset.run };
 }
 
+/** Put it back; false where what had it is gone or disabled. */
 function restore(body, { tag, label, run: id }) {
   const same = [...body.querySelectorAll(tag.toLowerCase())].find((element) =>
     id ? element.dataset.run === id : (element.getAttribute("aria-label") ?? element.textContent) === label);
   same?.focus({ preventScroll: true });
+  return same !== undefined && document.activeElement === same;
 }
 
 // ---------------------------------------------------------------- the bar

@@ -38,7 +38,7 @@ function header(column) {
   const sorted = name === column.name;
   const next = sorted && !down ? `-${column.name}` : column.name;
   return h("th", { scope: "col", title: column.about, "aria-sort": sorted ? (down ? "descending" : "ascending") : "none" },
-    h("button", { type: "button", class: "plain", onclick: () => state.set({ sort: next }) },
+    h("button", { type: "button", class: "plain", "aria-label": column.name, onclick: () => state.set({ sort: next }) },
       breakable(column.name), sorted ? (down ? " ▾" : " ▴") : ""));
 }
 
@@ -74,7 +74,9 @@ function partly(cell, { runs: { length } }) {
 
 function open(id) {
   state.set({ run: id });
-  document.querySelector("[data-kind=run]")?.scrollIntoView();
+  const panel = document.querySelector("[data-kind=run]");
+  panel?.scrollIntoView();
+  panel?.querySelector("h2").focus({ preventScroll: true });
 }
 
 const text = (cell) => (cell === null || cell === undefined ? "" : typeof cell === "object" ? spread(cell.mean, cell.std) : short(cell));

@@ -81,11 +81,17 @@ function coordinates(view, keys, metric, among) {
   });
   const names = [...keys, metric];
   return [traces, {
-    xaxis: { tickvals: x, ticktext: names.map((name) => plain(name.length > 24 ? `…${name.slice(-22)}` : name)), range: [-0.2, names.length - 0.6], showgrid: false, zeroline: false },
+    xaxis: { tickvals: x, ticktext: names.map(inLines), autotickangles: [0, 90], range: [-0.2, names.length - 0.6], showgrid: false, zeroline: false },
     yaxis: { visible: false, range: [-0.06, 1.06] },
     shapes: x.map((place) => ({ type: "line", x0: place, x1: place, y0: 0, y1: 1, line: { color: "#888888", width: 1 } })),
     annotations: scales.flatMap((one, i) => one.ticks.map(([y, text]) => ({ x: i, y, text: plain(String(text)), xanchor: "left", xshift: 6, showarrow: false, font: { size: 11 }, bgcolor: view.theme === "dark" ? "rgba(23,24,26,0.75)" : "rgba(255,255,255,0.75)" }))),
   }];
+}
+
+/** A name in lines of some fourteen letters, for the axes of a phone. */
+function inLines(name) {
+  const add = (lines, part) => ((lines.at(-1) + part).length > 14 ? [...lines, part] : [...lines.slice(0, -1), lines.at(-1) + part]);
+  return name.split(/(?<=[._/])/).reduce(add, [""]).filter(Boolean).map(plain).join("<br>");
 }
 
 /** A colour of the map Cividis (Nuñez et al. 2018), dark to light. */
