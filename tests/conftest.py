@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import getpass
 import io
 import os
@@ -10,16 +11,27 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from launching import TINY, Finished, Launch, Outcome, files_read_once, launch
-from torch import Tensor, nn
 
 from betasigma.options import plugins
+
+if TYPE_CHECKING:  # PyTorch takes the process that starts the workers 2 s, and they wait for it
+    from torch import Tensor
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """A million objects, of which none is garbage: they are not searched, now or by the tests."""
+    gc.disable()
+    collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +40,8 @@ def _away_from_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     waiting for the disk, since processes are killed here and machines are not; each config file
     is parsed once.
     """
+    import torch
+
     home = tmp_path_factory.mktemp("home")
     # a shell has what it starts in the background ignore Ctrl-C, and the tests press it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -54,6 +68,8 @@ def _as_before() -> Iterator[None]:
     """A command may change its process: signals, warnings, threads, its arguments, the packages
     that were let in and where they are found.
     """
+    import torch
+
     argv, shown, threads = sys.argv, warnings.formatwarning, torch.get_num_threads()
     let_in, path = dict(plugins._allowed), list(sys.path)
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -133,6 +149,8 @@ def labelled_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inception_tensors() -> dict[str, Tensor]:
     """Random weights under the names of torch-fidelity's own module, which is made here without
     its download."""
+    import torch
+    from torch import nn
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     class Unloaded(FeatureExtractorInceptionV3):
@@ -162,6 +180,8 @@ def inception_file(
     inception_tensors: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A file of random weights under the name of torch-fidelity's."""
+    import torch
+
     path = tmp_path_factory.mktemp("inception") / "weights-inception-2015-12-05-6726825d.pth"
     torch.save(inception_tensors, path)
     return path
