@@ -26,10 +26,12 @@ from unittest.mock import patch
 
 import hydra._internal.hydra
 import pytest
+from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.default_element import InputDefault
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from omegaconf import DictConfig
@@ -177,10 +179,20 @@ def files_read_once() -> Iterator[None]:
             read[places] = search(self)
         return read[places]
 
+    known_choices = defaults_list._create_interpolation_map
+
+    def known_choices_where_asked(
+        overrides: defaults_list.Overrides, defaults: list[InputDefault], self_added: bool
+    ) -> DictConfig | None:
+        """A quarter of a composition; they are asked for where a file is chosen by ``${...}``."""
+        asked = any(not one.is_self() and one.is_interpolation() for one in defaults)
+        return known_choices(overrides, defaults, self_added) if asked else None
+
     with (
         patch.object(Configs, "files", files_of),
         patch.object(files, "load_config", load_config),
         patch.object(hydra._internal.hydra, "ConfigLoaderImpl", loader_of),
+        patch.object(defaults_list, "_create_interpolation_map", known_choices_where_asked),
     ):
         yield
 

@@ -6,9 +6,7 @@ take their configs from the same files, and most of them make the same choices o
 
 from __future__ import annotations
 
-import copy
 import pickle
-from dataclasses import replace
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
@@ -34,6 +32,7 @@ class SweepLoader(ConfigLoaderImpl):
         self._parser = OverridesParser.create()
         self._words: dict[str, Override] = {}
         self._files: dict[tuple[str | None, ...], CachingConfigRepository] = {}
+        self._loaded: dict[tuple[Any, ...], bytes] = {}
         self._chosen: dict[tuple[Any, ...], bytes] = {}
         self._groups: dict[tuple[IConfigRepository, str], bool] = {}
 
@@ -78,8 +77,11 @@ class SweepLoader(ConfigLoaderImpl):
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
         """One file, copied: Hydra builds a config from its very nodes, and others need them too."""
-        loaded = super()._load_single_config(default, repo)
-        return replace(loaded, config=copy.deepcopy(loaded.config))
+        key = (repo, default.config_path, default.package, default.primary)
+        if key not in self._loaded:
+            self._loaded[key] = pickle.dumps(super()._load_single_config(default, repo))
+        loaded: ConfigResult = pickle.loads(self._loaded[key])
+        return loaded
 
     def _sets_value(self, word: Override, files: IConfigRepository) -> bool:
         """Whether a word sets a value, outside Hydra's own node, and chooses no file."""
