@@ -158,9 +158,13 @@ def test_processes_that_cannot_meet_say_so(
     assert "EADDRINUSE" in failed.err
 
 
+@pytest.mark.parametrize("node", ["", "1"])
 def test_other_machines_need_something_that_starts_processes_there(
-    here: Path, ddpm_run: Path
+    here: Path, ddpm_run: Path, monkeypatch: pytest.MonkeyPatch, node: str
 ) -> None:
+    """A rank that is set by hand makes no run: each process would take itself for the first."""
+    if node:
+        monkeypatch.setenv("NODE_RANK", node)
     refused = launch("sample", f"run={ddpm_run}", "hardware.nodes=2")
     assert refused.err.startswith("error: hardware.nodes=2 needs something that starts")
 

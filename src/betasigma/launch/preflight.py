@@ -346,7 +346,7 @@ def fit_processes(
     if starter is None and TORCHRUN in os.environ:
         starter = StartedBy("torchrun", 1)
     if starter is None:
-        if nodes > 1 and "NODE_RANK" not in os.environ:
+        if nodes > 1:
             raise UserError(
                 f"hardware.nodes={nodes} needs something that starts the processes of other "
                 f"machines: torchrun, srun, or a sweep with cluster=slurm"
