@@ -59,6 +59,13 @@ def test_the_path_of_a_sweep_s_job_needs_no_quotes(here: Path) -> None:
     assert read_command_line(["run=a=1,b"]).overrides == ["run=a=1,b"]  # no such path: as typed
 
 
+@pytest.mark.parametrize("value", ["ü", "outputs/l\u0308/ein Lauf", "~/データ", "1e\u22123"])
+def test_letters_beyond_ascii_need_no_quotes(value: str) -> None:
+    (word,) = read_command_line([f"name={value}"]).overrides
+    assert OverridesParser.create().parse_override(word).value() == value
+    assert read_command_line([f"name='{value}'"]).overrides == [f"name='{value}'"]
+
+
 @pytest.mark.parametrize("value", ["plain", "it's", "a\\'b", "a,b=c [d]"])
 def test_what_is_quoted_comes_back(value: str) -> None:
     assert OverridesParser.create().parse_override(f"key={quoted(value)}").value() == value

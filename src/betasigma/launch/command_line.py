@@ -106,10 +106,12 @@ def with_key(line: CommandLine, app: str) -> CommandLine:
 def as_path(word: str) -> str:
     """``key=path`` with the path quoted where Hydra would read it as something else: the directory
     of a sweep's job has ``=`` and commas in its name. So are the paths of ``key=a,b`` and
-    ``key=[a,b]``, and flags of another program (``flags='--channel_mult 1,2'``).
+    ``key=[a,b]``, flags of another program (``flags='--channel_mult 1,2'``), and any single value
+    with letters beyond ASCII, which Hydra's grammar lacks.
     """
     key, _, value = word.partition("=")
-    if key == "flags" and value.startswith("--"):
+    foreign = not value.isascii() and re.fullmatch(r"([\w ./~-]|[^\x00-\x7f])+", value)
+    if foreign or (key == "flags" and value.startswith("--")):
         return f"{key}={quoted(value)}"
     if key not in PATHS or not re.search(r"[^\w./~-]", value) or value[:1] in "'\"":
         return word
