@@ -13,6 +13,7 @@ from PIL import Image
 
 from betasigma.commands.checks import refuse_unlogged
 from betasigma.errors import UserError
+from betasigma.runs.record import Record
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,15 @@ def test_what_is_logged_may_not_be_known_before() -> None:
     refuse_unlogged({**known, "model": {"_target_": "mylab.models.Model"}})
     refuse_unlogged({**known, "evaluation": {"metrics": ["fd"], "n": None}})
     refuse_unlogged({**known, "likelihood": {"_target_": "betasigma.likelihood.Flow"}})
+
+
+def test_whatever_a_run_logs_may_be_searched_by(ddpm_run: Path, ncsn_run: Path) -> None:
+    for run in (ddpm_run, ncsn_run):
+        rows = [row for row in Record.of(run).rows() if not row["extractor"]]
+        logged = {row["metric"] for row in rows if row["metric"].startswith(("train/", "val/"))}
+        assert {"train/learning_rate", "val/denoising_error/log_snr_+3"} <= logged
+        for metric in logged:
+            refuse_unlogged({"objective_metric": metric, "evaluation": {"metrics": []}})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

@@ -19,6 +19,7 @@ TRAIN_ERROR, VALIDATION_ERROR = f"train/{DENOISING_ERROR}", f"val/{DENOISING_ERR
 TRAIN_OBJECTIVE, VALIDATION_OBJECTIVE = "train/objective", "val/objective"
 SPEED, SKIPPED = "train/images_per_second", "train/skipped_steps"
 GRADIENT_NORM, NFE = "train/gradient_norm", "sample/nfe"
+LEARNING_RATE = "train/learning_rate"
 """Names of metrics. The denoising error is the mean of ‖ε − ε̂‖²/d over log-SNR, the same for every
 family; ``…/denoising_error/log_snr_+3`` and its like are the parts, :data:`AT_LOG_SNR` what their
 names have between ``train``, ``val`` or ``eval`` and the number. The objective is what a family
@@ -27,7 +28,7 @@ minimises, in units of its own. The gradient's norm is the mean of what it was b
 
 LOGGED = (
     *(VALIDATION_ERROR, VALIDATION_OBJECTIVE, TRAIN_ERROR, TRAIN_OBJECTIVE),
-    *(GRADIENT_NORM, SPEED, SKIPPED),
+    *(GRADIENT_NORM, LEARNING_RATE, SPEED, SKIPPED),
 )
 """What every run may log of its training and validations, beside :data:`ERROR_BY_NOISE`."""
 

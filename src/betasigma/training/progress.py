@@ -17,7 +17,7 @@ from pytorch_lightning import LightningModule, Trainer
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.display import Display, Update, clock
 from betasigma.modules import DiffusionModule, MeasuredModule
-from betasigma.options.training import SPEED
+from betasigma.options.training import LEARNING_RATE, SPEED
 from betasigma.training.checkpoints import Checkpoints
 from betasigma.training.steps import VALIDATION, StepCallback, Stopwatch
 from betasigma.training.tracking import log_values
@@ -151,7 +151,7 @@ class Metrics(StepCallback):
         speed = (step - self._logged) * self._batch_size / self._watch.lap()
         self._logged = step
         metrics[SPEED] = speed
-        metrics["train/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics[LEARNING_RATE] = trainer.optimizers[0].param_groups[0]["lr"]
         if trainer.is_global_zero:
             log_values(trainer.loggers, metrics, step)
 
