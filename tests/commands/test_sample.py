@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -45,6 +46,22 @@ def test_a_folder_has_a_png_a_sample_by_seed_and_index(here: Path, ddpm_run: Pat
     for seed in (0, 7):
         for index, image in zip((3, 20), expected(ddpm_run, [3, 20], seed), strict=True):
             assert np.array_equal(pixels(Path(f"drawn/seed{seed}_{index:06d}.png")), image)
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_command_that_is_stopped_says_by_what(
+    here: Path,
+    ddpm_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    word: str,
+) -> None:
+    monkeypatch.setattr(DDIM, "sample", lambda *_, **__: signal.raise_signal(number))
+    outcome = launch("sample", f"run={ddpm_run}", "n=3")
+    assert outcome.status == 128 + number
+    assert outcome.err.splitlines()[-1] == f"stopped by {word}"
 
 
 def test_a_folder_is_filled_up(here: Path, ddpm_run: Path) -> None:

@@ -38,7 +38,7 @@ def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
     (results,) = here.glob("outputs/*/optimization_results.yaml")
     found: Any = OmegaConf.load(results)
     assert set(found.best_params) == {"optimizer.lr", "ema.decay"}
-    assert str(results.relative_to(here)) in outcome.err
+    assert f"the best of the search: {results.relative_to(here)}" in outcome.err
     runs = jobs(here)
     assert len(runs) == 2
     for name, run in runs.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -146,6 +147,8 @@ def app(
                 sweep = this_sweep()
                 if sweep is not None:
                     print(left_behind(sweep), file=sys.stderr)
+                elif config_name != "train":  # which says how to go on
+                    say_stopped(stop)
                 if isinstance(stop, Stopped):
                     if sweep is None and config_name == "train" and not always:
                         queue_again(stop)
@@ -160,6 +163,13 @@ def app(
         return main
 
     return decorate
+
+
+def say_stopped(stop: KeyboardInterrupt | Stopped) -> None:
+    """Say by what a command was stopped, where somebody still reads."""
+    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+    if number != signal.SIGPIPE and process_rank() == 0:
+        print(f"stopped by {Stopped(number)}", file=sys.stderr)
 
 
 def as_hydra_takes_it(line: command_line.CommandLine, configs: Configs) -> command_line.CommandLine:

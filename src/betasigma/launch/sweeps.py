@@ -93,7 +93,7 @@ def end_here(error: Exception | None = None) -> None:
             )
             found = sweep.directory / "optimization_results.yaml"
             if found.is_file():
-                print(f"the best of them: {short(found)}", file=sys.stderr)
+                print(f"the best of the search: {short(found)}", file=sys.stderr)
     if text:
         print(f"error: {text}", file=sys.stderr)
         sys.exit(1)
