@@ -95,6 +95,7 @@ SENTENCES = {
         r"data\.image_size=16 needs a data set to compare .* beside it: give data=image_folder, say"
     ),
     "train data=array data.root=.": r"data\.root=\. is a folder: data=image_folder reads",
+    "evaluate -m resume=sweep": r"resume=sweep is of train alone; .* hydra\.sweep\.dir=sweep$",
     "sample run=a save=npz out=b": r"out=b belongs to save=folder; .* hydra\.run\.dir=… would name",
     "train data.mixture=two": r"data\.mixture=two does not apply to data=digits: remove it",
     "train plugins=[firstlab] data.name=ten +data.source._target_=firstlab.ten data.mixture=two": (

@@ -81,6 +81,9 @@ def unknown_key(override: str, configs: Configs) -> str:
     belongs_to = f"{group}={' or '.join(choices)}"
     if flag != key and flag in REFUSED_FLAGS:
         return refuse_flag(flag, value)
+    if key == "resume":
+        again = f"; a sweep goes on by its command with hydra.sweep.dir={value}"
+        return f"{override} is of train alone{again if configs.line.sweeps else ''}"
     if "resume" in typed:
         return (
             f"{override} is not among the keys of a new run, and resume=… continues a run with its "
