@@ -93,7 +93,7 @@ def test_a_run_directory_is_continued_under_the_names_of_today(here: Path) -> No
     assert stopping["best_score"].item() == pytest.approx(min(whole.curve("val/objective")[1]))
 
     old = "metrics=[train/loss,val/loss]"
-    drawn = launch("compare", f"runs=[{run},{FROZEN / 'run'}]", old)
+    drawn = launch("compare", f"runs=[{run},{FROZEN / 'run'}]", old, "formats=[png]")
     assert drawn.status == 0, drawn.err
     assert "train/objective" in drawn.out
     assert "val/objective" in drawn.out
@@ -101,7 +101,7 @@ def test_a_run_directory_is_continued_under_the_names_of_today(here: Path) -> No
 
 @pytest.mark.slow
 def test_a_run_of_then_is_compared_alone(here: Path) -> None:
-    assert launch("compare", f"runs=[{FROZEN / 'run'}]").status == 0
+    assert launch("compare", f"runs=[{FROZEN / 'run'}]", "formats=[png]").status == 0
 
 
 def rewritten(path: Path, **changes: Any) -> Path:

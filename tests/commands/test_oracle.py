@@ -100,7 +100,7 @@ def test_of_a_mixture_it_is_the_mixture(here: Path) -> None:
     )
     rows = [row for row in Record(run / "metrics.csv").rows() if row["metric"].startswith("eval/")]
     assert {row["sampler"] for row in rows} >= {"ddim", "heun"}
-    done("compare", f"runs=[{run}]", "metrics=[val/denoising_error]")
+    done("compare", f"runs=[{run}]", "metrics=[val/denoising_error]", "formats=[png]")
     (table,) = here.glob("outputs/*_compare_*/table.csv")
     with table.open(newline="") as file:
         assert any(row[0] == "val/denoising_error n=20" for row in csv.reader(file))

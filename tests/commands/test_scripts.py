@@ -159,6 +159,7 @@ def test_an_evaluation_is_recorded_with_what_it_was_measured_with(
         "sampler.steps=3",
         "n=6",
         "seed=4",
+        "error_curve=0",
         "evaluation.extractor=identity",
         "evaluation.n_reference=50",
         "evaluation.metrics=[fd,kid]",
@@ -326,10 +327,10 @@ def test_compare_prints_a_table_and_draws_the_curves(
 
 def test_the_results_alone_go_into_a_pipe(here: Path, ddpm_run: Path, ncsn_run: Path) -> None:
     runs = f"runs=[{ddpm_run},{ncsn_run}]"
-    table = list(csv.DictReader(io.StringIO(done("compare", runs, "--csv").out)))
+    table = list(csv.DictReader(io.StringIO(done("compare", runs, "--csv", "formats=[png]").out)))
     errors = [Record.of(run).curve("val/denoising_error")[1][-1] for run in (ddpm_run, ncsn_run)]
     assert [float(row["denoising_error"]) for row in table] == errors
-    lines = done("compare", runs, "--latex").out.splitlines()
+    lines = done("compare", runs, "--latex", "formats=[png]").out.splitlines()
     assert lines[1].startswith(r"\begin{tabular}{lr")
     assert lines[3].startswith("run & seeds & error")
     assert lines[-1] == r"\end{tabular}"
@@ -360,7 +361,7 @@ def test_runs_that_do_not_compare_are_refused(here: Path, ddpm_run: Path) -> Non
 def test_runs_of_one_name_are_told_apart(here: Path, ddpm_run: Path) -> None:
     for sweep in ("a", "b"):
         shutil.copytree(ddpm_run, here / sweep / "0_ddpm")
-    done("compare", "runs=[a/0_ddpm,b/0_ddpm]", "metrics=[train/objective]")
+    done("compare", "runs=[a/0_ddpm,b/0_ddpm]", "metrics=[train/objective]", "formats=[png]")
     with (newest("*_compare_*") / "table.csv").open(newline="") as file:
         assert next(csv.reader(file)) == ["metric", "a/0_ddpm", "b/0_ddpm"]
 
