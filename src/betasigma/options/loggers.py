@@ -43,7 +43,7 @@ class WandbOptions(Options):
         "none", "checkpoints that are kept there: the best, or each one that is written"
     )
     mode: Literal["auto", "online", "offline"] = option("auto", "auto: online when logged in")
-    timeout: Positive = option(12.0, "seconds to wait for the server at the start")
+    timeout: Positive = option(8.0, "seconds to wait for the server at the start")
 
     def unused(self, composition: Composition) -> dict[str, str]:
         return {"timeout": "with logger.mode=offline"} if self.mode == "offline" else {}
