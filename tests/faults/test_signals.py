@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 from launching import TINY, forked, launch, status_of
 
 from betasigma.errors import Stopped
@@ -132,9 +131,8 @@ def test_a_signal_before_a_job_of_a_sweep_imports_pytorch(
     scontrol: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """submitit's own handlers, which stand then, would start it again by a way of their own."""
-    monkeypatch.setattr(
-        SlurmLauncher, "__call__", lambda self, *call: signal.raise_signal(signal.SIGUSR1)
-    )
+    submitit_s = SlurmJobs.__base__  # Hydra imports its launchers anew where it looks for plugins
+    monkeypatch.setattr(submitit_s, "__call__", lambda *_: signal.raise_signal(signal.SIGUSR1))
     with pytest.raises(Stopped, match="SIGUSR1"):
         SlurmJobs()()
     assert scontrol.read_text() == "requeue 77\n"

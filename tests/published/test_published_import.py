@@ -296,7 +296,7 @@ ENTRY, BIAS = "input_blocks.0.0.weight", "input_blocks.0.0.bias"
         ),
         ({BIAS: torch.zeros(31)}, {}, "enter.bias has shape (31,) in the file, and (32,)"),
         ({BIAS: None}, {}, "enter.bias has shape nothing in the file"),
-        ({"more.weight": torch.zeros(1)}, {}, "1 tensors that its settings have no place for"),
+        ({"more.weight": torch.zeros(1)}, {}, "1 tensor that its settings have no place for"),
         ({}, {"num_res_blocks": 2}, "has no "),
         ({}, {"num_res_blocks": 10**9}, "has no "),
         ({}, {"num_channels": 64}, "does not fit its settings"),
