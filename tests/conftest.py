@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # PyTorch takes the process that starts the workers 2 s, and 
 def pytest_collection() -> Generator[None, object, object]:
     """A million objects, of which none is garbage: they are not searched, now or by the tests."""
     gc.disable()
+    import hypothesis  # noqa: F401  (imported later, it would search for what trio gives it)
+
     collected = yield
     gc.freeze()
     gc.enable()
