@@ -118,7 +118,7 @@ BAD = {
     "train beta.steps=10": r"beta\.steps=10 is too few .*take more than 20 steps.*schedule=cosine",
     "train sampler.steps=[5,2000]": r"sampler\.steps=\[5, 2000\] takes 2000 levels of a section",
     "train sampler=ddim50 sampler.steps=300": r"sampler\.steps=300 .* are 250 and 334",
-    "train objective=hybrid network=mlp_energy data=mixture": r"mlp_energy .*needs network=mlp",
+    "train objective=hybrid network=mlp_energy data=mixture": r"energy_mlp has no .*network=mlp",
     "sample run={run} sampler=ancestral sampler.variance=learned": r"objective=hybrid",
     "train objective.gamma=0": r"objective\.gamma=0 must be above 0",
     "train objective=sliced hardware.compile=true": r"compile=true cannot differentiate twice",

@@ -174,7 +174,7 @@ def test_runs_that_were_not_logged_are_sent_too(here: Path, server: Server) -> N
         assert received.curve("val/b") == [(2, 2.0), (4, 1.5), (4, 1.0)]
         assert [row[STEP] for row in received.history if "samples" in row] == [2, 4]
     Record.of(runs["one"]).append(6, {"val/a": 0.125})
-    assert "1 rows of metrics.csv" in sent("project=other", "entity=us").out
+    assert "1 row of metrics.csv" in sent("project=other", "entity=us").out
     received = server.runs[(runs["one"] / "wandb_id.txt").read_text().strip()]
     assert received.curve("val/a") == [(2, 0.5), (4, 0.25), (6, 0.125)]
     assert len(server.runs) == 2

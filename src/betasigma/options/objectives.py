@@ -168,8 +168,8 @@ class HybridOptions(WeightedOptions):
         super().check_with(composition)
         if not composition.network.can_learn_variance:
             raise UserError(
-                "network=mlp_energy has the gradient of one scalar for output and no variance "
-                "beside it: objective=hybrid needs network=mlp"
+                f"{composition.network.target} has no output for a variance, which "
+                f"objective=hybrid learns: choose network=mlp or a U-Net"
             )
         schedule = composition.schedule
         if schedule.level_count == 1:
