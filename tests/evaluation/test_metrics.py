@@ -193,7 +193,7 @@ def test_bad_input(images):
         InceptionScore(Identity(48))
     with pytest.raises(UserError, match="subset_size=1 must be at least 2"):
         KernelDistance(subset_size=1)
-    with pytest.raises(UserError, match=r"FrechetDistance has seen 1 samples; .* at least 2"):
+    with pytest.raises(UserError, match=r"FrechetDistance has seen 1 sample; .* at least 2"):
         both(FrechetDistance(Identity(48)), images(1, 0, size=4), images(9, 0, size=4)).compute()
     ratio = NeighbourRatio()
     ratio.update(images(2, 0))

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from launching import quick
 
 from betasigma.denoiser import Guided
 from betasigma.errors import UserError
@@ -180,18 +181,18 @@ def test_guidance_costs_twice_and_is_what_is_sampled(make_model, name: str) -> N
 
 
 class TestAdaptive:
-    def test_batches_agree_to_the_tolerance(self, make_model) -> None:
-        for schedule in (linear(), cosine(), geometric()):
-            model = make_model(schedule)
-            calls: list[int] = []
-            shares: list[float] = []
-            model.network.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-            sampler = AdaptiveODE(1e-7, 1e-7, dtype="float64")
-            whole = sampler.sample(model, 8, progress=shares.append)
-            assert sum(shares) == pytest.approx(1)
-            assert whole.nfe == len(calls) > 10
-            single = sampler.sample(model, 8, batch_size=1)
-            torch.testing.assert_close(single.x, whole.x, rtol=1e-3, atol=1e-3)
+    @pytest.mark.parametrize("schedule", quick((linear, cosine, geometric), geometric))
+    def test_batches_agree_to_the_tolerance(self, make_model, schedule) -> None:
+        model = make_model(schedule())
+        calls: list[int] = []
+        shares: list[float] = []
+        model.network.register_forward_hook(lambda *_: calls.append(1))
+        sampler = AdaptiveODE(1e-7, 1e-7, dtype="float64")
+        whole = sampler.sample(model, 8, progress=shares.append)
+        assert sum(shares) == pytest.approx(1)
+        assert whole.nfe == len(calls) > 10
+        single = sampler.sample(model, 8, batch_size=1)
+        torch.testing.assert_close(single.x, whole.x, rtol=1e-3, atol=1e-3)
 
     def test_the_largest_count_is_reported(self, make_model) -> None:
         model = make_model(SCHEDULES["linear"])

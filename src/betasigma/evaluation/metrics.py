@@ -36,7 +36,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from betasigma.data.sources import Split
-from betasigma.errors import UserError
+from betasigma.errors import UserError, counted
 from betasigma.evaluation.features import FeatureExtractor, float64_device, full_precision
 from betasigma.evaluation.frechet import FeatureMoments, frechet_distance
 from betasigma.evaluation.neighbours import distance_ratio, nearest
@@ -218,8 +218,9 @@ class SampleMetric(Metric):
     def _check_enough(self, n: int, real: bool) -> None:
         if n < self.least:
             raise UserError(
-                f"{type(self).__name__} has seen {n} {'real examples' if real else 'samples'}; it "
-                f"needs at least {self.least}: call update(…, real={real}) before compute()"
+                f"{type(self).__name__} has seen "
+                f"{counted(n, 'real example' if real else 'sample')}; it needs at least "
+                f"{self.least}: call update(…, real={real}) before compute()"
             )
 
     def _number(self, value: float) -> Tensor:
