@@ -393,6 +393,7 @@ def test_resume_auto_continues_the_newest_run_that_has_not_ended(copy_of_ddpm_ru
     assert outcome.run == older
     shutil.rmtree(oldest)
     refused = launch("train", *TINY, "resume=auto")  # both have ended
+    assert "resume=auto: the runs with this config have ended, the newest is " in refused.out
     assert f"resume={named[0]}/checkpoints/last.ckpt has already taken 6 of 6" in refused.err
 
 

@@ -27,6 +27,7 @@ from betasigma.evaluation.metrics import (
     Recall,
     SampleMetric,
 )
+from betasigma.options.plugins import check_arguments
 
 
 class Linear(FeatureExtractor):
@@ -325,3 +326,12 @@ def test_the_page_runs(images, tensor_data, capsys):
     )
     assert (near.name, near.n, near.n_reference) == ("sliced_wasserstein", 60, 90)
     assert near.value < far.value
+
+
+def test_a_metric_without_a_constructor_of_its_own_takes_what_torchmetrics_does() -> None:
+    class Own(SampleMetric):
+        needs = "images"
+
+    check_arguments(Own, {"sync_on_compute": False}, "evaluation.metrics", partial=True)
+    with pytest.raises(UserError, match=r"evaluation\.metrics\.foo=2 is unknown: Own takes reset_"):
+        check_arguments(Own, {"foo": 2}, "evaluation.metrics", partial=True)

@@ -185,3 +185,20 @@ def test_its_options_are_checked_as_ours(
     assert outcome.err.startswith("error: ")
     assert len(outcome.err.splitlines()) == 1
     assert not (here / "outputs").exists()
+
+
+def test_a_module_s_own_arguments_reach_it_and_others_are_refused(here: Path) -> None:
+    (here / "own.py").write_text(
+        "from rectified_flow.training import RectifiedFlow\n"
+        "class Own(RectifiedFlow):\n"
+        "    def __init__(self, *, weight: float = 1.0, **given):\n"
+        "        super().__init__(**given)\n"
+        "        print('weight', weight)\n"
+    )
+    words = ("plugins=[rectified_flow,own]", "model=rectified_flow", "model._target_=own.Own")
+    outcome = launch("train", *words, "+model.weight=2", *SMALL, "evaluation=none", "steps=1")
+    assert outcome.status == 0, outcome.err
+    assert "weight 2.0" in outcome.out
+    for target in ("own.Own", "rectified_flow.training.RectifiedFlow"):
+        refused = launch("train", *words[:2], f"model._target_={target}", "+model.decay=5")
+        assert "model.decay=5 would have no effect" in refused.err

@@ -35,6 +35,7 @@ def test_optuna_is_given_the_objective_of_every_trial(here: Path) -> None:
     pytest.importorskip("optuna")
     outcome = launch("train", *SEARCH, "steps=2", "objective_metric=val/objective")
     assert outcome.status == 0, outcome.err
+    assert "a search; the first will train" in outcome.out
     (results,) = here.glob("outputs/*/optimization_results.yaml")
     found: Any = OmegaConf.load(results)
     assert set(found.best_params) == {"optimizer.lr", "ema.decay"}

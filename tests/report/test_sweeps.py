@@ -81,3 +81,14 @@ def test_a_study_of_ones_own(here: Path) -> None:
         assert refused.status == 1
         sentence = "depth=deep and model=ddpm both choose the model; leave one out"
         assert refused.err == f"error: {sentence}\n"
+
+
+def test_points_of_a_study_may_be_numbers(here: Path) -> None:
+    group = here / "configs" / "depth"
+    group.mkdir(parents=True)
+    for point in range(2):
+        study = f"study: {{name: depth, point: {point}, label: p{point}}}\n"
+        (group / f"{point}.yaml").write_text(f"# @package _global_\n{study}")
+    for words in (("-m", "+depth=0,1"), ("+depth=1",)):
+        found = launch("train", "--config-dir", str(here / "configs"), *words, "steps=0")
+        assert found.err.startswith("error: steps=0 must be greater")

@@ -19,7 +19,7 @@ from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.modules.learning_rate import LearningRate, after_warmup
 from betasigma.objectives import Objective
 from betasigma.options.base import parse_component
-from betasigma.options.plugins import locate, takes
+from betasigma.options.plugins import locate, not_arguments, takes
 from betasigma.oracles import EmpiricalDenoiser, ExactDenoiser, GaussianMixture
 from betasigma.samplers import Sampler
 from betasigma.schedules import NoiseSchedule
@@ -140,14 +140,15 @@ def make_objective(config: Config, schedule: NoiseSchedule) -> Objective:
 
 def make_module(config: Config, denoiser: Denoiser | ExactDenoiser) -> MeasuredModule:
     """The LightningModule that trains ``denoiser``, or holds it where there is nothing to train."""
-    target = config["model"]["_target_"]
+    read = not_arguments("model")
+    node = {key: value for key, value in config["model"].items() if key not in read}
     if not trains(config):
-        return make({"_target_": target}, "model", denoiser=denoiser)
+        return make(node, "model", denoiser=denoiser)
     if not any(parameter.requires_grad for parameter in denoiser.parameters()):
         network = config["network"]["_target_"]
         raise UserError(f"network._target_={network} has no parameters to train")
     return make(
-        {"_target_": target},
+        node,
         "model",
         denoiser=denoiser,
         objective=make_objective(config, denoiser.schedule),

@@ -267,6 +267,9 @@ def _found(config: DictConfig, overrides: list[str]) -> tuple[Path, dict[str, An
         which = "" if ended is None else f" that has not ended, as {ended[0].parents[1]} has,"
         _say(f"resume=auto: the newest run with this config{which} is {run}, at step {step}")
         return checkpoint, saved
+    if ended is not None:
+        newest = ended[0].parents[1]
+        _say(f"resume=auto: the runs with this config have ended, the newest is {newest}")
     return ended
 
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -78,6 +78,18 @@ class RealData:
         """Batches of the images, ``most`` in all."""
         limits = [limit for limit in (self.limit, most) if limit is not None]
         return self.data.batches(self.split, 256, min(limits, default=None))
+
+
+class Synchronisation(TypedDict, total=False):
+    """What ``torchmetrics.Metric`` takes, on how processes share what each has seen."""
+
+    compute_on_cpu: bool
+    compute_with_cache: bool
+    dist_sync_on_step: bool
+    sync_on_compute: bool
+    process_group: Any
+    dist_sync_fn: Any
+    distributed_available_fn: Any
 
 
 class SampleMetric(Metric):
@@ -138,7 +150,7 @@ class SampleMetric(Metric):
         self,
         extractor: FeatureExtractor | None = None,
         reset_real_features: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[Synchronisation],
     ) -> None:
         super().__init__(**{"dist_sync_fn": gather_rows} | kwargs)
         if extractor is not None and self.needs == "logits" and not extractor.classes:

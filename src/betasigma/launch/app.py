@@ -320,20 +320,21 @@ def as_name(word: str, configs: Configs) -> str:
         return f"++{word}"
     if key == "init" and configs.config_name == "train":  # short for the run of a node
         return f"init.run={value}"
+    group = key.lstrip("+")
     a_number = r"\d[\w.+-]*" if key == "name" else r"\d+"
     if re.fullmatch(rf"{a_number}(,{a_number})*", value):
-        named = key == "name" or configs.is_group(key)
+        named = key == "name" or configs.is_group(group)
         return f"{key}={','.join(map(command_line.quoted, value.split(',')))}" if named else word
-    if value.startswith("[") and configs.is_group(key):
+    if value.startswith("[") and configs.is_group(group):
         _check_names(word, configs)
     sweeps = configs.line.sweeps
-    if not (sweeps and value.startswith("glob(") and configs.is_group(key)):
+    if not (sweeps and value.startswith("glob(") and configs.is_group(group)):
         return word
     typed: Any = OverridesParser.create().parse_override(word).value()
     include, exclude = ([str(name) for name in names] for names in (typed.include, typed.exclude))
-    names = Glob(include, exclude).filter(configs.choices(key))
+    names = Glob(include, exclude).filter(configs.choices(group))
     if not names:
-        raise UserError(f"{word} fits none of {', '.join(configs.choices(key))}")
+        raise UserError(f"{word} fits none of {', '.join(configs.choices(group))}")
     return f"{key}={','.join(map(command_line.quoted, names))}"
 
 
@@ -343,7 +344,7 @@ def _check_names(word: str, configs: Configs) -> None:
     """
     from betasigma.launch.explain import unknown_choice
 
-    group = word.partition("=")[0]
+    group = word.partition("=")[0].lstrip("+")
     listed: Any = OverridesParser.create().parse_override(word).value()
     names = listed if isinstance(listed, list) else []
     for name in names:

@@ -79,7 +79,8 @@ class Preflight(Callback):
             refuse_unsearched(config, task)
             given = {override.partition("=")[0] for override in task}
             decided = _decide_once([job.decision for job in jobs], given)
-            _print_note(jobs[0].note, len(jobs))
+            several = f"{len(jobs)} jobs" if sweep.complete else "a search"
+            _print_note(jobs[0].note, several if len(jobs) > 1 else "")
             requested = _request(config, [job.request for job in jobs], given)
             set_key(config, "hydra.overrides.task", [*task, *decided, *requested])
             _fix_directory(config)
@@ -295,10 +296,10 @@ def _note(app: AppChecks, config: DictConfig, decision: Decision) -> str:
     return "\n".join(filter(None, [app.preview(config), decision.note]))
 
 
-def _print_note(note: str, jobs: int = 1) -> None:
+def _print_note(note: str, several: str = "") -> None:
     """Print a note on rank 0; of several jobs that of the first."""
     if note and process_rank() == 0:
-        print(f"{jobs} jobs; the first {note}" if jobs > 1 else note, flush=True)
+        print(f"{several}; the first {note}" if several else note, flush=True)
 
 
 @contextmanager

@@ -248,6 +248,11 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     _check_kind(made, group, key, target)
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *not_arguments(group))}
+    for name in OFFERED & arguments.keys() if group == "model" else ():
+        raise UserError(
+            f"{key}.{name}={typed(arguments[name])} would have no effect: every model is given its "
+            f"{name} by keys outside this node"
+        )
     check_arguments(made, arguments, key, partial=True)
     required = {n for n, p in (_parameters(made) or {}).items() if p.default is p.empty}
     traits = base.traits_of_signature(required - arguments.keys()) | _traits(made, base)
