@@ -405,3 +405,15 @@ def test_help_knows_what_a_package_adds(spy: Path) -> None:
     assert "width: 4" in outcome.out
     outcome = launch("train", "plugins=[spy]", "-m", "network=glob(pl*)", *TINY[4:])
     assert outcome.status == 0, outcome.err
+
+
+def test_a_package_that_lists_no_files_has_the_version_of_its_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "listless-0.7.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: listless\nVersion: 0.7\n")
+    (info / "entry_points.txt").write_text("[betasigma.plugins]\nlistless = listless\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    content = {"network": {"_target_": "listless.nets.Net"}}
+    assert plugins.versions(content) == {"listless": "0.7"}

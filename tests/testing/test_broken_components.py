@@ -260,6 +260,8 @@ for contract, methods in {
 }.items():
     breaks(contract, check_schedule, schedule(**methods))
 breaks("schedule.type", check_schedule, lambda: np.linspace(0, 1, 10))
+breaks("schedule.type", check_schedule, np.linspace(0, 1, 10))
+breaks("metric.type", check_metric, 3)
 # what no other view of the curve gives away
 for contract, methods in (
     ("schedule.log_snr", {"ratio": lambda self, t: self.sigma(t)}),

@@ -185,7 +185,11 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def _version(package: str) -> str | None:
-    distributions = _distributions().get(package, [])
+    distributions = _distributions().get(package) or [
+        point.dist.name  # one that lists no files, as some that are installed to be edited
+        for point in metadata.entry_points(group=ENTRY_POINTS)
+        if point.dist is not None and point.module.partition(".")[0] == package
+    ]
     version = metadata.version(distributions[0]) if distributions else None
     return version or getattr(sys.modules.get(package), "__version__", None)
 

@@ -43,7 +43,8 @@ def check_metric(
     Raises:
         ContractError: at the first contract that does not hold.
     """
-    made: Any = metric if isinstance(metric, nn.Module) else metric()
+    given = isinstance(metric, nn.Module) or not callable(metric)
+    made: Any = metric if given else metric()
     require(
         isinstance(made, Metric),
         "metric.type",

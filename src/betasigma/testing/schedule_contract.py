@@ -9,6 +9,7 @@ the slope. So its views must be of one curve.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def check_schedule(schedule: NoiseSchedule | Callable[[], NoiseSchedule]) -> Non
     Raises:
         ContractError: at the first contract that does not hold.
     """
-    made = schedule if isinstance(schedule, NoiseSchedule) else schedule()
+    given = isinstance(schedule, NoiseSchedule) or not callable(schedule)
+    made: Any = schedule if given else schedule()  # type: ignore[operator]
     require(
         isinstance(made, NoiseSchedule),
         "schedule.type",
