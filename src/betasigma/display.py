@@ -46,7 +46,7 @@ class Bold(str):
 
 
 class _Console(Console):
-    """Rich's, which ends with status 1 where nobody reads what is printed."""
+    """One that ends as by SIGPIPE where nobody reads what is printed; Rich's ends with status 1."""
 
     def on_broken_pipe(self) -> None:
         with printed():

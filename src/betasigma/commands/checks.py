@@ -306,14 +306,14 @@ def _check_sampler(sampler: SamplerOptions, composition: Composition) -> None:
     heun = sampler if isinstance(sampler, HeunOptions) and sampler.bounds_churn else None
     if not (ratio_max or heun) or composition.one_level or schedule.unresolved:
         return
-    from betasigma.build import make  # these import PyTorch
+    from betasigma.commands.assemble import make_sampler, make_schedule  # these import PyTorch
     from betasigma.samplers.sampler import start_time
-    from betasigma.schedules import NoiseSchedule
 
-    made = make(dump(schedule), "schedule", kind=NoiseSchedule)
+    made = make_schedule(dump(schedule))
     start_time(made, ratio_max, in_noise=True)
     if heun is not None:
-        heun.check_churn([made.ratio(t).item() for t in make(dump(heun), "sampler").times(made)])
+        stepping: Any = make_sampler(dump(heun))
+        heun.check_churn([made.ratio(t).item() for t in stepping.times(made)])
 
 
 def family(options: apps.ModelConfig) -> str:

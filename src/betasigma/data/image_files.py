@@ -37,7 +37,7 @@ from betasigma.cpus import usable_cpus
 from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listed
-from betasigma.errors import UserError, counted, few
+from betasigma.errors import UserError, few
 from betasigma.options.data import COLOURS, DataOptions, OnCorrupt, Split
 from betasigma.pictures import readable_formats
 
@@ -453,7 +453,7 @@ def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt)
 def _remark(found: Sequence[Decoded], decoder: Decoder, total: int, keys: bool = True) -> None:
     """Warn of what decoding has changed or lost; ``keys`` names what would change that."""
     looked = "" if len(found) == total else f" looked at ({total:,})"
-    of = f"of {counted(len(found), 'image')}{looked}"
+    of = f"of {len(found):,} image{'s' * (len(found) != 1)}{looked}"
     transparent = sum(d.transparent for d in found)
     if transparent:
         warnings.warn(

@@ -252,7 +252,9 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     _check_kind(made, group, key, target)
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *not_arguments(group))}
-    for name in OFFERED & arguments.keys() if group == "model" else ():
+    given_by_us = OFFERED & arguments.keys() if group == "model" else ()
+    if given_by_us:
+        name = min(given_by_us)
         raise UserError(
             f"{key}.{name}={typed(arguments[name])} would have no effect: every model is given its "
             f"{name} by keys outside this node"
