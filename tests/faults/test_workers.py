@@ -56,19 +56,25 @@ def test_a_worker_that_is_killed(
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "stays"])
 def test_a_worker_that_goes_while_it_hands_over_a_batch(
-    here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, dies: bool
 ) -> None:
     """The connection ends before this process can see that the worker has."""
 
     def send_handle(connection: Any, *_: Any) -> None:
         connection.close()
+        if dies:
+            time.sleep(0.3)  # PyTorch raises its own error this long after that of the connection
+            os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(multiprocessing.reduction, "send_handle", send_handle)  # for forks of this
+    monkeypatch.setattr(loading, "END_SECONDS", 5.0 if dies else 0.0)
     outcome = launch("train", *words)
     assert outcome.status == 1
     assert "a worker process of the data has ended" in outcome.err
-    assert "exited unexpectedly while it handed over a batch" in outcome.err
+    how = "killed by signal" if dies else "exited unexpectedly while it handed over a batch"
+    assert how in outcome.err
     assert "Traceback" not in outcome.err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ Batch = dict[str, Any]
 
 WORKER_SECONDS = 50.0
 """Seconds to wait for a batch from a worker, which decodes ahead."""
+
+END_SECONDS = 5.0
+"""Seconds within which PyTorch learns that a worker has ended."""
 
 
 @dataclass
@@ -77,8 +81,7 @@ class Batches:
                 except (ConnectionError, EOFError) as error:
                     if str(error).startswith("Caught"):  # of the worker's own code
                         raise
-                    how = "a worker exited unexpectedly while it handed over a batch"
-                    raise _worker_failure(f"{how} ({first_line(error)})") from None
+                    raise _broken_off(error) from None
                 if isinstance(batch, UserError):
                     raise batch
                 yield batch
@@ -93,6 +96,19 @@ def worker_failure(error: BaseException) -> UserError | None:
     if not (isinstance(error, RuntimeError) and str(error).startswith("DataLoader")):
         return None
     return _worker_failure(str(error).splitlines()[0].rstrip(". "))
+
+
+def _broken_off(error: BaseException) -> UserError:
+    """What to say of a worker that has gone while it handed over a batch. PyTorch raises an error
+    of its own as soon as it learns that the worker has ended, wherever this process then stands, so
+    that is awaited here.
+    """
+    how = f"a worker exited unexpectedly while it handed over a batch ({first_line(error)})"
+    try:
+        time.sleep(END_SECONDS)
+    except RuntimeError as seen:
+        return worker_failure(seen) or _worker_failure(how)
+    return _worker_failure(how)
 
 
 def _worker_failure(how: str) -> UserError:
