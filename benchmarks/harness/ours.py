@@ -65,7 +65,7 @@ def fit(config: Config, made: Parts, run: Path, extra: Sequence[Callback] = ()) 
     quiet_libraries()
     run.mkdir(parents=True, exist_ok=True)
     display = Display()
-    loggers = make_loggers(config["logger"], run, config)
+    loggers = make_loggers(config["logger"], {}, run, config)
     guidance = config["training"]["guidance"]
     meter = Meter(config, made.data, made.sampler, loggers, display, guidance)
     affordable = Affordable(config, evaluations(made.sampler, made.denoiser.schedule))

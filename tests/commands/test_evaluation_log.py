@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,18 @@ def test_rows_of_two_checkpoints_are_told_apart() -> None:
         ("fd_some, ddpm, ddim", "last.ckpt"),
         ("fd_some, ddpm, ddim, best.ckpt", "best.ckpt"),
     ]
+
+
+def test_loggers_beside_the_one_of_an_evaluation(copy_of_ddpm_run: Path) -> None:
+    words = ["n=8", "evaluation.metrics=[fd]", "evaluation.extractor=identity", "error_curve=0"]
+    more = ["evaluation.n_reference=50", "+logger@loggers.mine=csv", "sampler=ddim"]
+    done = launch("evaluate", f"run={copy_of_ddpm_run}", *words, *more, "sampler.steps=2")
+    assert done.status == 0, done.err
+    (file,) = copy_of_ddpm_run.parent.rglob("csv/version_0/metrics.csv")
+    rows = csv.DictReader(file.read_text().splitlines())
+    (found,) = filter(None, (row["eval/fd_identity"] for row in rows))
+    recorded = Record.of(copy_of_ddpm_run).curve("eval/fd_identity")[1]
+    assert [float(found)] == pytest.approx(recorded, rel=1e-5)
 
 
 @pytest.mark.slow

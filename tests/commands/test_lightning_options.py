@@ -8,12 +8,15 @@ import csv
 import json
 import math
 import re
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from launching import ROOT, TINY, Launch, Outcome, launch, quick
+from wandb.proto import wandb_internal_pb2
 
 from betasigma.runs.record import Record
 
@@ -24,6 +27,7 @@ CHOICES = {
 SMALL = tuple(word for word in TINY if word.startswith(("network.", "hardware.", "logger")))
 NEEDS = {"mlflow": "mlflow", "comet": "comet-ml"}
 """Packages that are not among our requirements."""
+CSV = "pytorch_lightning.loggers.CSVLogger"
 
 
 def rates(run: Path) -> list[float]:
@@ -82,6 +86,17 @@ def test_a_schedule_of_pytorchs_by_its_name(train: Launch) -> None:
         (["trainer.max_steps=4"], "trainer.max_steps=4 cannot be passed on: it is set by steps"),
         (["logger=comet", "+logger.api_key=secret"], "logger.api_key=secret is unknown"),
         (["logger.kind=mlflow"], "logger.kind=mlflow is unknown; choose from wandb"),
+        (
+            ["loggers=csv"],
+            "loggers=csv must be a name with a _target_: write +loggers",
+        ),
+        ([f"loggers.mine._target_={CSV}"], f"+loggers.mine._target_={CSV} adds it"),
+        ([f"+logger.mine._target_={CSV}"], f"second logger: write +loggers.mine._target_={CSV}"),
+        (
+            ["+logger@loggers.mine=csv", "+loggers.mine.verzion=2"],
+            "there is no key loggers.mine.verzion; did you mean loggers.mine.version?",
+        ),
+        (["+loggers.mine._target_=spy.Lines"], "loggers.mine._target_=spy.Lines is code of the"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_run_directory(
@@ -178,6 +193,44 @@ def test_csv_has_the_config_and_every_value(train: Launch) -> None:
     assert any(row["val/fd_identity"] for row in rows)  # measured after training
     logged = yaml.safe_load((folder / "hparams.yaml").read_text())
     assert logged["steps"] == 6
+
+
+def test_loggers_beside_weights_and_biases(train: Launch) -> None:
+    """By its class and by the file of the group; a run that goes on has them too."""
+    two = (f"+loggers.mine._target_={CSV}", "+loggers.mine.name=mine", "+logger@loggers.csv=csv")
+    run = train("logger=wandb", "logger.mode=offline", *two).run
+    outcome = launch("train", f"resume={run}", "steps=8")
+    assert outcome.status == 0, outcome.err
+    curve = Record.of(run).curve("train/objective")
+    assert curve[0] == [2, 4, 6, 8]
+    for name in ("mine", "csv"):
+        files = [run / name / f"version_{number}" / "metrics.csv" for number in (0, 1)]
+        rows = [row for file in files for row in csv.DictReader(file.read_text().splitlines())]
+        found = [(int(r["step"]), r["train/objective"]) for r in rows if r["train/objective"]]
+        assert [step for step, _ in found] == curve[0]
+        assert [float(value) for _, value in found] == pytest.approx(curve[1], rel=1e-5)
+    sent = dict(pair for file in run.glob("wandb/*/*.wandb") for pair in in_wandb(file))
+    assert [sent[step] for step in curve[0]] == pytest.approx(curve[1], rel=1e-5)
+
+
+def in_wandb(file: Path) -> Iterator[tuple[int, float]]:
+    """Step and value of ``train/objective`` in a file of Weights & Biases: after 7 bytes, blocks of
+    32 KiB with pieces of records, each after its checksum, length and kind.
+    """
+    content, at, record = file.read_bytes(), 7, b""
+    while at + 7 < len(content):
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if (1 << 15) - at % (1 << 15) < 7:  # no piece begins at the end of a block
+            at += (1 << 15) - at % (1 << 15)
+        if kind in (1, 4):  # whole, or its last piece
+            row = wandb_internal_pb2.Record.FromString(record).history.item
+            values = {item.nested_key[0] if item.nested_key else item.key: item for item in row}
+            if "train/objective" in values:
+                step, value = (values[k] for k in ("trainer/global_step", "train/objective"))
+                yield json.loads(step.value_json), json.loads(value.value_json)
+            record = b""
 
 
 MEASURED = ("evaluation.metrics=[fd]", "evaluation.n=8", "evaluation.n_reference=32")

@@ -78,7 +78,7 @@ def made(tmp_path: Path, **chosen: Any) -> list[Any]:
         "hardware": {"accelerator": "cpu"},
         "training": {"wait_for_space": 0},
     }
-    return make_loggers(settings(**chosen), tmp_path, config)
+    return make_loggers(settings(**chosen), {}, tmp_path, config)
 
 
 def test_disabled_is_metrics_csv_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

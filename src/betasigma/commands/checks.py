@@ -511,7 +511,7 @@ OF_A_TRAINING = {
 
 OF_SAMPLES = (
     *("n", "seed", "labels", "sampler", "guidance", "likelihood", "error_curve"),
-    "logger",
+    *("logger", "loggers"),
 )
 """Keys and nodes of ``scripts/evaluate.py`` about what a model draws or knows."""
 

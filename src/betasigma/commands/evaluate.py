@@ -142,7 +142,7 @@ def open_loggers(content: Config, loaded: Loaded, out: Path) -> list[Logger]:
             "checkpoint": other_than_last(content["run"]) or LAST,
         },
     }
-    loggers = tracking.make_loggers(settings, out, shown, job_type="evaluate")
+    loggers = tracking.make_loggers(settings, content["loggers"], out, shown, job_type="evaluate")
     whole = Path(content["run"]).is_dir()
     for logger in loggers:
         if isinstance(logger, tracking.WandbRun):

@@ -24,7 +24,7 @@ from betasigma.runs.status import process_rank
 from betasigma.runs.sweep_record import read_sweep
 
 CHANGEABLE = (
-    *("steps", "name", "tags", "plugins", "hardware", "cluster", "logger"),
+    *("steps", "name", "tags", "plugins", "hardware", "cluster", "logger", "loggers"),
     *("stop", "evaluation", "likelihood", "sampler", "objective_metric"),
     "training.log_every",
     "training.validate_every",

@@ -114,11 +114,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     if content["init"]["run"] is not None and resumed is None:
         initial = load_initial(denoiser, content)
     fewer_threads = prepare_model(denoiser, content["hardware"], _threads_of(resumed))
-    cost = (
-        cost_of(denoiser)
-        if process_rank() == 0 and tracking.shows_config(content["logger"])
-        else {}
-    )
+    cost = cost_of(denoiser) if process_rank() == 0 and tracking.shows_config(content) else {}
     module = assemble.make_module(content, denoiser)
     sampler = assemble.make_sampler(content["sampler"])
     loggers = _open_run(content, start, resumed, cost)
@@ -521,10 +517,12 @@ def _open_run(
     run = start.directory
     environment = _describe_run(content, start, resumed, cost)
     shown = shown_config(content, run, environment)
-    loggers = tracking.make_loggers(content["logger"], run, shown, directory.wandb_id(run) or "")
-    version = loggers[-1].version
-    if content["logger"].get("kind") == "wandb" and version:
-        write_text(run / directory.WANDB_ID, f"{version}\n")
+    loggers = tracking.make_loggers(
+        content["logger"], content["loggers"], run, shown, directory.wandb_id(run)
+    )
+    for logger in loggers:
+        if isinstance(logger, tracking.WandbRun):
+            write_text(run / directory.WANDB_ID, f"{logger.version}\n")
     return loggers
 
 

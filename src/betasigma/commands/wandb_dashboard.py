@@ -101,7 +101,7 @@ class Scene(NamedTuple):
         return [
             key
             for key in keys
-            if not key.startswith(("logger.", "cluster.", "hardware.", "name", "tags"))
+            if not key.startswith(("logger", "cluster.", "hardware.", "name", "tags"))
             and len({json.dumps(leaves.get(key), sort_keys=True) for leaves in trained}) > 1
         ]
 

@@ -355,9 +355,10 @@ def _check_names(word: str, configs: Configs) -> None:
         node = file.content if file.package else file.content.get(group)
         # callbacks are nodes by name, and experiments have no node of their own
         if node and not all(isinstance(value, dict) for value in node.values()):
+            more = "; +loggers.mine._target_=… adds one beside it" if group == "logger" else ""
             raise UserError(
                 f"{word} chooses {len(names)}, and {group} is one: write {group}={name}, or "
-                f"-m {group}={','.join(names)} for a run of each"
+                f"-m {group}={','.join(names)} for a run of each{more}"
             )
 
 

@@ -122,6 +122,8 @@ def _instead(key: str, value: str, configs: Configs) -> str:
     last = key.rpartition(".")[2]
     if "schedule" in last and key.startswith("optimizer") and configs.is_group("lr_schedule"):
         return f"write lr_schedule={value}, of {', '.join(configs.choices('lr_schedule'))}"
+    if key.startswith(("callbacks.", "loggers.")):
+        return f"+{key}={value} adds it"
     if key in SYNONYMS:
         return SYNONYMS[key].format(value=value or "…")
     known = known_keys(configs)

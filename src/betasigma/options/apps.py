@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from betasigma.options.base import (
     AUTO,
@@ -14,6 +14,7 @@ from betasigma.options.base import (
     Options,
     Positive,
     Seed,
+    by_name,
     component,
     dump,
     option,
@@ -28,7 +29,7 @@ from betasigma.options.edits import BATCH_SIZE, EditOptions
 from betasigma.options.evaluation import EvaluationOptions
 from betasigma.options.figures import FigureOptions
 from betasigma.options.hardware import HardwareOptions
-from betasigma.options.lightning import TrainerOptions, check_callbacks
+from betasigma.options.lightning import TrainerOptions
 from betasigma.options.likelihoods import LikelihoodOptions
 from betasigma.options.loggers import AnyLogger, NoLoggerOptions, require_package
 from betasigma.options.lr_schedules import ConstantRateOptions, LearningRateOptions
@@ -70,7 +71,8 @@ Runs = Annotated[list[str], Field(min_length=1)]
 ClassLabel = Index | str
 """A class, by its number or its name."""
 
-Callbacks = Annotated[dict[str, dict[str, Any]], AfterValidator(check_callbacks)]
+Callbacks = Annotated[dict[str, dict[str, Any]], by_name("callbacks", "callbacks")]
+Loggers = Annotated[dict[str, dict[str, Any]], by_name("logger", "loggers")]
 
 
 class ModelConfig(Options):
@@ -124,6 +126,7 @@ class Train(ModelConfig, BatchOptions):
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")
+    loggers: Loggers = option({}, "loggers beside it: a name and a _target_ each")
     objective_metric: TrainingMetric = option(
         VALIDATION_ERROR, "whose last value a sweeper that searches is given"
     )
@@ -300,6 +303,7 @@ class Evaluate(WithAModel):
     logger: AnyLogger | None = option(
         None, "where values go too; null: Weights & Biases where the run was logged there"
     )
+    loggers: Loggers = option({}, "loggers beside it: a name and a _target_ each")
 
     def unused(self, composition: Composition) -> dict[str, str]:
         found = super().unused(composition)

@@ -154,8 +154,8 @@ class Options(BaseModel):
                 raise ValueError(f"{_join(self.node, key)}={typed(value)} {why}")
 
     @classmethod
-    def parse(cls, content: Mapping[str, Any]) -> Self:
-        """Parse a node of plain containers.
+    def parse(cls, content: Mapping[str, Any], node: str | None = None) -> Self:
+        """Parse a node of plain containers. Messages call it ``node``, by default the class's.
 
         Raises:
             UserError: for the first key that does not fit.
@@ -163,7 +163,7 @@ class Options(BaseModel):
         try:
             return cls.model_validate(dict(content))
         except ValidationError as error:
-            raise UserError(sentence(error, dict(content), cls.node, cls)) from None
+            raise UserError(sentence(error, dict(content), node or cls.node, cls)) from None
 
 
 class ComponentOptions(Options):
@@ -255,10 +255,27 @@ def parse_component(
     if model is None:
         return plugins.outside_options(group, content, key or group)
     if gone is None:
-        return model.parse(content)
+        return model.parse(content, key)
     options, unknown = parse_leniently(model, content)
     gone += [name for name in unknown if name not in gone]
     return options
+
+
+def by_name(group: str, key: str) -> Any:
+    """Type of a field ``key`` that holds any number of components of a group, each by a name of the
+    user's. The nodes are checked and stay as they are.
+    """
+
+    def check(nodes: Any) -> Any:
+        if not isinstance(nodes, Mapping):
+            raise UserError(
+                f"{key}={typed(nodes)} must be a name with a _target_: write +{key}.mine._target_=…"
+            )
+        for name, node in nodes.items():
+            parse_component(group, node, f"{key}.{name}")
+        return nodes
+
+    return BeforeValidator(check)
 
 
 def parse_leniently(schema: type[Options], content: Mapping[str, Any]) -> tuple[Any, list[str]]:

@@ -15,7 +15,6 @@ from betasigma.options.base import (
     ComponentOptions,
     Options,
     option,
-    parse_component,
     typed,
     written,
 )
@@ -120,13 +119,6 @@ REFUSED_CALLBACKS = {
     "RichProgressBar": "would be a second progress bar",
 }
 """Lightning's callbacks that break what a run promises, with the reason."""
-
-
-def check_callbacks(nodes: dict[str, Any]) -> dict[str, Any]:
-    """Check each callback's node; returns them as they are."""
-    for name, node in nodes.items():
-        parse_component("callbacks", node, f"callbacks.{name}")
-    return nodes
 
 
 class RefusedCallbackOptions(CallbackOptions):

@@ -148,6 +148,10 @@ def parse_logger(node: Any) -> Any:
     """
     if isinstance(node, Options):
         return node
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        if isinstance(value, Mapping) and "_target_" in value:
+            word = f"{name}._target_={value['_target_']}"
+            raise ValueError(f"logger.{word} is a second logger: write +loggers.{word}")
     if isinstance(node, Mapping) and node.get("_target_") is not None:
         return parse_component("logger", node)
     kind = node.get("kind") if isinstance(node, Mapping) else node

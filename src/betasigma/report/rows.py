@@ -26,7 +26,7 @@ from betasigma.report.measurements import (
 )
 from betasigma.report.runs import Run, evaluated_run, leaves
 
-INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger")
+INCIDENTAL = ("seed", "name", "tags", "resume", "hardware", "cluster", "logger", "loggers")
 """Keys that may differ between the runs of one row: the seed, and what does not enter a result."""
 
 ENTERING = ("hardware.precision",)

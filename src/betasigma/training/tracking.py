@@ -170,16 +170,18 @@ class RecordLogger(Logger):
 
 def make_loggers(
     settings: Mapping[str, Any],
+    more: Mapping[str, Mapping[str, Any]],
     run: Path,
     config: dict[str, Any],
     run_id: str | None = None,
     job_type: str = "train",
 ) -> list[Logger]:
-    """Loggers of a run: the record first, then the one that ``settings`` names.
+    """Loggers of a run: the record first, then the one that ``settings`` names, and those beside.
 
     Args:
         settings: the config's ``logger`` node: a ``kind`` of ours, or the ``_target_`` of any
             Lightning logger. One that takes ``save_dir`` is given the run directory.
+        more: its ``loggers`` node: the ``_target_`` of any Lightning logger, by name.
         config: the resolved config, sent to the dashboard, with whatever else it is to show.
         run_id: Weights & Biases' id of a run that is continued.
 
@@ -188,20 +190,24 @@ def make_loggers(
     """
     wait, anew = config["training"]["wait_for_space"], job_type == "evaluate"
     loggers: list[Logger] = [RecordLogger(Record.of(run), wait, anew)]
+    others = {f"loggers.{name}": node for name, node in more.items()}
     if "_target_" in settings:
-        loggers.append(make(settings, "logger", offered={"save_dir": str(run)}, kind=Logger))
-        careful(loggers[-1].log_hyperparams, config)
+        others = {"logger": settings, **others}
     elif settings["kind"] == "tensorboard":
         loggers.append(TensorBoardLogger(save_dir=run, name="tensorboard", version=""))
     elif settings["kind"] == "wandb":
         logger = _wandb_logger(settings, run, config, run_id, job_type)
         loggers += [logger] if logger else []
+    for key, node in others.items():
+        loggers.append(make(node, "logger", key, offered={"save_dir": str(run)}, kind=Logger))
+        careful(loggers[-1].log_hyperparams, config)
     return loggers
 
 
-def shows_config(settings: Mapping[str, Any]) -> bool:
-    """Whether the logger that a ``logger`` node names is sent the config."""
-    return "_target_" in settings or settings["kind"] == "wandb"
+def shows_config(content: Mapping[str, Any]) -> bool:
+    """Whether a logger that a config names is sent the config."""
+    settings = content["logger"]
+    return "_target_" in settings or settings["kind"] == "wandb" or bool(content["loggers"])
 
 
 def _wandb_logger(
