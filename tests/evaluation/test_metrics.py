@@ -213,8 +213,9 @@ class Study(LightningModule):
         self.kid = KernelDistance(Linear(), reset_real_features=False)
 
     def on_fit_start(self):
+        share = self.images(40, 99, size=4).chunk(self.trainer.world_size)[self.global_rank]
         for metric in (self.fd, self.kid):
-            metric.update(self.images(40, 99, size=4), real=True)
+            metric.update(share, real=True)
 
     def training_step(self, batch, batch_idx):
         return self.weight.square().sum()
@@ -228,13 +229,17 @@ class Study(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_in_a_lightning_module(images, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_in_a_lightning_module(images, tmp_path, processes):
+    """As the page has it: two processes report what one does."""
     samples = images(30, 0, size=4)
     study = Study(images)
     trainer = Trainer(
         default_root_dir=tmp_path,
         max_epochs=2,
         accelerator="cpu",
+        devices=processes,
+        strategy="auto" if processes == 1 else "ddp_fork",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -8,7 +8,7 @@ Alone, in anybody's LightningModule::
     self.log("val/fd", self.fd)
 
 or composed by :class:`betasigma.evaluation.evaluator.Evaluator`, which extracts features once for
-all of them. They gather by torchmetrics' own means where several processes share the work.
+all of them. Where several processes share the work, torchmetrics gathers their states.
 
 A metric of one's own is a subclass of :class:`SampleMetric` that says what it ``needs`` and gives
 ``compute()``.

@@ -52,7 +52,8 @@ def gather(part: T) -> list[T] | None:
 def gather_rows(part: Tensor, group: Any = None) -> list[Tensor]:
     """Return the parts of a metric's state of all ranks, in order, on every rank.
 
-    torchmetrics gathers them. A rank without samples first takes shape and type from the others.
+    torchmetrics gathers them, and would wait for ever for a rank without samples: here that one
+    first takes shape and type from the others.
     """
     kinds: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(kinds, (part.shape[1:], part.dtype) if part.numel() else None, group)
