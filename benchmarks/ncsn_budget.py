@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from betasigma.commands.assemble import Config, make_data, make_sampler
-from betasigma.commands.load import load_run, with_place
+from betasigma.commands.load import load_run, with_data_location
 from betasigma.devices import move_to_device, precision_of
 from betasigma.errors import UserError
 from harness import ours
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     move_to_device(loaded.denoiser, hardware)
     with TemporaryDirectory() as scratch:
         root = mnist_or_stand_in(chosen, Path(scratch), report)
-        data = make_data(with_place(loaded.config, {"root": str(root)}))
+        data = make_data(with_data_location(loaded.config, {"root": str(root)}))
         data.setup()
     judge = Judge(data, 10_000 if report.full else 64)
 

@@ -1,4 +1,6 @@
-"""One name, one thing: no two files and no two classes of the package share a name."""
+"""One name, one thing: no two files of the package and no two classes share a name, examples
+included.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
+EXAMPLES = SOURCE.parent / "examples"
 PATHS = [path for path in SOURCE.rglob("*.py") if path.name != "__init__.py"]
 
 
@@ -31,7 +34,8 @@ def test_no_two_files_share_a_name() -> None:
 
 
 def test_no_two_classes_share_a_name() -> None:
-    assert shared(found for path in SOURCE.rglob("*.py") for found in classes(path)) == {}
+    paths = [*SOURCE.rglob("*.py"), *EXAMPLES.rglob("*.py")]
+    assert shared(found for path in paths for found in classes(path)) == {}
 
 
 def test_a_shared_name_is_found(tmp_path: Path) -> None:

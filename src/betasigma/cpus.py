@@ -38,8 +38,8 @@ def control_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlG
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        place = PurePosixPath(path.lstrip("/"))
-        for group in (place, *place.parents):
+        path_in_tree = PurePosixPath(path.lstrip("/"))
+        for group in (path_in_tree, *path_in_tree.parents):
             yield ControlGroup(1 if controllers else 2, top / controllers / group)
 
 

@@ -321,7 +321,7 @@ def sparkline(values: Sequence[float], heights: str = BLOCKS) -> str:
     logarithm, so that the end of a training is not flat. A value that is not finite is a gap.
     """
     width = min(len(values), WIDEST_CURVE)
-    ends = [len(values) * place // width for place in range(width + 1)]
+    ends = [len(values) * i // width for i in range(width + 1)]
     parts = [[v for v in values[first:last] if math.isfinite(v)] for first, last in pairwise(ends)]
     means = [sum(part) / len(part) if part else math.nan for part in parts]
     known = [mean for mean in means if math.isfinite(mean)]

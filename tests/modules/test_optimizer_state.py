@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from betasigma.modules.diffusion import arrange_like_parameters
+from betasigma.modules.diffusion import match_memory_format
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 
@@ -34,7 +34,7 @@ def test_a_fused_optimizer_continues_in_either_format(
 
     continued = nn.Parameter(kept.to(memory_format=read_in))
     other = torch.optim.Adam([continued], lr=0.1, fused=True)
-    other.register_load_state_dict_post_hook(arrange_like_parameters)
+    other.register_load_state_dict_post_hook(match_memory_format)
     other.load_state_dict(saved)
     step(other, continued, 3)
     torch.testing.assert_close(continued, weight)

@@ -171,7 +171,7 @@ class ErrorMap:
 
 
 @dataclass(frozen=True)
-class ErrorCurve:
+class ErrorBySigma:
     """Score error against σ.
 
     Attributes:
@@ -188,7 +188,7 @@ class ErrorCurve:
     total_variation: list[float]
 
 
-def draw_errors(maps: Sequence[ErrorMap], curves: Sequence[ErrorCurve], path: Path) -> None:
+def draw_errors(maps: Sequence[ErrorMap], curves: Sequence[ErrorBySigma], path: Path) -> None:
     """Maps of the error above; below, error and distortion against σ."""
     figure = Figure(figsize=(3.6 * max(3, len(maps)), 7.4), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[1.1, 1])[:, 0]
@@ -220,7 +220,7 @@ def _draw_maps(part: SubFigure, maps: Sequence[ErrorMap]) -> None:
     bar.set_label("error of the score, σ·‖ŝ − ∇log q_σ‖", fontsize=9)
 
 
-def _draw_curves(axes: Axes, curves: Sequence[ErrorCurve]) -> None:
+def _draw_curves(axes: Axes, curves: Sequence[ErrorBySigma]) -> None:
     for curve, marker in zip(curves, "osD^v" * len(curves), strict=False):
         style: dict[str, Any] = {"ms": 5, "marker": marker}
         axes.plot(curve.sigma, curve.between, "-", color=ORANGE, **style)

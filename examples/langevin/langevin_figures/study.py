@@ -49,7 +49,7 @@ SHOWN, PATHS, DRAWN, LEVELS = 1000, 12, 60, 10
 """At most as many points, trajectories, steps of these, and noise levels are shown."""
 
 
-class Source(NamedTuple):
+class KnownScore(NamedTuple):
     """Someone's score.
 
     Attributes:
@@ -77,7 +77,7 @@ class Plane(NamedTuple):
 
     content: Content
     mixture: toy.Mixture
-    networks: list[Source]
+    networks: list[KnownScore]
 
 
 def draw_figures(config: DictConfig, start: Start) -> None:
@@ -115,10 +115,10 @@ def draw_figures(config: DictConfig, start: Start) -> None:
     display.line(f"numbers {out}/figures.json")
 
 
-def _network(model: Loaded) -> Source:
+def _network(model: Loaded) -> KnownScore:
     levels = model.denoiser.schedule.levels
     kind = "one σ" if levels == 1 else f"{levels} levels"
-    return Source(f"network, {kind}", model.denoiser)
+    return KnownScore(f"network, {kind}", model.denoiser)
 
 
 # ---------------------------------------------------------------- figure 2.1
@@ -176,15 +176,15 @@ def draw_vector_field(planar: Plane, path: Path) -> Rows:
     return []
 
 
-def _exact(planar: Plane, levels: int) -> Source:
+def _exact(planar: Plane, levels: int) -> KnownScore:
     """The closed form on a ladder, or at its least σ alone."""
     ladder = planar.content["sigma"]
     most = ladder["min"] if levels == 1 else ladder["max"]
     schedule = geometric(levels, most, ladder["min"])
-    return Source("exact score", plane.truth(planar.mixture, schedule))
+    return KnownScore("exact score", plane.truth(planar.mixture, schedule))
 
 
-def _field(planar: Plane, source: Source) -> draw.Field:
+def _field(planar: Plane, source: KnownScore) -> draw.Field:
     content, denoiser = planar.content, source.denoiser
     sampler = AnnealedLangevin(inner_steps=AFTER[-1], step=content["sampler"]["step"])
     walk = plane.langevin(sampler, denoiser, min(content["n"], SHOWN), content["seed"])
@@ -203,7 +203,7 @@ def _field(planar: Plane, source: Source) -> draw.Field:
     )
 
 
-def _sigma(source: Source) -> float:
+def _sigma(source: KnownScore) -> float:
     """σ/α of a source's largest noise level: of its only one, where it has one."""
     return source.denoiser.schedule.ratio(1.0).item()
 
@@ -228,19 +228,19 @@ def draw_score_error(planar: Plane, path: Path) -> Rows:
     return rows
 
 
-def _of_points(planar: Plane) -> list[Source]:
+def _of_points(planar: Plane) -> list[KnownScore]:
     """The ideal denoiser of a few points of training data, at each σ."""
     content = planar.content
     train = data_sets.load("mixture", None, "train", mixture=PLANE, seed=content["seed"])
     points = train.take(np.arange(min(content["learned_from"], len(train))))["image"]
     label = f"ideal of {len(points)} points"
     return [
-        Source(label, EmpiricalDenoiser(points, geometric(1, sigma, sigma / 2)))
+        KnownScore(label, EmpiricalDenoiser(points, geometric(1, sigma, sigma / 2)))
         for sigma in content["sigmas"]
     ]
 
 
-def _errors(planar: Plane, source: Source) -> Rows:
+def _errors(planar: Plane, source: KnownScore) -> Rows:
     """Score error where the data are and between the modes, at each of the model's levels."""
     content, mixture, schedule = planar.content, planar.mixture, source.denoiser.schedule
     modes = plane.at_the_modes(mixture, content["n"], content["seed"])
@@ -257,16 +257,16 @@ def _errors(planar: Plane, source: Source) -> Rows:
     ]
 
 
-def _curves(rows: Rows) -> list[draw.ErrorCurve]:
+def _curves(rows: Rows) -> list[draw.ErrorBySigma]:
     curves = []
     for label in dict.fromkeys(row["score"] for row in rows):
         own = sorted((row for row in rows if row["score"] == label), key=lambda row: row["sigma"])
         columns = {key: [row[key] for row in own] for key in own[0] if key != "score"}
-        curves.append(draw.ErrorCurve(label, **columns))
+        curves.append(draw.ErrorBySigma(label, **columns))
     return curves
 
 
-def _maps(planar: Plane, sources: list[Source]) -> list[draw.ErrorMap]:
+def _maps(planar: Plane, sources: list[KnownScore]) -> list[draw.ErrorMap]:
     """Three maps, from the least σ to the greatest; of networks of one σ where there are any."""
     chosen = [source for source in sources if source.single] or sources
     places = [(s, t) for s in chosen for t in levels_to_show(s.denoiser.schedule, LEVELS)]
@@ -275,7 +275,7 @@ def _maps(planar: Plane, sources: list[Source]) -> list[draw.ErrorMap]:
     return [_map(planar, *places[i]) for i in ends]
 
 
-def _map(planar: Plane, source: Source, t: float) -> draw.ErrorMap:
+def _map(planar: Plane, source: KnownScore, t: float) -> draw.ErrorMap:
     side, sigma = planar.content["grid"], source.denoiser.schedule.ratio(t).item()
     grid = plane.square_grid(side)
     error = plane.score_errors(source.denoiser, planar.mixture, grid, t)
@@ -300,7 +300,7 @@ def draw_mode_weights(planar: Plane, path: Path) -> Rows:
     return rows
 
 
-def _weights(planar: Plane, source: Source) -> tuple[Tensor, dict[str, Any]]:
+def _weights(planar: Plane, source: KnownScore) -> tuple[Tensor, dict[str, Any]]:
     """Where the points end, and what weight of the first mode that makes."""
     content, settings = planar.content, planar.content["sampler"]
     levels = min(content["sigma"]["levels"], source.denoiser.schedule.levels)

@@ -13,7 +13,7 @@ from betasigma.build import make
 from betasigma.commands.assemble import make_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import parsed
-from betasigma.commands.load import Loaded, load_run, with_place
+from betasigma.commands.load import Loaded, load_run, with_data_location
 from betasigma.commands.measure import say_not_finite
 from betasigma.commands.sample import to_uint8
 from betasigma.data import image_sets, pixels
@@ -114,7 +114,7 @@ def given_images(content: dict[str, Any], loaded: Loaded) -> Tensor:
     path, denoiser = content.get("images"), loaded.denoiser
     kind = kind_of(denoiser.sample_shape)
     if path is None:
-        data = make_data(with_place(loaded.config, content["data"]))
+        data = make_data(with_data_location(loaded.config, content["data"]))
         data.prepare_data()
         size = data.size("test")
         numbers = chosen(content.get("indices"), size, kind)

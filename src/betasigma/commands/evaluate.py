@@ -20,7 +20,7 @@ from betasigma.commands.assemble import open_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import parsed, saved_header
 from betasigma.commands.describe_data import describe_data, warn_of_other_splits
-from betasigma.commands.load import Loaded, load_run, with_place
+from betasigma.commands.load import Loaded, load_run, with_data_location
 from betasigma.commands.measure import (
     COLUMNS,
     Meter,
@@ -68,7 +68,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
         evaluate_images(content, start, display)
         return
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
-    data = open_data(with_place(loaded.config, content["data"]))
+    data = open_data(with_data_location(loaded.config, content["data"]))
     warn_of_other_splits(checkpoint_path(content["run"]).parents[1], data.describe())
     describe_data(display, data)
     labels, prefix = content["labels"], "eval"
@@ -250,7 +250,7 @@ def _measure_images(
 def data_config(content: Config) -> Config:
     """The config from which the data that images are compared with are made."""
     if content.get("run"):
-        return with_place(saved_header(content["run"])["config"], content["data"])
+        return with_data_location(saved_header(content["run"])["config"], content["data"])
     of_model = {"value_range": [0.0, 1.0]}  # of no effect: bytes are compared
     own = {"batch_size": content["evaluation"]["batch_size"], "seed": content["seed"]}
     return {"data": content["data"], "model": of_model, **own}

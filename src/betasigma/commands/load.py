@@ -36,14 +36,14 @@ class Loaded(NamedTuple):
 
 
 def load_run(
-    path: str | Path, precision: torch.dtype | None = None, place: dict[str, Any] | None = None
+    path: str | Path, precision: torch.dtype | None = None, location: dict[str, Any] | None = None
 ) -> Loaded:
     """Load the model of a run directory or a checkpoint. No code from the file is run.
 
     Args:
         path: the run directory or the checkpoint.
         precision: dtype of the network's arithmetic.
-        place: ``root`` and ``download`` of the data, if they have moved since the run. Only an
+        location: ``root`` and ``download`` of the data, if they have moved since the run. Only an
             oracle reads them.
 
     Raises:
@@ -52,7 +52,7 @@ def load_run(
     """
     header = saved_header(path)
     contents = read(checkpoint_path(path))
-    config = with_place(header["config"], place or {})
+    config = with_data_location(header["config"], location or {})
     denoiser: Denoiser | ExactDenoiser
     if trains(config):
         low, high = header["value_range"]
@@ -96,9 +96,9 @@ def weights_key(loaded: Loaded) -> str:
     return digest.hexdigest()
 
 
-def with_place(config: dict[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-    """Return the run's config with the values of ``place`` in its ``data`` node."""
-    given = {key: value for key, value in place.items() if value is not None}
+def with_data_location(config: dict[str, Any], location: dict[str, Any]) -> dict[str, Any]:
+    """Return the run's config with the values of ``location`` in its ``data`` node."""
+    given = {key: value for key, value in location.items() if value is not None}
     return {**config, "data": {**config["data"], **given}}
 
 

@@ -16,7 +16,7 @@ from betasigma.build import make
 from betasigma.commands.assemble import open_data
 from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import parsed, saved_header
-from betasigma.commands.load import Loaded, load_run, with_place
+from betasigma.commands.load import Loaded, load_run, with_data_location
 from betasigma.commands.trajectory import at_contrast, states_on_the_way
 from betasigma.data import pixels
 from betasigma.data.datamodule import ImageDataModule
@@ -59,11 +59,11 @@ class FigureRequest(NamedTuple):
             for name, path in zip(names, paths, strict=True)
         ]
         for path, label in zip(paths, labels, strict=True):
-            place, hardware = self.content["data"], self.content["hardware"]
-            loaded = load_run(path, precision_of(hardware), place)
+            location, hardware = self.content["data"], self.content["hardware"]
+            loaded = load_run(path, precision_of(hardware), location)
             move_to_device(loaded.denoiser, hardware)
             sampler = choose_sampler(self.content.get("sampler"), loaded, self.display)
-            yield Model(label, loaded, sampler, place)
+            yield Model(label, loaded, sampler, location)
 
 
 class Figure:
@@ -86,7 +86,7 @@ class Model(NamedTuple):
     label: str
     loaded: Loaded
     sampler: Sampler
-    place: dict[str, Any]
+    location: dict[str, Any]
 
     @property
     def value_range(self) -> tuple[float, float]:
@@ -95,7 +95,7 @@ class Model(NamedTuple):
 
     def data(self) -> ImageDataModule:
         """The data that it was trained on."""
-        return open_data(with_place(self.loaded.config, self.place))
+        return open_data(with_data_location(self.loaded.config, self.location))
 
     def labels(self, indices: Sequence[int]) -> Tensor | None:
         """Class labels of samples, every class in turn; ``None`` without classes."""
@@ -145,7 +145,7 @@ class Filmstrip(Figure):
 
     def _strip(self, model: Model, seed: int, grid: np.ndarray) -> list[list[Tensor | None]]:
         """Pictures by sample and column."""
-        places: dict[int, int] = {}
+        chosen: dict[int, int] = {}
 
         def choose(reached: Sequence[float]) -> set[int]:
             known = np.array([model.log_snr(t) for t in reached[:-1]])
@@ -154,16 +154,16 @@ class Filmstrip(Figure):
                 # of a level's Langevin steps the last
                 nearest = len(known) - 1 - int(np.abs(known - at)[::-1].argmin())
                 if abs(known[nearest] - at) <= half:
-                    places[column] = nearest
-            places[len(grid)] = len(reached) - 1
-            return set(places.values())
+                    chosen[column] = nearest
+            chosen[len(grid)] = len(reached) - 1
+            return set(chosen.values())
 
         indices = range(self.samples)
         denoiser = model.loaded.denoiser
         labels = model.labels(indices)
         shown = states_on_the_way(denoiser, model.sampler, indices, seed, labels, choose)
         return [
-            [shown[places[c]][row] if c in places else None for c in range(self.columns)]
+            [shown[chosen[c]][row] if c in chosen else None for c in range(self.columns)]
             for row in indices
         ]
 
@@ -261,13 +261,13 @@ class Neighbours(Figure):
 
     def _sheet(self, images: Tensor, data: ImageDataModule, title: str) -> Sheet:
         batches = data.batches("train", BATCH)
-        distances, places = nearest_examples(images, batches, number=self.nearest)
-        examples = data.examples("train", places.flatten().numpy(), BATCH)
-        found = torch.cat([batch["image"] for batch in examples]).unflatten(0, places.shape)
+        distances, numbers = nearest_examples(images, batches, number=self.nearest)
+        examples = data.examples("train", numbers.flatten().numpy(), BATCH)
+        found = torch.cat([batch["image"] for batch in examples]).unflatten(0, numbers.shape)
         per_pixel = distances / images[0].numel() ** 0.5
-        cells = [list(images), *([*found[:, place]] for place in range(self.nearest))]
+        cells = [list(images), *([*found[:, rank]] for rank in range(self.nearest))]
         told = [[f"{value:.1f}" for value in per_pixel[:, p]] for p in range(self.nearest)]
-        names = ["image", *(f"nearest {place + 1}" for place in range(self.nearest))]
+        names = ["image", *(f"nearest {rank + 1}" for rank in range(self.nearest))]
         return Sheet(title, cells, names, [""] * len(images), [[""] * len(images), *told])
 
 

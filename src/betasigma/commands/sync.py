@@ -79,8 +79,8 @@ class Recipient(NamedTuple):
 
     def begin(self, run: Path, saved: Mapping[str, Any], shown: Config, identity: str) -> Any:
         """Begin the run there, or continue it."""
-        place = (self.options(saved), run, shown, identity, "online")
-        return begin_wandb(*place, resume="allow", finish_timeout=self.asked.patience)
+        arguments = (self.options(saved), run, shown, identity, "online")
+        return begin_wandb(*arguments, resume="allow", finish_timeout=self.asked.patience)
 
     def known(self, saved: Mapping[str, Any], identity: str | None) -> Any:
         """What the server knows of a run; ``None`` for nothing."""
@@ -104,14 +104,14 @@ def sync(config: DictConfig, start: Start) -> None:
     """Send runs to Weights & Biases, each as one run with one history."""
     _, asked = parsed(config, Sync)
     os.environ.setdefault("WANDB_SILENT", "true")  # read at import
-    place = Recipient(connect(asked.timeout), asked)
+    recipient = Recipient(connect(asked.timeout), asked)
     display = Display()
     found = [run for path in asked.runs for run in run_directories(Path(path))]
     runs, rows, failed = list(dict.fromkeys(found)), [], 0
     with display.work("sending runs", len(runs)) as update:
         for number, run in enumerate(runs, 1):
             try:
-                said = send(run, place)
+                said = send(run, recipient)
             except UserError as error:
                 said, failed = f"failed: {error}", failed + 1
             rows.append([str(directory.short(run)), said])
@@ -134,9 +134,9 @@ def connect(timeout: float) -> Any:
         raise UserError(f"Weights & Biases cannot be reached: {first_line(error)}") from None
 
 
-def send(run: Path, place: Recipient) -> str:
+def send(run: Path, recipient: Recipient) -> str:
     """Send what the server lacks of a run."""
-    again = place.asked.again
+    again = recipient.asked.again
     identity = None if again else directory.wandb_id(run)
     legs = list((run / directory.WANDB).glob(f"*run-*/run-{identity or '*'}.wandb"))
     legs.sort(key=lambda leg: leg.parent.name.removeprefix("offline-"))  # which says when it began
@@ -147,7 +147,7 @@ def send(run: Path, place: Recipient) -> str:
         return "nothing: it still runs, and logs online itself"
     pictures = sorted((run / directory.SAMPLES).glob("step_*.png"))
     files = [run / METRICS, *pictures] if trained else legs
-    where = [os.environ.get("WANDB_BASE_URL"), place.asked.entity, place.asked.project]
+    where = [os.environ.get("WANDB_BASE_URL"), recipient.asked.entity, recipient.asked.project]
     receipt = [*where, identity, _digest([file for file in files if file.is_file()])]
     if identity is not None and read_json(run / directory.WANDB / SENT).get("sent") == receipt:
         return "nothing new"
@@ -156,17 +156,17 @@ def send(run: Path, place: Recipient) -> str:
             "its directory cannot be written, where what was sent is noted: send a copy"
         )
     saved = _saved(run) if trained else {}
-    if len(legs) == 1 and not again and _can_go_as_it_is(legs[0], run, saved, place):
-        _upload(legs[0], place)
+    if len(legs) == 1 and not again and _can_go_as_it_is(legs[0], run, saved, recipient):
+        _upload(legs[0], recipient)
         said = "its file"
     elif trained:
         if identity is None:
             identity = secrets.token_hex(4)
             write_text(run / directory.WANDB_ID, f"{identity}\n")
-        said = _continue(run, saved, identity, place)
+        said = _continue(run, saved, identity, recipient)
     else:
         raise UserError(f"it has {len(legs)} files of Weights & Biases, which would mix")
-    kept = _send_checkpoints(run, saved, place) if trained else 0
+    kept = _send_checkpoints(run, saved, recipient) if trained else 0
     if kept:
         said += f", {counted(kept, 'checkpoint')}"
     receipt[-2] = identity
@@ -203,7 +203,7 @@ def _saved(run: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- a file as it is
 
 
-def _can_go_as_it_is(leg: Path, run: Path, saved: Mapping[str, Any], place: Recipient) -> bool:
+def _can_go_as_it_is(leg: Path, run: Path, saved: Mapping[str, Any], recipient: Recipient) -> bool:
     """Whether a file of Weights & Biases has all of a run, and the server nothing yet."""
     if not saved:
         return True
@@ -215,26 +215,28 @@ def _can_go_as_it_is(leg: Path, run: Path, saved: Mapping[str, Any], place: Reci
         return False
     last = max((int(row["step"]) for row in Record.of(run).rows()), default=0)
     closed = told.get("exit_code") is not None and told["summary"].get(STEP) == last
-    return closed and place.known(saved, directory.wandb_id(run)) is None
+    return closed and recipient.known(saved, directory.wandb_id(run)) is None
 
 
-def _upload(leg: Path, place: Recipient) -> None:
+def _upload(leg: Path, recipient: Recipient) -> None:
     """Send a file of Weights & Biases."""
     marker = leg.with_name(f"{leg.name}.synced")
     marker.unlink(missing_ok=True)
-    wanted = [f"--{key}={value}" for key, value in place.given.items()]
+    wanted = [f"--{key}={value}" for key, value in recipient.given.items()]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "wandb", "sync", "--include-online", *wanted, leg.absolute()],
             capture_output=True,
             text=True,
             check=False,
-            timeout=place.asked.patience,
+            timeout=recipient.asked.patience,
             cwd=leg.parent,
             env={**os.environ, "WANDB_SILENT": "false"},
         )
     except subprocess.TimeoutExpired:
-        raise UserError(f"the server did not take it within {place.asked.patience:g} s") from None
+        raise UserError(
+            f"the server did not take it within {recipient.asked.patience:g} s"
+        ) from None
     said = f"{done.stdout}\n{done.stderr}".splitlines()
     errors = [line for line in said if re.search("ERROR|panic:", line)]
     if errors or not marker.is_file():  # it marks a file, and exits with 0, whatever arrived
@@ -245,15 +247,15 @@ def _upload(leg: Path, place: Recipient) -> None:
 # ---------------------------------------------------------------- from metrics.csv
 
 
-def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient) -> str:
+def _continue(run: Path, saved: dict[str, Any], identity: str, recipient: Recipient) -> str:
     """Send the values and pictures that the server lacks, and see that it has got all of them."""
-    known = place.known(saved, identity)
+    known = recipient.known(saved, identity)
     rows = list(lacking(run, on_server(known)))
     if not rows:
         return "nothing: the server has all of it"
     try:
         shown = shown_config(saved, run, read_json(run / directory.ENVIRONMENT))
-        experiment = place.begin(run, saved, shown, identity)
+        experiment = recipient.begin(run, saved, shown, identity)
         work = WorkTime(Run(run, saved))
         for row in rows:
             size = saved.get("batch_size")
@@ -265,7 +267,7 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
     except Exception as error:  # of whatever kind
         raise UserError(f"the server did not take it ({first_line(error)})") from None
     end = time.monotonic() + LAG
-    while left := len(list(lacking(run, on_server(place.known(saved, identity))))):
+    while left := len(list(lacking(run, on_server(recipient.known(saved, identity))))):
         if time.monotonic() > end:
             raise UserError(f"the server has not got {left} of {len(rows)} rows of it")
         time.sleep(1)
@@ -273,13 +275,13 @@ def _continue(run: Path, saved: dict[str, Any], identity: str, place: Recipient)
     return f"{counted(len(rows), 'row')} of {METRICS} and of pictures{began}"
 
 
-def _send_checkpoints(run: Path, saved: dict[str, Any], place: Recipient) -> int:
+def _send_checkpoints(run: Path, saved: dict[str, Any], recipient: Recipient) -> int:
     """Send the checkpoints that the run's config wants there; those that are there stay."""
-    which = str(place.options(saved)["artifacts"])
+    which = str(recipient.options(saved)["artifacts"])
     identity, files = directory.wandb_id(run), list(to_keep(run / CHECKPOINTS, which))
     if not files or identity is None:
         return 0
-    with place.begin(run, saved, saved, identity) as experiment:
+    with recipient.begin(run, saved, saved, identity) as experiment:
         for path in files:
             keep_checkpoint(experiment, path, read_header(path)["step"], path.stem)
     return len(files)

@@ -70,7 +70,7 @@ def seen(
         return set(chosen.astype(int).tolist())
 
     shown = states_on_the_way(denoiser, sampler, indices, seed, y, choose)
-    return torch.stack([shown[place] for place in sorted(shown)])
+    return torch.stack([shown[index] for index in sorted(shown)])
 
 
 def states_on_the_way(
@@ -81,8 +81,8 @@ def states_on_the_way(
     y: Tensor | None,
     choose: Callable[[Sequence[float]], Collection[int]],
 ) -> dict[int, Tensor]:
-    """Chosen states from the first to the sample, at the contrast of clean data, by place: bytes
-    ``(n, C, H, W)``. ``choose`` gives the places that are wanted, from the times that all states
+    """Chosen states from the first to the sample, at the contrast of clean data, by index: bytes
+    ``(n, C, H, W)``. ``choose`` gives the indices that are wanted, from the times that all states
     have come to: falling from the first to 0, the sample.
     """
     schedule, device = denoiser.schedule, denoiser.device
@@ -90,7 +90,7 @@ def states_on_the_way(
     x = sampler.begin(denoiser, rng)
     times = sampler.times(schedule)
     reached = [times[0], *sampler.reached(times)]
-    places = choose(reached)
+    wanted = choose(reached)
     labels = None if y is None else y.to(device)
 
     def states() -> Iterator[Tensor]:
@@ -98,9 +98,9 @@ def states_on_the_way(
         yield from sampler.states(denoiser, x, rng, labels)
 
     return {
-        place: at_contrast(state, schedule, t, denoiser.value_range)
-        for place, (state, t) in enumerate(zip(states(), reached, strict=True))
-        if place in places
+        index: at_contrast(state, schedule, t, denoiser.value_range)
+        for index, (state, t) in enumerate(zip(states(), reached, strict=True))
+        if index in wanted
     }
 
 

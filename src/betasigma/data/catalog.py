@@ -225,7 +225,7 @@ def check(name: str, root: str | Path | None, download: bool = False) -> None:
     """Check that the files exist or can be downloaded."""
     facts = describe(name)
     if name in OF_THE_USER:
-        place(name, root)
+        data_path(name, root)
         return
     if not facts.files or (download and facts.downloadable and root is not None):
         return
@@ -257,7 +257,7 @@ OF_THE_USER = {
 """Data sets whose files a user brings, and what ``data.root`` is."""
 
 
-def place(name: str, root: str | Path | None) -> Path:
+def data_path(name: str, root: str | Path | None) -> Path:
     """Return where the files of a data set of ``OF_THE_USER`` are; of ``hub`` it may be a name."""
     if root is None:
         raise UserError(f"data.root is not set: data={name} needs data.root={OF_THE_USER[name]}")

@@ -77,16 +77,16 @@ def found_once() -> Iterator[None]:
 
 def _find_files(node: Mapping[str, Any]) -> Listing | HubTable | ArrayFile:
     name = node["name"]
-    place = catalog.place(name, node["root"])
+    path = catalog.data_path(name, node["root"])
     if name == "array":
         from betasigma.data.arrays import open_array  # imports NumPy
 
-        return open_array(place, node["axes"], node["values"])
+        return open_array(path, node["axes"], node["values"])
     if name == "hub":
         from betasigma.data.hub import open_table  # imports Hugging Face's datasets
 
         return open_table(str(node["root"]), node["columns"], bool(node["download"]))
-    return list_folder(place, node["layout"], node["labels"])
+    return list_folder(path, node["layout"], node["labels"])
 
 
 def described_facts(

@@ -52,16 +52,16 @@ def open_images(
     Raises:
         UserError: if it cannot be read, or has no images, or images of several sizes.
     """
-    place = Path(path).expanduser()
-    if place.suffix.lower() in ARRAYS:
-        return _array(place, key, shape)
-    if not place.exists():
+    file = Path(path).expanduser()
+    if file.suffix.lower() in ARRAYS:
+        return _array(file, key, shape)
+    if not file.exists():
         raise UserError(
             f"{key}={path} is not there: give a folder, a zip archive, an image, an .npz or an .npy"
         )
-    single = place.is_file() and place.suffix.lower() in endings()
-    files, left_out = _files(place.parent if single else place, key), LeftOut()
-    names = [place.name] if single else _images(files, left_out)
+    single = file.is_file() and file.suffix.lower() in endings()
+    files, left_out = _files(file.parent if single else file, key), LeftOut()
+    names = [file.name] if single else _images(files, left_out)
     if not names:
         beside = f" (it has {left_out})" if left_out.counts else ""
         raise UserError(f"{key}={path} has no images in it{beside}")

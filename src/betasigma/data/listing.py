@@ -161,7 +161,7 @@ def list_folder(root: Path, layout: Layout | None = None, labels: str | None = N
         left_out.add(why, name)
     parts = reading.parts
     if told is not None and told.numbers:
-        parts = _told(told, tree.prefix, parts, left_out)
+        parts = _keep_labelled(told, tree.prefix, parts, left_out)
     kept = once([name for part in parts.values() for name in part], found.targets, left_out)
     parts = {split: [name for name in part if name in kept] for split, part in parts.items()}
     train = parts.get("whole", parts.get("train", []))
@@ -422,7 +422,7 @@ def images_among(names: Sequence[str], left_out: LeftOut) -> list[str]:
     return images
 
 
-def _told(
+def _keep_labelled(
     told: Labels, prefix: str, parts: Mapping[str, list[str]], left_out: LeftOut
 ) -> dict[str, list[str]]:
     """Keep the images that the file of labels has, in the splits that it says."""

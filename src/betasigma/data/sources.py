@@ -201,11 +201,11 @@ def download(name: str, root: str | Path) -> None:
 
 def _move_files(source: Path, target: Path) -> None:
     for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
+        destination = target / path.relative_to(source)
         if path.is_dir():
-            place.mkdir(exist_ok=True)
+            destination.mkdir(exist_ok=True)
         elif path.suffix not in (".gz", ".zip"):
-            os.replace(path, place)
+            os.replace(path, destination)
 
 
 def _digits(split: Split) -> InMemory:

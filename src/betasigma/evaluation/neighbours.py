@@ -51,7 +51,7 @@ def nearest_examples(
     device = torch.device(device)
     query = _vectors(queries, device)
     squares = torch.full((len(query), number), torch.inf, dtype=torch.float64, device=device)
-    places = torch.zeros(len(query), number, dtype=torch.int64, device=device)
+    indices = torch.zeros(len(query), number, dtype=torch.int64, device=device)
     before = 0
     with full_precision(device):
         for batch in train:
@@ -63,9 +63,9 @@ def nearest_examples(
                 exact = (query[rows, None] - chunk[found]).double().square().sum(2)
                 known = torch.cat([squares[rows], exact], 1)
                 squares[rows], order = known.topk(number, largest=False)
-                places[rows] = torch.cat([places[rows], before + found], 1).gather(1, order)
+                indices[rows] = torch.cat([indices[rows], before + found], 1).gather(1, order)
             before += len(chunk)
-    return squares.sqrt().cpu(), places.cpu()
+    return squares.sqrt().cpu(), indices.cpu()
 
 
 def distance_ratio(samples: Tensor, held_out: Tensor) -> float:

@@ -206,15 +206,15 @@ def _unet(network: UNet, sample_shape: tuple[int, ...], fourier: bool) -> tuple[
     emb = 4 * network.enter.out_channels
     for side, levels in (("down", down), ("up", up)):
         for level, (blocks, between) in enumerate(levels):
-            place = f"{side}_blocks.{level}"
+            prefix = f"{side}_blocks.{level}"
             for number, block in enumerate(blocks):
-                weights |= _block(f"{place}.resnets.{number}", block, emb)
-                weights |= _attention(f"{place}.attentions.{number}", block.attention)
+                weights |= _block(f"{prefix}.resnets.{number}", block, emb)
+                weights |= _attention(f"{prefix}.attentions.{number}", block.attention)
             if isinstance(between, ResidualBlock):
-                weights |= _block(f"{place}.{side}samplers.0", between, emb)
+                weights |= _block(f"{prefix}.{side}samplers.0", between, emb)
             elif between is not None:
                 assert isinstance(between, Downsample | Upsample)
-                weights |= _layer(f"{place}.{side}samplers.0.conv", between.conv)
+                weights |= _layer(f"{prefix}.{side}samplers.0.conv", between.conv)
     for number, inner in enumerate(network.middle):
         assert isinstance(inner, ResidualBlock)
         weights |= _block(f"mid_block.resnets.{number}", inner, emb)
@@ -315,27 +315,27 @@ def _frequencies(features: Positional | Fourier) -> Tensor:
     return torch.exp(-math.log(10_000) * exponent) / (2 * math.pi)
 
 
-def _block(place: str, block: ResidualBlock, emb: int) -> Weights:
+def _block(prefix: str, block: ResidualBlock, emb: int) -> Weights:
     width = block.conv1.out_channels
     weights = {
-        f"{place}.time_emb_proj.weight": torch.zeros(width, emb),
-        f"{place}.time_emb_proj.bias": torch.zeros(width),
+        f"{prefix}.time_emb_proj.weight": torch.zeros(width, emb),
+        f"{prefix}.time_emb_proj.bias": torch.zeros(width),
     }
     for theirs, ours in {**BLOCK, "conv_shortcut": "shortcut"}.items():
         layer = getattr(block, ours)
         if layer is not None:
-            weights |= _layer(f"{place}.{theirs}", layer)
+            weights |= _layer(f"{prefix}.{theirs}", layer)
     return weights
 
 
-def _attention(place: str, attention: Attention | None) -> Weights:
+def _attention(prefix: str, attention: Attention | None) -> Weights:
     if attention is None:
         return {}
-    weights = _layer(f"{place}.group_norm", attention.norm)
-    weights |= _layer(f"{place}.to_out.0", attention.out)
+    weights = _layer(f"{prefix}.group_norm", attention.norm)
+    weights |= _layer(f"{prefix}.to_out.0", attention.out)
     for kind, joined in (("weight", attention.qkv.weight), ("bias", attention.qkv.bias)):
         for name, part in zip("qkv", joined.chunk(3), strict=True):
-            weights[f"{place}.to_{name}.{kind}"] = part
+            weights[f"{prefix}.to_{name}.{kind}"] = part
     return weights
 
 

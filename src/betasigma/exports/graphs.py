@@ -154,10 +154,10 @@ def difference(denoiser: Denoiser, run: Callable[[dict[str, Tensor]], Any]) -> f
     """Largest difference of an exported model from the denoiser, in units of the largest number."""
     inputs = example(denoiser, batch=5)
     worst = 0.0
-    for place, found in enumerate(zip(*run(inputs), strict=True)):
-        t = denoiser.schedule.times()[inputs["level"][place]]
-        labels = inputs["labels"][place : place + 1] if denoiser.num_classes else None
-        expected = denoiser(inputs["x_t"][place : place + 1], t, labels)
+    for row, found in enumerate(zip(*run(inputs), strict=True)):
+        t = denoiser.schedule.times()[inputs["level"][row]]
+        labels = inputs["labels"][row : row + 1] if denoiser.num_classes else None
+        expected = denoiser(inputs["x_t"][row : row + 1], t, labels)
         for ours, theirs in zip((expected.x0, expected.eps), found, strict=True):
             scale = max(1.0, ours.abs().max().item())
             worst = max(worst, (ours[0] - theirs).abs().max().item() / scale)

@@ -150,7 +150,7 @@ class Configs:
         main = load_file(ConfigRepository(self._own_path()), self.primary).content
         found = OmegaConf.select(OmegaConf.create(main), "hydra.searchpath") or []
         check_search_path(found)
-        return [str(place) for place in found]
+        return [str(location) for location in found]
 
     @cached_property
     def _repository(self) -> ConfigRepository:
@@ -175,10 +175,10 @@ def load_file(repository: IConfigRepository, name: str) -> ConfigFile:
 
 def _comment(source: str, name: str) -> str:
     """The comment that a file begins with, without the line ``# @package …``."""
-    scheme, _, place = source.partition("://")
+    scheme, _, location = source.partition("://")
     if scheme not in ("file", "pkg"):
         return ""
-    folder = Path(place) if scheme == "file" else resources.files(place.replace("/", "."))
+    folder = Path(location) if scheme == "file" else resources.files(location.replace("/", "."))
     lines = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     head = takewhile(lambda line: line.startswith("#"), lines)
     return " ".join(line.lstrip("# ") for line in head if not line.startswith("# @"))

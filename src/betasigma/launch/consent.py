@@ -87,13 +87,13 @@ HYDRA_MAKES = ("hydra.", "hydra_plugins.", "betasigma.", "logging.", "colorlog."
 """What Hydra's own node may name: Hydra, its plugins, and what these are configured with."""
 
 
-def check_search_path(places: Iterable[str]) -> None:
+def check_search_path(locations: Iterable[str]) -> None:
     """Refuse packages in which a config has Hydra look for more configs, which imports them."""
-    for place in places:
-        package = str(place).removeprefix("pkg://").partition(".")[0].partition("/")[0]
-        if str(place).startswith("pkg://") and not plugins.is_allowed(f"{package}."):
+    for location in locations:
+        package = str(location).removeprefix("pkg://").partition(".")[0].partition("/")[0]
+        if str(location).startswith("pkg://") and not plugins.is_allowed(f"{package}."):
             raise UserError(
-                f"hydra.searchpath=[{place}] stands in a config, and imports the package "
+                f"hydra.searchpath=[{location}] stands in a config, and imports the package "
                 f"{package}: add plugins=[{package}] to the command line if you trust it"
             )
 

@@ -72,7 +72,7 @@ class Plan(NamedTuple):
         complete: whether they are all.
         swept: keys that differ between jobs.
         known: jobs that the sweep had before.
-        place: words that say where the jobs run.
+        launcher_words: words that say where the jobs run.
         compose: makes the config of a job from its overrides. It is made anew where it is needed:
             a thousand of them would take half a gigabyte.
     """
@@ -82,7 +82,7 @@ class Plan(NamedTuple):
     complete: bool
     swept: list[str]
     known: list[sweep_record.RecordedJob]
-    place: list[str]
+    launcher_words: list[str]
     compose: Callable[[Sequence[str]], DictConfig]
 
     def record(
@@ -92,10 +92,10 @@ class Plan(NamedTuple):
         jobs = {job.directory: job for job in self.known}
         if self.complete:
             for job, of_job in zip(self.jobs, steps, strict=True):
-                words = changed(sweep_record.of_the_job(job.words), decided)
+                words = changed(sweep_record.job_words(job.words), decided)
                 jobs[job.directory] = sweep_record.RecordedJob(job.directory, words, of_job)
         return sweep_record.SweepRecord(
-            self.app, [*jobs.values()], self.place, not self.complete, code
+            self.app, [*jobs.values()], self.launcher_words, not self.complete, code
         )
 
 
@@ -145,7 +145,9 @@ class Planner:
         sweep = expand(self._config.hydra.sweeper, self._task, self._loader)
         if not sweep.complete:
             jobs = [PlannedJob("", words) for words in sweep.jobs]
-            return Plan(self._app, jobs, False, sweep.swept, [], self._place(), self._compose)
+            return Plan(
+                self._app, jobs, False, sweep.swept, [], self._launcher_words(), self._compose
+            )
         return self._begin(sweep)
 
     def _newest(self) -> tuple[Path, sweep_record.SweepRecord] | None:
@@ -156,7 +158,7 @@ class Planner:
             print("resume=auto: no sweep of these jobs was begun here; starting one", flush=True)
             return None
         print(f"resume=auto: the newest sweep of these jobs is {found}", flush=True)
-        self._task = sweep_record.of_the_place(self._task)  # its jobs are those that were typed
+        self._task = sweep_record.launcher_words(self._task)  # its jobs are those that were typed
         return sweep_to_continue(str(found))
 
     def _go_on(self, directory: Path, record: sweep_record.SweepRecord) -> Plan:
@@ -171,9 +173,10 @@ class Planner:
                 f"resume={directory} continues the jobs of a sweep as they are, and {several} "
                 f"would make others: give one value, or begin a new sweep"
             )
-        place = [word for word in words if sweep_record.OF_A_PLACE.fullmatch(word)]
+        launcher = [word for word in words if sweep_record.LAUNCHER_WORD.fullmatch(word)]
         wanted = {
-            job.directory: [*place, *changed(job.overrides, typed.jobs[0])] for job in record.jobs
+            job.directory: [*launcher, *changed(job.overrides, typed.jobs[0])]
+            for job in record.jobs
         }
         return self._left_of(wanted, record.jobs)
 
@@ -215,7 +218,7 @@ class Planner:
             if state is not None and _is_under_way(state, to_cluster):
                 alone[state.state] += 1
                 continue
-            as_before = sorted(sweep_record.of_the_job(words)) == sorted(recorded.get(name, []))
+            as_before = sorted(sweep_record.job_words(words)) == sorted(recorded.get(name, []))
             over = "overwrite=true" in [word.lower() for word in words]
             if as_before and not over and state is not None and state.state == FINISHED:
                 alone[FINISHED] += 1
@@ -227,10 +230,12 @@ class Planner:
                 continue
             jobs.append(PlannedJob(name, words, state is not None and not as_before))
         _say_left_alone(alone, len(jobs), directory)
-        return Plan(self._app, jobs, True, list(swept), known, self._place(), self._compose)
+        return Plan(
+            self._app, jobs, True, list(swept), known, self._launcher_words(), self._compose
+        )
 
-    def _place(self) -> list[str]:
-        return sweep_record.of_the_place([*self._config.hydra.overrides.hydra, *self._task])
+    def _launcher_words(self) -> list[str]:
+        return sweep_record.launcher_words([*self._config.hydra.overrides.hydra, *self._task])
 
     def _compose(self, words: Sequence[str], number: int = 0) -> DictConfig:
         config: DictConfig = self._loader.load_sweep_config(self._config, list(words))
@@ -330,8 +335,8 @@ def add_place(line: CommandLine) -> CommandLine:
     record = sweep_record.read_sweep(directory)
     if record is None:
         return line
-    place = sweep_record.place_of(record, directory, line.overrides)
-    return line._replace(overrides=[*place, *line.overrides])
+    launcher = sweep_record.recorded_launcher_words(record, directory, line.overrides)
+    return line._replace(overrides=[*launcher, *line.overrides])
 
 
 def sweep_to_continue(resume: str) -> tuple[Path, sweep_record.SweepRecord] | None:
@@ -356,7 +361,7 @@ def sweep_to_continue(resume: str) -> tuple[Path, sweep_record.SweepRecord] | No
 
 def changed(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
     """The words of a job, with those that are typed in the place of those recorded."""
-    new = sweep_record.of_the_job(typed)
+    new = sweep_record.job_words(typed)
     keys = {key_and_place(word) for word in new}
     return [*(word for word in recorded if key_and_place(word) not in keys), *new]
 

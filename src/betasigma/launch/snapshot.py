@@ -82,11 +82,11 @@ def from_copy(context: HydraContext, copy: Path) -> HydraContext:
     loader, inside = context.config_loader, copy / "src" / "betasigma" / "conf"
     conf = inside if inside.is_dir() else copy / "conf"
     clone, path = str(conf_directory()), ConfigSearchPathImpl()
-    for place in loader.get_search_path().get_path():
-        where = str(place.path)
+    for source in loader.get_search_path().get_path():
+        where = str(source.path)
         if where.removeprefix("file://").startswith(clone):
             where = where.replace(clone, str(conf), 1)
-        path.append(str(place.provider), where)
+        path.append(str(source.provider), where)
     return HydraContext(ConfigLoaderImpl(path), context.callbacks)
 
 
@@ -98,9 +98,9 @@ def _parts() -> dict[str, Path]:
         parts["conf"] = conf
     for name in plugins.allowed():
         spec = find_spec(name)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            if "site-packages" not in Path(place).parts:
-                parts[f"src/{name}"] = Path(place).resolve()
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if "site-packages" not in Path(folder).parts:
+                parts[f"src/{name}"] = Path(folder).resolve()
     return parts
 
 

@@ -96,7 +96,7 @@ class MeasuredModule(LightningModule):
         self.log(name, value, on_epoch=True, logger=False, batch_size=size, sync_dist=True)
 
 
-def arrange_like_parameters(optimizer: Optimizer) -> None:
+def match_memory_format(optimizer: Optimizer) -> None:
     """Give what an optimizer keeps of each parameter the parameter's memory format.
 
     A fused kernel takes both as they lie in memory. A checkpoint has the format of the machine that
@@ -157,7 +157,7 @@ class DiffusionModule(MeasuredModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self._make_optimizer(self.denoiser.parameters())
-        optimizer.register_load_state_dict_post_hook(arrange_like_parameters)
+        optimizer.register_load_state_dict_post_hook(match_memory_format)
         schedule = self._lr_schedule(optimizer, self._warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -38,7 +38,7 @@ class FiniteSteps:
     def __init__(self) -> None:
         self._bad: Tensor | None = None
         self._counts = torch.zeros(4, dtype=torch.int64)  # total, in a row, longest, since
-        self._seen: tuple[Tensor, ...] = ()
+        self._suspect: tuple[Tensor, ...] = ()
         self._first: tuple[Tensor, ...] = ()
 
     def see(self, loss: Tensor, per_sample: Tensor, t: Tensor, first_index: int) -> None:
@@ -54,9 +54,11 @@ class FiniteSteps:
         position = torch.full((), first_index, device=loss.device)
         now = (per_sample, t, position)
         if self._bad is None:
-            self._bad, self._seen = bad, now
+            self._bad, self._suspect = bad, now
             return
-        self._seen = tuple(torch.where(bad, *pair) for pair in zip(now, self._seen, strict=True))
+        self._suspect = tuple(
+            torch.where(bad, *pair) for pair in zip(now, self._suspect, strict=True)
+        )
         self._bad = self._bad | bad
 
     def decide(self, optimizer: Optimizer, norm: Tensor, step: int, several: bool) -> None:
@@ -117,9 +119,9 @@ class FiniteSteps:
         since = torch.where(begins, step, since)
         self._counts = torch.stack([total + bad, row, torch.maximum(longest, row), since])
         if not self._first:
-            self._first = self._seen
+            self._first = self._suspect
         else:
-            pairs = zip(self._seen, self._first, strict=True)
+            pairs = zip(self._suspect, self._first, strict=True)
             self._first = tuple(torch.where(begins, *pair) for pair in pairs)
 
 

@@ -151,9 +151,9 @@ def config_folders() -> list[Path]:
     folders = []
     for name in _allowed:
         spec = importlib.util.find_spec(name)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            if (Path(place) / "conf").is_dir():
-                folders.append(Path(place).resolve() / "conf")
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            if (Path(folder) / "conf").is_dir():
+                folders.append(Path(folder).resolve() / "conf")
     return folders
 
 

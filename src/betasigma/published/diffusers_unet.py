@@ -175,7 +175,7 @@ class _DiffusersLayers:
             middle=bool(config.get("add_attention", True)),
         )
         between = {
-            f"{side}.{level}": f"{self._place(side, level)}.{side}samplers.0.conv1.weight"
+            f"{side}.{level}": f"{self._prefix(side, level)}.{side}samplers.0.conv1.weight"
             in tensors
             for side in ("down", "up")
             for level in (levels[:-1] if side == "down" else levels[1:])
@@ -215,30 +215,30 @@ class _DiffusersLayers:
         return weights | self._shape.weights(self._part)
 
     def _part(self, side: str, level: int, block: int | None) -> Weights:
-        place = self._place(side, level)
+        prefix = self._prefix(side, level)
         if block is None:
-            sampler = f"{place}.{side}samplers.0"
+            sampler = f"{prefix}.{side}samplers.0"
             if self._residual:
                 return self._block(sampler)
             return self._tensors.layer(f"{sampler}.conv", "conv")
-        return self._block(f"{place}.resnets.{block}") | self._attention(
-            f"{place}.attentions.{block}"
+        return self._block(f"{prefix}.resnets.{block}") | self._attention(
+            f"{prefix}.attentions.{block}"
         )
 
-    def _place(self, side: str, level: int) -> str:
+    def _prefix(self, side: str, level: int) -> str:
         if side == "middle":
             return "mid_block"
-        place = level if side == "down" else len(self._shape.widths) - 1 - level
-        return f"{side}_blocks.{place}"
+        index = level if side == "down" else len(self._shape.widths) - 1 - level
+        return f"{side}_blocks.{index}"
 
-    def _block(self, place: str) -> Weights:
-        return self._tensors.block(place, BLOCK, "conv_shortcut")
+    def _block(self, prefix: str) -> Weights:
+        return self._tensors.block(prefix, BLOCK, "conv_shortcut")
 
-    def _attention(self, place: str) -> Weights:
+    def _attention(self, prefix: str) -> Weights:
         for names in ATTENTION:
-            if f"{place}.{next(iter(names))}.weight" in self._tensors:
+            if f"{prefix}.{next(iter(names))}.weight" in self._tensors:
                 layers = {**names, "group_norm": "attention.norm"}
-                return self._tensors.joined(self._tensors.layers(f"{place}.", layers))
+                return self._tensors.joined(self._tensors.layers(f"{prefix}.", layers))
         return {}
 
 

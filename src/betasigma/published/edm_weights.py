@@ -122,9 +122,9 @@ class _Said:
             return TypeAdapter(kind).validate_python(value, strict=True)
         except ValidationError as error:
             first = error.errors()[0]
-            place = "".join(f"[{number}]" for number in first["loc"])
+            within = "".join(f"[{number}]" for number in first["loc"])
             raise UserError(
-                f"{self._named} has {key}{place}={first['input']}, which {in_words(first['msg'])}"
+                f"{self._named} has {key}{within}={first['input']}, which {in_words(first['msg'])}"
             ) from None
 
 
@@ -196,19 +196,19 @@ class _EDMLayers:
             self._left.take("map_augment.weight")
         return found | self._left.layer(f"enc.{self._size}x{self._size}_conv", "enter")
 
-    def _block(self, place: str, head_channels: int | None) -> Weights:
+    def _block(self, prefix: str, head_channels: int | None) -> Weights:
         """A residual block; with channels of a head, one that attends."""
-        found = self._left.block(place, BLOCK, "skip")
+        found = self._left.block(prefix, BLOCK, "skip")
         if head_channels is None:
             return found
-        found |= self._left.layer(f"{place}.norm2", "attention.norm")
+        found |= self._left.layer(f"{prefix}.norm2", "attention.norm")
         # rows by head, then by channel, in turns of q, k and v; for ours all of q, then k, then v
-        for name, value in as_linear(self._left.layer(f"{place}.qkv", "attention.qkv")).items():
+        for name, value in as_linear(self._left.layer(f"{prefix}.qkv", "attention.qkv")).items():
             parts = value.reshape(-1, head_channels, 3, *value.shape[1:])
             found[name] = parts.movedim(2, 0).reshape(value.shape)
-        return found | as_linear(self._left.layer(f"{place}.proj", "attention.out"))
+        return found | as_linear(self._left.layer(f"{prefix}.proj", "attention.out"))
 
-    def _place(self, side: str, level: int, name: str) -> str:
+    def _prefix(self, side: str, level: int, name: str) -> str:
         size = self._size >> max(level, 0)
         return f"{side}.{size}x{size}_{name}"
 
@@ -260,21 +260,21 @@ class _SongLayers(_EDMLayers):
 
     def _part(self, side: str, level: int, block: int | None) -> Weights:
         if side == "outputs":
-            norm = self._left.layer(self._place("dec", level, "aux_norm"), "0")
-            return norm | self._left.layer(self._place("dec", level, "aux_conv"), "2")
+            norm = self._left.layer(self._prefix("dec", level, "aux_norm"), "0")
+            return norm | self._left.layer(self._prefix("dec", level, "aux_conv"), "2")
         if side == "inputs":
             return self._left.layer(
-                self._place("enc", level + 1, f"aux_{self._shape.progressive_input}"), "conv"
+                self._prefix("enc", level + 1, f"aux_{self._shape.progressive_input}"), "conv"
             )
-        place = {
-            "down": self._place("enc", level, f"block{block}"),
-            "shrink": self._place("enc", level + 1, "down"),
-            "middle": self._place("dec", level, f"in{block}"),
-            "up": self._place("dec", level, f"block{block}"),
-            "grow": self._place("dec", level - 1, "up"),
+        prefix = {
+            "down": self._prefix("enc", level, f"block{block}"),
+            "shrink": self._prefix("enc", level + 1, "down"),
+            "middle": self._prefix("dec", level, f"in{block}"),
+            "up": self._prefix("dec", level, f"block{block}"),
+            "grow": self._prefix("dec", level - 1, "up"),
         }[side]
         width = self._channels * self._multipliers[level]
-        return self._block(place, width if self._shape.attends(side, level, block) else None)
+        return self._block(prefix, width if self._shape.attends(side, level, block) else None)
 
 
 class _DhariwalLayers(_EDMLayers):
@@ -321,10 +321,10 @@ class _DhariwalLayers(_EDMLayers):
     def _part(self, side: str, level: int, block: int | None) -> Weights:
         if side == "middle":
             last = len(self._shape.widths) - 1
-            return self._block(self._place("dec", last, f"in{block}"), None if block else HEAD)
+            return self._block(self._prefix("dec", last, f"in{block}"), None if block else HEAD)
         code = {"down": "enc", "up": "dec"}[side]
         if block is None:
             between = level + 1 if side == "down" else level - 1
-            return self._block(self._place(code, between, side), None)
+            return self._block(self._prefix(code, between, side), None)
         attends = HEAD if self._shape.attending[level] else None
-        return self._block(self._place(code, level, f"block{block}"), attends)
+        return self._block(self._prefix(code, level, f"block{block}"), attends)

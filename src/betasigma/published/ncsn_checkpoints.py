@@ -133,13 +133,13 @@ def _refine_net_weights(tensors: Mapping[str, Tensor]) -> Weights:
         ours = first + dot + rest
         for pattern, name in RENAMED:
             ours = re.sub(pattern, name, ours)
-        place, _, kind = ours.rpartition(".")
+        norm, _, kind = ours.rpartition(".")
         if kind in NORM:
-            norms.setdefault(place, {})[kind] = value.float()
+            norms.setdefault(norm, {})[kind] = value.float()
         else:
             weights[ours] = value.float()
-    for place, parts in norms.items():
-        weights[f"{place}.rows"] = torch.cat([parts[kind] for kind in NORM])[None]
+    for norm, parts in norms.items():
+        weights[f"{norm}.rows"] = torch.cat([parts[kind] for kind in NORM])[None]
     return weights
 
 
@@ -170,8 +170,8 @@ RENAMED: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
 
 def _refine_net(weights: Weights, pooling: Pooling, conditional: bool) -> Node:
     """The node ``network``."""
-    first, places = len(weights["enter.weight"]), range(len(STAGES))
-    last = [f"down.{place}.1.conv2.weight" for place in places]
+    first, stages = len(weights["enter.weight"]), range(len(STAGES))
+    last = [f"down.{stage}.1.conv2.weight" for stage in stages]
     widths = [len(weights[name]) for name in last if name in weights]
     if any(width % first for width in widths):
         raise UserError(

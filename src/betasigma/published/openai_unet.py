@@ -273,20 +273,20 @@ class _OpenAILayers:
         attends = self._shape.attending[level]
         passed = (level if side == "down" else levels - 1 - level) * (blocks + 1)
         number = passed + (blocks if block is None else block)
-        place = f"input_blocks.{number + 1}" if side == "down" else f"output_blocks.{number}"
+        prefix = f"input_blocks.{number + 1}" if side == "down" else f"output_blocks.{number}"
         if block is not None:
-            found = self._block(f"{place}.0")
-            return found | self._attention(f"{place}.1", level) if attends else found
-        last = f"{place}.0" if side == "down" else f"{place}.{2 if attends else 1}"
+            found = self._block(f"{prefix}.0")
+            return found | self._attention(f"{prefix}.1", level) if attends else found
+        last = f"{prefix}.0" if side == "down" else f"{prefix}.{2 if attends else 1}"
         if self._settings.get("resblock_updown"):
             return self._block(last)
         return self._tensors.layer(f"{last}.{'op' if side == 'down' else 'conv'}", "conv")
 
-    def _block(self, place: str) -> Weights:
-        return self._tensors.block(place, BLOCK, "skip_connection")
+    def _block(self, prefix: str) -> Weights:
+        return self._tensors.block(prefix, BLOCK, "skip_connection")
 
-    def _attention(self, place: str, level: int) -> Weights:
-        found = as_linear(self._tensors.layers(f"{place}.", ATTENTION))
+    def _attention(self, prefix: str, level: int) -> Weights:
+        found = as_linear(self._tensors.layers(f"{prefix}.", ATTENTION))
         if self._settings.get("use_new_attention_order"):
             return found
         width = self._settings.get("num_head_channels", -1)

@@ -119,9 +119,9 @@ def _weights(shape: UNetShape, tensors: Tensors) -> Weights:
     def part(side: str, level: int, block: int | None) -> Weights:
         if block is None:
             return tensors.layer(f"{side}.{level}.{side}sample.conv", "conv")
-        place = f"mid.block_{block + 1}" if side == "middle" else f"{side}.{level}.block.{block}"
+        prefix = f"mid.block_{block + 1}" if side == "middle" else f"{side}.{level}.block.{block}"
         attention = "mid.attn_1" if side == "middle" else f"{side}.{level}.attn.{block}"
-        found = tensors.block(place, BLOCK, "nin_shortcut")
+        found = tensors.block(prefix, BLOCK, "nin_shortcut")
         if (side, block) == ("middle", 1) or f"{attention}.q.weight" not in tensors:
             return found
         return found | as_linear(tensors.joined(tensors.layers(f"{attention}.", ATTENTION)))

@@ -201,29 +201,29 @@ def _ve_config(network: Node, settings: Settings) -> Node:
 
 def _weights(shape: UNetShape, tensors: Tensors) -> Weights:
     """All weights of the network; the layers are numbered as they compute."""
-    places = numbered_layers()
+    layers = numbered_layers()
 
     def part(side: str, level: int, block: int | None) -> Weights:
-        place = next(places)
+        layer = next(layers)
         if block is None:
-            return tensors.layer(f"{place}.Conv_0", "conv")
-        found = tensors.layers(f"{place}.", BLOCK)
-        if f"{place}.NIN_0.W" in tensors:
-            found |= _one_by_one(tensors, f"{place}.NIN_0", "shortcut", (1, 1))
+            return tensors.layer(f"{layer}.Conv_0", "conv")
+        found = tensors.layers(f"{layer}.", BLOCK)
+        if f"{layer}.NIN_0.W" in tensors:
+            found |= _one_by_one(tensors, f"{layer}.NIN_0", "shortcut", (1, 1))
         # on the way up, one layer attends at each resolution: the last
         attends = {
             "down": shape.attending[level],
             "middle": block == 0,
             "up": shape.attending[level] and block == shape.blocks,
         }[side]
-        return found | attention_weights(tensors, next(places)) if attends else found
+        return found | attention_weights(tensors, next(layers)) if attends else found
 
     weights: Weights = {}
     for name in FIRST:
-        weights |= tensors.layer(next(places), name)
+        weights |= tensors.layer(next(layers), name)
     weights |= shape.weights(part)
     for name in ("leave.0", "leave.2"):
-        weights |= tensors.layer(next(places), name)
+        weights |= tensors.layer(next(layers), name)
     return weights
 
 
@@ -232,18 +232,18 @@ def numbered_layers() -> Iterator[str]:
     return (f"all_modules.{number}" for number in count())
 
 
-def attention_weights(tensors: Tensors, place: str) -> Weights:
+def attention_weights(tensors: Tensors, layer: str) -> Weights:
     """Weights of ``AttnBlock`` and ``AttnBlockpp``."""
-    found = tensors.layer(f"{place}.GroupNorm_0", "attention.norm")
+    found = tensors.layer(f"{layer}.GroupNorm_0", "attention.norm")
     for i, ours in enumerate(("q", "k", "v", "attention.out")):
-        found |= _one_by_one(tensors, f"{place}.NIN_{i}", ours)
+        found |= _one_by_one(tensors, f"{layer}.NIN_{i}", ours)
     return tensors.joined(found)
 
 
-def _one_by_one(tensors: Tensors, place: str, ours: str, pixel: tuple[int, ...] = ()) -> Weights:
+def _one_by_one(tensors: Tensors, layer: str, ours: str, pixel: tuple[int, ...] = ()) -> Weights:
     """A matrix on channels, whose transpose is a linear layer or a convolution of a pixel."""
-    weight = tensors.take(f"{place}.W").T.contiguous()
+    weight = tensors.take(f"{layer}.W").T.contiguous()
     return {
         f"{ours}.weight": weight.reshape(*weight.shape, *pixel),
-        f"{ours}.bias": tensors.take(f"{place}.b"),
+        f"{ours}.bias": tensors.take(f"{layer}.b"),
     }

@@ -154,23 +154,23 @@ def _diffusion(network: Node, settings: Settings) -> Node:
 
 def _weights(shape: NCSNppShape, tensors: Tensors, fourier: bool) -> Weights:
     """All weights of the network; the layers are numbered as they compute."""
-    places = score_sde.numbered_layers()
+    layers = score_sde.numbered_layers()
 
     def part(side: str, level: int, block: int | None) -> Weights:
-        place = next(places)
+        layer = next(layers)
         if side == "inputs":
             one = "Conv_0" if shape.progressive_input == "skip" else "Conv2d_0"
-            return tensors.layer(f"{place}.{one}", "conv")
+            return tensors.layer(f"{layer}.{one}", "conv")
         if side == "outputs":
-            return tensors.layer(place, "0") | tensors.layer(next(places), "2")
-        found = tensors.block(place, score_sde.BLOCK, "Conv_2")
+            return tensors.layer(layer, "0") | tensors.layer(next(layers), "2")
+        found = tensors.block(layer, score_sde.BLOCK, "Conv_2")
         if not shape.attends(side, level, block):
             return found
-        return found | score_sde.attention_weights(tensors, next(places))
+        return found | score_sde.attention_weights(tensors, next(layers))
 
     weights: Weights = {}
     if fourier:
-        weights[score_sde.FREQUENCIES] = tensors.take(f"{next(places)}.W")
+        weights[score_sde.FREQUENCIES] = tensors.take(f"{next(layers)}.W")
     for name in score_sde.FIRST:
-        weights |= tensors.layer(next(places), name)
+        weights |= tensors.layer(next(layers), name)
     return weights | shape.weights(part)

@@ -149,19 +149,19 @@ class UNetShape:
         shown, last = self.shown, len(self.widths) - 1
         weights: Weights = {}
 
-        def put(side: str, place: int, level: int, block: int | None, attends: bool) -> None:
+        def put(side: str, index: int, level: int, block: int | None, attends: bool) -> None:
             found = part(side, level, block)
             if attends and not any(name.startswith("attention.") for name in found):
                 found |= silent_attention(self.widths[last if side == "middle" else level])
-            weights.update({f"{side}.{place}.{name}": value for name, value in found.items()})
+            weights.update({f"{side}.{index}.{name}": value for name, value in found.items()})
 
         def put_levels(side: str, levels: Sequence[int], blocks: int) -> None:
-            places = count()
+            indices = count()
             for level in levels:
                 for block in range(blocks):
-                    put(side, next(places), level, block, shown[level])
+                    put(side, next(indices), level, block, shown[level])
                 if level != levels[-1]:
-                    put(side, next(places), level, None, False)
+                    put(side, next(indices), level, None, False)
 
         put_levels("down", range(last + 1), self.blocks)
         put("middle", 0, 0, 0, any(shown))
@@ -265,9 +265,9 @@ class NCSNppShape:
         last = levels[-1]
         weights: Weights = {}
 
-        def put(side: str, place: str, level: int, block: int | None = None) -> None:
+        def put(side: str, index: str, level: int, block: int | None = None) -> None:
             found = part(side, level, block)
-            weights.update({f"{side}.{place}.{name}": value for name, value in found.items()})
+            weights.update({f"{side}.{index}.{name}": value for name, value in found.items()})
 
         for level in levels:
             for block in range(self.blocks):
@@ -278,13 +278,13 @@ class NCSNppShape:
                     put("inputs", f"{level}", level)
         for block in range(2):
             put("middle", f"{block}", last, block)
-        for place, level in enumerate(reversed(levels)):
+        for index, level in enumerate(reversed(levels)):
             for block in range(self.blocks + 1):
-                put("up", f"{place}.{block}", level, block)
+                put("up", f"{index}.{block}", level, block)
             if self.progressive_output == "skip":
-                put("outputs", f"{place}", level)
+                put("outputs", f"{index}", level)
             if level > 0:
-                put("grow", f"{place}", level)
+                put("grow", f"{index}", level)
         if self.progressive_output == "none":
             put("outputs", "0", 0)
         return weights

@@ -230,8 +230,8 @@ def open_weights(path: Path, key: str = "from") -> WeightFile:
         raise UserError(f"{key}={path} does not exist; give a file or a folder of weights")
     if path.is_file():
         return WeightFile(path, read_weights(path, key), (path,), key=key)
-    places = [place for place in (path / "unet", path, path / "scheduler") if place.is_dir()]
-    files = _weights_in(places, path, key)
+    folders = [folder for folder in (path / "unet", path, path / "scheduler") if folder.is_dir()]
+    files = _weights_in(folders, path, key)
     content = read_weights(files[0], key)
     for file in files[1:]:
         more = read_weights(file, key)
@@ -240,21 +240,21 @@ def open_weights(path: Path, key: str = "from") -> WeightFile:
         content |= more
     settings = {}
     for name in CONFIGS:
-        beside = [place / f"{name}.json" for place in places]
+        beside = [folder / f"{name}.json" for folder in folders]
         found = next((file for file in beside if file.is_file()), None)
         if found is not None:
             settings[name] = read_json(found, key)
     return WeightFile(path, content, files, settings, key)
 
 
-def _weights_in(places: list[Path], path: Path, key: str) -> tuple[Path, ...]:
-    for place in places:
+def _weights_in(folders: list[Path], path: Path, key: str) -> tuple[Path, ...]:
+    for folder in folders:
         for ending in WEIGHTS:
-            files = sorted(place.glob(f"*{ending}"))
-            usual = place / f"{USUAL}{ending}"
+            files = sorted(folder.glob(f"*{ending}"))
+            usual = folder / f"{USUAL}{ending}"
             if usual in files:  # beside others in half precision, say
                 return (usual,)
-            index = place / f"{usual.name}.index.json"
+            index = folder / f"{usual.name}.index.json"
             if index.is_file():
                 return _indexed(index, ending, key)
             if len(files) > 1:

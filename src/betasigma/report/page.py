@@ -93,7 +93,7 @@ class Pages:
     def __init__(self, read: Callable[[], dict[str, Any]], changed: Callable[[], object]) -> None:
         self._read, self._changed = read, changed
         self._lock = threading.Lock()
-        self._seen: object = None
+        self._state: object = None
         self._data: dict[str, Any] = {}
         self._json: PageJson | None = None
         self._when = 0.0
@@ -112,9 +112,9 @@ class Pages:
             return self._json
 
     def _newest(self) -> dict[str, Any]:
-        seen = self._changed()
-        if not self._data or seen != self._seen or time.monotonic() - self._when > OLDEST:
-            self._data, self._seen, self._when = self._read(), seen, time.monotonic()
+        state = self._changed()
+        if not self._data or state != self._state or time.monotonic() - self._when > OLDEST:
+            self._data, self._state, self._when = self._read(), state, time.monotonic()
             self._json = None
         return self._data
 

@@ -193,7 +193,7 @@ def _thinned(series: Series, most: int) -> Sequence[int]:
     width = 1
     while series.steps[-1] > width * most:
         width *= 2  # so that a stretch is two of a longer curve's
-    return [*{(step - 1) // width: place for place, step in enumerate(series.steps)}.values()]
+    return [*{(step - 1) // width: index for index, step in enumerate(series.steps)}.values()]
 
 
 def _places(found: Iterable[Moments], work: WorkTime) -> list[Content]:
@@ -262,11 +262,11 @@ def _logged(run: Run) -> dict[float, tuple[str, int, float]]:
 
 def _identity(run: Run, common: str) -> Content:
     """Where a run is, what it is called, and which data it has."""
-    place = run.directory.resolve()
-    own = os.path.relpath(place, common)
+    directory = run.directory.resolve()
+    own = os.path.relpath(directory, common)
     job = run.status.get("job")
     return {
-        "id": place.name if own == "." else Path(own).as_posix(),
+        "id": directory.name if own == "." else Path(own).as_posix(),
         "directory": str(run.directory),
         "name": str(run.config.get("name", "")),
         "job": job if isinstance(job, int) else None,

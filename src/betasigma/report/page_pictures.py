@@ -70,7 +70,7 @@ class Album:
                     grids.append({"step": step, **_sheet(image, 0)})
                 else:
                     samples = samples[:most]
-                    grids.append({"step": step, **_sheet(_arranged(samples), len(samples))})
+                    grids.append({"step": step, **_sheet(_in_grid(samples), len(samples))})
             size = sum(len(grid["picture"]) for grid in grids)
             if size <= self._share:
                 break
@@ -87,7 +87,7 @@ class Album:
         """The first training images of each set of data."""
         most = self._options.most
         return {
-            key: _sheet(_arranged(images[:most]), len(images[:most]))
+            key: _sheet(_in_grid(images[:most]), len(images[:most]))
             for key, images in self._training.items()
             if images is not None
         }
@@ -104,8 +104,8 @@ class Album:
             return {}
         known = (key, samples.numpy().tobytes())
         if known not in self._nearest:
-            _, places = nearest_examples(samples, training.split(AT_ONCE))
-            self._nearest[known] = _sheet(_arranged(training[places[:, 0]]), len(places))
+            _, nearest = nearest_examples(samples, training.split(AT_ONCE))
+            self._nearest[known] = _sheet(_in_grid(training[nearest[:, 0]]), len(nearest))
         return {"real": key, "nearest": self._nearest[known]}
 
 
@@ -152,7 +152,7 @@ def _samples(image: Image.Image, shape: Any) -> Tensor | None:
     return torch.cat(images[:count].chunk(aside, dim=-1), dim=1).contiguous()
 
 
-def _arranged(images: Tensor) -> Image.Image:
+def _in_grid(images: Tensor) -> Image.Image:
     """Images ``(n, C, H, W)`` as a sheet without gaps."""
     if images.shape[1] not in (1, 3):
         images = torch.cat(images.split(1, dim=1), dim=-1)
@@ -174,8 +174,8 @@ def _spread(found: Sequence[tuple[int, Path]], count: int) -> list[tuple[int, Pa
     """So many of a sequence, evenly, with its last."""
     if len(found) <= count:
         return list(found)
-    places = {round(len(found) * (i + 1) / count) - 1 for i in range(count)}
-    return [found[place] for place in sorted(places)]
+    indices = {round(len(found) * (i + 1) / count) - 1 for i in range(count)}
+    return [found[index] for index in sorted(indices)]
 
 
 def _open(path: Path) -> Image.Image | None:

@@ -148,12 +148,12 @@ def draw_results(
     number = len(metrics) + bool(errors)
     if not number:
         return None
-    names = [_told(row, rows) for row in rows]
+    names = [_name_of(row, rows) for row in rows]
     longest = max(map(len, names), default=0)
     size = (plot_style.PANEL[0] * 0.85 + 0.05 * longest / number, max(2.2, 1.3 + 0.3 * len(rows)))
     with plot_style.panels(number, size) as (figure, axes):
         colours = plot_style.family_colours([row.family for row in rows])
-        for place, (panel, metric) in enumerate(zip(axes, metrics, strict=False)):
+        for column, (panel, metric) in enumerate(zip(axes, metrics, strict=False)):
             own = [column for column in columns if column.split()[0] == metric]
             if any(column.endswith(" total") for column in own):
                 _draw_bits(panel, rows, own, colours)
@@ -169,7 +169,7 @@ def draw_results(
             measured = _measured(rows, [c for c in own if not c.endswith(" floor")])
             panel.set_xlabel(f"{unit}{measured and f', {measured}'}")
             panel.set_title(metric)
-            panel.set_yticks(range(len(rows)), names if place == 0 else [""] * len(rows))
+            panel.set_yticks(range(len(rows)), names if column == 0 else [""] * len(rows))
             panel.set_ylim(len(rows) - 0.5, -0.5)
             panel.grid(visible=False, axis="y")
             if panel.get_legend_handles_labels()[0]:
@@ -209,16 +209,16 @@ def _draw_mean(
     marker: str | None = None,
 ) -> None:
     """The mean of curves where all of them have a value, with a band of one standard error."""
-    places = sorted(set.intersection(*(set(curve) for curve in curves)))
-    values = [[curve[at] for curve in curves] for at in places]
+    x = sorted(set.intersection(*(set(curve) for curve in curves)))
+    values = [[curve[at] for curve in curves] for at in x]
     means = [statistics.mean(found) for found in values]
-    few = "." if len(places) < 20 else None
-    axes.plot(places, means, color=colour, label=label, marker=marker or few)
+    few = "." if len(x) < 20 else None
+    axes.plot(x, means, color=colour, label=label, marker=marker or few)
     if len(curves) > 1:
         reach = [standard_error(found) or 0.0 for found in values]
         low = [mean - error for mean, error in zip(means, reach, strict=True)]
         high = [mean + error for mean, error in zip(means, reach, strict=True)]
-        axes.fill_between(places, low, high, color=colour, alpha=plot_style.BAND, linewidth=0)
+        axes.fill_between(x, low, high, color=colour, alpha=plot_style.BAND, linewidth=0)
 
 
 def _draw_points(
@@ -227,11 +227,11 @@ def _draw_points(
     """Means with their standard errors, a line a row; the values of the seeds faint behind them."""
     for number, (marker, column) in enumerate(by_marker.items()):
         shift = 0.16 * (number - (len(by_marker) - 1) / 2)
-        for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+        for index, (row, colour) in enumerate(zip(rows, colours, strict=True)):
             values = row.values.get(column)
             if not values:
                 continue
-            at = place + shift
+            at = index + shift
             if len(values) > 1:
                 axes.plot(values, [at] * len(values), marker, color=colour, alpha=0.25, ms=3)
             axes.errorbar(
@@ -265,25 +265,25 @@ def _draw_bits(
     for number, total in enumerate(totals):
         stem = total.removesuffix("total")
         shift = 0.3 * (number - (len(totals) - 1) / 2)
-        for place, (row, colour) in enumerate(zip(rows, colours, strict=True)):
+        for index, (row, colour) in enumerate(zip(rows, colours, strict=True)):
             terms = {term: row.mean(stem + term) or 0.0 for term in TERMS}
             left = 0.0
             if all(0 <= value < math.inf for value in terms.values()):
                 for term, value in terms.items():
                     height = 0.6 / len(totals)
                     axes.barh(
-                        place + shift, value, height, left, color=colour, alpha=TERMS[term] * 0.6
+                        index + shift, value, height, left, color=colour, alpha=TERMS[term] * 0.6
                     )
                     left += value
             if (mean := row.mean(total)) is not None:
                 reach = standard_error(row.values[total])
-                axes.errorbar([mean], [place + shift], xerr=reach, fmt="ok", ms=3)
+                axes.errorbar([mean], [index + shift], xerr=reach, fmt="ok", ms=3)
     for term, opacity in TERMS.items():
         if any(column.endswith(f" {term}") for column in columns):
             axes.barh([0], [0], color=plot_style.GREY, alpha=opacity * 0.6, label=term)
 
 
-def _told(row: Row, rows: Sequence[Row]) -> str:
+def _name_of(row: Row, rows: Sequence[Row]) -> str:
     """Name of a row, with n and NFE where rows differ in them."""
     own = [f"{key}={row.size(key)}" for key in ("n", "NFE") if len({r.size(key) for r in rows}) > 1]
     seeds = max((len(values) for values in row.values.values()), default=1)

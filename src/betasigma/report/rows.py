@@ -273,10 +273,10 @@ def _asked(runs: Sequence[Run]) -> list[dict[str, str]]:
 
 def _directory_name(run: Run) -> str:
     """What the directory of a run says of its setting: of ``SWEEP/seed=1`` the sweep."""
-    place = Path(run.label)
-    words = [word for word in place.name.split(",") if not _is_incidental(word.partition("=")[0])]
+    label = Path(run.label)
+    words = [word for word in label.name.split(",") if not _is_incidental(word.partition("=")[0])]
     own = ",".join(words)
-    return str(place.with_name(own)) if own else run.directory.resolve().parent.name
+    return str(label.with_name(own)) if own else run.directory.resolve().parent.name
 
 
 def _rounded(text: str) -> str:
@@ -319,6 +319,10 @@ def _differing(described: Sequence[Mapping[str, str]]) -> list[str]:
 
 def without_common_parent(runs: Sequence[str]) -> list[str]:
     """Paths without the folders that all of them are in."""
-    places = [os.path.abspath(run) for run in runs]
-    common = os.path.commonpath([os.path.dirname(place) for place in places]) if places else ""
-    return [os.path.relpath(place, common) for place in places]
+    directories = [os.path.abspath(run) for run in runs]
+    common = (
+        os.path.commonpath([os.path.dirname(directory) for directory in directories])
+        if directories
+        else ""
+    )
+    return [os.path.relpath(directory, common) for directory in directories]

@@ -139,14 +139,16 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
     with their parent's too.
     """
     given = runs_in(paths)
-    places = [run.resolve() for run in given]
-    if len(set(places)) < len(places):
+    directories = [run.resolve() for run in given]
+    if len(set(directories)) < len(directories):
         raise UserError(f"runs=[{','.join(paths)}] names a run twice")
     runs = [read_run(run) for run in given]
-    names = [place.name for place in places]
+    names = [directory.name for directory in directories]
     return [
-        run if names.count(place.name) == 1 else replace(run, label="/".join(place.parts[-2:]))
-        for run, place in zip(runs, places, strict=True)
+        run
+        if names.count(directory.name) == 1
+        else replace(run, label="/".join(directory.parts[-2:]))
+        for run, directory in zip(runs, directories, strict=True)
     ]
 
 
@@ -215,15 +217,15 @@ def runs_in(paths: Sequence[str]) -> list[Path]:
 def left_out(paths: Sequence[str]) -> str:
     """What to say of runs that stand too deep for ``runs=…`` to be of them; ``""`` without any."""
     tops = [path for path in map(Path, paths) if not (path / CONFIG).is_file()]
-    places = [
+    directories = [
         record.parents[1]
         for top in tops
         for record in sorted(top.glob(f"*/*/{METRICS}"))
         if (record.parent / CONFIG).is_file()
     ]
-    named = ", ".join(dict.fromkeys(map(str, places)))
-    runs = counted(len(places), "run")
-    return f"{runs} in {named} left out: runs=[…] names runs or sweeps" if places else ""
+    named = ", ".join(dict.fromkeys(map(str, directories)))
+    runs = counted(len(directories), "run")
+    return f"{runs} in {named} left out: runs=[…] names runs or sweeps" if directories else ""
 
 
 def _jobs(sweep: Path, config: str) -> list[Path]:

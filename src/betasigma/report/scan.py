@@ -42,13 +42,13 @@ def find_recorded(paths: Sequence[str | Path]) -> list[Run]:
         shown = f"runs=[{path}]"
         if not path.is_dir():
             raise UserError(f"{shown} is not a directory: give a run directory, or one of several")
-        here = {place.resolve(): place for place in run_directories(path)}
+        here = {directory.resolve(): directory for directory in run_directories(path)}
         if not here:
             raise UserError(
                 f"{shown} is no run directory and has none in it: no {CONFIG} beside {METRICS} or "
                 f"{STATUS}"
             )
-        read = {real: _read(place) for real, place in here.items()}
+        read = {real: _read(directory) for real, directory in here.items()}
         if len(read) == 1 and not any(read.values()):
             raise UserError(f"{shown} is half written: its {CONFIG} cannot be read")
         found |= {real: run for real, run in read.items() if run is not None}

@@ -28,7 +28,7 @@ class Series(Columns):
         context: what they were measured with, by column of the record, without seed and spread.
         best: which of them is the best; ``None`` where none is, or nobody says.
         stds: NaN where there is none; empty, as ``seeds``, where there is no context.
-        end: place of the last one among all values that have a context.
+        end: index of the last one among all values that have a context.
     """
 
     metric: str
@@ -38,13 +38,13 @@ class Series(Columns):
     seeds: list[str] = field(default_factory=list)
     end: int = -1
 
-    def row(self, place: int) -> RecordedRow:
+    def row(self, index: int) -> RecordedRow:
         """The row of the record that a value is from, in so far as it can differ within one."""
         own = dict.fromkeys(COLUMNS, "") | self.context
         if self.seeds:
-            std = self.stds[place]
-            own |= {"seed": self.seeds[place], "std": "" if math.isnan(std) else str(std)}
-        known = {"step": self.steps[place], "time": self.times[place], "value": self.values[place]}
+            std = self.stds[index]
+            own |= {"seed": self.seeds[index], "std": "" if math.isnan(std) else str(std)}
+        known = {"step": self.steps[index], "time": self.times[index], "value": self.values[index]}
         return own | {"metric": self.metric} | {key: str(value) for key, value in known.items()}
 
 
@@ -74,10 +74,10 @@ def _series(record: Record) -> list[Series]:
     ]
     found: dict[tuple[str, ...], Series] = {}
     known: dict[tuple[Any, ...], Series] = {}
-    place = {name: number for number, name in enumerate(COLUMNS)}
-    apart = [place[name] for name in CONTEXT if name not in ("std", "seed", "best")]
-    key_of = itemgetter(place["metric"], *apart)
-    std, seed, best = place["std"], place["seed"], place["best"]
+    index_of = {name: number for number, name in enumerate(COLUMNS)}
+    apart = [index_of[name] for name in CONTEXT if name not in ("std", "seed", "best")]
+    key_of = itemgetter(index_of["metric"], *apart)
+    std, seed, best = index_of["std"], index_of["seed"], index_of["best"]
     for number, line in enumerate(lines):
         key = key_of(line)
         series = found.get(key)

@@ -170,8 +170,8 @@ def mend(run: Path) -> None:
     cannot be read where there is one before it, so that this is not replaced by it.
     """
     folder = run / CHECKPOINTS
-    for place in (run, folder, run / SAMPLES):
-        remove_partial(place)
+    for each in (run, folder, run / SAMPLES):
+        remove_partial(each)
     last = folder / LAST
     if last.is_file() and is_readable(folder / PREVIOUS) and not is_readable(last):
         last.unlink()

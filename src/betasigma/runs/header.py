@@ -129,8 +129,8 @@ def may_be_published(run: Path) -> bool:
     if run.is_dir():
         return not (run / CHECKPOINTS).is_dir() and any(
             file.suffix in WEIGHTS and file.is_file()
-            for place in (run, run / "unet")
-            for file in place.glob("*")
+            for folder in (run, run / "unet")
+            for file in folder.glob("*")
         )
     if run.suffix not in (*WEIGHTS, PICKLE) or not run.is_file():
         return False

@@ -145,13 +145,13 @@ class Record:
         head = next(reader, [])
         if not {"step", "metric", "value"} <= set(head):  # it is damaged
             reader, head = csv.reader(StringIO(text, newline="")), list(COLUMNS)
-        places = [head.index(name) if name in head else None for name in COLUMNS]
+        indices = [head.index(name) if name in head else None for name in COLUMNS]
         as_it_is = head == list(COLUMNS)
         for line in reader:
             if len(line) != len(head):  # a killed process can leave half a line
                 continue
             if not as_it_is:
-                line = ["" if place is None else line[place] for place in places]
+                line = ["" if i is None else line[i] for i in indices]
             if _has_numbers(line):
                 line[METRIC] = current_name(line[METRIC])
                 yield line
@@ -213,7 +213,7 @@ def _has_numbers(line: Sequence[str]) -> bool:
     step, now, _, value = line[:4]
     try:
         float(value)
-        sizes = [float(line[place]) for place in SIZES if line[place]]
+        sizes = [float(line[i]) for i in SIZES if line[i]]
         return abs(int(step)) < 2**63 and not math.isnan(float(now)) and all(map(isfinite, sizes))
     except ValueError:
         return False

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from betasigma.runs.status import seconds_of
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 """Seconds that SLURM has for an answer."""
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT")
@@ -114,7 +114,7 @@ def _ask(*command: str) -> str | None:
             command,
             capture_output=True,
             text=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT,
             check=True,
             env=environment,
         )

@@ -21,7 +21,7 @@ from betasigma.runs.files import read_json, write_json
 SWEEP = "sweep.json"
 """Name of the file in a sweep directory."""
 
-OF_A_PLACE = re.compile(r"\+*(cluster|hydra/launcher|hydra\.launcher)([.=@].*)?")
+LAUNCHER_WORD = re.compile(r"\+*(cluster|hydra/launcher|hydra\.launcher)([.=@].*)?")
 """Words of a command line that say where jobs run, rather than what they do."""
 
 RUNS_CODE = re.compile(r"\+*(cluster\.setup|hydra\.launcher\.(?!n_jobs=))")
@@ -102,7 +102,7 @@ def number_of(run: Path) -> int | None:
 
 def newest_sweep(app: str, jobs: Sequence[Sequence[str]]) -> Path | None:
     """The newest sweep below ``outputs/`` with these jobs; ``None`` where there is none."""
-    wanted = [sorted(of_the_job(words)) for words in jobs]
+    wanted = [sorted(job_words(words)) for words in jobs]
     files = sorted(OUTPUTS.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
     for path in reversed(files):
         record = read_sweep(path.parent)
@@ -112,15 +112,15 @@ def newest_sweep(app: str, jobs: Sequence[Sequence[str]]) -> Path | None:
     return None
 
 
-def of_the_job(words: Iterable[str]) -> list[str]:
+def job_words(words: Iterable[str]) -> list[str]:
     """Those words that say what a job does, rather than where or how it starts."""
     once = re.compile(r"\+*(resume|overwrite)=.*")
-    return [w for w in words if not OF_A_PLACE.fullmatch(w) and not once.fullmatch(w)]
+    return [w for w in words if not LAUNCHER_WORD.fullmatch(w) and not once.fullmatch(w)]
 
 
-def of_the_place(words: Iterable[str]) -> list[str]:
+def launcher_words(words: Iterable[str]) -> list[str]:
     """Those words that say where jobs run."""
-    return [word for word in words if OF_A_PLACE.fullmatch(word)]
+    return [word for word in words if LAUNCHER_WORD.fullmatch(word)]
 
 
 def check_words(record: SweepRecord, directory: Path) -> None:
@@ -136,7 +136,9 @@ def check_words(record: SweepRecord, directory: Path) -> None:
             )
 
 
-def place_of(record: SweepRecord, directory: Path, typed: Sequence[str]) -> list[str]:
+def recorded_launcher_words(
+    record: SweepRecord, directory: Path, typed: Sequence[str]
+) -> list[str]:
     """The words of a sweep's record that say where its jobs go on, where the user says nothing.
 
     Raises:

@@ -164,10 +164,10 @@ def _levels_taken(steps: Steps, grid: Grid, levels: int) -> list[int]:
     chosen, first = list[int](), 1
     for size, count in zip(sections(levels, len(counts)), counts, strict=True):
         # added up as iDDPM does, so that halves round alike
-        place, stride = 0.0, (size - 1) / (count - 1) if count > 1 else 1.0
+        position, stride = 0.0, (size - 1) / (count - 1) if count > 1 else 1.0
         for _ in range(count):
-            chosen.append(first + round(place))
-            place += stride
+            chosen.append(first + round(position))
+            position += stride
         first += size
     return chosen
 

@@ -132,9 +132,9 @@ def _launch(fabric: Fabric) -> None:
     try:
         fabric.launch()
     except torch.distributed.DistError as error:
-        place = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        address = ":".join(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise UserError(
-            f"the processes of this command cannot meet at {place} ({first_line(error)}): see "
+            f"the processes of this command cannot meet at {address} ({first_line(error)}): see "
             f"that MASTER_ADDR is the machine of the first one, and MASTER_PORT a free port there"
         ) from None
 
