@@ -39,11 +39,14 @@ class ListedJobs(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         from betasigma.launch.sweeps import this_sweep
+        from betasigma.runs.files import write_text
 
         sweep = this_sweep()
         assert sweep is not None
         assert self.config is not None
-        OmegaConf.save(self.config, Path(self.config.hydra.sweep.dir) / "multirun.yaml")
+        write_text(
+            Path(self.config.hydra.sweep.dir) / "multirun.yaml", OmegaConf.to_yaml(self.config)
+        )
         size = self._most or len(sweep.launched)
         done: list[JobReturn] = []
         for first in range(0, len(sweep.launched), size):

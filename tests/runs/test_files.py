@@ -108,3 +108,14 @@ def test_nothing_else_renames_a_file_into_place() -> None:
     }
     # a downloaded data set is moved file by file: it is whole before
     assert found == {"runs/files.py", "data/sources.py"}
+
+
+def test_nothing_writes_a_file_under_its_final_name() -> None:
+    pattern = re.compile(r"OmegaConf\.save\(|(?<!partial)\.write_(text|bytes)\(")
+    found = {
+        str(path.relative_to(SRC))
+        for path in SRC.rglob("*.py")
+        if pattern.search(path.read_text(encoding="utf-8"))
+    }
+    # an export is a folder that gets its name when it is whole
+    assert found == {"betasigma/exports/graphs.py", "betasigma/runs/portable.py"}

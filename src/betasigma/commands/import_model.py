@@ -32,7 +32,7 @@ from betasigma.published.model_format import ModelFormat, PublishedModel, Settin
 from betasigma.published.weight_file import WeightFile, open_weights, refuse_code
 from betasigma.runs.checkpoint import AVERAGED, HEADER, save
 from betasigma.runs.directory import CONFIG, ENVIRONMENT, OUTPUTS, describe_environment
-from betasigma.runs.files import write_json
+from betasigma.runs.files import write_json, write_text
 from betasigma.runs.header import CHECKPOINTS, FORMAT, LAST
 from betasigma.runs.portable import is_portable
 from betasigma.runs.start import Start
@@ -127,8 +127,7 @@ def read_published(asked: Import, source: WeightFile | None = None) -> Readable:
 def write_run(readable: Readable, directory: Path, overrides: list[str]) -> None:
     """Write config, origin and checkpoint of a model into a new run directory."""
     model, config = readable.model, readable.config
-    directory.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(config), directory / CONFIG)
+    write_text(directory / CONFIG, OmegaConf.to_yaml(OmegaConf.create(config)))
     write_json(directory / ENVIRONMENT, describe_environment(overrides))
     write_json(directory / ORIGIN, readable.origin)
     header = {
