@@ -131,13 +131,14 @@ def test_keys_that_are_gone_are_left_out_with_a_note(tmp_path: Path) -> None:
 
 
 def test_what_no_model_needs_is_not_asked_about(tmp_path: Path) -> None:
-    """Loggers and hardware of another time do not keep a model from being loaded."""
+    """Loggers, hardware and studies of another time do not keep a model from being loaded."""
     changed = rewritten(
         tmp_path / "a.ckpt",
         logger={"kind": "parchment", "ink": 3},
         hardware={"abacus": True},
         cluster={"name": "herd"},
         training={"patience": "endless"},
+        bridge={"point": 3, "change": "noise conditioning"},
     )
     denoiser, sampler = betasigma.load(changed)
     assert sampler.sample(denoiser, 2, seed=0).x.shape == (2, 1, 8, 8)

@@ -233,12 +233,6 @@ def upgrade(config: Mapping[str, Any]) -> dict[str, Any]:
     new = dict(config)
     if isinstance(new.get("preconditioning"), dict):
         new["preconditioning"] = {"_target_": STANDARD_PRECONDITIONING, **new["preconditioning"]}
-    if isinstance(bridge := new.pop("bridge", None), dict):
-        new["study"] = {
-            "name": "bridge",
-            "point": bridge.get("point"),
-            "label": bridge.get("change"),
-        }
     if isinstance(callbacks := new.get("callbacks"), dict):
         new["callbacks"] = {name: _with_current_monitor(node) for name, node in callbacks.items()}
     return new
