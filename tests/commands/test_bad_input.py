@@ -88,7 +88,12 @@ BAD = {
     "train optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true": r"nesterov=true needs",
     "train optimizer=sgd optimizer.betas=[0.9,0.9]": r"optimizer\.betas",
     "train model=oracle optimizer=sgd": r"optimizer=sgd does not fit model=oracle",
-    "train +optimizer.momentum=0.9": r"optimizer\.momentum=0\.9 is unknown",
+    "train +optimizer.momentum=0.9": r"optimizer\.momentum=0\.9 is unknown: Adam takes lr, betas",
+    "train optimizer._target_=torch.optim.RAdam optimizer.bets=3": (
+        r"optimizer\.bets=3 is unknown: RAdam takes lr, betas, .*did you mean optimizer\.betas\?"
+    ),
+    "train bridge=6 network.chanels=8": r"network\.chanels=8 is unknown: UNet takes num_classes",
+    "train +schedule.levls=3": r"schedule\.levls=3 is unknown: linear takes start",
     "train ema.decay=1": r"ema\.decay=1 must be below 1",
     "train name=a/b": r"name=a/b must be of letters, digits, and _ \. \+ -$",
     "train data=celeba data.crop=8": r"data\.crop=8 must be center_<side>, as in center_140$",

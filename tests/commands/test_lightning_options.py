@@ -94,7 +94,7 @@ def test_a_schedule_of_pytorchs_by_its_name(train: Launch) -> None:
         ([f"+logger.mine._target_={CSV}"], f"second logger: write +loggers.mine._target_={CSV}"),
         (
             ["+logger@loggers.mine=csv", "+loggers.mine.verzion=2"],
-            "there is no key loggers.mine.verzion; did you mean loggers.mine.version?",
+            "loggers.mine.verzion=2 is unknown: CSVLogger takes name, version,",
         ),
         (["+loggers.mine._target_=spy.Lines"], "loggers.mine._target_=spy.Lines is code of the"),
     ],

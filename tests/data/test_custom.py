@@ -109,3 +109,10 @@ def test_a_folder_that_nobody_reads_is_refused(
     assert open_examples(node, None, 0).facts("faces").shape == (1, 8, 8)
     with pytest.raises(UserError, match=r"data\.root=there has no effect: faces has no parameter"):
         open_examples(node, "there", 0)
+
+
+def test_a_split_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_allowed", {"mylab": None})
+    node = {"_target_": "mylab.data.Discs", "split": "test"}
+    with pytest.raises(UserError, match=r"data\.source\.split=test cannot be chosen here: every"):
+        open_examples(node, None, 0)

@@ -197,7 +197,12 @@ def test_an_archive_is_read(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["network=dit", "network.widht=64"], "network.widht=64 is unknown"),
+        (["network=dit", "network.widht=64"], "network.widht=64 is unknown: DiT takes num_classes"),
+        (
+            ["network._target_=mylab.nets.DiT", "network.widht=64"],
+            "network.widht=64 is unknown: DiT takes num_classes, patch, width, depth, heads (did",
+        ),
+        (["-m", "network=dit,mlp", "network.widht=6,7"], "network.widht=6 is unknown: DiT takes"),
         (["network=dit", "network.width=wide"], "network.width=wide must be a valid integer"),
         (["network=dit", "network.width=12"], "must be a multiple of 2*heads = 8"),
         (["network=dit", "network.patch=3"], "network.patch=3 does not divide images of 8x8"),

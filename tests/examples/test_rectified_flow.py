@@ -169,8 +169,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(
         ("schedule.end=1.5", "schedule.end=1.5 must be below 1"),
         (
             "objective.weighting=vlb",
-            "objective.weighting=vlb is unknown: it is no key of the objective",
+            "objective.weighting=vlb does not fit the objective that was chosen",
         ),
+        ("preconditioning.scale=abc", "preconditioning.scale=abc must be a valid number"),
         ("+preconditioning.scael=3", "preconditioning.scael=3 is unknown: Velocity takes scale"),
         ("schedule=strait", "did you mean schedule=straight?"),
     ],
@@ -201,4 +202,4 @@ def test_a_module_s_own_arguments_reach_it_and_others_are_refused(here: Path) ->
     assert "weight 2.0" in outcome.out
     for target in ("own.Own", "rectified_flow.training.RectifiedFlow"):
         refused = launch("train", *words[:2], f"model._target_={target}", "+model.decay=5")
-        assert "model.decay=5 would have no effect" in refused.err
+        assert "model.decay=5 cannot be chosen here: every model is given its decay" in refused.err

@@ -309,8 +309,9 @@ def test_another_version_is_told(run: Path, spy: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("network.widht=5",), "network.widht=5 is unknown"),
+        (("network.widht=5",), "network.widht=5 is unknown: Plain takes width (did you mean"),
         (("+network.widht=5",), "network.widht=5 is unknown: Plain takes width"),
+        (("+network.in_channels=3",), "network.in_channels=3 cannot be chosen here: every network"),
         (("network._target_=spy.nets.tensor", "+network.x=1"), "x=1 is unknown: tensor takes"),
         (("network.width=wide",), "network.width=wide must be a valid integer"),
         (("network.width='8'",), "network.width=8 must be of type int"),

@@ -61,7 +61,7 @@ def test_a_network_that_returns_something_else(name: str, found: str) -> None:
 
 SENTENCES = {
     "train plugins=[firstlab] network._target_=firstlab.Net network.width=4": (
-        r"network\.width=4 is unknown: .* the network that was chosen .*\+network\.width=4 adds it"
+        r"network\.width=4 is no key that network has yet: \+network\.width=4 adds it"
     ),
     "train network=tiny": r"network=tiny is unknown; .* of a package of your own needs plugins=",
     "train resume=somewhere network.width=4": r"network\.width=4 .* resume=… continues a run",

@@ -54,14 +54,14 @@ def test_there_is_a_file_for_every_sampler() -> None:
         ("predictor_corrector", "sampler.corrector_steps=-1", r"sampler\.corrector_steps=-1"),
         ("predictor_corrector", "sampler.predictor=heun", r"sampler\.predictor=heun must be"),
         ("euler", "sampler.steps=0", r"sampler\.steps=0 must be at least 1"),
-        ("euler", "+sampler.corrector_steps=1", "there is no key sampler.corrector_steps"),
-        ("dpm_solver", "+sampler.snr=0.1", "there is no key sampler.snr"),
+        ("euler", "+sampler.corrector_steps=1", "corrector_steps=1 is unknown: Euler takes"),
+        ("dpm_solver", "+sampler.snr=0.1", "snr=0.1 is unknown: DPMSolver takes"),
         ("dpm_solver", "sampler.eta=2.0", r"sampler\.eta=2\.0"),
         ("heun", "sampler.s_churn=-1.0", r"sampler\.s_churn=-1"),
         ("heun", "sampler.rho=0.0", r"sampler\.rho=0"),
         ("heun", "sampler.grid=even", r"sampler\.grid=even must be"),
         ("adaptive_ode", "sampler.rtol=0.0", r"sampler\.rtol=0"),
-        ("adaptive_ode", "+sampler.steps=10", "there is no key sampler.steps"),
+        ("adaptive_ode", "+sampler.steps=10", "steps=10 is unknown: AdaptiveODE takes"),
     ],
 )
 def test_bad_values_are_one_sentence(name: str, change: str, message: str) -> None:

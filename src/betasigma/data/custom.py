@@ -38,7 +38,7 @@ from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.composition import numbered
 from betasigma.options.data import OPENING, Axes, Split
-from betasigma.options.plugins import locate, takes
+from betasigma.options.plugins import locate, refuse_given, takes
 
 KEY = "data.source"
 
@@ -110,6 +110,7 @@ def open_examples(
         offered = {"root": root, "seed": seed}
         target = str(node.get("_target_"))
         made = locate(target, KEY, KEY)
+        refuse_given(KEY, node, KEY)
         declared = getattr(made, "value_range", None)
         name = target.rpartition(".")[2]
         if root is not None and not takes(made, "root"):

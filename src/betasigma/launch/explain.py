@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
-from betasigma.commands.config import key_and_place
-from betasigma.errors import did_you_mean
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from betasigma.commands.config import key_and_place, leave_out_former_keys
+from betasigma.errors import UserError, did_you_mean
+from betasigma.launch.app import as_name
 from betasigma.launch.configs import ConfigFile, Configs
 from betasigma.options import plugins
-from betasigma.options.base import REGISTRY
+from betasigma.options.base import REGISTRY, parse_component
 from betasigma.options.lightning import REFUSED_FLAGS, refuse_flag
 
 HYDRA_PLUGINS = {
@@ -100,32 +108,65 @@ def unknown_key(override: str, configs: Configs) -> str:
             "data": "a data set to compare images=… with beside it: give data=image_folder",
         }[node]
         return f"{override} needs {wanted}, say"
-    if node in REGISTRY and plugins.allowed() and (owners or configs.is_group(node)):
-        near = "" if owners else did_you_mean(key, known_keys(configs), cutoff=0.85)
-        owned = f" ({key} belongs to {belongs_to})" if owners else ""
-        return (
-            f"{override} is unknown: it is no key of the {node} that was chosen{owned}; "
-            f"{near}{' ' if near else ''}where a class of your own takes it, "
-            f"+{override.lstrip('+~')} adds it"
-        )
+    if other := _other_name(key, value, configs):
+        return f"{override} is unknown: there is no key {key}; {other}"
+    refusal = _if_added(key, configs)
+    if refusal and (not owners or f"{node}._target_" in typed):
+        return refusal
+    if refusal == "":
+        return f"{override} is no key that {node} has yet: +{override.lstrip('+~')} adds it"
     if owners:
         models = _models_with(choices, configs) if group == "schedule" else ""
         return (
             f"{override} does not fit the {group} that was chosen; {key} belongs to "
             f"{belongs_to}{models}"
         )
-    return f"{override} is unknown: there is no key {key}; {_instead(key, value, configs)}"
+    return f"{override} is unknown: there is no key {key}; {_instead(key, configs)}"
 
 
-def _instead(key: str, value: str, configs: Configs) -> str:
-    """Suggest what the user may have meant by an unknown key."""
+def _if_added(key: str, configs: Configs) -> str | None:
+    """What would be said if the keys that are typed for the class of a node were added to it; empty
+    where the class takes them, ``None`` where there is no class to ask.
+    """
+    node, *names = key.split(".")
+    place = f"{node}.{names[0]}" if names and node in ("callbacks", "loggers") else node
+    group = "logger" if node == "loggers" else node
+    if group not in REGISTRY:
+        return None
+    try:
+        words = [_first_value(as_name(word, configs)) for word in configs.line.overrides]
+        words = [re.sub(rf"^\+?(?={place}\.)", "++", word) for word in words]
+        config = replace(configs, line=configs.line._replace(overrides=words)).composed()
+        if not OmegaConf.select(config, f"{place}._target_"):
+            return None
+        leave_out_former_keys(config, words)
+        content: Any = OmegaConf.to_container(OmegaConf.select(config, place), resolve=True)
+        parse_component(group, content, place)
+    except UserError as error:
+        return str(error)
+    except (HydraException, OmegaConfBaseException):  # something else is wrong too
+        return None
+    return ""
+
+
+def _first_value(word: str) -> str:
+    """An override with the first of its values, where it has several."""
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_discrete_sweep():
+        return word
+    return f"{word.partition('=')[0]}={next(override.sweep_string_iterator())}"
+
+
+def _other_name(key: str, value: str, configs: Configs) -> str:
+    """What to write for a key of other programs; empty for any other key."""
     last = key.rpartition(".")[2]
     if "schedule" in last and key.startswith("optimizer") and configs.is_group("lr_schedule"):
         return f"write lr_schedule={value}, of {', '.join(configs.choices('lr_schedule'))}"
-    if key.startswith(("callbacks.", "loggers.")):
-        return f"+{key}={value} adds it"
-    if key in SYNONYMS:
-        return SYNONYMS[key].format(value=value or "…")
+    return SYNONYMS.get(key, "").format(value=value or "…")
+
+
+def _instead(key: str, configs: Configs) -> str:
+    """Suggest what the user may have meant by an unknown key."""
     known = known_keys(configs)
     nested = [name for name in known if name.endswith(f".{key}")][:3]
     if nested:

@@ -38,7 +38,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from betasigma.errors import UserError, did_you_mean
+from betasigma.errors import UserError, did_you_mean, few
 
 if TYPE_CHECKING:
     from betasigma.options.composition import Composition
@@ -155,7 +155,11 @@ class Options(BaseModel):
 
     @classmethod
     def parse(cls, content: Mapping[str, Any], node: str | None = None) -> Self:
-        """Parse a node of plain containers. Messages call it ``node``, by default the class's.
+        """Parse a node of plain containers.
+
+        Args:
+            content: by key.
+            node: its dotted place in the config, where it is not the usual one.
 
         Raises:
             UserError: for the first key that does not fit.
@@ -339,7 +343,11 @@ def sentence(
     if first["type"] == "value_error" and not isinstance(first["ctx"]["error"], Unfit):
         return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        return unknown_key(key, first["input"], known_keys(schema, first["loc"][:-1]))
+        target = str(content.get("_target_") or next(iter(getattr(schema, "targets", ())), ""))
+        made = target.rpartition(".")[2] if len(first["loc"]) == 1 else ""
+        if made and getattr(schema, "knobs", None):  # which have no key that is unknown to the node
+            key = _join(schema.group, own)  # type: ignore[attr-defined]
+        return unknown_key(key, first["input"], known_keys(schema, first["loc"][:-1]), made)
     if first["type"] == "missing":
         return f"{key} has no value; give {key}=…"
     if first["type"] == "union_tag_not_found":
@@ -378,12 +386,17 @@ def _lacks_brackets(
     return True
 
 
-def unknown_key(key: str, value: Any, known: list[str]) -> str:
-    """Return the sentence for an unknown key."""
+def unknown_key(key: str, value: Any, known: list[str], made: str = "") -> str:
+    """Return the sentence for an unknown key, of a node that is no class or of the class ``made``
+    that takes the known ones.
+    """
     own = key.rpartition(".")[2]
+    known = [name for name in known if name != "_target_"]
     near = did_you_mean(own, known, before=key.removesuffix(own))
-    hint = f"; {near}" if near else ""
-    return f"{key}={typed(value)} is unknown: there is no key {key}{hint}"
+    why, hint = f"there is no key {key}", f"; {near}"
+    if made:
+        why, hint = f"{made} takes {few(known) or 'nothing'}", f" ({near})"
+    return f"{key}={typed(value)} is unknown: {why}{hint if near else ''}"
 
 
 def known_keys(schema: type[BaseModel], loc: tuple[int | str, ...] = ()) -> list[str]:

@@ -33,7 +33,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from betasigma.errors import UserError, did_you_mean
-from betasigma.options.base import REGISTRY, ComponentOptions, Options, typed
+from betasigma.options.base import REGISTRY, ComponentOptions, Options, typed, unknown_key
 
 VARIABLE = "BETASIGMA_PLUGINS"
 """Environment variable with the names of packages that may be imported."""
@@ -252,13 +252,7 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
     _check_kind(made, group, key, target)
     base = _base_of(group)
     arguments = {k: v for k, v in content.items() if k not in ("_target_", *not_arguments(group))}
-    given_by_us = OFFERED & arguments.keys() if group == "model" else ()
-    if given_by_us:
-        name = min(given_by_us)
-        raise UserError(
-            f"{key}.{name}={typed(arguments[name])} would have no effect: every model is given its "
-            f"{name} by keys outside this node"
-        )
+    refuse_given(group, arguments, key)
     check_arguments(made, arguments, key, partial=True)
     required = {n for n, p in (_parameters(made) or {}).items() if p.default is p.empty}
     traits = base.traits_of_signature(required - arguments.keys()) | _traits(made, base)
@@ -273,7 +267,16 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
             "model_config": ConfigDict(extra="allow"),
         },
     )
-    return model.parse(content)  # type: ignore[attr-defined]
+    return model.parse(content, key)  # type: ignore[attr-defined]
+
+
+def refuse_given(group: str, arguments: Mapping[str, Any], key: str) -> None:
+    """Refuse arguments that every class of a group is given by the framework."""
+    for name in sorted(GIVEN.get(group, set()) & arguments.keys()):
+        raise UserError(
+            f"{key}.{name}={typed(arguments[name])} cannot be chosen here: every {group} is given "
+            f"its {name}, which follows from the data or from other keys; leave it out"
+        )
 
 
 def check_traits(options: Options) -> None:
@@ -380,12 +383,7 @@ def check_arguments(
     shown = [n for n in (*named, *(more or ())) if n not in OFFERED] or list(named)
     for argument, value in arguments.items():
         if more is not None and argument not in named and argument not in more:
-            near = did_you_mean(argument, shown, before=f"{key}.")
-            hint = f" ({near})" if near else ""
-            takes = ", ".join(shown) or "nothing"
-            raise UserError(
-                f"{key}.{argument}={typed(value)} is unknown: {name} takes {takes}{hint}"
-            )
+            raise UserError(unknown_key(f"{key}.{argument}", value, shown, name))
     for argument, parameter in named.items():
         required = parameter.default is parameter.empty
         if required and argument not in arguments and not (partial and argument in OFFERED):
@@ -401,15 +399,28 @@ def check_arguments(
     }
 
 
+FROM_DATA = ("sample_shape", "in_channels", "out_channels", "image_size", "dim", "out_dim")
+"""Arguments that follow from the data."""
+
 OFFERED = frozenset(
     {
-        *("sample_shape", "in_channels", "out_channels", "image_size", "dim", "out_dim"),
+        *FROM_DATA,
         *("true_score", "seed", "split", "root", "params", "optimizer", "fused", "levels"),
         *("save_dir", "value_range"),
         *("denoiser", "objective", "warmup", "decay", "compile", "lr_schedule", "extractor"),
     }
 )
 """Arguments that the framework gives by name to whoever asks for them."""
+
+GIVEN = {
+    "model": OFFERED,
+    "network": {*FROM_DATA},
+    "objective": {"true_score"},
+    "optimizer": {"params"},
+    "lr_schedule": {"optimizer"},
+    "data.source": {"split"},
+}
+"""Those of each group that a config cannot give in their place."""
 
 
 def takes(made: Callable[..., Any], name: str) -> bool:
