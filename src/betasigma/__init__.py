@@ -124,11 +124,12 @@ def load(
     from betasigma.commands.checks import run_or_published
     from betasigma.commands.load import load_run
     from betasigma.errors import UserError
-    from betasigma.options.plugins import allow, allow_named
+    from betasigma.options.plugins import allow, allow_named, named_in_python
     from betasigma.runs.header import checkpoint_path
 
     allow_named()
-    allow([plugins] if isinstance(plugins, str) else plugins)
+    with named_in_python():
+        allow([plugins] if isinstance(plugins, str) else plugins)
     if str(path).startswith("wandb:"):
         from betasigma.commands.wandb_checkpoint import fetch_named
 
@@ -141,7 +142,8 @@ def load(
             f"which={which} chooses among a run directory's checkpoints (last, best), and "
             f"path={path} is a checkpoint"
         )
-    loaded = load_run(checkpoint)
+    with named_in_python():
+        loaded = load_run(checkpoint)
     return loaded.denoiser.to(device), loaded.sampler
 
 

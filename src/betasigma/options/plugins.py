@@ -24,7 +24,8 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +75,17 @@ class NotAllowed(UserError):
             f"where you allow it: add plugins=[{package}] (or set {VARIABLE}={package}) if you "
             f"trust it"
         )
+
+
+@contextmanager
+def named_in_python() -> Iterator[None]:
+    """Have the refusals of this block name packages as Python takes them: ``plugins=["mylab"]``."""
+    try:
+        yield
+    except UserError as error:
+        told = (re.sub(r"(plugins=\[)([^]\"]*)\]", r'\1"\2"]', str(part)) for part in error.args)
+        error.args = tuple(told)
+        raise
 
 
 def allow(packages: Iterable[str]) -> None:
