@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -24,6 +25,7 @@ from betasigma.report.page_pictures import Album
 from betasigma.report.scan import check_filters, find_recorded, passes, shown
 from betasigma.report.series import read_series
 from betasigma.runs.record import Record
+from betasigma.runs.status import ActivityLog
 from betasigma.runs.sweep_record import RecordedJob, SweepRecord, write_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -183,7 +185,18 @@ def test_a_run_whose_process_is_gone_or_silent_is_stalled(tmp_path: Path) -> Non
     assert [run["stalled"] for run in runs] == ["its process has ended without a word", None, None]
     panels = {"health": {"kind": "health", "stalled": 1e-9}}
     runs = described(tmp_path, panels=panels)["runs"]
-    assert runs[1]["stalled"] == "no value for 0 minutes"
+    assert runs[1]["stalled"] == "no sign of life for 0 minutes"
+
+
+def test_a_run_that_says_what_it_does_is_not_stalled(tmp_path: Path) -> None:
+    """An evaluation draws samples for longer than a run may be silent, and logs nothing."""
+    run = make_run(tmp_path / "a")
+    write_status(run, "running", host="elsewhere")
+    for path in run.iterdir():
+        os.utime(path, (1, 1))
+    assert "no sign of life" in described(run)["runs"][0]["stalled"]
+    ActivityLog(run).note("evaluation", 5, 10, 1.0)
+    assert described(run)["runs"][0]["stalled"] is None
 
 
 def test_jobs_without_a_directory_are_missing(tmp_path: Path) -> None:

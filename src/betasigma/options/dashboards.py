@@ -141,7 +141,7 @@ class HealthOptions(PanelOptions):
 
     kind: Literal["health"] = "health"
     stalled: Annotated[float, Field(gt=0)] = option(
-        15.0, "minutes without a value after which a run that has not ended counts as stalled"
+        15.0, "minutes without a sign of life after which a run that has not ended is stalled"
     )
 
 

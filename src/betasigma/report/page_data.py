@@ -30,9 +30,8 @@ from betasigma.report.series import Series
 from betasigma.runs.directory import LOG, SUMMARY
 from betasigma.runs.files import read_json
 from betasigma.runs.header import other_than_last
-from betasigma.runs.job_states import is_dead
-from betasigma.runs.record import METRICS
-from betasigma.runs.status import ERROR, FINISHED, RUNNING, STATUS
+from betasigma.runs.job_states import is_dead, last_sign
+from betasigma.runs.status import ERROR, FINISHED, RUNNING
 from betasigma.runs.sweep_record import read_sweep
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ LONGEST_TIME = 1e10
 """Seconds; a run that took more is damaged."""
 
 REST = "the rest"
-"""Time that no kind of work is known of."""
+"""Time of which no kind of work is known."""
 
 Content = dict[str, Any]
 
@@ -72,7 +71,7 @@ def page_data(
     defaults: Mapping[str, Any],
 ) -> Content:
     """Describe training runs, and evaluations of them, for a page; ``defaults`` is the config of a
-    run that is told nothing, by dotted key.
+    run without overrides, by dotted key.
     """
     trainings = [run for run in runs if run.is_training and passes(run, dashboard.filters)]
     common = os.path.commonpath([run.directory.resolve() for run in trainings] or [Path("/")])
@@ -153,7 +152,7 @@ def panel_of(dashboard: dashboards.DashboardOptions, kind: type[Kind]) -> Kind:
 
 
 def _fitting(lengths: Iterable[int]) -> int:
-    """The most points of a curve with which all fit."""
+    """How many points a curve may have so that all curves fit on a page."""
     left, room = sorted(lengths), POINTS
     while left:
         share = room // len(left)
@@ -164,7 +163,7 @@ def _fitting(lengths: Iterable[int]) -> int:
 
 
 def _columns(series: Series, at: Sequence[int]) -> Content:
-    """Values at these places; what was measured on samples also has spreads and seeds. A thinned
+    """Values at these indices; what was measured on samples also has spreads and seeds. A thinned
     curve says how many values it has, and which is the best of all.
     """
     values = series.values
@@ -184,7 +183,7 @@ def _columns(series: Series, at: Sequence[int]) -> Content:
 
 
 def _thinned(series: Series, most: int) -> Sequence[int]:
-    """Places of at most ``most`` values: the last of each stretch of steps. What was measured with
+    """Indices of at most ``most`` values: the last of each stretch of steps. What was measured with
     several seeds stays whole.
     """
     count = len(series.steps)
@@ -213,8 +212,8 @@ def _rounded(value: float) -> float | None:
 
 
 def _spent(run: Run) -> dict[str, float]:
-    """Seconds by kind of work: as a run that has ended has counted them, where one start was all of
-    it, else out of the times of what was logged.
+    """Seconds by kind of work: as the run has counted them, if it ended in its first start, and
+    otherwise from the times of what was logged.
 
     The time before a value of samples or of a validation is of that kind; of that before a value of
     training, what its steps took at the speed that was logged. The rest is the start, sample grids
@@ -306,14 +305,10 @@ def _stalled(run: Run, patience: float) -> str | None:
     """Why a run that has not ended is not going on either; ``None`` where it is."""
     if is_dead(run.status):
         return "its process has ended without a word"
-    changed = [
-        path.stat().st_mtime
-        for name in (METRICS, LOG, STATUS)
-        if (path := run.directory / name).is_file()
-    ]
-    idle = time.time() - max(changed, default=0.0)
-    minutes = counted(round(idle / 60), "minute")
-    return f"no value for {minutes}" if changed and idle > patience else None
+    last = last_sign(run.directory)
+    idle = time.time() - last
+    silent = f"no sign of life for {counted(round(idle / 60), 'minute')}"
+    return silent if last and idle > patience else None
 
 
 def _provenance(run: Run, lines: int) -> Content:

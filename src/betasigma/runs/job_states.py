@@ -172,7 +172,7 @@ def _state(
     if not slurm and is_dead(status):
         died = f"process {status.get('process')} has ended without saying why; it was killed"
         return found._replace(state=STOPPED, error=died)
-    quiet = time.time() - max(_last_sign(run), waiting.began if waiting is not None else 0.0)
+    quiet = time.time() - max(last_sign(run), waiting.began if waiting is not None else 0.0)
     if quiet > 60 * asked.quiet_minutes:
         silent = f"no sign of life for {counted(round(quiet / 60), 'minute')}"
         return found._replace(state=STALLED, error=silent)
@@ -208,13 +208,13 @@ def _newest(*ids: Any) -> str:
 
 
 def is_dead(status: Mapping[str, Any]) -> bool:
-    """Whether the process of a run was on this machine, and is there no more."""
+    """Whether the process of a run was on this machine and no longer exists."""
     process, here = status.get("process"), status.get("host") == socket.gethostname()
     known = here and isinstance(process, int) and Path("/proc").is_dir()
     return known and not Path(f"/proc/{process}").exists()
 
 
-def _last_sign(run: Path) -> float:
+def last_sign(run: Path) -> float:
     """When a run has last written something that shows that it goes on."""
     times = [0.0]
     for name in (STATUS, ACTIVITY, LOG, METRICS):
