@@ -56,6 +56,11 @@ class ScheduleOptions(ComponentOptions):
         return getattr(self, "levels", getattr(self, "steps", None))
 
     @property
+    def single(self) -> str:
+        """The key and value by which it has one level, for messages."""
+        return f"{self.node}.{'levels' if hasattr(self, 'levels') else 'steps'}=1"
+
+    @property
     def unresolved(self) -> list[str]:
         """Keys that are to be found from the data."""
         return [key for key, value in self.arguments.items() if value == AUTO]

@@ -88,11 +88,10 @@ class WeightedOptions(ObjectiveOptions):
 
     def check_with(self, composition: Composition) -> None:
         super().check_with(composition)
-        schedule = composition.schedule
-        if self.weighting == "likelihood" and schedule.level_count == 1:
-            name = "sigma.levels" if schedule.knobs == "sigma" else "beta.steps"
+        if self.weighting == "likelihood" and composition.one_level:
             raise UserError(
-                f"objective.weighting=likelihood is the slope of log-SNR, which {name}=1 has not"
+                f"objective.weighting=likelihood is the slope of log-SNR, and with "
+                f"{composition.schedule.single} there is none: give more levels"
             )
 
 
@@ -171,10 +170,9 @@ class HybridOptions(WeightedOptions):
                 f"{composition.network.target} has no output for a variance, which "
                 f"objective=hybrid learns: choose network=mlp or a U-Net"
             )
-        schedule = composition.schedule
-        if schedule.level_count == 1:
-            name = "sigma.levels" if schedule.knobs == "sigma" else "beta.steps"
-            raise UserError(f"{name}=1 leaves objective=hybrid no step to learn the variance of")
+        if composition.one_level:
+            single = composition.schedule.single
+            raise UserError(f"{single} leaves objective=hybrid no step to learn the variance of")
 
 
 def check_trace(
