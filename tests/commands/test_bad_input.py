@@ -119,6 +119,9 @@ BAD = {
     "train sampler.variance=learned": r"variance=learned needs a model .*objective=hybrid",
     "train objective=hybrid objective.times=continuous": r"times=continuous must be levels",
     "train objective=hybrid objective.weighting=vlb": r"weighting=vlb does not fit",
+    "train model=ncsn objective.weighting=likelihood sigma.levels=1": (
+        r"is the slope of log-SNR, and with sigma\.levels=1 there is none"
+    ),
     "train objective=hybrid schedule=cosine beta.steps=1": r"beta\.steps=1 leaves objective=hybrid",
     "train beta.steps=10": r"beta\.steps=10 is too few .*take more than 20 steps.*schedule=cosine",
     "train sampler.steps=[5,2000]": r"sampler\.steps=\[5, 2000\] takes 2000 levels of a section",
@@ -421,7 +424,7 @@ def test_a_stranger_s_pickle_is_not_executed(here: Path, ddpm_run: Path) -> None
         outcome = launch(app, key, *(["steps=9"] if app == "train" else ["n=1"]))
         assert outcome.status == 1
         assert outcome.out == ""
-        assert outcome.err.startswith(f"error: {key} holds something else than plain tensors")
+        assert outcome.err.startswith(f"error: {key} holds something other than plain tensors")
         assert outcome.err.count("\n") == 1
     assert not (here / "exploded").exists()
     assert not (here / "outputs").exists()

@@ -68,8 +68,8 @@ def tracebacks_wanted() -> bool:
 
 
 def make_printable() -> None:
-    """Have a warning be one line, and a terminal that knows only ASCII show σ as a question mark
-    and not end the run.
+    """Print a warning in one line. Where a terminal knows only ASCII, print σ as a question mark
+    instead of ending the run.
     """
     warnings.formatwarning = plain_warning
     for stream in (sys.stdout, sys.stderr):
@@ -166,7 +166,7 @@ def app(
 
 
 def say_stopped(stop: KeyboardInterrupt | Stopped) -> None:
-    """Say by what a command was stopped, where somebody still reads."""
+    """Say which signal stopped a command, unless its output is no longer read."""
     number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
     if number != signal.SIGPIPE and process_rank() == 0:
         print(f"stopped by {Stopped(number)}", file=sys.stderr)
@@ -246,8 +246,8 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
 
 
 def _done(task: Task, config: DictConfig, start: Start) -> Any:
-    """What the task returns. PyTorch tells of a worker that has died wherever the process stands,
-    which is one sentence in any command.
+    """Return what the task returns. PyTorch may raise the death of a worker anywhere in the task:
+    any command says it in one sentence.
     """
     try:
         return task(config, start)
@@ -310,8 +310,8 @@ def make_absolute(config: DictConfig, here: Path) -> None:
 
 
 def as_name(word: str, configs: Configs) -> str:
-    """Quote numbers that are names, expand ``glob(*)`` over a group, and add keys of panels and
-    filters, which no file has all of.
+    """Quote numbers that are names, expand ``glob(*)`` over a group, and let keys of panels and
+    filters be new ones.
 
     Hydra wants a string for a group (``bridge=0,1``) and for ``name=2024``.
     """
@@ -339,8 +339,8 @@ def as_name(word: str, configs: Configs) -> str:
 
 
 def _check_names(word: str, configs: Configs) -> None:
-    """Refuse a list for a group that holds anything but names, at which Hydra has a TypeError,
-    and several names where the group describes one thing, whose keys Hydra would merge.
+    """Refuse a list for a group if it holds anything but names, for which Hydra raises a TypeError.
+    Refuse several names for a group that describes one thing: Hydra would merge their keys.
     """
     from betasigma.launch.explain import unknown_choice
 
@@ -367,8 +367,8 @@ def as_choice(word: str) -> str:
 
     Hydra composes the common config of a sweep without the swept groups. So it would apply
     ``sampler.steps=10`` of ``sampler=ddim,ancestral sampler.steps=10`` to the default sampler and
-    refuse it. A choice is applied in each job, after its group. Of ``null`` and of nothing Hydra
-    makes no choice.
+    refuse it. A choice is applied in each job, after its group. Hydra cannot choose ``null`` or
+    nothing.
     """
     key, equals, value = word.partition("=")
     plain = re.fullmatch(r"[a-z]\w*(\.\w+)+", key) and not key.startswith("hydra.")

@@ -164,7 +164,7 @@ def _is_override(word: str, action: argparse.Action) -> bool:
 
 
 def _unknown(word: str, rest: list[str]) -> str:
-    """Sentence for an option that there is not."""
+    """Sentence for an unknown option."""
     key = word.lstrip("-")
     if word.startswith("--") and rest and not rest[0].startswith("-") and "=" not in rest[0]:
         return f"{word} {rest[0]} is two words: write --{key}={rest[0]} or {key}={rest[0]}"

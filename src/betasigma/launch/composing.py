@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 class SweepLoader(ConfigLoaderImpl):
     """Hydra's loader, which reads each file and parses each word once, and has Hydra compose each
-    choice of groups once. On a copy of that Hydra sets the values of each job.
+    choice of groups once. The values of each job are then set on a copy.
 
     A file that changes in its lifetime is not read again.
     """
@@ -76,7 +76,7 @@ class SweepLoader(ConfigLoaderImpl):
         return parsed, self._files[key]
 
     def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
-        """One file, copied: Hydra builds a config from its very nodes, and others need them too."""
+        """A copy of a file: Hydra builds a config out of its nodes, and other configs need them."""
         key = (repo, default.config_path, default.package, default.primary)
         if key not in self._loaded:
             self._loaded[key] = pickle.dumps(super()._load_single_config(default, repo))

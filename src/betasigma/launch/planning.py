@@ -1,7 +1,7 @@
-"""Which jobs a sweep launches: all of them, or of one that was begun those that are left.
+"""Which jobs a sweep launches: all of them, or those that are left of a sweep that was begun.
 
 Hydra's own sweeper runs every combination, so all jobs are known. Other sweepers (Optuna, Ax, …)
-choose values while they run. Of these sweeps, jobs with each value of a choice and both ends of an
+choose values while they run. For these, jobs with each value of a choice and both ends of an
 interval are listed, and every job is checked again when it starts. A sweep that was begun is
 continued by ``python train.py -m resume=outputs/SWEEP``.
 """
@@ -307,7 +307,7 @@ def _has_more(run: Path, config: DictConfig, words: Sequence[str]) -> bool:
 
 
 def _say_left_alone(alone: Counter[str], left: int, directory: Path) -> None:
-    """Say which jobs are left alone. Where no other is left, end the process.
+    """Say which jobs are left alone. If no other is left to do, end the process.
 
     Raises:
         SystemExit: with status 0, where nothing is left to do.
@@ -360,7 +360,7 @@ def sweep_to_continue(resume: str) -> tuple[Path, sweep_record.SweepRecord] | No
 
 
 def changed(recorded: Sequence[str], typed: Sequence[str]) -> list[str]:
-    """The words of a job, with those that are typed in the place of those recorded."""
+    """The recorded words of a job; a typed word replaces the recorded one of its key."""
     new = sweep_record.job_words(typed)
     keys = {key_and_place(word) for word in new}
     return [*(word for word in recorded if key_and_place(word) not in keys), *new]

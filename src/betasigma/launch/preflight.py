@@ -44,7 +44,7 @@ from betasigma.runs.sweep_record import read_sweep, write_sweep
 from betasigma.training.account import logged_in
 
 LISTED_JOBS = "hydra_plugins.betasigma_sweeps.ListedJobs"
-"""The sweeper that launches the jobs it is given, in the place of Hydra's own."""
+"""The sweeper that launches the jobs it is given, instead of Hydra's own."""
 
 
 class Preflight(Callback):

@@ -61,8 +61,8 @@ UNWRITABLE = re.compile(r"""[%'"\\\n]""")
 
 
 def check_cluster(wanted: dict[str, Any], directory: Path) -> None:
-    """Check that jobs can be submitted from here, to a partition that there is and that lets them
-    run for as long as they ask.
+    """Check that jobs can be submitted from here, to a partition that exists and whose time limit
+    is long enough.
     """
     for command in ("sbatch", "srun", "squeue"):
         if shutil.which(command) is None:

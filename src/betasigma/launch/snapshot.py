@@ -78,7 +78,7 @@ def refuse_changed(run: Path) -> None:
 
 
 def from_copy(context: HydraContext, copy: Path) -> HydraContext:
-    """What composes configs, with those of the copy in the place of the clone's."""
+    """The context that composes configs, which it reads from the copy instead of the clone."""
     loader, inside = context.config_loader, copy / "src" / "betasigma" / "conf"
     conf = inside if inside.is_dir() else copy / "conf"
     clone, path = str(conf_directory()), ConfigSearchPathImpl()
@@ -91,7 +91,7 @@ def from_copy(context: HydraContext, copy: Path) -> HydraContext:
 
 
 def _parts() -> dict[str, Path]:
-    """What a copy has, and where that is."""
+    """The parts of a copy, and where they are copied from."""
     parts = {"src/betasigma": PACKAGE, "src/hydra_plugins/betasigma_sweeps.py": PLUGIN}
     conf = conf_directory()
     if not conf.is_relative_to(PACKAGE):

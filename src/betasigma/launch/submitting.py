@@ -98,8 +98,8 @@ def submit(
 def wait_for(jobs: Sequence[submitit.Job[JobReturn]]) -> list[JobReturn]:
     """Wait until every job has ended, however the others did.
 
-    A job has ended when its result is there, or SLURM has it in its queue no more: one that was
-    killed leaves no result.
+    A job has ended when its result is there, or when it is no longer in SLURM's queue: a job that
+    was killed leaves no result.
     """
     results: dict[int, JobReturn] = {}
     unknown: Counter[int] = Counter()

@@ -42,7 +42,7 @@ class DataOptions(ComponentOptions):
     group: ClassVar[str] = "data"
     targets = ("betasigma.data.datamodule.ImageDataModule",)
 
-    name: str = option("", "of the data set; of one's own, whatever tells it apart")
+    name: str = option("", "of the data set; for one of your own, any name that tells it apart")
     source: dict[str, Any] | None = option(
         None, "a callable (_target_) that returns a data set of one's own"
     )

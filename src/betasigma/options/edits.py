@@ -138,8 +138,8 @@ def check_time(t: float, levels: int) -> None:
 
 
 def check_completion(sampler: Any, name: str, repeats: int) -> None:
-    """Refuse a solver that would look for a smooth slope in vain, and to repeat the steps of a
-    sampler that cannot take one again.
+    """Refuse an adaptive solver, which expects a smooth slope, and repeated steps of a sampler that
+    cannot take a step again.
 
     Args:
         sampler: or its options.

@@ -85,7 +85,7 @@ EXTRACTORS = {
 }
 
 REFERENCE = "reference"
-"""In the place of a split: images that others are compared with, no split of a data set."""
+"""Instead of the name of a split: images to compare with that are no split of a data set."""
 
 INCEPTION_FILES: tuple[str, ...] = (
     "weights-inception-2015-12-05-6726825d.pth",
@@ -134,8 +134,8 @@ def measures(evaluation: Mapping[str, Any]) -> bool:
 
 
 FEWEST_REFERENCES, REFERENCES, PER_SAMPLE, ALL_FROM = 1500, 5000, 5, 10_000
-"""Images of each split that few samples are compared with: at least, at most, and for each of them;
-and how many samples are not few. Features of the images cost more than those of the samples.
+"""Images of each split that few samples are compared with: at least, at most, and for each sample;
+and the number of samples from which all are taken. They cost more than the samples' own features.
 """
 
 

@@ -120,19 +120,21 @@ class CyclicRateOptions(LearningRateOptions):
     own_warmup = True
 
 
+NEEDS_FUNCTION = (
+    "needs a function, which a config cannot hold: name your own function that returns the "
+    "schedule (mylab.rates.mine)"
+)
+JOINS = (
+    "joins other schedules; the warm-up is training.warmup, and more is a function of your own "
+    "that returns it (mylab.rates.mine)"
+)
 REFUSED = {
     "ReduceLROnPlateau": (
         "waits for a metric to stall, and here the learning rate is a function of the step alone, "
         "so that a resumed run equals one that was never stopped"
     ),
-    "LambdaLR": "needs a function, which a config cannot hold: name your own function that returns "
-    "the schedule (mylab.rates.mine)",
-    "MultiplicativeLR": "needs a function, which a config cannot hold: name your own function that "
-    "returns the schedule (mylab.rates.mine)",
-    "SequentialLR": "joins other schedules; the warm-up is training.warmup, and more is a function "
-    "of your own that returns it (mylab.rates.mine)",
-    "ChainedScheduler": "joins other schedules; the warm-up is training.warmup, and more is a "
-    "function of your own that returns it (mylab.rates.mine)",
+    **dict.fromkeys(("LambdaLR", "MultiplicativeLR"), NEEDS_FUNCTION),
+    **dict.fromkeys(("SequentialLR", "ChainedScheduler"), JOINS),
 }
 """Schedules of PyTorch that cannot be named in a config, with the reason."""
 

@@ -441,7 +441,7 @@ def takes(made: Callable[..., Any], name: str) -> bool:
 
 
 def _parameters(made: Callable[..., Any]) -> Mapping[str, inspect.Parameter] | None:
-    """Parameters of a class or function by name; ``None`` where there is no signature to ask."""
+    """Parameters of a class or function by name; ``None`` where it has no signature."""
     try:
         return inspect.signature(made).parameters
     except (TypeError, ValueError):
@@ -463,7 +463,7 @@ def not_arguments(group: str) -> tuple[str, ...]:
 
 
 def _traits(made: Callable[..., Any], base: type[ComponentOptions]) -> dict[str, Any]:
-    """What a class says of itself, of what the options models of its group say of classes."""
+    """Attributes of a class that the options models of its group state too."""
     return {
         name: getattr(made, name)
         for name in vars(base)
@@ -507,7 +507,7 @@ def _keywords(
 def _checked(hint: Any, value: Any, key: str) -> Any:
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # neither does one that pydantic has no check for
+    except Exception:  # nor does a type that pydantic cannot check
         return value
     try:
         found = adapter.validate_python(value)
@@ -551,7 +551,7 @@ def _attribute(target: str, key: str) -> Callable[..., Any]:
 
 
 def _makes_things(value: Any) -> bool:
-    """Whether it is a class or a function, which ``functools.cache``, say, may have wrapped."""
+    """Whether it is a class or a function, also one that ``functools.cache`` has wrapped."""
     return inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value))
 
 

@@ -166,7 +166,7 @@ class StudyOptions(Options):
     node = "study"
 
     name: str = option("", "of the study")
-    point: Index = option(0, "place in the study, from 0")
+    point: Index = option(0, "position in the study, from 0")
     label: str = option("", "what the tables call it")
 
     @model_validator(mode="after")

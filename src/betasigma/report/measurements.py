@@ -142,7 +142,7 @@ def examples_in_words(numbers: Iterable[str]) -> str:
 
 
 def last_values(runs: Sequence[Run]) -> list[list[str]]:
-    """Lines metric, value of each run: the last of every metric. Values are of one line only if
+    """A line for each metric: its name, then the last value of each run. Values share a line if
     they were measured alike: with the same n, NFE and sampler, and whatever else is recorded.
     """
     tables = [_last(run) for run in runs]

@@ -46,7 +46,7 @@ def render(data: dict[str, Any], refresh: float | None = None) -> str:
     }
     page = (BROWSER / "page.html").read_text(encoding="utf-8")
     pieces = []
-    for name, text in parts.items():  # what is filled in is not looked at for names of others
+    for name, text in parts.items():  # a text that is filled in may have {{names}} of its own
         before, page = page.split("{{" + name + "}}")
         pieces += [before, text]
     return "".join([*pieces, page])

@@ -105,7 +105,7 @@ def draw_error_curves(
 
 
 def draw_errors(axes: Axes, found: Sequence[ErrorCurve]) -> None:
-    """The same in a panel that there is, without a legend."""
+    """Draw the same into an existing panel, without a legend."""
     from matplotlib.ticker import MaxNLocator
 
     colours = plot_style.family_colours([one.family for one in found])

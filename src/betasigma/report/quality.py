@@ -62,8 +62,8 @@ class Sampled(NamedTuple):
     settings: Settings
 
 
-_Place = tuple[DistanceTerms, Sampled | None, int, str]
-"""Where a distance stands: on its terms, its line (none of a floor), NFE and seed."""
+_Key = tuple[DistanceTerms, Sampled | None, int, str]
+"""What a distance is of: its terms, its line (``None`` for a floor), NFE and seed."""
 
 
 class Quality(NamedTuple):
@@ -79,7 +79,7 @@ class Quality(NamedTuple):
 
 
 def quality_of_runs(runs: Sequence[Run]) -> dict[DistanceTerms, Quality]:
-    """What evaluations have left in the records of the runs that they are of."""
+    """What evaluations have added to the records of the runs they measured."""
     return _gathered(
         [
             (one.label, one.family, run, run.measured)
@@ -111,7 +111,7 @@ def _gathered(
     """Distances by their terms, of name and family of a model, a run of it, and what an evaluation
     has recorded. A value is of one seed of the training and one of the samples.
     """
-    models: dict[tuple[str, str], dict[Path, tuple[Run, dict[_Place, float]]]] = {}
+    models: dict[tuple[str, str], dict[Path, tuple[Run, dict[_Key, float]]]] = {}
     for label, family, run, rows in found:
         _, own = models.setdefault((label, family), {}).setdefault(run.directory, (run, {}))
         own.update(_distances(label, family, rows))  # what a run has measured last counts
@@ -136,7 +136,7 @@ def _gathered(
 
 def _distances(
     label: str, family: str, rows: Iterable[RecordedRow]
-) -> Iterator[tuple[_Place, float]]:
+) -> Iterator[tuple[_Key, float]]:
     """Distances to training images, and floors."""
     for row in rows:
         evaluated = EVALUATED.match(row["metric"])
@@ -208,7 +208,7 @@ def draw_quality(
 
 
 def _shades(lines: Iterable[Sampled]) -> dict[Sampled, tuple[str, str, int]]:
-    """Model and family of each line, and which it is of those of its sampler: what has a shade."""
+    """Model, family and number among the lines of its sampler, of each line: each has a colour."""
     seen = Counter[tuple[str, str, str]]()
     shades = {}
     for line in lines:

@@ -103,7 +103,7 @@ def settings_of(runs: Sequence[Run]) -> list[Setting]:
     for run in runs:
         fixed = {k: value for k, value in _given(run.config).items() if not _is_incidental(k)}
         groups.setdefault(json.dumps(fixed, sort_keys=True), []).append(run)
-    ordered = sorted(groups.values(), key=lambda group: _place(group[0]))
+    ordered = sorted(groups.values(), key=lambda group: _sort_key(group[0]))
     labels = _labels([group[0] for group in ordered])
     return [
         Setting(label, family_of(group[0].config), group)
@@ -225,8 +225,8 @@ def rows_of_evaluations(jobs: Sequence[Run]) -> list[Row]:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """A name for each of several settings: the point of a study, and the keys that tell it from
-    others; for one that nothing tells apart its own name.
+    """A name for each of several settings: the point of a study, and the keys in which it differs
+    from others; where it has neither, the run's own name.
     """
     alike: dict[str, list[Run]] = {}
     for run in runs:
@@ -280,7 +280,7 @@ def _directory_name(run: Run) -> str:
 
 
 def _rounded(text: str) -> str:
-    """A number that a search has drawn as it is read."""
+    """A number that a search has drawn, in four digits."""
     try:
         return f"{float(text):.4g}" if "." in text and len(text) > 8 else text
     except ValueError:
@@ -292,7 +292,7 @@ def _point(run: Run) -> str:
     return f"{study['point']} {study['label']}" if study else ""
 
 
-def _place(run: Run) -> tuple[bool, str, int]:
+def _sort_key(run: Run) -> tuple[bool, str, int]:
     """What rows are sorted by."""
     study = run.config.get("study")
     return (False, study["name"], study["point"]) if study else (True, "", 0)

@@ -215,7 +215,7 @@ def runs_in(paths: Sequence[str]) -> list[Path]:
 
 
 def left_out(paths: Sequence[str]) -> str:
-    """What to say of runs that stand too deep for ``runs=…`` to be of them; ``""`` without any."""
+    """Sentence about runs that are too deep in ``runs=…`` to be read; ``""`` without any."""
     tops = [path for path in map(Path, paths) if not (path / CONFIG).is_file()]
     directories = [
         record.parents[1]
@@ -256,7 +256,7 @@ def _read(path: Path) -> Any:
 
 @lru_cache(maxsize=20_000)
 def _parsed(path: Path, size: int, changed: int) -> Any:
-    """Content of a file in this state, which whoever is given it leaves as it is."""
+    """Content of a file in this state, which callers must not change."""
     if size > LARGEST_CONFIG:
         return None
     try:

@@ -2,7 +2,7 @@
 long they have worked.
 
 A run that has just begun, failed or was killed counts: a dashboard shows how it stands. Whatever is
-read here may be damaged or of a stranger, so sizes are bounded and nothing is resolved.
+read here may be damaged or a stranger's, so sizes are bounded and nothing is resolved.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def find_recorded(paths: Sequence[str | Path]) -> list[Run]:
 
 
 def check_common(runs: Sequence[Run]) -> None:
-    """Refuse training runs that cannot be compared: several have values, and no two one metric."""
+    """Refuse training runs that cannot be compared: no two of them have a metric in common."""
     measured = [run for run in runs if run.is_training and run.metrics]
     counts = Counter(metric for run in measured for metric in run.metrics)
     if len(measured) > 1 and max(counts.values()) == 1:
@@ -153,8 +153,8 @@ class WorkTime:
 
 
 def _pauses(run: Run, starts: list[float]) -> list[tuple[float, float]]:
-    """From when on how much is taken off the clock: the time before the first start, and that
-    between the last value of a start and the next start.
+    """Moments of starts, and how much is taken off the clock from there on: the time before the
+    first start, and that between the last value of each start and the next start.
     """
     known = [series.times for series in run.series if series.times]
     if not starts:

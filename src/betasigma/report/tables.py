@@ -92,9 +92,9 @@ def short_table(title: str, rows: Sequence[Row]) -> Table:
 
 
 def clearly_least(rows: Sequence[Row], column: str) -> list[Row]:
-    """The row whose mean is below each other one's by more than twice the standard error of their
-    difference; of the same classes, and of each n where it is a distance. Only of columns in which
-    less is better.
+    """The row whose mean is below every other's by more than twice the standard error of their
+    difference, among rows of the same classes and, for a distance, of the same n. Only for columns
+    in which less is better.
     """
     if best_of(_metric_of(column)) != "min":
         return []

@@ -93,7 +93,7 @@ def kernel_folder() -> Path:
     user says so, else in the cache.
     """
     given = os.environ.get(KERNELS)
-    # that PyTorch enters where torchvision, say, was imported before
+    # which PyTorch itself sets, when torchvision is imported for example
     default = str(Path(tempfile.gettempdir(), "torchinductor_"))
     users_own = given and given != os.environ.get(OWN_KERNELS) and not given.startswith(default)
     return Path(given) if given and users_own else cache_folder() / "compiled"
@@ -166,8 +166,8 @@ def newest_runs(matches: Any) -> Iterator[Path]:
 
 
 def mend(run: Path) -> None:
-    """Remove what a process that was killed has left half written, and a last checkpoint that
-    cannot be read where there is one before it, so that this is not replaced by it.
+    """Remove what a killed process has left half written. Remove a last checkpoint that cannot be
+    read if the one before it can: the next checkpoint would replace the whole one by it.
     """
     folder = run / CHECKPOINTS
     for each in (run, folder, run / SAMPLES):

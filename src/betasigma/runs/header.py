@@ -30,7 +30,7 @@ CHECKPOINTS, LAST, BEST = "checkpoints", "last.ckpt", "best.ckpt"
 """Folder of a run directory with its checkpoints, and their names."""
 
 PREVIOUS = "previous.ckpt"
-"""The checkpoint before the last, which takes its place where the last one is damaged."""
+"""The checkpoint before the last one, which is read where the last one is damaged."""
 
 RECORD = "betasigma.json"
 LARGEST_RECORD = 16 * 2**20
@@ -272,7 +272,7 @@ def check_plain(path: Path, key: str = "run") -> None:
 def not_plain(path: str | Path, key: str) -> UserError:
     """What to raise where a checkpoint holds more than data."""
     return UserError(
-        f"{key}={path} holds something else than plain tensors under its header; nothing in it "
+        f"{key}={path} holds something other than plain tensors under its header; nothing in it "
         f"was executed"
     )
 

@@ -28,8 +28,8 @@ HELD = (errno.EACCES, errno.EAGAIN)
 """What the system answers where another process holds a lock."""
 
 _own: set[Path] = set()
-"""Lock files whose locks this process holds. It would let go of one by closing the file once more,
-wherever that was opened, so it does not read them.
+"""Lock files whose locks this process holds. It does not read them: closing such a file, wherever
+it was opened, releases the lock.
 """
 
 

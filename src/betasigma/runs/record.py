@@ -5,8 +5,8 @@ samples also has what it was measured with (``CONTEXT``). With one row a value, 
 same for every metric, and a killed run loses at most its last row. A file of an earlier version
 lacks the later columns: they are read as empty, and added before the next row is written.
 
-What is minimised in training was ``train/loss`` and ``val/loss`` in earlier versions, and is read
-as what it is called now.
+Earlier versions called the objective ``train/loss`` and ``val/loss``: it is read under its present
+name.
 
 ``n``: samples; ``nfe``: network evaluations of each; ``sampler``, ``seed``: how they were drawn;
 ``split``, ``extractor``: what they were compared with; ``std``: over the
@@ -66,7 +66,7 @@ class Columns:
 
 
 def current_name(text: str) -> str:
-    """A metric's name, or what holds one, with the objective called as it is now."""
+    """A metric's name, or a text with one in it, with the objective's present name."""
     if "/loss" not in text:  # which is quick, and true of almost all
         return text
     return re.sub(r"\b(train|val)/loss\b(?!/)", r"\1/objective", text)
