@@ -33,6 +33,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from betasigma.options.plugins import Component
 from betasigma.options.preconditionings import (
     Conditioning,
     InputScaling,
@@ -51,7 +52,7 @@ class Coefficients(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Preconditioning:
+class Preconditioning(Component):
     """Coefficients of the denoiser as functions of the noise level.
 
     Args:
@@ -69,6 +70,8 @@ class Preconditioning:
         timestep_scale: factor of the number that ``timestep`` is; 1000/L where a model was told
             its step as one of 1000 (``rescale_timesteps`` of Nichol & Dhariwal 2021's code).
     """
+
+    config_group = "preconditioning"
 
     prediction: Prediction = "epsilon"
     conditioning: Conditioning = "timestep"

@@ -34,6 +34,7 @@ from betasigma.options.noise_schedules import (
     LinearOptions,
     VPSDEOptions,
 )
+from betasigma.options.plugins import takes_by_name
 from betasigma.randomness import Stream
 
 Times = Tensor | float
@@ -359,6 +360,7 @@ class VarianceExploding(NoiseSchedule):
         return torch.zeros_like(log_snr)
 
 
+@takes_by_name
 def linear(
     start: float | None = None, end: float | None = None, steps: int = 1000
 ) -> VariancePreserving:
@@ -371,6 +373,7 @@ def linear(
     return _from_betas(np.linspace(first, last, steps, dtype=np.float64))
 
 
+@takes_by_name
 def sigmoid(
     start: float | None = None, end: float | None = None, steps: int = 1000
 ) -> VariancePreserving:
@@ -382,6 +385,7 @@ def sigmoid(
     return _from_betas(first + (last - first) * ramp)
 
 
+@takes_by_name
 def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> VariancePreserving:
     """ᾱ_t = f(t)/f(0), f(t) = cos²(π/2·(t/T + s)/(1 + s)), β_t at most ``max_beta``.
 
@@ -393,6 +397,7 @@ def cosine(steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) ->
     return _from_betas(np.minimum(1 - f[1:] / f[:-1], max_beta))
 
 
+@takes_by_name
 def vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> VPSDE:
     """The VP SDE with a rate β(t) that rises linearly from ``start`` to ``end`` (Song et al. 2021,
     appendix C); its ``steps`` levels at t = i/steps are those that samplers visit.
@@ -404,6 +409,7 @@ def vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> VPSDE:
     return VPSDE(start, end, steps)
 
 
+@takes_by_name
 def sub_vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> SubVPSDE:
     """The sub-VP SDE, whose models have the better likelihoods, with the rate of :func:`vp_sde`
     (Song et al. 2021, section 3.4).
@@ -412,6 +418,7 @@ def sub_vp_sde(start: float = 0.1, end: float = 20.0, steps: int = 1000) -> SubV
     return SubVPSDE(start, end, steps)
 
 
+@takes_by_name
 def geometric(levels: int = 10, max: float = 1.0, min: float = 0.01) -> VarianceExploding:
     """σ falling geometrically from ``max`` to ``min`` in ``levels`` levels (Song & Ermon 2019,
     section 4.2).

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
 
+import betasigma
 from betasigma.build import make
 from betasigma.errors import UserError
 from betasigma.options import plugins
-from betasigma.options.base import parse_component
+from betasigma.options.base import REGISTRY, parse_component
 from betasigma.options.edits import InpaintingOptions
+from betasigma.options.evaluation import MetricOptions
 from betasigma.options.plugins import check_arguments, versions
 from betasigma.runs.record import format_settings
 from betasigma.samplers import DDIM, Sampler
@@ -118,3 +121,36 @@ def test_options_are_recorded_as_they_are_typed_and_nothing_else() -> None:
         *("steps=[2,3]", "grid=levels", "rho=7.0", "start=prior", "clip=true"),
         *("ratio_max=null", "dtype=float32", "eta=0.0"),
     ]
+
+
+OF_RUNS = ("figure", "lr_schedule", "model")
+"""Groups whose classes are given what a run has, and are not for a notebook."""
+
+OURS = [
+    target
+    for group, known in REGISTRY.items()
+    for target in known
+    if target.startswith("betasigma.") and group not in OF_RUNS
+]
+assert set(MetricOptions.targets) <= {*OURS}
+
+
+@pytest.mark.parametrize("target", OURS)
+def test_a_notebook_is_told_what_a_class_takes(target: str) -> None:
+    """A raw TypeError named one word."""
+    module, _, name = target.rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    needed = {"dim": 2} if name == "energy_mlp" else {}
+    with pytest.raises(UserError, match=r"^\w+\.nonsense=3 is unknown: \w+ takes \w+"):
+        made(nonsense=3, **needed)
+
+
+def test_a_notebook_is_told_the_nearest_word() -> None:
+    sentence = (
+        r"^network\.channel=3 is unknown: UNet takes in_channels, image_size, .*"
+        r"\(did you mean network\.channels\?\)$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        betasigma.UNet(1, 8, channel=3)
+    with pytest.raises(UserError, match=r"^sampler\.rhos=5 is unknown: Mine takes strength, "):
+        Mine(rhos=5)  # type: ignore[call-arg]

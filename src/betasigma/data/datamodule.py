@@ -39,6 +39,7 @@ from betasigma.data.sources import InMemory, Source
 from betasigma.errors import UserError
 from betasigma.options import DataFacts
 from betasigma.options.data import OPENING, Axes, DataOptions, Layout, OnCorrupt, Split
+from betasigma.options.plugins import Component
 from betasigma.options.training import BatchOptions
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
@@ -52,7 +53,7 @@ MOMENT_EXAMPLES = 4096
 """Training examples from which moments are taken: enough for a Gaussian, quick to decode."""
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(Component, LightningDataModule):
     """A data set as the model sees it.
 
     Batches are dictionaries:
@@ -92,6 +93,8 @@ class ImageDataModule(LightningDataModule):
     Raises:
         UserError: for an option out of range or one that does not apply to this data set.
     """
+
+    config_group = "data"
 
     def __init__(
         self,

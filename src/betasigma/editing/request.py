@@ -11,6 +11,7 @@ from torch import Tensor
 from betasigma.denoiser import DenoiserLike
 from betasigma.options.data import kind_of
 from betasigma.options.edits import BATCH_SIZE, EditOptions
+from betasigma.options.plugins import Component
 from betasigma.samplers import Sampler, Samples
 
 
@@ -80,8 +81,10 @@ class Edited:
     note: str = ""
 
 
-class Edit:
+class Edit(Component):
     """What ``scripts/edit.py`` does to images. A subclass defines :meth:`apply`."""
+
+    config_group = "edit"
 
     needs_images = EditOptions.needs_images
     draws = EditOptions.draws

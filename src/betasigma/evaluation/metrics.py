@@ -43,6 +43,7 @@ from betasigma.evaluation.neighbours import distance_ratio, nearest
 from betasigma.evaluation.reference import CAP, DataSource, Reference
 from betasigma.evaluation.sharding import gather_rows
 from betasigma.options.evaluation import METRICS, KernelDistanceOptions, Needs
+from betasigma.options.plugins import Component
 
 NEIGHBOUR_QUERIES = 2000
 """Number of samples, and of test images, whose nearest training neighbours are looked for."""
@@ -92,7 +93,13 @@ class Synchronisation(TypedDict, total=False):
     distributed_available_fn: Any
 
 
-class SampleMetric(Metric):
+class Resetting(Synchronisation, total=False):
+    """The same, and whether :meth:`SampleMetric.reset` forgets real examples."""
+
+    reset_real_features: bool
+
+
+class SampleMetric(Component, Metric):
     """Compares samples with real data, or looks at samples alone.
 
     A subclass sets the attributes and gives ``compute() -> Tensor``, one number, from
@@ -122,6 +129,8 @@ class SampleMetric(Metric):
     Raises:
         UserError: if it needs class logits that the extractor has not.
     """
+
+    config_group = "metric"
 
     name: ClassVar[str]
     needs: ClassVar[Needs]
@@ -295,7 +304,10 @@ class KernelDistance(SampleMetric, known="kid"):
     """
 
     def __init__(
-        self, extractor: FeatureExtractor | None = None, subset_size: int = 1000, **kwargs: Any
+        self,
+        extractor: FeatureExtractor | None = None,
+        subset_size: int = 1000,
+        **kwargs: Unpack[Resetting],
     ) -> None:
         super().__init__(extractor, **kwargs)
         KernelDistanceOptions.check(subset_size=subset_size)
@@ -388,7 +400,10 @@ class NeighbourRatio(SampleMetric, known="neighbours"):
     keeps_real = False
 
     def __init__(
-        self, train: Batches | None = None, held_out: Batches | None = None, **kwargs: Any
+        self,
+        train: Batches | None = None,
+        held_out: Batches | None = None,
+        **kwargs: Unpack[Resetting],
     ) -> None:
         super().__init__(**kwargs)
         self.train_images, self.held_out_images = train, held_out

@@ -53,6 +53,7 @@ from betasigma.gaussian import discretized_gaussian_bits, divergence
 from betasigma.likelihood.terms import Examples, Terms
 from betasigma.options.likelihoods import DecoderStd
 from betasigma.options.noise_schedules import check_path
+from betasigma.options.plugins import Component
 from betasigma.options.samplers import Variance
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
@@ -84,7 +85,7 @@ class Bound:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariationalBound:
+class VariationalBound(Component):
     """What both bounds share.
 
     Args:
@@ -93,6 +94,8 @@ class VariationalBound:
         clip: clip every x̂_0 to the value range.
         seed: of noise and levels; with the example's index it determines every draw.
     """
+
+    config_group = "likelihood"
 
     name: ClassVar[str] = ""
     stream: ClassVar[str] = ""

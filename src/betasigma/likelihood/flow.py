@@ -34,6 +34,7 @@ from betasigma.derivatives import jacobian_trace
 from betasigma.likelihood.terms import Examples, Terms
 from betasigma.options.likelihoods import Trace, check_flow_trace
 from betasigma.options.noise_schedules import check_path
+from betasigma.options.plugins import Component
 from betasigma.prior import GaussianPrior
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
@@ -46,7 +47,7 @@ DIFFERENTIATED = 3
 
 
 @dataclass(frozen=True)
-class FlowLikelihood:
+class FlowLikelihood(Component):
     """Log-likelihood by an adaptive solver (dopri5).
 
     Args:
@@ -55,6 +56,8 @@ class FlowLikelihood:
             batch.
         seed: of the Rademacher vectors.
     """
+
+    config_group = "likelihood"
 
     name: ClassVar[str] = "flow"
 

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from betasigma.networks.layers import Conditioning, initialised
 from betasigma.options.networks import Embedding, MLPOptions, PointShape
+from betasigma.options.plugins import Component
 
 
-class MLP(nn.Module):
+class MLP(Component, nn.Module):
     """Point → point, given one number per point and optionally a class label.
 
     Args:
@@ -36,6 +37,8 @@ class MLP(nn.Module):
     Raises:
         UserError: for a value out of range (:class:`~betasigma.options.networks.MLPOptions`).
     """
+
+    config_group = "network"
 
     def __init__(
         self,

@@ -47,12 +47,13 @@ from betasigma.options.networks import (
     check_image_network,
     resolutions,
 )
+from betasigma.options.plugins import Component
 
 HALF = 0.5**0.5
 TAPS = {"box": (1.0, 1.0), "fir": (1.0, 3.0, 3.0, 1.0)}
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(Component, nn.Module):
     """Image → image, given one number per image and optionally a class label.
 
     The smallest resolution attends too, in the middle, unless ``attention`` is empty: then nothing
@@ -83,6 +84,8 @@ class NCSNpp(nn.Module):
         UserError: for a value out of range, or one that does not fit the images
             (:class:`~betasigma.options.networks.NCSNppOptions`).
     """
+
+    config_group = "network"
 
     def __init__(
         self,

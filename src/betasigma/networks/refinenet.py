@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from betasigma.networks.layers import centred
 from betasigma.options.networks import Pooling, RefineNetOptions, check_image_network
+from betasigma.options.plugins import Component
 
 
 class Level(NamedTuple):
@@ -40,7 +41,7 @@ class Level(NamedTuple):
     share: Tensor
 
 
-class RefineNet(nn.Module):
+class RefineNet(Component, nn.Module):
     """Image → image, given the number of the noise level of each image, or nothing.
 
     Args:
@@ -60,6 +61,8 @@ class RefineNet(nn.Module):
         UserError: for a value out of range, or one that does not fit the images
             (:class:`~betasigma.options.networks.RefineNetOptions`).
     """
+
+    config_group = "network"
 
     def __init__(
         self,

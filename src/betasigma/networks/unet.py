@@ -28,11 +28,12 @@ from torch.utils.checkpoint import checkpoint as recompute
 from betasigma.networks.layers import Conditioning, initialised
 from betasigma.options.data import height_and_width
 from betasigma.options.networks import Embedding, UNetOptions, check_image_network, resolutions
+from betasigma.options.plugins import Component
 
 Resample = Literal["down", "up"]
 
 
-class UNet(nn.Module):
+class UNet(Component, nn.Module):
     """Image → image, given one number per image and optionally a class label.
 
     The smallest resolution attends too, in the middle, as in Ho et al., unless ``attention`` is
@@ -75,6 +76,8 @@ class UNet(nn.Module):
         UserError: for a value out of range, or one that does not fit the images
             (:class:`~betasigma.options.networks.UNetOptions`).
     """
+
+    config_group = "network"
 
     channels_last_on_cpu: ClassVar[bool] = True
     """See :func:`betasigma.devices.faster_channels_last`."""

@@ -52,6 +52,7 @@ from betasigma.options.objectives import (
     TrainedOn,
     Weighting,
 )
+from betasigma.options.plugins import Component
 from betasigma.randomness import Stream
 from betasigma.schedules import NoiseSchedule
 
@@ -131,7 +132,7 @@ class Noised:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(Component):
     """What objectives share: times, noise, the weighting of the levels and the reduction.
 
     Args:
@@ -150,6 +151,8 @@ class Objective:
     Raises:
         UserError: where the knobs contradict each other.
     """
+
+    config_group = "objective"
 
     options: ClassVar[type[ObjectiveOptions]] = DenoisingOptions
 

@@ -24,12 +24,12 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, wraps
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -57,6 +57,8 @@ LIBRARIES = frozenset(
     }
 )
 """Packages whose functions a config may never call."""
+
+Made = TypeVar("Made", bound=Callable[..., Any])
 
 _allowed: dict[str, None] = {}
 
@@ -275,7 +277,7 @@ def outside_options(group: str, content: Mapping[str, Any], key: str) -> Compone
             "outside": True,
             "__module__": base.__module__,
             **traits,
-            "__annotations__": {name: typing.ClassVar[Any] for name in traits},
+            "__annotations__": {name: ClassVar[Any] for name in traits},
             "model_config": ConfigDict(extra="allow"),
         },
     )
@@ -387,15 +389,9 @@ def check_arguments(
     parameters = _parameters(made)
     if parameters is None:
         return dict(arguments)
-    named = {
-        n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    }
     hints = _hints(made)
     more = _keywords(parameters, hints)
-    shown = [n for n in (*named, *(more or ())) if n not in OFFERED] or list(named)
-    for argument, value in arguments.items():
-        if more is not None and argument not in named and argument not in more:
-            raise UserError(unknown_key(f"{key}.{argument}", value, shown, name))
+    named = refuse_unknown(made, arguments, key, OFFERED)
     for argument, parameter in named.items():
         required = parameter.default is parameter.empty
         if required and argument not in arguments and not (partial and argument in OFFERED):
@@ -409,6 +405,51 @@ def check_arguments(
         else value
         for argument, value in arguments.items()
     }
+
+
+def refuse_unknown(
+    made: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    key: str,
+    unsaid: Collection[str] = (),
+) -> dict[str, inspect.Parameter]:
+    """Refuse arguments that a class or function does not take, with those that it takes except
+    ``unsaid``. Return its parameters by name.
+    """
+    parameters = _parameters(made) or {}
+    named = {
+        n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    }
+    more = _keywords(parameters, _hints(made))
+    shown = [n for n in (*named, *(more or ())) if n not in unsaid] or list(named)
+    for argument, value in arguments.items():
+        if more is not None and argument not in named and argument not in more:
+            raise UserError(unknown_key(f"{key}.{argument}", value, shown, made.__name__))
+    return named
+
+
+class Component:
+    """Base of the classes of ours that a config may name. An argument that they do not take is
+    refused in a notebook as on the command line.
+    """
+
+    config_group: ClassVar[str] = ""
+
+    def __new__(cls, *given: Any, **arguments: Any) -> Self:
+        if arguments:
+            refuse_unknown(cls, arguments, cls.config_group)
+        return super().__new__(cls)
+
+
+def takes_by_name(function: Made) -> Made:
+    """The same of a function that makes a schedule."""
+
+    @wraps(function)
+    def checked(*given: Any, **arguments: Any) -> Any:
+        refuse_unknown(function, arguments, "schedule")
+        return function(*given, **arguments)
+
+    return typing.cast(Made, checked)
 
 
 FROM_DATA = ("sample_shape", "in_channels", "out_channels", "image_size", "dim", "out_dim")

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from betasigma.denoiser import DenoiserLike, Prediction
 from betasigma.errors import UserError
+from betasigma.options.plugins import Component
 from betasigma.options.samplers import (
     DRAWN_AT_ONCE,
     Dtype,
@@ -191,7 +192,7 @@ class GridArguments(StartArguments, total=False):
     grid: Grid
 
 
-class Sampler:
+class Sampler(Component):
     """Integrates noise to data in a given number of steps.
 
     Args:
@@ -207,6 +208,8 @@ class Sampler:
     Raises:
         UserError: where an option is out of range.
     """
+
+    config_group = "sampler"
 
     name = ""
     repeatable = SamplerOptions.repeatable
