@@ -98,13 +98,13 @@ def _sample(
         display.line(f"trajectory {path}")
 
 
-Place = tuple[int, int]  # seed and index
+SeedIndex = tuple[int, int]  # seed and index
 
 
 class DrawnBatch(NamedTuple):
     """Samples that were drawn at once."""
 
-    places: list[Place]
+    samples: list[SeedIndex]
     images: Tensor
     """As bytes; points as they are."""
     nfe: int
@@ -130,15 +130,15 @@ class Draw:
             return None
         return torch.tensor([self._wanted[i % len(self._wanted)] for i in indices])
 
-    def __call__(self, places: Sequence[Place], display: Display) -> Iterator[DrawnBatch]:
-        """This process's share of the samples of these places, batch by batch, each of one seed."""
-        own = own_share(len(places))
+    def __call__(self, wanted: Sequence[SeedIndex], display: Display) -> Iterator[DrawnBatch]:
+        """This process's share of the wanted samples, batch by batch, each of one seed."""
+        own = own_share(len(wanted))
         first, size = own.start, self.batch_size
-        with display.share(f"{self.sampler.name}: {counted(len(places), 'sample')}") as progress:
+        with display.share(f"{self.sampler.name}: {counted(len(wanted), 'sample')}") as progress:
             while first < own.stop:
-                seed = places[first][0]
-                at_once = places[first : min(first + size, own.stop)]
-                part = [place for place in at_once if place[0] == seed]
+                seed = wanted[first][0]
+                at_once = wanted[first : min(first + size, own.stop)]
+                part = [one for one in at_once if one[0] == seed]
                 indices = [i for _, i in part]
 
                 def advance(share: float, weight: float = len(part) / len(own)) -> None:
@@ -157,7 +157,7 @@ class Draw:
                 yield DrawnBatch(part, images, drawn.nfe, count_not_finite(drawn.x))
 
 
-def _places(asked: Sample) -> list[Place]:
+def _wanted_samples(asked: Sample) -> list[SeedIndex]:
     """All samples that are asked for, seed by seed."""
     return [(seed, i) for seed in asked.chosen_seeds for i in asked.chosen_indices]
 
@@ -166,27 +166,27 @@ def _gather(draw: Draw, asked: Sample, out: Path, display: Display) -> dict[str,
     """Draw all samples; the first process writes picture and arrays. Return what there is to
     tell.
     """
-    places = _places(asked)
-    gathered = gather(list(draw(places, display)))
+    wanted = _wanted_samples(asked)
+    gathered = gather(list(draw(wanted, display)))
     if gathered is None:
         return {}
     every = [part for of_rank in gathered for part in of_rank]
     images = torch.cat([part.images for part in every])
     nfe, bad = max(part.nfe for part in every), sum(part.not_finite for part in every)
-    say_not_finite(bad, len(places))
-    display.line(_drawn(len(places), draw.sampler, nfe))
+    say_not_finite(bad, len(wanted))
+    display.line(_drawn(len(wanted), draw.sampler, nfe))
     if asked.save in ("png", "both"):
         save(picture(images), out / "samples.png")
         display.line(f"picture {out}/samples.png")
     if asked.save in ("npz", "both"):
         arrays = {"arr_0": (images.permute(0, 2, 3, 1) if images.ndim == 4 else images).numpy()}
-        labels = draw.labels([i for _, i in places])
+        labels = draw.labels([i for _, i in wanted])
         if labels is not None:
             arrays["arr_1"] = labels.numpy()
         with replace_file(out / "samples.npz") as unfinished, unfinished.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
         display.line(f"numbers {out}/samples.npz")
-    return {"n": len(places), "nfe": nfe, "not_finite": bad}
+    return {"n": len(wanted), "nfe": nfe, "not_finite": bad}
 
 
 def _fill(
@@ -195,16 +195,16 @@ def _fill(
     """Draw what the folder lacks, each process its share into files of its own, and return what
     there is to tell.
     """
-    wanted = _places(asked)
+    wanted = _wanted_samples(asked)
     labels = draw.labels([i for _, i in wanted])
     classes = [None] * len(wanted) if labels is None else labels.tolist()
-    of_place = dict(zip(wanted, classes, strict=True))
+    class_of = dict(zip(wanted, classes, strict=True))
     into = made_by_first_rank_first(begin)
     looked_at = wanted if rank_and_world_size()[0] == 0 else []
-    lacking = broadcast([p for p in looked_at if not into.path(*p, of_place[p]).is_file()])
+    lacking = broadcast([p for p in looked_at if not into.path(*p, class_of[p]).is_file()])
     nfe, bad = 0, 0
     for part in draw(lacking, display):
-        into.write([into.path(*place, of_place[place]) for place in part.places], part.images)
+        into.write([into.path(*one, class_of[one]) for one in part.samples], part.images)
         nfe, bad = max(nfe, part.nfe), bad + part.not_finite
     counts = gather((nfe, bad))
     if counts is None:

@@ -263,7 +263,7 @@ def _pillow() -> Iterator[None]:
         raise Undecodable(str(error) or type(error).__name__) from error
 
 
-Place = Files | HubTable
+Container = Files | HubTable
 """Where images are: a folder, an archive, a table."""
 
 
@@ -287,7 +287,7 @@ def decode_all(
     images: Listed, decoder: Decoder, on_corrupt: OnCorrupt
 ) -> tuple[Tensor, Tensor | None]:
     """All images that can be decoded, uint8 ``(N, C, H, W)``, and their labels, int64 ``(N,)``."""
-    decoded = read_all(images.place, images.names, decoder, decoder.decode, usable_cpus())
+    decoded = read_all(images.container, images.names, decoder, decoder.decode, usable_cpus())
     kept = _without_broken(images, decoded, on_corrupt)
     whole = [d for d in decoded if isinstance(d, Decoded)]
     _remark(whole, decoder, len(whole))
@@ -299,7 +299,7 @@ Read = TypeVar("Read")
 
 
 def read_all(
-    place: Place,
+    container: Container,
     names: Sequence[str],
     decoder: Decoder,
     read: Callable[[BinaryIO], Read],
@@ -307,14 +307,14 @@ def read_all(
 ) -> list[Read | Undecodable]:
     """What ``read`` makes of each file, or why it is not an image."""
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda name: _attempt(place, name, decoder, read), names))
+        return list(pool.map(lambda name: _attempt(container, name, decoder, read), names))
 
 
 def _attempt(
-    place: Place, name: str, decoder: Decoder, read: Callable[[BinaryIO], Read]
+    container: Container, name: str, decoder: Decoder, read: Callable[[BinaryIO], Read]
 ) -> Read | Undecodable:
     try:
-        with _pillow(), place.open(name, decoder.most_bytes) as file:
+        with _pillow(), container.open(name, decoder.most_bytes) as file:
             return read(file)
     except Undecodable as error:
         return error
@@ -387,28 +387,28 @@ class ImageFiles:
 
     def _stamp(self, name: str) -> str:
         try:
-            return self._images.place.stamp(name)
+            return self._images.container.stamp(name)
         except OSError as error:
             raise UserError(f"data.root lacks an image that it should have: {error}") from error
 
     def _decode(self, number: int) -> tuple[Tensor, int]:
         """Return image ``number``, or the next that can be decoded, and its number."""
-        place = self._images.place
+        container = self._images.container
         for ahead in range(min(_SUBSTITUTES, len(self))):
             candidate = (number + ahead) % len(self)
             if candidate in self._broken:
                 continue
             name = self._images.names[candidate]
-            found = _attempt(place, name, self._decoder, self._decoder.decode)
+            found = _attempt(container, name, self._decoder, self._decoder.decode)
             if isinstance(found, Decoded):
                 return found.image, candidate
-            if not place.is_there():
-                raise UserError(f"{place.where('')} can no longer be read: check the disk")
+            if not container.is_there():
+                raise UserError(f"{container.where('')} can no longer be read: check the disk")
             self._broken.add(candidate)
-            _report(place, {name: found}, self._on_corrupt)
+            _report(container, {name: found}, self._on_corrupt)
         raise UserError(
             f"data.root has {_SUBSTITUTES} images in a row that cannot be decoded, from "
-            f"{place.where(self._images.names[number])} on: remove them, or check the disk"
+            f"{container.where(self._images.names[number])} on: remove them, or check the disk"
         )
 
     def warn_of_losses(self, keys: bool = True) -> None:
@@ -417,13 +417,13 @@ class ImageFiles:
         numbers = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).round().astype(int))
         names = [self._images.names[number] for number in numbers]
         decoder = self._decoder
-        found = read_all(self._images.place, names, decoder, decoder.decode, usable_cpus())
+        found = read_all(self._images.container, names, decoder, decoder.decode, usable_cpus())
         _remark([d for d in found if isinstance(d, Decoded)], decoder, count, keys)
 
 
 def _with_headers(images: Listed, decoder: Decoder, on_corrupt: OnCorrupt) -> Listed:
     headers = read_all(
-        images.place, images.names, decoder, lambda file: decoder.open(file).close(), _READERS
+        images.container, images.names, decoder, lambda file: decoder.open(file).close(), _READERS
     )
     return _without_broken(images, headers, on_corrupt)
 
@@ -432,15 +432,15 @@ def _without_broken(images: Listed, found: Sequence[object], on_corrupt: OnCorru
     """Leave out, or refuse, the images of which what was ``found`` is an error."""
     named = zip(images.names, found, strict=True)
     broken = {name: error for name, error in named if isinstance(error, Undecodable)}
-    _report(images.place, broken, on_corrupt)
+    _report(images.container, broken, on_corrupt)
     return images.only([i for i, name in enumerate(images.names) if name not in broken])
 
 
-def _report(place: Place, broken: dict[str, Undecodable], on_corrupt: OnCorrupt) -> None:
+def _report(container: Container, broken: dict[str, Undecodable], on_corrupt: OnCorrupt) -> None:
     """Name the ``broken`` files in a warning, or refuse them."""
     if not broken:
         return
-    named = few([f"{printable(place.where(name))} ({error})" for name, error in broken.items()])
+    named = few([f"{printable(container.where(name))} ({error})" for name, error in broken.items()])
     if on_corrupt == "error":
         raise UserError(
             f"data.on_corrupt=error and {named} cannot be decoded: remove what is broken, or set "

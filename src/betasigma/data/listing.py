@@ -55,10 +55,10 @@ class Listed:
     """Images of one split by name, with labels if there are classes, before any is decoded.
 
     Attributes:
-        place: where they are: a folder, an archive, a table.
+        container: where they are: a folder, an archive, a table.
     """
 
-    place: Files | HubTable
+    container: Files | HubTable
     names: tuple[str, ...]
     labels: tuple[int, ...] | None = None
     num_classes: int = 0
@@ -66,7 +66,7 @@ class Listed:
     def only(self, keep: Sequence[int]) -> Listed:
         """The images of the numbers ``keep``."""
         if not keep:
-            where = os.path.dirname(self.place.where(self.names[0]))
+            where = os.path.dirname(self.container.where(self.names[0]))
             raise UserError(f"data.root has no image in {where} that can be decoded")
         labels = self.labels and tuple(self.labels[i] for i in keep)
         return replace(self, names=tuple(self.names[i] for i in keep), labels=labels)
