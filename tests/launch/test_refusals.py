@@ -26,6 +26,8 @@ from betasigma.runs.record import Record
         ("hydra/launcher=rq -m", r"hydra/launcher=rq is not installed: pip install hydra-rq-laun"),
         ("logger.mode=online", r"logger\.mode=online needs an account: type wandb login"),
         ("search=optuna_lr", r"search=optuna_lr is a sweep of many runs: add -m"),
+        ("+search=optuna_lr", r"\+search=optuna_lr adds a .*: write search=optuna_lr and add -m"),
+        ("-m +network=mlp,unet_8", r"\+network=mlp,unet_8 adds .*: write network=mlp,unet_8"),
         ("-m optimizer.lr=interval(1,2)", r"optimizer\.lr=interval\(1,2\) is for a sweeper that"),
         ("-m network=glob(x*)", r"network=glob\(x\*\) fits none of .*mlp"),
         ("objective_metric=fid", r"objective_metric=fid must begin with train/ or val/"),
@@ -123,3 +125,31 @@ def test_a_run_is_continued_where_it_is(train: Launch) -> None:
     assert refused.err.count("\n") == 1
     assert (run / "metrics.csv").read_text() == before
     train(f"resume={run}", "steps=3", f"hydra.run.dir={run}/../{run.name}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=mine"],
+        ["experiment=mine", "-m", "seed=1,2"],
+        ["--help"],
+        ["network.foo=3"],  # which is looked for in every file
+    ],
+)
+def test_a_file_that_is_no_yaml(here: Path, words: list[str]) -> None:
+    file = here / "own" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nseed: 3\ntags: [a, b\nsteps: 4\n")
+    outcome = launch("train", "--config-dir", "own", *words)
+    assert outcome.status == 1
+    assert outcome.err == (
+        "error: own/experiment/mine.yaml, line 4, cannot be read as YAML: expected ',' or ']', but "
+        "got ':' (while parsing a flow sequence)\n"
+    )
+
+
+def test_an_interpolation_that_is_not_closed(here: Path) -> None:
+    (here / "experiment").mkdir()
+    (here / "experiment" / "mine.yaml").write_text("# @package _global_\nname: ${seed\n")
+    outcome = launch("train", "--config-dir", str(here), "experiment=mine")
+    assert outcome.err == "error: an interpolation cannot be read at '${seed'; quote or close it\n"

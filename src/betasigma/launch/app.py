@@ -29,6 +29,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
 from betasigma.commands.checks import CHECKS, AppChecks
 from betasigma.config_tree import conf_directory
@@ -386,7 +387,7 @@ def as_typed(word: str) -> str:
 
 def is_refusal(error: Exception) -> bool:
     """Whether an error is about bad input. Any other error is a bug."""
-    if isinstance(error, UserError | HydraException | OmegaConfBaseException):
+    if isinstance(error, UserError | HydraException | OmegaConfBaseException | MarkedYAMLError):
         return True
     if _is_of_the_disk(error):
         return True
@@ -413,7 +414,10 @@ def sentence(error: Exception, configs: Configs) -> str:
     cause = error
     while not isinstance(cause, UserError) and isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
-    return str(cause) if isinstance(cause, UserError) else explain(error, configs)
+    try:
+        return str(cause) if isinstance(cause, UserError) else explain(error, configs)
+    except MarkedYAMLError as broken:  # in a file that was looked at to explain the error
+        return explain(broken, configs)
 
 
 def register_resolvers() -> None:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from yaml import MarkedYAMLError
 
-from betasigma.commands.config import key_and_place, leave_out_former_keys
+from betasigma.commands.config import key_and_place, key_of, leave_out_former_keys
 from betasigma.errors import UserError, did_you_mean
 from betasigma.launch.app import as_name
 from betasigma.launch.configs import ConfigFile, Configs
 from betasigma.options import plugins
 from betasigma.options.base import REGISTRY, parse_component
 from betasigma.options.lightning import REFUSED_FLAGS, refuse_flag
+from betasigma.runs.directory import short
 
 HYDRA_PLUGINS = {
     "hydra/launcher": ("joblib", "submitit_slurm", "submitit_local", "rq", "ray"),
@@ -42,6 +45,10 @@ SYNONYMS = {
 
 def explain(error: BaseException, configs: Configs) -> str:
     """Explain an error of composition in one sentence."""
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        mark, doing = error.problem_mark, f" ({error.context})" if error.context else ""
+        place = f"{short(Path(mark.name))}, line {mark.line + 1}"
+        return f"{place}, cannot be read as YAML: {error.problem}{doing}"
     text = "\n".join(str(link) for link in _chain(error))
     typed = configs.line.overrides
     if found := re.search(r"Could not append to config\.[^']*'([^']+)'", text):
@@ -53,6 +60,11 @@ def explain(error: BaseException, configs: Configs) -> str:
         return unknown_choice(found[1], found[2], configs)
     if found := re.search(r"(?:missing value|Missing mandatory value): (\S+)", text):
         return f"{found[1]} has no value; give {found[1]}=…"
+    if found := re.search(r"Multiple values for (\S+)\.", text):
+        chosen = [w for w in typed if w.startswith("+") and key_of(w) == found[1]]
+        for word in chosen:
+            more = " and add -m" if found[1] == "search" and not configs.line.sweeps else ""
+            return f"{word} adds a group that is there already: write {word.lstrip('+')}{more}"
     if found := re.search(r"Ambiguous value for argument '(.+)'$", text, re.MULTILINE):
         return (
             f"{found[1]} names several values: add -m for a run of each, or write [a,b] for a list"
@@ -68,7 +80,9 @@ def explain(error: BaseException, configs: Configs) -> str:
         return _unsupported_sweep(found[2].lower().removesuffix("_sweep"), typed)
     unreadable = r"(?:no viable alternative at input|mismatched input|Lexer\w+:) (.*)"
     if found := re.search(unreadable, text):
-        return f"the command line cannot be read at {found[1].strip()}; quote or close it"
+        of_a_value = any(isinstance(link, GrammarParseError) for link in _chain(error))
+        what = "an interpolation" if of_a_value else "the command line"
+        return f"{what} cannot be read at {found[1].strip()}; quote or close it"
     if "Config group override must be" in text:
         return _not_a_name(configs)
     return next((line.strip() for line in text.splitlines() if line.strip()), repr(error))
