@@ -16,6 +16,7 @@ from betasigma.data.listing import Listing, list_folder
 from betasigma.errors import UserError
 from betasigma.options import DataFacts, DataOptions
 from betasigma.options.data import height_and_width
+from betasigma.options.plugins import NotAllowed, locate
 
 if TYPE_CHECKING:
     from betasigma.data.arrays import ArrayFile
@@ -33,10 +34,16 @@ def find_facts(node: Mapping[str, Any]) -> DataFacts:
         from betasigma.data.custom import open_examples  # imports PyTorch
 
         if name in catalog.NAMES:
-            raise UserError(
-                f"data.name={name} names a data set of betasigma, and data.source another: give "
-                f"data.name a name of its own"
+            target = str(node["source"].get("_target_"))
+            named = (
+                f"data.name={name} names a data set of betasigma, and data.source another: give it "
+                f"a name of its own, data.name={target.rpartition('.')[2]}"
             )
+            try:
+                locate(target, "data.source")
+            except NotAllowed as error:
+                raise UserError(str(error), f"and {named}") from None
+            raise UserError(named)
         return open_examples(node["source"], root, seed, node.get("axes")).facts(name)
     catalog.refuse_what_does_not_apply(name, node)
     catalog.check(name, root, node.get("download", False))

@@ -311,13 +311,13 @@ def make_absolute(config: DictConfig, here: Path) -> None:
 
 
 def as_name(word: str, configs: Configs) -> str:
-    """Quote numbers that are names, expand ``glob(*)`` over a group, and let keys of panels and
-    filters be new ones.
+    """Quote numbers that are names, expand ``glob(*)`` over a group, and let keys of panels, of
+    filters and of a data set of one's own be new ones.
 
     Hydra wants a string for a group (``bridge=0,1``) and for ``name=2024``.
     """
     key, _, value = word.partition("=")
-    if re.match(r"dashboard\.(panels|filters)\.", key):
+    if re.match(r"(dashboard\.(panels|filters)|data\.source)\.", key):
         return f"++{word}"
     if key == "init" and configs.config_name == "train":  # short for the run of a node
         return f"init.run={value}"

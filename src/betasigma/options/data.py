@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from betasigma.options.base import ComponentOptions, Count, listed, option, written
+from betasigma.options.base import ComponentOptions, Count, Unfit, listed, option, written
 
 Split = Literal["train", "test"]
 OnCorrupt = Literal["warn", "error"]
@@ -36,6 +36,12 @@ Ghostscript), call for a library of drawings (WMF), or only recognise a file (HD
 Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
+def _called(source: Any) -> Any:
+    if isinstance(source, str):
+        raise Unfit(f"must be a node: write data.source._target_={source}")
+    return source
+
+
 class DataOptions(ComponentOptions):
     """Options of the datamodule. ``source`` names a callable of an outside package."""
 
@@ -43,7 +49,7 @@ class DataOptions(ComponentOptions):
     targets = ("betasigma.data.datamodule.ImageDataModule",)
 
     name: str = option("", "of the data set; for one of your own, any name that tells it apart")
-    source: dict[str, Any] | None = option(
+    source: Annotated[dict[str, Any] | None, BeforeValidator(_called)] = option(
         None, "a callable (_target_) that returns a data set of one's own"
     )
     root: str | None = option(
