@@ -262,6 +262,12 @@ for contract, methods in {
 breaks("schedule.type", check_schedule, lambda: np.linspace(0, 1, 10))
 breaks("schedule.type", check_schedule, np.linspace(0, 1, 10))
 breaks("metric.type", check_metric, 3)
+breaks("network.type", check_network, Good(), (2, 8, 8))
+breaks("network.type", check_network, lambda: 3, (2, 8, 8))
+breaks("network.call", check_network, lambda: nn.Conv2d(2, 2, 1), (2, 8, 8))
+for classes in (0, 3):  # of which y=None is the first that it is given, or the last
+    needy = network(lambda net, x, c, y: plain(net, x, c, y.long()))
+    breaks("network.null_class", check_network, needy, (2, 8, 8), num_classes=classes)
 # what no other view of the curve gives away
 for contract, methods in (
     ("schedule.log_snr", {"ratio": lambda self, t: self.sigma(t)}),
@@ -372,6 +378,7 @@ def flat(error: Tensor) -> Tensor:
 
 
 for contract, objective in {
+    "objective.terms": Changed(lambda terms, _: terms.loss),
     "objective.loss": Changed(lambda terms, _: terms._replace(loss=terms.loss.detach())),
     "objective.per_sample": Changed(lambda terms, _: terms._replace(per_sample=terms.loss)),
     "objective.mean": Changed(lambda terms, _: terms._replace(loss=terms.loss * 32)),
@@ -386,6 +393,8 @@ for contract, objective in {
 }.items():
     breaks(contract, check_objective, objective)
 # the median instead of the mean; and dividing by what depends on the answer
+for other in (3, nn.Linear(2, 2), Denoising, lambda truth: truth):
+    breaks("objective.type", check_objective, other)
 breaks("objective.stationary", check_objective, Per(lambda _, n, p: flat((n.eps - p.eps).abs())))
 breaks(
     "objective.stationary", check_objective, Per(lambda _, n, p: n.error(p) / (1 + flat(p.eps**2)))
@@ -586,6 +595,7 @@ for contract, data, options in (
     ("dataset.values", Images(lambda i: picture(i) / 255), {"value_range": (-1.0, 0.9)}),
     ("dataset.values", Images(lambda i: picture(i).long()), {"value_range": (0.0, 255.0)}),
     ("dataset.values", torch.full((4, 2), torch.nan), {"value_range": (0.0, 1.0)}),
+    ("dataset.values", torch.full((4, 2), torch.inf), {}),
     ("dataset.labels", points_and_labels(lambda i: i % 4), {"num_classes": 3}),
     ("dataset.labels", points_and_labels(lambda i: 0.5), {"num_classes": 3}),
     ("dataset.labels", GOOD, {"num_classes": 3}),
@@ -595,6 +605,10 @@ for contract, data, options in (
     ("dataset.disjoint", GOOD, {"test": Images(lambda i: picture(i + 39))}),
 ):
     breaks(contract, check_dataset, data, **options)
+
+
+def test_points_need_no_range_as_in_training() -> None:
+    check_dataset(torch.randn(20, 2), torch.randn(10, 2))
 
 
 class InDouble(ImageDataModule):

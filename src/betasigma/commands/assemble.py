@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -19,7 +17,7 @@ from betasigma.modules import DiffusionModule, MeasuredModule
 from betasigma.modules.learning_rate import LearningRate, after_warmup
 from betasigma.objectives import Objective
 from betasigma.options.base import parse_component
-from betasigma.options.plugins import locate, not_arguments, takes
+from betasigma.options.plugins import locate, not_arguments, other_signature, takes
 from betasigma.oracles import EmpiricalDenoiser, ExactDenoiser, GaussianMixture
 from betasigma.samplers import Sampler
 from betasigma.schedules import NoiseSchedule
@@ -84,7 +82,12 @@ def make_denoiser(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config["seed"])
         network = make(config["network"], "network", offered=offered, kind=nn.Module)
-    _check_call(network, config["network"]["_target_"])
+    if signature := other_signature(network.forward, "x", "c_noise", "y"):
+        raise UserError(
+            f"network._target_={config['network']['_target_']} has forward{signature}, and a "
+            f"network is called as forward(x, c_noise, y): images or points, a number each, labels "
+            f"or None"
+        )
     objective = parse_component("objective", config["objective"])
     return Denoiser(
         network,
@@ -102,21 +105,6 @@ def make_denoiser(
 def make_schedule(node: Config) -> NoiseSchedule:
     """Make the noise schedule of a ``schedule`` node."""
     return make(node, "schedule", kind=NoiseSchedule)
-
-
-def _check_call(network: nn.Module, target: str) -> None:
-    """Refuse a network that is called in another way than ours."""
-    try:
-        signature = inspect.signature(network.forward)
-    except ValueError:  # TorchScript's methods have none
-        return
-    try:
-        signature.bind("x", "c_noise", "y")
-    except TypeError:
-        raise UserError(
-            f"network._target_={target} has forward{signature}, and a network is called as "
-            f"forward(x, c_noise, y): images or points, a number each, labels or None"
-        ) from None
 
 
 def make_sampler(node: Config) -> Sampler:

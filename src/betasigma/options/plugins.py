@@ -428,6 +428,21 @@ def refuse_unknown(
     return named
 
 
+def other_signature(function: Callable[..., Any], *arguments: str) -> str:
+    """The signature of a function that cannot be called with so many arguments; empty where it can,
+    or has none to ask, as TorchScript's methods.
+    """
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        return ""
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return str(signature)
+    return ""
+
+
 class Component:
     """Base of the classes of ours that a config may name. An argument that they do not take is
     refused in a notebook as on the command line.

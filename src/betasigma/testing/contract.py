@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 PAGE = "docs/conformance.md"
 """Explains every contract by its name."""
@@ -43,6 +44,18 @@ def require(holds: bool, contract: str, expected: str, found: str) -> None:
     """
     if not holds:
         raise ContractError(contract, expected, found)
+
+
+def of_kind(given: Any, kind: type, contract: str, expected: str, *arguments: Any) -> Any:
+    """The component that is given, or what a function that is given makes of ``arguments``, which
+    must be of a kind.
+    """
+    instead = isinstance(given, (kind, nn.Module)) or not callable(given)
+    # a class that is given without the arguments of its constructor is none of its objects
+    made = given if instead or (arguments and isinstance(given, type)) else given(*arguments)
+    found = "a class" if isinstance(made, type) else f"of class {type(made).__name__}"
+    require(isinstance(made, kind), contract, expected, f"it is {found}")
+    return made
 
 
 def require_equal(

@@ -166,6 +166,8 @@ def _check_examples(
 def _check_values(x: Tensor, i: int, value_range: tuple[float, float] | None) -> None:
     if x.dtype == torch.uint8:
         return
+    if x.ndim == 1 and value_range is None:  # points keep their coordinates
+        value_range = (-torch.finfo(x.dtype).max, torch.finfo(x.dtype).max)
     require(
         x.dtype.is_floating_point and value_range is not None,
         "dataset.values",

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
-from betasigma.testing.contract import require
+from betasigma.testing.contract import of_kind, require
 
 
 def check_metric(
@@ -43,14 +43,7 @@ def check_metric(
     Raises:
         ContractError: at the first contract that does not hold.
     """
-    given = isinstance(metric, nn.Module) or not callable(metric)
-    made: Any = metric if given else metric()
-    require(
-        isinstance(made, Metric),
-        "metric.type",
-        "a torchmetrics.Metric",
-        f"it is of class {type(made).__name__}",
-    )
+    made: Metric = of_kind(metric, Metric, "metric.type", "a torchmetrics.Metric")
     real, generated = _sets(sample_shape, n)
     whole = _value(made, (real, True), (generated, False))
     for name, value in whole.items():

@@ -18,10 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from betasigma.options.plugins import other_signature
 from betasigma.testing.contract import (
     ContractError,
     difference,
     generator_untouched,
+    of_kind,
     require,
     require_equal,
     shape,
@@ -66,9 +68,19 @@ def check_network(
     Raises:
         ContractError: at the first contract that does not hold.
     """
+    made = "a function that makes a torch.nn.Module"
+    require(not isinstance(build, nn.Module), "network.type", made, "it is a module, made already")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network, inputs = _stirred(build()).eval(), _draw(tuple(sample_shape), num_classes)
+        network: nn.Module = of_kind(build, nn.Module, "network.type", made)
+        signature = other_signature(network.forward, "x", "c_noise", "y")
+        require(
+            not signature,
+            "network.call",
+            "a network that is called as forward(x, c_noise, y)",
+            f"it has forward{signature}",
+        )
+        network, inputs = _stirred(network).eval(), _draw(tuple(sample_shape), num_classes)
         with torch.no_grad():
             output = _check_output(network, inputs, learns_variance)
             _check_what_it_depends_on(network, inputs, output, num_classes, conditional)
@@ -96,7 +108,7 @@ def _draw(sample_shape: tuple[int, ...], num_classes: int) -> _Inputs:
 
 def _check_output(network: nn.Module, inputs: _Inputs, doubled: bool) -> Tensor:
     before = inputs.x.clone()
-    output = network(*inputs)
+    output = network(*inputs) if inputs.y is not None else _without_label(network, inputs)
     wanted = list(inputs.x.shape)
     wanted[1] *= 2 if doubled else 1
     require(
@@ -112,6 +124,15 @@ def _check_output(network: nn.Module, inputs: _Inputs, doubled: bool) -> Tensor:
         "forward changed x in place",
     )
     return output
+
+
+def _without_label(network: nn.Module, inputs: _Inputs) -> Tensor:
+    try:
+        return network(inputs.x, inputs.c_noise, None)
+    except Exception as error:
+        network(inputs.x, inputs.c_noise, torch.zeros(BATCH, dtype=torch.long))  # or it is another
+        expected = "a network to take y=None, which is no label"
+        raise ContractError("network.null_class", expected, f"it raised {error!r}") from error
 
 
 def _check_what_it_depends_on(
@@ -137,7 +158,7 @@ def _check_what_it_depends_on(
         network(inputs.x, inputs.c_noise, torch.full((BATCH,), label))
         for label in (*range(0, num_classes, step), num_classes)
     ]
-    without = network(inputs.x, inputs.c_noise, None)
+    without = _without_label(network, inputs)
     expected = f"y=None to mean the null class, label num_classes={num_classes}"
     require_equal(without, outputs[-1], "network.null_class", expected, "the output differs")
     require(

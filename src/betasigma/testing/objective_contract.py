@@ -9,14 +9,14 @@ error along three directions, and going along any of them costs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from betasigma.denoiser import Denoiser
 from betasigma.networks.mlp import MLP
-from betasigma.objectives import LossTerms
+from betasigma.objectives import LossTerms, Objective
 from betasigma.oracles import GaussianMixture
 from betasigma.preconditioning import Preconditioning
 from betasigma.randomness import Stream
@@ -25,6 +25,7 @@ from betasigma.testing.contract import (
     TOLERANCE,
     difference,
     generator_untouched,
+    of_kind,
     require,
     require_equal,
     shape,
@@ -41,14 +42,8 @@ STEP = 0.3
 """How far to go from the exact denoiser, in units of ε."""
 
 
-class Loss(Protocol):
-    """What is asked of an objective."""
-
-    def loss(self, denoiser: Denoiser, x0: Tensor, y: Tensor | None, rng: Stream) -> LossTerms: ...
-
-
 def check_objective(
-    objective: Loss | Callable[[GaussianMixture], Loss],
+    objective: Objective | Callable[[GaussianMixture], Objective],
     *,
     schedules: Sequence[NoiseSchedule] = SCHEDULES,
     num_classes: int = 0,
@@ -68,7 +63,8 @@ def check_objective(
     """
     for schedule in schedules:
         truth = mixture(schedule, (2,), labelled=num_classes > 0)
-        chosen = objective if hasattr(objective, "loss") else objective(truth)
+        expected = "a betasigma.objectives.Objective, or a function that makes one of the truth"
+        chosen = of_kind(objective, Objective, "objective.type", expected, truth)
         _check_terms(chosen, truth)
         _check_counter(chosen, truth)
         if minimised_by_the_truth:
@@ -98,7 +94,7 @@ def _data(truth: GaussianMixture, indices: range) -> tuple[Tensor, Tensor | None
     return truth.draw(Stream("kit data", indices=indices), y=y), y
 
 
-def _check_terms(objective: Loss, truth: GaussianMixture) -> None:
+def _check_terms(objective: Objective, truth: GaussianMixture) -> None:
     denoiser, n = _untrained(truth), 32
     x0, y = _data(truth, range(n))
     given, asked = x0.float(), list[Tensor]()
@@ -110,6 +106,12 @@ def _check_terms(objective: Loss, truth: GaussianMixture) -> None:
 
     denoiser.register_forward_pre_hook(listen, with_kwargs=True)
     terms = objective.loss(denoiser, given, y, Stream("train", 0, 0, indices=range(n)))
+    require(
+        isinstance(terms, LossTerms),
+        "objective.terms",
+        "the terms of the loss, a betasigma.objectives.LossTerms",
+        f"it is of class {type(terms).__name__}",
+    )
     require(
         torch.equal(given, x0.float()),
         "objective.inputs",
@@ -169,7 +171,7 @@ def _check_terms(objective: Loss, truth: GaussianMixture) -> None:
 EXACT = 1e-12
 
 
-def _check_counter(objective: Loss, truth: GaussianMixture) -> None:
+def _check_counter(objective: Objective, truth: GaussianMixture) -> None:
     denoiser, n = _untrained(truth), 24
     x0, y = _data(truth, range(n))
 
@@ -211,7 +213,7 @@ def _check_counter(objective: Loss, truth: GaussianMixture) -> None:
     )
 
 
-def _check_minimiser(objective: Loss, truth: GaussianMixture) -> None:
+def _check_minimiser(objective: Objective, truth: GaussianMixture) -> None:
     network = BesideTheTruth(truth)
     denoiser = _denoiser(network, truth, Preconditioning("x0", "log_sigma"))
     gradients, costs = [], []

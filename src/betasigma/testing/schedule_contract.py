@@ -9,14 +9,13 @@ the slope. So its views must be of one curve.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
 from betasigma.schedules import NoiseSchedule, posterior, transition
-from betasigma.testing.contract import require, shape
+from betasigma.testing.contract import of_kind, require, shape
 
 
 def check_schedule(schedule: NoiseSchedule | Callable[[], NoiseSchedule]) -> None:
@@ -28,14 +27,8 @@ def check_schedule(schedule: NoiseSchedule | Callable[[], NoiseSchedule]) -> Non
     Raises:
         ContractError: at the first contract that does not hold.
     """
-    given = isinstance(schedule, NoiseSchedule) or not callable(schedule)
-    made: Any = schedule if given else schedule()  # type: ignore[operator]
-    require(
-        isinstance(made, NoiseSchedule),
-        "schedule.type",
-        "a betasigma.schedules.NoiseSchedule",
-        f"it is of class {type(made).__name__}",
-    )
+    expected = "a betasigma.schedules.NoiseSchedule"
+    made: NoiseSchedule = of_kind(schedule, NoiseSchedule, "schedule.type", expected)
     _check_levels(made)
     t = _times_between(made)
     _check_values(made, t)
