@@ -74,13 +74,50 @@ def tensor():
 def flow(probes: int = 4):
     return probes
 """
+HALVES = """
+from betasigma.evaluation.features import FeatureExtractor
+from betasigma.evaluation.metrics import SampleMetric
+from betasigma.objectives import Objective
+from betasigma.samplers import Sampler
+from betasigma.schedules import NoiseSchedule
+
+
+class Steps(Sampler):
+    def steps(self, model, x, t, s, rng):
+        return x
+
+
+class Loss(Objective):
+    def forward(self, denoiser, noised, rng):
+        return noised.eps
+
+
+class Noise(NoiseSchedule):
+    prior_std = 1.0
+
+    def __init__(self):
+        super().__init__([1.0, 0.0])
+
+    def _sigma(self, log_snr):
+        return log_snr
+
+
+class Score(SampleMetric):
+    name, needs = "score", "images"
+
+
+class Features(FeatureExtractor):
+    name, dim, fingerprint = "features", 2, "0"
+"""
 FILES = {
     "__init__.py": INIT,
     "nets.py": NETS,
+    "halves.py": HALVES,
     "late.py": "import no_such_module_at_all",
     "conf/network/plain.yaml": "# A plain network\n_target_: spy.nets.Plain\nwidth: 4\n",
 }
 RUN = (*TINY[4:], "network=plain")
+MEASURED = ("evaluation.n=4", "evaluation.metrics=[fd]")
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -368,6 +405,14 @@ def test_no_config_hides_another_of_the_same_name(spy: Path, second: bool) -> No
         (("network._target_=spy.nets.tensor",), "gives int, and network takes a torch Module"),
         (("network._target_=spy.nets.Narrow",), "has forward(x, c_noise), and a network is called"),
         (("network._target_=spy.nets.Fixed",), "spy.nets.Fixed has no parameters to train"),
+        (("sampler._target_=spy.halves.Steps",), "Steps must define step or trajectory, which Sa"),
+        (("objective._target_=spy.halves.Loss",), "Loss must define value or loss, which Objectiv"),
+        (("schedule._target_=spy.halves.Noise",), "Noise must define _alpha, which NoiseSchedule"),
+        ((*MEASURED, "evaluation.metrics=[spy.halves.Score]"), "must define compute, which Sample"),
+        (
+            (*MEASURED, "evaluation.extractor=spy.halves.Features"),
+            "define features_and_logits, whi",
+        ),
         (("optimizer._target_=torch.optim.Muon",), "Muon cannot be made: Muon only supports 2D"),
         (("+likelihood._target_=spy.nets.flow",), "gives int, which has no name and no settings"),
     ],

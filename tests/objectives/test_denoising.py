@@ -17,7 +17,7 @@ from betasigma.errors import UserError
 from betasigma.likelihood import ContinuousBound, DiscreteBound
 from betasigma.networks.mlp import MLP
 from betasigma.objectives import Denoising
-from betasigma.objectives.denoising import draw_times, drop_labels
+from betasigma.objectives.denoising import Noised, draw_times, drop_labels
 from betasigma.objectives.error_curve import (
     GRID,
     covered,
@@ -360,3 +360,17 @@ class TestPublishedWeights:
     def test_one_level_has_no_slope(self) -> None:
         with pytest.raises(UserError, match="noise schedule of one level has no slope"):
             Denoising(weighting="likelihood").loss(make(geometric(1)), data(), None, stream())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_loss_that_is_not_one_of_each_example_is_refused(whole: bool) -> None:
+    """Its mean would be minimised all the same, and the log by noise level be wrong."""
+
+    class Summed(Denoising):
+        def value(self, denoiser: Denoiser, noised: Noised, rng: Stream) -> Tensor:
+            error = (denoiser(noised.x_t, noised.t).eps - noised.eps).square()
+            return error.mean() if whole else error
+
+    model = Denoiser(network(), VP, Preconditioning(), (2,))
+    with pytest.raises(UserError, match="objective=Summed returned a loss of shape"):
+        Summed().loss(model, torch.zeros(3, 2), None, Stream("train", 0, indices=range(3)))

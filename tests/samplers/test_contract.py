@@ -324,3 +324,14 @@ def test_a_corrector_of_a_network_that_answers_zero(make_model) -> None:
     assert torch.isfinite(samples).all()
     # five corrections of variance 2σ_i² and four predictions of σ_i² − σ_{i+1}², ε̂ = 0
     assert samples.abs().max() < 8 * math.sqrt(9 + 5 * 18 + 9)
+
+
+def test_a_class_of_ones_own_has_a_name_and_keeps_the_shape(make_model) -> None:
+    class Cropping(Sampler):
+        def step(self, model, x, t, s, rng):  # type: ignore[no-untyped-def]
+            return x[..., :1]
+
+    sampler = Cropping(steps=1)
+    assert sampler.name == "Cropping"
+    with pytest.raises(UserError, match=r"sampler=Cropping ends at a state of shape \(2, 1\)"):
+        sampler.sample(make_model(linear()), 2)

@@ -45,6 +45,7 @@ import torch
 from torch import Tensor
 
 from betasigma.denoiser import Denoiser, Prediction, expand, perturb
+from betasigma.errors import UserError
 from betasigma.options.objectives import (
     DenoisingOptions,
     ObjectiveOptions,
@@ -183,6 +184,12 @@ class Objective(Component):
         y = drop_labels(y, denoiser.num_classes, self.label_dropout, rng)
         noised = Noised(x0, perturb(denoiser.schedule, x0, t, eps), t, eps, y)
         per_sample = self.value(denoiser, noised, rng)
+        if per_sample.shape != t.shape:
+            raise UserError(
+                f"objective={type(self).__name__} returned a loss of shape "
+                f"{tuple(per_sample.shape)} for {len(t)} examples; value must return one of each, "
+                f"of shape ({len(t)},)"
+            )
         if self.reduction == "half_sum":
             per_sample = per_sample * (x0[0].numel() / 2)
         return LossTerms(per_sample.mean(), per_sample.detach(), t, noised.found)

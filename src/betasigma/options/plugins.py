@@ -308,6 +308,8 @@ def check_traits(options: Options) -> None:
     if model.__module__.startswith("betasigma."):
         return
     made = locate(options.target, options.group)
+    if options.group in KINDS and inspect.isclass(made):
+        _check_finished(made, options.group, options.group, options.target)
     for name, value in _traits(made, _base_of(options.group)).items():
         said = getattr(model, name)
         if isinstance(said, _PLAIN) and value != said:
@@ -342,6 +344,7 @@ def _check_kind(made: Callable[..., Any], group: str, key: str, target: str) -> 
         raise UserError(
             f"{key}._target_={target} is no {name}: {key} takes a class of {home}.{name}"
         )
+    _check_finished(made, group, key, target)
     if target == "torch.optim.SparseAdam":
         raise UserError(
             f"{key}._target_={target} takes sparse gradients alone, and a network's are dense: "
@@ -354,6 +357,18 @@ def _check_kind(made: Callable[..., Any], group: str, key: str, target: str) -> 
             raise UserError(
                 f"{key}._target_={target} evaluates the loss again and again within a step, and a "
                 f"step here is one evaluation: take an optimizer whose step() needs no closure"
+            )
+
+
+def _check_finished(made: type, group: str, key: str, target: str) -> None:
+    """Refuse a class that lacks what its base leaves to it: that would be found after training."""
+    home, name = KINDS[group]
+    base = getattr(importlib.import_module(home), name)
+    for choice in LEFT_TO_SUBCLASSES.get(group, ()):
+        if all(getattr(made, what, None) is getattr(base, what, None) for what in choice):
+            raise UserError(
+                f"{key}._target_={target} must define {' or '.join(choice)}, which {name} leaves "
+                f"to its subclasses"
             )
 
 
@@ -371,6 +386,15 @@ KINDS = {
     "logger": ("pytorch_lightning.loggers", "Logger"),
 }
 """Class that a group's classes are of, by its module and name."""
+
+LEFT_TO_SUBCLASSES = {
+    "schedule": (("prior_std",), ("_alpha",), ("_sigma",)),
+    "objective": (("value", "loss"),),
+    "sampler": (("step", "trajectory"),),
+    "metric": (("compute",),),
+    "extractor": (("features_and_logits",),),
+}
+"""What each class of a group defines, where one of several is enough."""
 
 
 def check_arguments(

@@ -217,6 +217,10 @@ class Sampler(Component):
     first: float | None = None
     """Time at which the sampler begins; ``None`` for that of its grid."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.name or cls.__name__
+
     def __init__(
         self,
         steps: Steps = None,
@@ -338,6 +342,11 @@ class Sampler(Component):
                 if progress is not None:
                     progress(len(indices) / share)
                     told += len(indices) / share
+            if x.shape != start.shape:
+                raise UserError(
+                    f"sampler={self.name} ends at a state of shape {tuple(x.shape)}, and began at "
+                    f"{tuple(start.shape)}: step and trajectory must keep the shape"
+                )
             return x.float().cpu(), model.nfe
         except torch.OutOfMemoryError:
             if progress is not None:
