@@ -49,7 +49,8 @@ from betasigma.runs.record import Record
         ("model=[ddpm,ncsn]", r"model=\[ddpm,ncsn\] chooses 2, and model is one"),
         ("--steps 100", r"--steps 100 is two words: write --steps=100 or steps=100"),
         ("--config-name=nothing", r"Cannot find primary config 'nothing'"),
-        ("--config-dir=nothing", r"Additional config directory '.*nothing' not found"),
+        ("--config-dir=nothing", r"--config-dir=nothing does not exist; give a folder of configs"),
+        ("--config-dir=nothing experiment=mine", r"--config-dir=nothing does not exist; give a"),
     ],
 )
 def test_one_sentence(here: Path, typed: str, sentence: str) -> None:

@@ -138,6 +138,8 @@ class Configs:
         options = self.line.options
         path = create_config_search_path(options.get("--config-path") or str(self.folder))
         if extra := options.get("--config-dir"):
+            if not os.path.isdir(extra):
+                raise UserError(f"--config-dir={extra} does not exist; give a folder of configs")
             where = f"file://{os.path.abspath(extra)}"
             path.prepend("command-line", where, anchor=SearchPathQuery(provider="schema"))
         return path

@@ -42,6 +42,12 @@ def train(*overrides: str) -> FinishedRun:
     Raises:
         betasigma.errors.UserError: for bad input, before a run directory exists.
     """
+    for word in overrides:
+        if not isinstance(word, str):
+            raise UserError(
+                f"{word} is no text: betasigma.train takes key=value, each an argument of its own "
+                f'("model=ncsn", "steps=500"; a list as *words)'
+            )
     line = read_command_line(list(overrides))
     if line.options:
         raise UserError(
@@ -58,7 +64,9 @@ def train(*overrides: str) -> FinishedRun:
     except Exception as error:
         if isinstance(error, UserError) or not app.is_refusal(error):
             raise
-        raise UserError(app.sentence(error, configs)) from error
+        told = app.sentence(error, configs)
+        each = "call betasigma.train for each"
+        raise UserError(told.replace("add -m for a run of each", each)) from error
 
 
 def _run(words: list[str]) -> FinishedRun:
