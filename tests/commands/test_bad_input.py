@@ -96,7 +96,7 @@ BAD = {
     "train +schedule.levls=3": r"schedule\.levls=3 is unknown: linear takes start",
     "train ema.decay=1": r"ema\.decay=1 must be below 1",
     "train name=a/b": r"name=a/b must be of letters, digits, and _ \. \+ -$",
-    "train data=celeba data.crop=8": r"data\.crop=8 must be center_<side>, as in center_140$",
+    "train data=celeba data.crop=8": r"crop=8 must be center_<side>, as in center_140 or null$",
     "train logger._target_=a.B": r"unknown: .*; logger=csv has the place .*logger\._target_=a\.B$",
     "train training.accumulate=3": r"batch_size=\d+ cannot be divided.*accumulate=3",
     # what does not fit together

@@ -60,7 +60,7 @@ def test_the_page_names_what_the_command_takes() -> None:
         ({"image_size": [16, 0]}, r"data\.image_size\[1\]=0 must be at least 1"),
         (
             {"image_size": "big"},
-            r"data\.image_size=big must be a valid integer or be \[height,width\]$",
+            r"data\.image_size=big must be a valid integer or be \[height,width\] or null$",
         ),
         (
             {"background": "red"},

@@ -221,6 +221,10 @@ def test_an_archive_is_read(lab: Path) -> None:
             ["evaluation=own", "evaluation.metrics=[mylab.metrics.SlicedWassersten]"],
             "SlicedWasserstein?",
         ),
+        (
+            ["evaluation.metrics=[fd,{_target_:mylab.metrics.SlicedWasserstein,projection:3}]"],
+            "evaluation.metrics[1].projection=3 is unknown: SlicedWasserstein takes projections",
+        ),
         (["lr_schedule=inverse_sqrt", "lr_schedule.timescale=[1]"], "must be a valid integer"),
         (["logger=json_lines", "+logger.fil=x"], "logger.fil=x is unknown: JsonLines takes"),
     ],

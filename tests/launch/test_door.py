@@ -186,6 +186,7 @@ def refused(outcome: Outcome) -> str:
     [
         ("sample", "run=run", "n=2"),
         ("sample", "run=run/checkpoints/last.ckpt", "n=2"),
+        ("sample", "run=run", "sampler.steps=2"),  # which lacks a sampler too
         ("evaluate", "run=run"),
         ("train", "resume=run", "steps=8"),
     ],

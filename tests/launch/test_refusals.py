@@ -12,7 +12,11 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from betasigma.commands.checks import refuse_unlogged
+from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
+from betasigma.launch.command_line import CommandLine
+from betasigma.launch.configs import Configs
+from betasigma.launch.explain import unknown_choice
 from betasigma.runs.record import Record
 
 
@@ -22,7 +26,13 @@ from betasigma.runs.record import Record
         ("model=ddpm,ncsn", r"model=ddpm,ncsn names several values: add -m"),
         ("lr=1e-4", r"lr=1e-4 is unknown: there is no key lr; did you mean optimizer\.lr\?"),
         ("epochs=10", r"epochs=10 is unknown.*training counts optimizer steps: steps=10"),
-        ("evaluation.metrics=[fid]", r"evaluation\.metrics.*fid"),
+        (
+            "evaluation.metrics=[fid]",
+            r"evaluation\.metrics holds fid, .*: write fd, and eval",
+        ),
+        ("sampler.steps=0", r"sampler\.steps=0 must be at least 1 or be a valid list or null$"),
+        ("evaluation.every=0", r"evaluation\.every=0 must be at least 1 or null$"),
+        ("batch_size=0", r"batch_size=0 must be at least 1$"),
         ("hydra/launcher=rq -m", r"hydra/launcher=rq is not installed: pip install hydra-rq-laun"),
         ("logger.mode=online", r"logger\.mode=online needs an account: type wandb login"),
         ("search=optuna_lr", r"search=optuna_lr is a sweep of many runs: add -m"),
@@ -154,3 +164,12 @@ def test_an_interpolation_that_is_not_closed(here: Path) -> None:
     (here / "experiment" / "mine.yaml").write_text("# @package _global_\nname: ${seed\n")
     outcome = launch("train", "--config-dir", str(here), "experiment=mine")
     assert outcome.err == "error: an interpolation cannot be read at '${seed'; quote or close it\n"
+
+
+@pytest.mark.parametrize(
+    ("group", "name"), [("hydra/launcher", "joblib"), ("hydra/sweeper", "optuna")]
+)
+def test_what_a_search_needs_comes_with_its_extra(group: str, name: str) -> None:
+    """Whose sweeper alone fails with the storage that pip would choose for it."""
+    told = unknown_choice(group, name, Configs(conf_directory(), "train", CommandLine({}, [])))
+    assert told.startswith(f'{group}={name} is not installed: pip install "betasigma[search]"; or ')

@@ -193,9 +193,8 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
             _check_size(options.network, path)
     except plugins.NotAllowed as error:
         version = recorded.get(error.package) or "(of an unknown version)"
-        raise UserError(
-            f"{key}={run} was trained with {error.package} {version}: {error}"
-        ) from None
+        error.args = (f"{key}={run} was trained with {error.package} {version}: {error}",)
+        raise
     except UserError as error:
         raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
     for change in plugins.changed_versions(recorded):

@@ -14,7 +14,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from betasigma.commands.config import key_and_place, key_of, leave_out_former_keys
+from betasigma.commands.config import (
+    key_and_place,
+    key_of,
+    leave_out_former_keys,
+    saved_header,
+)
 from betasigma.errors import UserError, did_you_mean
 from betasigma.launch.app import as_name
 from betasigma.launch.configs import ConfigFile, Configs
@@ -28,6 +33,9 @@ HYDRA_PLUGINS = {
     "hydra/sweeper": ("optuna", "ax", "nevergrad"),
 }
 """Launchers and sweepers that Hydra has as packages of their own."""
+
+OF_SEARCHES = ("joblib", "optuna")
+"""Those that the extra [search] brings, with what they work with."""
 
 SYNONYMS = {
     "epochs": "training counts optimizer steps: steps={value}",
@@ -111,6 +119,8 @@ def unknown_key(override: str, configs: Configs) -> str:
             f"{override} is not among the keys of a new run, and resume=… continues a run with its "
             f"own: leave it out"
         )
+    if configs.config_name in OF_RUNS and (asked := _without_consent(configs)):
+        return asked
     of_a_run = configs.config_name in OF_RUNS and node not in typed
     if of_a_run and owners and node in ("data", "sampler"):  # of which they choose none
         if node == "data" and "reference" in typed:
@@ -136,6 +146,19 @@ def unknown_key(override: str, configs: Configs) -> str:
             f"{belongs_to}{models}"
         )
     return f"{override} is unknown: there is no key {key}; {_instead(key, configs)}"
+
+
+def _without_consent(configs: Configs) -> str:
+    """What is said of a run that is typed and names a package that was not let in."""
+    for word in configs.line.overrides:
+        if word.startswith("run="):
+            try:
+                saved_header(word.removeprefix("run=").strip("'"))
+            except plugins.NotAllowed as error:
+                return str(error)
+            except UserError:  # said when the key is right
+                continue
+    return ""
 
 
 def _if_added(key: str, configs: Configs) -> str | None:
@@ -194,6 +217,7 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
     listed = f"choose from {', '.join(known)}"
     if choice in HYDRA_PLUGINS.get(group, ()):
         package = f"hydra-{choice.partition('_')[0]}-{group.removeprefix('hydra/')}"
+        package = '"betasigma[search]"' if choice in OF_SEARCHES else package
         return f"{group}={choice} is not installed: pip install {package}; or {listed}"
     near = did_you_mean(choice, known, cutoff=0.5, before=f"{group}=")
     hint = f"{near} " if near else ""

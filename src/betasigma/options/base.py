@@ -362,7 +362,21 @@ def sentence(
     accepted = " or ".join(map(in_words, same)).replace(" or must ", " or ")
     alone = _lacks_brackets(schema, first["loc"], content)
     hint = f": write {key}=[{first['input']}]" if alone else ""
-    return f"{key}={typed(first['input'])} {accepted}{hint}"
+    advice = hint or ": " in accepted
+    null = " or null" if _may_be_null(schema, own) and not advice else ""
+    return f"{key}={typed(first['input'])} {accepted}{null}{hint}"
+
+
+def _may_be_null(schema: type[BaseModel], key: str) -> bool:
+    """Whether a schema takes ``null`` for a dotted key."""
+    annotation: Any = None
+    for part in key.split("."):
+        field = schema.model_fields.get(part)
+        if field is None:
+            return False
+        annotation = field.annotation
+        schema = next(iter(models_of(field)), BaseModel)
+    return type(None) in get_args(annotation)
 
 
 def _lacks_brackets(

@@ -231,6 +231,11 @@ def node_of(entry: Entry) -> dict[str, Any]:
     """
     if isinstance(entry, str) and entry in METRICS:
         return {"_target_": METRICS[entry].target}
+    if entry == "fid":
+        raise UserError(
+            "evaluation.metrics holds fid, which is what fd is called on Inception's features: "
+            "write fd, and evaluation.extractor=inception with its weights"
+        )
     node = class_node(entry)
     if node is None:
         raise UserError(
@@ -253,10 +258,10 @@ def check_metrics(metrics: Iterable[Entry], extractor: Entry) -> None:
     the classes that are named for either, with their arguments.
     """
     known = EXTRACTORS.get(extractor) if isinstance(extractor, str) else None
-    for metric in metrics:
+    for number, metric in enumerate(metrics):
         facts = METRICS.get(metric) if isinstance(metric, str) else None
         if facts is None:
-            parse_component("metric", node_of(metric), "evaluation.metrics")
+            parse_component("metric", node_of(metric), f"evaluation.metrics[{number}]")
         elif known and facts.needs == "logits" and not known.classes:
             raise UserError(no_logits(str(metric), str(extractor)))
     node = class_node(extractor)

@@ -419,9 +419,9 @@ def check_arguments(
     for argument, parameter in named.items():
         required = parameter.default is parameter.empty
         if required and argument not in arguments and not (partial and argument in OFFERED):
-            raise UserError(
-                f"{key}.{argument} has no value, and {name} needs one: give ++{key}.{argument}=…"
-            )
+            of_a_list = f"{argument}: … beside its _target_"
+            give = of_a_list if key.endswith("]") else f"++{key}.{argument}=…"
+            raise UserError(f"{key}.{argument} has no value, and {name} needs one: give {give}")
     hints |= more or {}
     return {
         argument: _checked(hints[argument], value, f"{key}.{argument}")
