@@ -168,7 +168,7 @@ BAD = {
     "sample n=4": r"run has no value; give run=",
     "sample run=nothing": r"run=nothing does not exist",
     "sample run={here}/cut.ckpt": r"run=\S+cut\.ckpt is damaged or cut short",
-    "sample run={here}/words.txt": r"run=\S+words\.txt is no checkpoint, or damaged at its begin",
+    "sample run={here}/words.txt": r"run=\S+words\.txt is not a checkpoint, or is damaged at",
     "sample run={here}/foreign.ckpt": r"foreign\.ckpt has a config .*model\._target_=os\.system",
     "sample run={here}/headless.ckpt": r"header that is not a betasigma checkpoint's",
     "sample run={run} n=0": r"n=0 must be",

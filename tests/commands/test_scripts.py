@@ -413,7 +413,7 @@ def test_a_port_that_is_taken_is_said(ddpm_run: Path, here: Path) -> None:
         port = taken.getsockname()[1]
         outcome = launch("dashboard", f"runs={ddpm_run}", f"serve={port}", "open=false")
     assert outcome.status == 1
-    assert re.search(rf"error: serve={port} cannot be had: .*; give another port", outcome.err)
+    assert re.search(rf"error: serve={port} cannot be used: .*; give another port", outcome.err)
 
 
 def test_an_evaluation_of_no_metric_prints_no_empty_table(ddpm_run: Path, here: Path) -> None:

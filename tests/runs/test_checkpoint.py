@@ -63,7 +63,12 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("share", "said"),
-    [(0.0, "no checkpoint, or damaged"), (0.1, "damaged"), (0.5, "damaged"), (0.99, "damaged")],
+    [
+        (0.0, "not a checkpoint, or is damaged"),
+        (0.1, "damaged"),
+        (0.5, "damaged"),
+        (0.99, "damaged"),
+    ],
 )
 def test_cut_short(tmp_path: Path, share: float, said: str) -> None:
     path = tmp_path / "last.ckpt"

@@ -50,17 +50,17 @@ class PlannedJob(NamedTuple):
 
     Attributes:
         directory: of its run, relative to the sweep's, or absolute.
-        words: its overrides.
+        overrides: of its config.
         changed: whether they are others than when it was begun.
     """
 
     directory: str
-    words: list[str]
+    overrides: list[str]
     changed: bool = False
 
     def launched(self, more: Sequence[str]) -> list[str]:
         """Its overrides with more of them, and with its directory, as a launcher takes them."""
-        return [*self.words, *more, f"{SUBDIRECTORY}{quoted(self.directory)}"]
+        return [*self.overrides, *more, f"{SUBDIRECTORY}{quoted(self.directory)}"]
 
 
 class Plan(NamedTuple):
@@ -92,7 +92,7 @@ class Plan(NamedTuple):
         jobs = {job.directory: job for job in self.known}
         if self.complete:
             for job, of_job in zip(self.jobs, steps, strict=True):
-                words = changed(sweep_record.job_words(job.words), decided)
+                words = changed(sweep_record.job_words(job.overrides), decided)
                 jobs[job.directory] = sweep_record.RecordedJob(job.directory, words, of_job)
         return sweep_record.SweepRecord(
             self.app, [*jobs.values()], self.launcher_words, not self.complete, code

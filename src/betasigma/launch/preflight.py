@@ -99,19 +99,19 @@ class Preflight(Callback):
         studies = Studies(config)
         with found_once():
             for job in sweep.jobs:
-                composed = sweep.compose(job.words)
+                composed = sweep.compose(job.overrides)
                 check_consent(composed)
-                studies.check(job.words)
+                studies.check(job.overrides)
                 if self._app.needs_machine:
                     check_machine(composed)
-                self._app.check(composed, job.words)
+                self._app.check(composed, job.overrides)
                 decision = self._app.decide(composed)
                 note = "" if checked else _note(self._app, composed, decision)
                 request = slurm.request(composed)
                 checked.append(CheckedJob(decision, note, request, composed.get("steps")))
                 if job.changed:  # refused here, and not in the job, whose run would count as failed
                     directory = Path(config.hydra.sweep.dir) / job.directory
-                    self._app.enter(composed, job.words, directory)
+                    self._app.enter(composed, job.overrides, directory)
         return checked
 
     def _start(
@@ -285,7 +285,7 @@ def _name_jobs(config: DictConfig, sweep: Plan) -> None:
     """Name the directories of a search's jobs by what is swept, unless the user names them."""
     own = list(config.hydra.overrides.hydra)
     if sweep.swept and not any(word.startswith("hydra.sweep.subdir=") for word in own):
-        known = {key for job in sweep.jobs for key in all_keys(sweep.compose(job.words))}
+        known = {key for job in sweep.jobs for key in all_keys(sweep.compose(job.overrides))}
         written = short_keys(sweep.swept, known, config.hydra.runtime.choices)
         name = subdirectory(written, numbered=True)
         set_key(config, "hydra.overrides.hydra", [*own, f"hydra.sweep.subdir='{name}'"])
@@ -333,8 +333,8 @@ def check_machine(config: DictConfig) -> None:
 def fit_processes(
     config: DictConfig, starter: StartedBy | None, overrides: Sequence[str]
 ) -> list[str]:
-    """Have ``hardware`` say how many processes there are, unless the user types a number. Return
-    the override that says it; none where nothing has started processes.
+    """Set in ``hardware`` how many processes there are, unless the user types a number. Return the
+    override that does so; none where nothing has started processes.
 
     Raises:
         UserError: where it says another number, or of processes on other machines that nothing
@@ -366,7 +366,7 @@ def fit_processes(
 
 
 def _hardware(config: DictConfig) -> HardwareOptions | None:
-    """The options ``hardware`` of a command that has them, which are asked before the others."""
+    """The options ``hardware`` of a command that has them, which are checked before the others."""
     node = config.get("hardware")
     return None if node is None else HardwareOptions.parse(plain(node))
 

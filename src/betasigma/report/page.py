@@ -104,7 +104,7 @@ class Pages:
             return self._newest()
 
     def as_json(self) -> PageJson:
-        """The same as a page that follows the runs is sent it."""
+        """The same as JSON, for a page that follows the runs."""
         with self._lock:
             data = self._newest()
             if self._json is None:
@@ -120,9 +120,9 @@ class Pages:
 
 
 def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
-    """A server of the page at ``/`` and of its data at ``/data.json``. Who asks for these with the
-    version of what it has is told only whether there is anything new. Where the runs cannot be
-    read any more the answer is the sentence that says so.
+    """A server of the page at ``/`` and of its data at ``/data.json``. A page that sends the
+    version of its data is sent new data only if there are any. If the runs can no longer be read,
+    the answer is a sentence that says so.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -168,7 +168,7 @@ def make_server(pages: Pages, port: int) -> ThreadingHTTPServer:
         return ThreadingHTTPServer((HOST, port), Handler)
     except OSError as error:
         raise UserError(
-            f"serve={port} cannot be had: {error.strerror or error}; give another port"
+            f"serve={port} cannot be used: {error.strerror or error}; give another port"
         ) from None
 
 

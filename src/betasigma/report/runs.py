@@ -68,7 +68,7 @@ class Run:
 
     @cached_property
     def data(self) -> tuple[str, str]:
-        """What its data are called, and that with what tells them from others of that name."""
+        """What its data are called, and an id that also tells apart data of one name."""
         found = read_json(self.directory / DATA)
         shape = found.get("shape")
         name = str(self.leaves.get("data.name", "?"))
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def last(self) -> list[RecordedRow]:
-        """Of each series the last row, in the order in which they were recorded."""
+        """The last row of each series, in the order in which they were recorded."""
         ordered = sorted(self.series, key=lambda series: series.end)
         return [series.row(-1) for series in ordered]
 
@@ -106,7 +106,7 @@ class Run:
                 yield from map(series.row, range(len(series.steps)))
 
     def curve(self, metric: str) -> dict[float, float]:
-        """Values of a metric by step, of each step the last one."""
+        """Values of a metric by step: the last one of each step."""
         found = (series for series in self.series if series.metric == metric)
         return {
             float(step): value
@@ -171,15 +171,15 @@ def curves_to_draw(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
 
 
 def evaluated_run(job: Run) -> Run:
-    """The run that an evaluation is of; without a config where that is no run directory, nor a
-    checkpoint in one.
+    """The run that an evaluation has measured; without a config if that is neither a run directory
+    nor a checkpoint in one.
     """
     path = run_of(str(job.config.get("run")))
     return Run(path, read_config(path / CONFIG) or {}, path.name)
 
 
 def read_evaluations(paths: Sequence[str]) -> list[Run]:
-    """The evaluations in some directories: a sweep's with all its jobs, or that of one.
+    """The evaluations in some directories, of sweeps or of single evaluations.
 
     Returns:
         ``[]`` where there are none, as in the directory of a training run.

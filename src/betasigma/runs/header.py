@@ -98,7 +98,7 @@ def last_checkpoint(run: Path, key: str = "run") -> Path | None:
             raise
         step = read_header(previous, key)["step"]
         fault = damage.args[0]  # without what to give instead
-        # a command looks more than once; of one place Python says the same once, as a rule
+        # a command looks more than once, and Python shows a warning of one line once
         warnings.warn(f"{fault}; the one before, of step {step}, is taken", stacklevel=1)
         return previous
     return last
@@ -145,13 +145,16 @@ def may_be_published(run: Path) -> bool:
 
 
 def _damage(path: Path) -> tuple[str, str]:
-    """What a file is that cannot be read as a checkpoint, which begins as zip archives do; and what
-    to give instead.
+    """What is wrong with a file that cannot be read as a checkpoint, and what to give instead. A
+    checkpoint begins as zip archives do.
     """
     with path.open("rb") as file:
         if file.read(2) == b"PK":
             return "is damaged or cut short", "use another checkpoint of the run"
-    return "is no checkpoint, or damaged at its beginning", "give a run directory or a checkpoint"
+    return (
+        "is not a checkpoint, or is damaged at its beginning",
+        "give a run directory or a checkpoint",
+    )
 
 
 def read_header(path: Path, key: str = "run") -> dict[str, Any]:
