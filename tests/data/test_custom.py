@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, TensorDataset
 
 from betasigma.data.custom import OpenedSplits, as_examples, open_examples
 from betasigma.data.sources import InMemory
 from betasigma.errors import UserError
 from betasigma.options import plugins
+from betasigma.testing import check_dataset
 
 IMAGES = np.arange(5 * 8 * 8, dtype=np.uint8).reshape(5, 8, 8)
 LABELS = np.array([0, 1, 2, 1, 0])
@@ -58,6 +59,14 @@ def test_arrays_that_pytorch_does_not_take_as_they_are() -> None:
     assert swapped.labels.tolist() == LABELS.tolist()
     points = torch.ones(4, 2, requires_grad=True)
     assert len(as_examples(points, "points").images.numpy()) == 4
+
+
+def test_pytorch_s_own_data_set_of_tensors_is_one() -> None:
+    """Its items are tuples, also of one tensor."""
+    images, labels = torch.from_numpy(IMAGES)[:, None], torch.from_numpy(LABELS)
+    for own, classes in ((TensorDataset(images), 0), (TensorDataset(images, labels), 3)):
+        assert torch.equal(as_examples(own, "own").images, images)
+        check_dataset(own, num_classes=classes)
 
 
 def test_a_class_that_only_test_examples_have_counts() -> None:

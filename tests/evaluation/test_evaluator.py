@@ -306,6 +306,20 @@ def test_no_metric(data, mylab, metrics, message):
         Evaluator(Identity(48), data, metrics)
 
 
+class MeanPixels(SampleMetric):
+    name, needs = "mean_pixels", "images"
+
+    def compute(self):
+        return self.rows().double().mean(0)
+
+
+def test_a_metric_of_many_numbers_is_refused(data):
+    evaluator = Evaluator(Identity(48), data, [MeanPixels()])
+    sentence = r"holds mean_pixels, whose compute returned a tensor of shape \(3, 4, 4\); it must"
+    with pytest.raises(UserError, match=sentence):
+        evaluator.evaluate_images(data.splits["test"][:20])
+
+
 def test_outside_code_is_not_imported_unasked(data):
     sentence = r"evaluation\.metrics\._target_=os\.getcwd is not a class that"
     with pytest.raises(UserError, match=sentence):

@@ -162,7 +162,7 @@ def as_examples(
     images, labels = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
     if not isinstance(images, np.ndarray | Tensor):
         raise UserError(
-            f"{name} returned a {type(found).__name__}; a data set is a torch Dataset, an "
+            f"{name} returned {type(found).__name__}; a data set is a torch Dataset, an "
             f"array of images or points, a pair (images, labels), or the path of an .npy or .npz "
             f"file"
         )
@@ -233,6 +233,8 @@ def _collected(data: Any, name: str) -> Any:
 def _parts(item: Any) -> tuple[Any, Any]:
     if isinstance(item, Mapping):
         return arrays.images_and_labels(item)
+    if isinstance(item, tuple) and len(item) == 1:  # of TensorDataset(images)
+        return item[0], None
     return (item[0], item[1]) if isinstance(item, tuple | list) and len(item) == 2 else (item, None)
 
 

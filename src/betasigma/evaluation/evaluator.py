@@ -303,8 +303,7 @@ class Evaluator:
                     found.append(
                         Measurement(
                             name=self._name(metric),
-                            # of the class: the object's own compute() gathers once more
-                            value=float(type(metric).compute(metric)),
+                            value=_number(metric),
                             n=n if metric.most is None else min(n, metric.most),
                             nfe=nfe,
                             sampler=sampler,
@@ -340,6 +339,16 @@ class Evaluator:
                 "same n",
                 stacklevel=3,
             )
+
+
+def _number(metric: SampleMetric) -> float:
+    value = type(metric).compute(metric)  # of the class: the object's own gathers once more
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise UserError(
+            f"evaluation.metrics holds {metric.name}, whose compute returned a tensor of shape "
+            f"{tuple(value.shape)}; it must return one number"
+        )
+    return float(value)
 
 
 class Column(NamedTuple):

@@ -129,6 +129,8 @@ def _example(data: Any, i: int) -> tuple[Tensor, Any]:
     item: Any = data[i]
     if isinstance(item, Mapping):
         item = item.get("image"), item.get("label")
+    if isinstance(item, tuple) and len(item) == 1:  # of TensorDataset(images)
+        item = item[0]
     x, label = item if isinstance(item, tuple | list) else (item, None)
     pixels = x if isinstance(x, Tensor) else np.array(x)
     require(
