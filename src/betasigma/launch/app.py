@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from betasigma.commands.checks import CHECKS, AppChecks
+from betasigma.commands.config import key_of
 from betasigma.config_tree import conf_directory
 from betasigma.cpus import look_for_idle_cpus
 from betasigma.errors import Stopped, UserError, plain_warning, printed
@@ -321,7 +322,7 @@ def as_name(word: str, configs: Configs) -> str:
         return f"++{word}"
     if key == "init" and configs.config_name == "train":  # short for the run of a node
         return f"init.run={value}"
-    group = key.lstrip("+")
+    group = key_of(word)
     a_number = r"\d[\w.+-]*" if key == "name" else r"\d+"
     if re.fullmatch(rf"{a_number}(,{a_number})*", value):
         named = key == "name" or configs.is_group(group)
@@ -345,7 +346,7 @@ def _check_names(word: str, configs: Configs) -> None:
     """
     from betasigma.launch.explain import unknown_choice
 
-    group = word.partition("=")[0].lstrip("+")
+    group = key_of(word)
     listed: Any = OverridesParser.create().parse_override(word).value()
     names = listed if isinstance(listed, list) else []
     for name in names:
