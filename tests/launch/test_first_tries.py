@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from launching import TINY, launch
+from omegaconf import OmegaConf
 
 from betasigma.launch.command_line import as_path
 
@@ -134,3 +135,25 @@ def test_paths_of_jobs_need_no_quotes(here: Path) -> None:
     assert as_path(f"run={a},{b}") == f"run='{a}','{b}'"
     assert as_path(f"run={b}") == f"run='{b}'"
     assert as_path("run=outputs/lr=0.3") == "run=outputs/lr=0.3"
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("name=Größe", "name='Größe'"),
+        ("name=ä,ö", "name='ä','ö'"),
+        ("tags=[ü, b]", "tags=['ü','b']"),
+        ("tags=[a,b]", "tags=[a,b]"),
+        ("name='ä','ö'", "name='ä','ö'"),
+        ("x={a:ü}", "x={a:ü}"),
+    ],
+)
+def test_values_with_letters_beyond_ascii_need_no_quotes(typed: str, taken: str) -> None:
+    assert as_path(typed) == taken
+
+
+def test_a_sweep_over_names_with_letters_beyond_ascii(here: Path) -> None:
+    outcome = launch("train", "-m", *SMALL, "name=ä,ö", "tags=[ü]", "hydra.sweep.dir=sweep")
+    assert outcome.status == 0, outcome.err
+    runs = [OmegaConf.load(path) for path in sorted(Path("sweep").glob("*/config.yaml"))]
+    assert [(run.name, list(run.tags)) for run in runs] == [("ä", ["ü"]), ("ö", ["ü"])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,21 +107,23 @@ def with_key(line: CommandLine, app: str) -> CommandLine:
 def as_path(word: str) -> str:
     """``key=path`` with the path quoted where Hydra would read it as something else: the directory
     of a sweep's job has ``=`` and commas in its name. So are the paths of ``key=a,b`` and
-    ``key=[a,b]``, flags of another program (``flags='--channel_mult 1,2'``), and any single value
-    with letters beyond ASCII, which Hydra's grammar lacks.
+    ``key=[a,b]``, flags of another program (``flags='--channel_mult 1,2'``), and any values with
+    letters beyond ASCII, which Hydra's grammar lacks.
     """
     key, _, value = word.partition("=")
-    foreign = not value.isascii() and re.fullmatch(r"([\w ./~-]|[^\x00-\x7f])+", value)
-    if foreign or (key == "flags" and value.startswith("--")):
+    if key == "flags" and value.startswith("--"):
         return f"{key}={quoted(value)}"
-    if key not in PATHS or not re.search(r"[^\w./~-]", value) or value[:1] in "'\"":
-        return word
     listed = re.fullmatch(r"\[(.*)\]", value)
-    found = _existing_paths(listed[1] if listed else value)
-    if found is None:
+    inner = listed[1] if listed else value
+    values: Sequence[str] | None = None
+    if key in PATHS and re.search(r"[^\w./~-]", value) and value[:1] not in "'\"":
+        values = _existing_paths(inner)
+    if values is None and re.fullmatch(r"([\w ./~,-]|[^\x00-\x7f])+", inner):
+        values = None if value.isascii() else inner.split(",")
+    if values is None:
         return word
-    paths = ",".join(map(quoted, found))
-    return f"{key}=[{paths}]" if listed else f"{key}={paths}"
+    each = ",".join(map(quoted, map(str.strip, values)))
+    return f"{key}=[{each}]" if listed else f"{key}={each}"
 
 
 def _existing_paths(text: str) -> list[str] | None:
