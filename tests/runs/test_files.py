@@ -13,7 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from betasigma.errors import UserError
-from betasigma.runs.files import allow_waiting, replace_file, write_json, write_patiently
+from betasigma.runs.files import (
+    LARGEST_YAML,
+    allow_waiting,
+    read_yaml,
+    replace_file,
+    write_json,
+    write_patiently,
+)
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
@@ -119,3 +126,23 @@ def test_nothing_writes_a_file_under_its_final_name() -> None:
     }
     # an export is a folder that gets its name when it is whole
     assert found == {"betasigma/exports/graphs.py", "betasigma/runs/portable.py"}
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("a: &a [1, 2]\nb: [*a, *a]\n", "has aliases"),
+        ("a: " + "x" * LARGEST_YAML, "is larger than"),
+        ("[" * 100_000, "depth|recursion"),
+        ("a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: [", "did not find expected"),
+    ],
+    ids=["aliases", "large", "deep", "code", "cut"],
+)
+def test_a_strangers_yaml_is_plain_and_small(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=why):
+        read_yaml(path)
+    path.write_text("a: {b: [1, 2.5, null, '& and *']}  # *\n")
+    assert read_yaml(path) == {"a": {"b": [1, 2.5, None, "& and *"]}}

@@ -126,7 +126,7 @@ class Train(ModelConfig, BatchOptions):
     evaluation: EvaluationOptions = option(EvaluationOptions(), "what is measured of samples")
     likelihood: OptionalLikelihood = option(None, "bits per dimension")
     logger: AnyLogger = option(NoLoggerOptions(), "where metrics go")
-    loggers: Loggers = option({}, "loggers beside it: a name and a _target_ each")
+    loggers: Loggers = option({}, "loggers beside logger: a name and a _target_ each")
     objective_metric: TrainingMetric = option(
         VALIDATION_ERROR, "whose last value a sweeper that searches is given"
     )
@@ -303,7 +303,7 @@ class Evaluate(WithAModel):
     logger: AnyLogger | None = option(
         None, "where values go too; null: Weights & Biases where the run was logged there"
     )
-    loggers: Loggers = option({}, "loggers beside it: a name and a _target_ each")
+    loggers: Loggers = option({}, "loggers beside logger: a name and a _target_ each")
 
     def unused(self, composition: Composition) -> dict[str, str]:
         found = super().unused(composition)

@@ -12,13 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from betasigma.errors import UserError, counted, did_you_mean
 from betasigma.options.training import TRAIN_ERROR, VALIDATION_ERROR
 from betasigma.report.series import RecordedRow, Series, read_series
 from betasigma.runs.directory import CONFIG, DATA, ENVIRONMENT, OVERRIDES
-from betasigma.runs.files import read_json
+from betasigma.runs.files import read_json, read_yaml
 from betasigma.runs.header import run_of
 from betasigma.runs.record import METRICS, Record, current_name
 from betasigma.runs.status import STATUS, job_number
@@ -234,12 +232,6 @@ def _jobs(sweep: Path, config: str) -> list[Path]:
     return sorted((run for run in runs if (run / config).is_file()), key=job_number)
 
 
-LARGEST_CONFIG = 2**20
-"""Bytes of a config that is read; those of the framework have a few thousand."""
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def read_config(path: Path) -> dict[str, Any] | None:
     """Read a config; ``None`` where it is damaged or too large."""
     content = _read(path)
@@ -257,15 +249,9 @@ def _read(path: Path) -> Any:
 @lru_cache(maxsize=20_000)
 def _parsed(path: Path, size: int, changed: int) -> Any:
     """Content of a file in this state, which callers must not change."""
-    if size > LARGEST_CONFIG:
-        return None
     try:
-        text = path.read_text(encoding="utf-8")
-        anchors = "&" in text and "*" in text  # else there is no alias, and looking takes long
-        if anchors and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, _LOADER)):
-            return None  # a few lines of them stand for gigabytes
-        return yaml.load(text, Loader=_LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return read_yaml(path)
+    except (OSError, ValueError):
         return None
 
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import yaml
+
 from betasigma.errors import UserError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -32,6 +34,11 @@ SPARE = 2**20
 
 LOOK_AGAIN = 2.0
 """Seconds between two looks for space."""
+
+LARGEST_YAML = 2**20
+"""Bytes of a YAML file that is read; a config has a few thousand."""
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
@@ -163,6 +170,26 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def read_yaml(path: Path) -> Any:
+    """Content of a YAML file, plain values. The file may be a stranger's.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is no YAML, is too large, or has aliases: a few lines of them stand for
+            gigabytes.
+    """
+    if path.stat().st_size > LARGEST_YAML:
+        raise ValueError(f"{path} is larger than {LARGEST_YAML} bytes")
+    text = path.read_text(encoding="utf-8")
+    try:
+        anchors = "&" in text and "*" in text  # else there is no alias, and looking takes long
+        if anchors and any(isinstance(e, yaml.AliasEvent) for e in yaml.parse(text, _LOADER)):
+            raise ValueError(f"{path} has aliases")
+        return yaml.load(text, Loader=_LOADER)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def check_place(directory: Path, named: str) -> None:

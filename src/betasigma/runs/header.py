@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from betasigma.errors import UserError
-from betasigma.runs.portable import PORTABLE_WEIGHTS, is_portable, portable_header
+from betasigma.runs.files import read_yaml
+from betasigma.runs.portable import PORTABLE_HEADER, PORTABLE_WEIGHTS, is_portable
 
 FORMAT = 1
 """Checkpoint format that this version writes. It reads this format and older ones."""
@@ -169,7 +170,7 @@ def read_header(path: Path, key: str = "run") -> dict[str, Any]:
     """
     try:
         if is_portable(path):
-            header = portable_header(path)
+            header = read_yaml(path.with_name(PORTABLE_HEADER))
         else:
             state = path.stat()
             record = _checked_record(path, (state.st_mtime_ns, state.st_size, state.st_ino))

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 PORTABLE_WEIGHTS = "model.safetensors"
 PORTABLE_HEADER = "model.yaml"
 
-LARGEST = 2**20
-"""Largest header in bytes; a config has a few thousand."""
-
 MEAN, VARIANCE = "moments.mean", "moments.variance"
 """Tensors that are no weights: moments of the training data."""
 
@@ -29,28 +26,6 @@ MEAN, VARIANCE = "moments.mean", "moments.variance"
 def is_portable(path: Path) -> bool:
     """Whether a file is the weights of a portable model."""
     return path.suffix == ".safetensors" and path.with_name(PORTABLE_HEADER).is_file()
-
-
-def portable_header(path: Path) -> Any:
-    """The header beside the weights, not yet checked.
-
-    Raises:
-        ValueError: where it is no YAML of plain values.
-    """
-    file = path.with_name(PORTABLE_HEADER)
-    if file.stat().st_size > LARGEST:
-        raise ValueError(f"{file} is larger than a header can be")
-    try:
-        return yaml.load(file.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from None
-
-
-class _PlainLoader(yaml.SafeLoader):
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("it refers to itself")
-        return super().compose_node(parent, index)
 
 
 def read_portable(path: Path, key: str) -> dict[str, Tensor]:
