@@ -344,7 +344,7 @@ def test_times_are_read_however_the_user_has_squeue_write_them(
 
 
 def test_a_job_of_which_slurm_says_nothing_goes_on_elsewhere_only() -> None:
-    unknown = JobState(Path("run"), "unknown", [], slurm="7_0")
+    unknown = JobState(Path("run"), "unknown", slurm="7_0")
     assert planning._is_under_way(unknown, to_cluster=True)
     assert not planning._is_under_way(unknown, to_cluster=False)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from betasigma.errors import counted
-from betasigma.runs.directory import LOG, OVERRIDES, SUMMARY, short
+from betasigma.runs.directory import LOG, SUMMARY, short
 from betasigma.runs.files import read_json
 from betasigma.runs.lock import is_held
 from betasigma.runs.record import METRICS
@@ -65,7 +65,6 @@ class JobState(NamedTuple):
         state: queued, running, stalled (running without a sign of life), preempted (stopped, and
             waiting for its next start), stopped, failed, finished, not begun, or unknown (SLURM has
             taken it, and does not say what became of it).
-        overrides: of its config.
         step: that it has reached; ``None`` where nothing is known.
         steps: that it is to take.
         per_second: steps.
@@ -78,7 +77,6 @@ class JobState(NamedTuple):
 
     directory: Path
     state: str
-    overrides: list[str]
     step: int | None = None
     steps: int | None = None
     per_second: float | None = None
@@ -97,7 +95,7 @@ def read_jobs(sweep: Path, quiet_minutes: float = QUIET_MINUTES) -> list[JobStat
     jobs = list(record.jobs) if record else []
     if record is None or record.search:  # its jobs are those that have begun
         begun = sorted((path.parent for path in sweep.glob(f"*/{STATUS}")), key=job_number)
-        jobs += [RecordedJob(run.name, _overrides(run)) for run in begun]
+        jobs += [RecordedJob(run.name, []) for run in begun]
     statuses = {job.directory: read_status(sweep / job.directory) for job in jobs}
     # a job that was submitted again has not written its status yet
     slurm = {
@@ -142,7 +140,6 @@ def _state(
     found = JobState(
         run,
         str(word or NOT_BEGUN),
-        job.overrides,
         step=trained.done if trained else None,
         steps=trained.total if trained else job.steps,
         per_second=trained.per_second if trained else None,
@@ -236,11 +233,3 @@ def _unsaid(run: Path, slurm: str, ends: Mapping[str, str]) -> str:
             text += f": {errors[-1]}"
             break
     return f"{text}; {'its log is' if logs else 'it left no log'} in {short(folder)}"
-
-
-def _overrides(run: Path) -> list[str]:
-    file = run / OVERRIDES
-    with suppress(OSError):
-        lines = file.read_text("utf-8").splitlines()
-        return [line.removeprefix("- ") for line in lines if line.startswith("- ")]
-    return []
