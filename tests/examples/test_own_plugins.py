@@ -253,6 +253,7 @@ NAMED = r"data\.name=digits names a data set of betasigma, .* name of its own, d
         ([OWN_DATA, "plugins=[mylab]"], NAMED),
         ([OWN_DATA, "data.name=lines"], r"add plugins=\[mylab\] \(or set .*\) if you trust it"),
         (["data.source=mylab.data.stripes"], rf"must be a node: write {OWN_DATA}"),
+        (["data.source.size=9"], r"must name a callable: write data\.source\._target_=.*"),
     ],
 )
 def test_a_data_set_on_the_command_line_is_told_all_that_it_lacks(

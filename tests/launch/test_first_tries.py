@@ -65,6 +65,7 @@ SENTENCES = {
         r"network\.width=4 is no key that network has yet: \+network\.width=4 adds it"
     ),
     "train network=tiny": r"network=tiny is unknown; .* of a package of your own needs plugins=",
+    "train resume=somewhere data.source.size=4": r"data\.source\.size=4 .* continues a run",
     "train resume=somewhere network.width=4": r"network\.width=4 .* resume=… continues a run",
     "sample run=somewhere sampler.steps=4": r"sampler\.steps=4 needs a sampler beside it: give",
     "edit run=somewhere edit=vary sampler.steps=4": r"sampler\.steps=4 needs a sampler beside it",
@@ -78,6 +79,8 @@ SENTENCES = {
     "train denoiser.off_levels=refuse sampler=heun": (
         r"sampler\.grid=karras .*denoiser\.off_levels=refuse"
     ),
+    "evaluate run=a data.source.size=9": r"data\.source\.size=9 is unknown: there is no key",
+    "train network.chanels=4 sampler.stpes=4": r"network\.chanels=4 is unknown: UNet takes num_cl",
     "train model.family=ncsn": r"model\.family=ncsn is unknown: .* write model=ncsn",
     "evaluate run=somewhere evaluation.n=16": r"evaluation\.n=16 has no effect outside training: n",
     "evaluate images=a reference=b data.root=c": (

@@ -318,7 +318,9 @@ def as_name(word: str, configs: Configs) -> str:
     Hydra wants a string for a group (``bridge=0,1``) and for ``name=2024``.
     """
     key, _, value = word.partition("=")
-    if re.match(r"(dashboard\.(panels|filters)|data\.source)\.", key):
+    resumes = any(other.startswith("resume=") for other in configs.line.overrides)
+    new_run = configs.config_name in ("train", "prefetch") and not resumes
+    if re.match(rf"(dashboard\.(panels|filters){'|data.source' * new_run})\.", key):
         return f"++{word}"
     if key == "init" and configs.config_name == "train":  # short for the run of a node
         return f"init.run={value}"

@@ -162,8 +162,8 @@ def _without_consent(configs: Configs) -> str:
 
 
 def _if_added(key: str, configs: Configs) -> str | None:
-    """What would be said if the keys that are typed for the class of a node were added to it; empty
-    where the class takes them, ``None`` where there is no class to ask.
+    """What would be said of a node if the keys that are typed were added; empty where its class
+    takes them, ``None`` where there is no class to ask.
     """
     node, *names = key.split(".")
     place = f"{node}.{names[0]}" if names and node in ("callbacks", "loggers") else node
@@ -172,7 +172,7 @@ def _if_added(key: str, configs: Configs) -> str | None:
         return None
     try:
         words = [_first_value(as_name(word, configs)) for word in configs.line.overrides]
-        words = [re.sub(rf"^\+?(?={place}\.)", "++", word) for word in words]
+        words = [re.sub(r"^\+?(?=(?!hydra\.)\w+\.)", "++", word) for word in words]
         config = replace(configs, line=configs.line._replace(overrides=words)).composed()
         if not OmegaConf.select(config, f"{place}._target_"):
             return None

@@ -39,6 +39,8 @@ Interval = Annotated[list[float], Field(min_length=2, max_length=2)]
 def _called(source: Any) -> Any:
     if isinstance(source, str):
         raise Unfit(f"must be a node: write data.source._target_={source}")
+    if isinstance(source, dict) and "_target_" not in source:
+        raise Unfit("must name a callable: write data.source._target_=mylab.data.stripes, say")
     return source
 
 
