@@ -373,6 +373,12 @@ def test_one_sentence(spy: Path, words: tuple[str, ...], sentence: str) -> None:
     assert not Path("outputs").exists()
 
 
+def test_a_package_whose_configs_are_missing_says_so(spy: Path) -> None:
+    """An installed one without its data files, or a module of the package in its place."""
+    told = refused(launch("train", "plugins=[spy.nets]", *RUN))
+    assert told.endswith("; there is no folder conf in spy.nets\n")
+
+
 def test_what_is_measured_has_its_defaults_beside_a_class_of_ones_own(spy: Path) -> None:
     plugins.allow(["spy"])
     own = {"_target_": "spy.nets.flow", "probes": 2}

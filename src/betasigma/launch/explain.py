@@ -222,6 +222,8 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
     near = did_you_mean(choice, known, cutoff=0.5, before=f"{group}=")
     hint = f"{near} " if near else ""
     own = "" if plugins.allowed() else "; one of a package of your own needs plugins=[…]"
+    if plugins.allowed() and not plugins.config_folders():
+        own = f"; there is no folder conf in {' or '.join(plugins.allowed())}"
     return f"{group}={choice} is unknown; {hint}{listed}{own if group in REGISTRY else ''}"
 
 
