@@ -27,6 +27,9 @@ class Mine(Sampler):
         self.strength = strength
 
 
+STEP = "    def step(self, model, x, t, s, rng):\n        return x\n"
+
+
 class Anything:
     def __init__(self, strength: float = 1.0, **options: Any) -> None:
         self.options = options
@@ -61,6 +64,7 @@ def test_what_a_class_without_an_options_model_says_of_itself_is_checked_before_
 ) -> None:
     """Its steps cannot be repeated: no configuration file says so, and no options model."""
     body = "from betasigma.samplers import Sampler\nclass Walk(Sampler):\n    repeatable = False\n"
+    body += STEP
     (tmp_path / "walklab.py").write_text(body)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -77,8 +81,8 @@ def test_a_class_and_its_options_model_say_one_thing(
     (tmp_path / "striding").mkdir()
     (tmp_path / "striding" / "__init__.py").write_text(
         "from betasigma.samplers import Sampler\n"
-        "class Stride(Sampler):\n    repeatable = False\n"
-        "class Told(Sampler):\n    repeatable = False\n"
+        f"class Stride(Sampler):\n    repeatable = False\n{STEP}"
+        f"class Told(Sampler):\n    repeatable = False\n{STEP}"
     )
     (tmp_path / "striding" / "options.py").write_text(
         "from betasigma.options import SamplerOptions\n"
