@@ -276,3 +276,9 @@ def test_prediction_of_x0_converts_both_ways() -> None:
     found = Prediction(x_t, x0, 0.6 * one, 0.8 * one, 0 * one, one)
     torch.testing.assert_close(found.eps, (x_t - 0.3) / 0.8)
     torch.testing.assert_close(found.score, (0.3 - x_t) / 0.64)
+
+
+def test_a_policy_that_there_is_not_is_refused() -> None:
+    """It meant interpolate, in silence."""
+    with pytest.raises(UserError, match=r"^denoiser\.off_levels=snapp must be 'snap', 'interpolat"):
+        make(SCHEDULES["ve"], off_levels="snapp")

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from betasigma.errors import UserError
 from betasigma.options.objectives import TrainedOn
+from betasigma.options.plugins import Component
 from betasigma.options.samplers import only_levels
 from betasigma.options.training import DenoiserOptions, GuidedOptions, OffLevels
 from betasigma.preconditioning import Preconditioning
@@ -190,7 +191,7 @@ class DenoiserLike(Protocol):
     def __call__(self, x_t: Tensor, t: Times, y: Tensor | None = None) -> Prediction: ...
 
 
-class Denoiser(nn.Module):
+class Denoiser(Component, nn.Module):
     """A network that has been given a schedule and a meaning.
 
     Args:
@@ -214,6 +215,7 @@ class Denoiser(nn.Module):
             likelihoods, that matches them.
     """
 
+    config_group = "denoiser"
     moments: DataMoments | None
 
     def __init__(
@@ -229,6 +231,7 @@ class Denoiser(nn.Module):
         precision: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        DenoiserOptions.check(off_levels=off_levels)
         self.network = network
         self.schedule = schedule
         self.preconditioning = preconditioning
@@ -376,7 +379,7 @@ class DenoiserAround(nn.Module):
         return self.denoiser.moments
 
 
-class Guided(DenoiserAround):
+class Guided(Component, DenoiserAround):
     """Classifier-free guidance (Ho & Salimans 2021): a denoiser around a denoiser.
 
     ε̂ = ε̂(x_t, ∅) + weight·(ε̂(x_t, y) − ε̂(x_t, ∅)). Weight 1 is the plain conditional model, 0
@@ -391,6 +394,8 @@ class Guided(DenoiserAround):
     Raises:
         UserError: where the model has no classes or the weight is negative.
     """
+
+    config_group = "guidance"
 
     def __init__(self, denoiser: DenoiserLike, weight: float) -> None:
         super().__init__(denoiser)

@@ -156,5 +156,8 @@ def test_a_notebook_is_told_the_nearest_word() -> None:
     )
     with pytest.raises(UserError, match=sentence):
         betasigma.UNet(1, 8, channel=3)
+    for made in (betasigma.Denoiser, betasigma.Guided, betasigma.Evaluator):
+        with pytest.raises(UserError, match=rf"^\w+\.foo=3 is unknown: {made.__name__} takes \w+"):
+            made(foo=3)  # type: ignore[call-arg]
     with pytest.raises(UserError, match=r"^sampler\.rhos=5 is unknown: Mine takes strength, "):
         Mine(rhos=5)  # type: ignore[call-arg]

@@ -46,6 +46,7 @@ from betasigma.options.evaluation import (
     no_logits,
     node_of,
 )
+from betasigma.options.plugins import Component
 from betasigma.samplers import Sampler, count_not_finite
 
 Progress = Callable[[float], None]
@@ -84,7 +85,7 @@ class Measurement:
     higher_is_better: bool | None = None
 
 
-class Evaluator:
+class Evaluator(Component):
     """Measures samples against a datamodule's images.
 
     Args:
@@ -106,6 +107,8 @@ class Evaluator:
         UserError: if a metric is unknown, is none, is there twice or needs class logits that the
             extractor has not.
     """
+
+    config_group = "evaluation"
 
     def __init__(
         self,
