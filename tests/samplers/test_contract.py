@@ -331,6 +331,10 @@ def test_a_class_of_ones_own_has_a_name_and_keeps_the_shape(make_model) -> None:
         def step(self, model, x, t, s, rng):  # type: ignore[no-untyped-def]
             return x[..., :1]
 
+    class Mine(DDIM):
+        pass
+
+    assert (Mine.name, DDIM.name) == ("Mine", "ddim")
     sampler = Cropping(steps=1)
     assert sampler.name == "Cropping"
     with pytest.raises(UserError, match=r"sampler=Cropping ends at a state of shape \(2, 1\)"):

@@ -219,7 +219,8 @@ class Sampler(Component):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.name = cls.name or cls.__name__
+        if not vars(cls).get("name"):  # not that of another sampler which it is made from
+            cls.name = cls.__name__
 
     def __init__(
         self,
