@@ -340,3 +340,11 @@ def test_a_metric_without_a_constructor_of_its_own_takes_what_torchmetrics_does(
     check_arguments(Own, {"sync_on_compute": False}, "evaluation.metrics", partial=True)
     with pytest.raises(UserError, match=r"evaluation\.metrics\.foo=2 is unknown: Own takes reset_"):
         check_arguments(Own, {"foo": 2}, "evaluation.metrics", partial=True)
+
+
+def test_what_a_metric_needs_is_a_word_that_there_is() -> None:
+    """Told where the class is written, and not by the evaluation after a training."""
+    with pytest.raises(UserError, match=r"Wrong\.needs=pixels must be one of images, features, lo"):
+
+        class Wrong(SampleMetric):
+            name, needs = "wrong", "pixels"

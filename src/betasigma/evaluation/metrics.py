@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypedDict, Unpack
+from typing import Any, ClassVar, TypedDict, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -154,6 +154,11 @@ class SampleMetric(Component, Metric):
             cls.name = cls.__dict__.get("name", known)
             cls.needs, cls.least = facts.needs, facts.least
             cls.higher_is_better = facts.higher_is_better
+        needs = getattr(cls, "needs", None)
+        if isinstance(needs, str) and needs not in get_args(Needs):
+            raise UserError(
+                f"{cls.__name__}.needs={needs} must be one of {', '.join(get_args(Needs))}"
+            )
 
     def __init__(
         self,
