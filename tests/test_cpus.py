@@ -20,13 +20,13 @@ from betasigma.cpus import (
     look_for_idle_cpus,
     usable_cpus,
 )
-from betasigma.devices import THREADS, move_to_device, use_threads
+from betasigma.devices import THREADS_OF_USER, move_to_device, use_threads
 
 
 @pytest.fixture(autouse=True)
 def sixteen(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
-    for name in (PER_TASK, ON_NODE):
+    for name in (PER_TASK, ON_NODE, *THREADS_OF_USER):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -158,7 +158,6 @@ HARDWARE = {"threads": None, "devices": 1, "nodes": 1, "accelerator": "cpu", "de
     ],
 )
 def test_threads_are_as_many_as_cpus_are_idle(tmp_path, monkeypatch, words, begun_with, expected):
-    monkeypatch.delenv(THREADS, raising=False)
     look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
     why = use_threads({**HARDWARE, **words}, begun_with)
     assert torch.get_num_threads() == expected
@@ -166,7 +165,6 @@ def test_threads_are_as_many_as_cpus_are_idle(tmp_path, monkeypatch, words, begu
 
 
 def test_what_is_moved_for_sampling_tells_of_its_threads(tmp_path, monkeypatch):
-    monkeypatch.delenv(THREADS, raising=False)
     look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
     told: list[str] = []
     hardware = {**HARDWARE, "channels_last": False, "strategy": "auto"}
@@ -174,8 +172,9 @@ def test_what_is_moved_for_sampling_tells_of_its_threads(tmp_path, monkeypatch):
     assert told == ["1 of 2 CPUs, since other processes use the rest; hardware.threads=2 takes all"]
 
 
-def test_threads_of_the_environment_stay(tmp_path, monkeypatch):
-    monkeypatch.setenv(THREADS, "3")
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
+def test_threads_of_the_environment_stay(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "3")
     torch.set_num_threads(3)
     look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
     assert use_threads(HARDWARE) is None

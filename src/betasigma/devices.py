@@ -103,7 +103,7 @@ def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
     if hardware["threads"]:
         torch.set_num_threads(hardware["threads"])
         return None
-    if THREADS in os.environ:
+    if os.environ.keys() & THREADS_OF_USER:
         return None
     devices = devices_of_training(hardware)
     share = cpus_of_a_process(devices)
@@ -123,6 +123,9 @@ def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
 
 THREADS = "OMP_NUM_THREADS"
 """Environment variable of the number of threads, which a user, a cluster or joblib sets."""
+
+THREADS_OF_USER = {THREADS, "MKL_NUM_THREADS"}
+"""Environment variables that PyTorch takes its number of threads from."""
 
 
 def keep_freed_memory() -> None:
