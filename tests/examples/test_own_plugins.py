@@ -264,3 +264,12 @@ def test_a_data_set_on_the_command_line_is_told_all_that_it_lacks(
     outcome = launch("train", *words)
     assert outcome.status == 1
     assert re.match(rf"error: .*{sentence}\n$", outcome.err), outcome.err
+
+
+def test_what_its_runs_need_is_fetched(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its data are not among what prefetching would download by itself."""
+    monkeypatch.setattr(plugins, "_allowed", {})
+    words = ("plugins=[mylab]", "data=stripes", "evaluation=none", "hardware=cpu")
+    fetched = launch("prefetch", *words)
+    assert fetched.status == 0, fetched.err
+    assert "data      stripes: " in fetched.out

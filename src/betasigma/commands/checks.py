@@ -153,8 +153,9 @@ def check_prefetch(config: DictConfig, overrides: list[str]) -> None:
     """Check the config of ``scripts/prefetch.py``, which may download."""
     given = {override.partition("=")[0] for override in overrides}
     for name in ("data", "evaluation"):
-        if "download" in config[name] and f"{name}.download" not in given:
-            config[name].download = True
+        node = config[name]
+        if "download" in node and f"{name}.download" not in given and not node.get("source"):
+            node.download = True
     check_train(config, overrides)
 
 
