@@ -1,8 +1,17 @@
 """A GPU: training steps, sampling and features against public peers; the framework's own time; the
 time until the first step.
 
-    python benchmarks/gpu.py                 # on a GPU, in less than ten minutes
-    python benchmarks/gpu.py --device cpu    # small, to see that it runs
+    python benchmarks/gpu.py                            # on a GPU
+    python benchmarks/gpu.py --only features start      # some sections; what others have left stays
+    python benchmarks/gpu.py --device cpu               # small, to see that it runs
+
+On a GPU the results are those of the docs, in benchmarks/results. Ten minutes of CIFAR-10 from
+images in class folders, with grid, distance and its floor, are two runs of a family each::
+
+    python train.py experiment=ddpm_cifar10 data=image_folder data.root=CIFAR10 \\
+        data.image_size=32 stop.minutes=10 evaluation.n=2000 sampler=ddim sampler.steps=100
+    python train.py experiment=ncsnv2_cifar10 data=image_folder data.root=CIFAR10 \\
+        data.image_size=32 stop.minutes=10 evaluation.n=2000
 
 Candidates have processes of their own, are built (and compiled) at the same time, and then take
 turns. A turn is a few steps, after which the candidate waits for the GPU. Images are made up:
@@ -27,12 +36,13 @@ import torch
 from torch.nn import functional as F
 
 from betasigma.commands.assemble import make_sampler
+from betasigma.data.pixels import to_uint8
 from betasigma.devices import move_to_device
 from betasigma.networks.compiled import compile_in_place
 from fid import random_inception
 from harness import machine, ours, peers
 from harness.images import png_folder
-from harness.report import ROOT, Cell, Report, options, with_spread
+from harness.report import ROOT, Cell, Report, default_out, options, with_spread
 from harness.timing import Apart, Step, Timings, interleaved
 
 STEPS = 5
@@ -84,7 +94,7 @@ CASES = {
     ),
 }
 
-SECTIONS = ("training", "sampling", "framework", "features", "start", "larger")
+SECTIONS = ("training", "sampling", "framework", "features", "pipeline", "start", "larger")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,7 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     if chosen.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("this machine has no CUDA device: not measured")
-    report = Report(report_name(chosen.device), chosen)
+    if chosen.device == "cuda" and chosen.out == str(default_out(chosen.size)):
+        chosen.out = str(default_out("full"))
+    report = Report(report_name(chosen.device), chosen, keeps=True)
     names = ("cifar", "64") if chosen.device == "cuda" else ("tiny",)
     limits = measured_limits(chosen.device, chosen.rounds)
     report.table("Limits of this device (TFLOP/s)", ["what", "TFLOP/s"], limits.items())
@@ -108,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "training": lambda: training(report, names[:1], limits, Path(folder), chosen),
             "sampling": lambda: sampling(report, CASES[names[0]], Path(folder), chosen),
             "features": lambda: features(report, Path(folder), chosen),
+            "pipeline": lambda: pipeline(report, CASES[names[0]], Path(folder), chosen),
             "framework": lambda: framework(report, CASES[names[0]], Path(folder), chosen),
             "start": lambda: start(report, Path(folder)),
             "larger": lambda: training(report, names[1:], limits, Path(folder), chosen),
@@ -168,15 +181,27 @@ def _waiting(call: Step, device: str) -> Step:
     return run
 
 
+class Turns(NamedTuple):
+    """What candidates have done, by name.
+
+    Attributes:
+        timings: of the turns.
+        first: seconds of building and the first call.
+        memory: GiB of the GPU, at most.
+        failed: why those failed that did.
+    """
+
+    timings: Timings
+    first: dict[str, float]
+    memory: dict[str, float]
+    failed: dict[str, str]
+
+
 @contextmanager
 def turns(
     builders: Mapping[str, Callable[[], Step]], rounds: int, warmup: int = 2
-) -> Iterator[tuple[Timings, dict[str, float], dict[str, str]]]:
-    """Build all candidates at the same time, then time them in turns.
-
-    Yields:
-        timings; seconds of building and the first call; what failed, and why.
-    """
+) -> Iterator[Turns]:
+    """Build all candidates at the same time, then time them in turns."""
     with ExitStack() as running:
         all_of_them = {n: running.enter_context(Apart(b)) for n, b in builders.items()}
         for candidate in all_of_them.values():
@@ -189,7 +214,13 @@ def turns(
                 failed[name] = str(error)[:300]
                 print(f"FAILED {name}: {failed[name]}", flush=True)
         works = {name: all_of_them[name] for name in first}
-        yield interleaved(works, rounds, warmup), first, failed
+        timings = interleaved(works, rounds, warmup)
+        yield Turns(timings, first, {n: work.ask(peak_memory) for n, work in works.items()}, failed)
+
+
+def peak_memory() -> float:
+    """GiB that tensors of this process have taken of the GPU at most; 0 without one."""
+    return torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
 
 
 # ---------------------------------------------------------------------------- training
@@ -292,10 +323,10 @@ def training(
         for left_out in LEFT_OUT.get(name, ()):
             del builders[left_out]
         began = time.monotonic()
-        with turns(builders, chosen.rounds) as (timings, first, failed):
-            table_of_steps(report, case, data, chosen, limits, timings, first)
-        report.raw(f"{case.title}: seconds", timings.seconds)
-        report.raw(f"{case.title}: failed", failed)
+        with turns(builders, chosen.rounds) as taken:
+            table_of_steps(report, case, data, limits, taken)
+        report.raw(f"{case.title}: seconds", taken.timings.seconds)
+        report.raw(f"{case.title}: failed", taken.failed)
         print(f"{case.title}: {time.monotonic() - began:.0f} s", flush=True)
         report.save()
 
@@ -310,15 +341,11 @@ EAGER = ("hardware.compile=false",)
 
 
 def table_of_steps(
-    report: Report,
-    case: Case,
-    data: Path,
-    chosen: Any,
-    limits: dict[str, float],
-    timings: Timings,
-    first: dict[str, float],
+    report: Report, case: Case, data: Path, limits: dict[str, float], taken: Turns
 ) -> None:
-    """Images/s, TFLOP/s, share of the limits, ratios."""
+    """Images/s, TFLOP/s, share of the limits, ratios, memory."""
+    timings = taken.timings
+    product = next(limit for name, limit in limits.items() if name.startswith("matmul"))
     config = configured(case, data, "cpu", "hardware.precision=32", *EAGER)
     small = {**config, "batch_size": 2}
     flops = machine.alone(_flops_of_step, small, case.size) / 2
@@ -334,16 +361,19 @@ def table_of_steps(
                 case.batch / seconds,
                 1e3 * seconds,
                 tera if counted else "",
+                f"{100 * tera / product:.0f} %" if counted else "",
                 f"{100 * tera / min(limits.values()):.0f} %" if counted else "",
                 with_spread(timings.ratio(name, best), timings.spread(name, best)),
-                first[name],
+                taken.memory[name],
+                taken.first[name],
             ]
         )
     report.table(
         f"{case.title}, batch {case.batch}, {flops / 1e9:.1f} GFLOP an image",
         [
-            *("", "images/s", "ms a step", "TFLOP/s", "of the convolution limit"),
-            *(f"{best} is faster by", "s until the first turn ends"),
+            *("", "images/s", "ms a step", "TFLOP/s"),
+            *("of the matrix limit", "of the convolution limit", f"{best} is faster by"),
+            *("peak GiB", "s until the first turn ends"),
         ],
         rows,
     )
@@ -398,10 +428,14 @@ def sampling(report: Report, case: Case, folder: Path, chosen: Any) -> None:
         "diffusers, fp32": partial(diffusers_sampling, case, device, n, False),
         "diffusers, fp16": partial(diffusers_sampling, case, device, n, True),
     }
-    with turns(builders, chosen.rounds) as (timings, first, failed):
+    with turns(builders, chosen.rounds) as taken:
+        timings = taken.timings
         report.table(
             f"{n} images by DDIM, {NFE} NFE, {case.title}",
-            ["", "images/s", "ours, compiled, is faster by", "ours is faster by", "s at first"],
+            [
+                *("", "images/s", "ours, compiled, is faster by", "ours is faster by"),
+                *("peak GiB", "s at first"),
+            ],
             [
                 [
                     name,
@@ -410,12 +444,13 @@ def sampling(report: Report, case: Case, folder: Path, chosen: Any) -> None:
                         with_spread(timings.ratio(name, us), timings.spread(name, us))
                         for us in ("ours, compiled", "ours")
                     ),
-                    first[name],
+                    taken.memory[name],
+                    taken.first[name],
                 ]
                 for name in timings.seconds
             ],
         )
-    report.raw("sampling", {"seconds": timings.seconds, "failed": failed})
+    report.raw("sampling", {"seconds": timings.seconds, "failed": taken.failed})
 
 
 # ---------------------------------------------------------------------------- features
@@ -440,17 +475,10 @@ def features(report: Report, folder: Path, chosen: Any) -> None:
     def fidelity() -> torch.Tensor:
         return torch.cat([theirs(part)[0] for part in images.split(64)])
 
-    def wait(call: Callable[[], torch.Tensor]) -> Step:
-        def run() -> None:
-            call()
-            synchronised(device)
-
-        return run
-
     a, b = mine.extract(images)[0], fidelity()
     error = float((a - b).norm() / b.norm())
     candidates = {"ours": lambda: mine.extract(images)[0], "torch-fidelity": fidelity}
-    timings = interleaved({k: wait(v) for k, v in candidates.items()}, chosen.rounds, warmup=2)
+    timings = _in_turns(candidates, device, chosen.rounds)
     rows: list[list[Cell]] = [
         [
             name,
@@ -465,6 +493,53 @@ def features(report: Report, folder: Path, chosen: Any) -> None:
         rows,
     )
     report.raw("features", timings.seconds)
+
+
+def pipeline(report: Report, case: Case, folder: Path, chosen: Any) -> None:
+    """Samples and their features as an evaluation makes them, in host memory in between, against
+    both alone.
+    """
+    from betasigma.evaluation.features import InceptionV3
+
+    device, n = chosen.device, 256 if chosen.device == "cuda" else 4
+    data = png_folder(folder / "pipeline", 20, 3, case.size)
+    weights = random_inception(folder / "weights-inception-2015-12-05-6726825d.pth")
+    extractor = InceptionV3(weights).to(device)
+    sample: Callable[[], Any] = our_sampling(case, data, device, n, False)
+
+    def images() -> torch.Tensor:
+        return to_uint8(sample().x, (-1.0, 1.0))
+
+    drawn = images().to(device)
+    both = "one after the other, as an evaluation does"
+    candidates: dict[str, Callable[[], object]] = {
+        "samples": sample,
+        "features": lambda: extractor.extract(drawn),
+        both: lambda: extractor.extract(images()),
+    }
+    timings = _in_turns(candidates, device, chosen.rounds)
+    report.table(
+        f"FID pipeline: {n} images by DDIM, {NFE} NFE, {case.title}",
+        ["", "images/s"],
+        [[name, n / timings.median(name)] for name in candidates],
+    )
+    report.raw("pipeline", timings.seconds)
+    alone = timings.median("samples") + timings.median("features")
+    together = timings.median(both) / alone
+    report.target("FID pipeline / samples and features alone", together, at_most=1.02)
+
+
+def _in_turns(candidates: Mapping[str, Callable[[], object]], device: str, rounds: int) -> Timings:
+    """Time calls in turns, each until the device has done it."""
+
+    def wait(call: Callable[[], object]) -> Step:
+        def run() -> None:
+            call()
+            synchronised(device)
+
+        return run
+
+    return interleaved({k: wait(v) for k, v in candidates.items()}, rounds, warmup=2)
 
 
 # ---------------------------------------------------------------------------- the real command

@@ -23,10 +23,12 @@ class Report:
     Args:
         name: of the benchmark.
         options: what it was run with.
+        keeps: whether what an earlier run has left, and this one does not measure, stays.
     """
 
-    def __init__(self, name: str, options: argparse.Namespace) -> None:
+    def __init__(self, name: str, options: argparse.Namespace, keeps: bool = False) -> None:
         self.name, self.size, self.out = name, options.size, Path(options.out)
+        self._earlier = _read(self._path) if keeps and self._path.is_file() else {}
         self._start = time.time()
         shown = {k: v for k, v in vars(options).items() if k not in ("out", "data_root", "run")}
         self.content: dict[str, Any] = {
@@ -74,10 +76,27 @@ class Report:
         self.content["seconds"] = round(time.time() - self._start, 1)
         self.content["machine"] = describe()
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / f"{self.name}.json"
-        write_json(path, self.content)
-        print(f"\nwrote {path} after {self.content['seconds']:.0f} s", flush=True)
-        return path
+        write_json(self._path, {**self.content, **self._with_earlier()})
+        print(f"\nwrote {self._path} after {self.content['seconds']:.0f} s", flush=True)
+        return self._path
+
+    @property
+    def _path(self) -> Path:
+        return self.out / f"{self.name}.json"
+
+    def _with_earlier(self) -> dict[str, Any]:
+        """What an earlier run has left, before what this one has measured."""
+        if not self._earlier:
+            return {}
+        day, torch = self._earlier["started"][:10], self._earlier["machine"]["versions"]["torch"]
+        tables = [{"measured": f"{day}, torch {torch}", **t} for t in self._earlier["tables"]]
+        kept = {"tables": tables} | {k: self._earlier[k] for k in ("targets", "notes")}
+        joined: dict[str, Any] = {"raw": self._earlier["raw"] | self.content["raw"]}
+        for key, name in (("tables", "title"), ("targets", "what"), ("notes", None)):
+            own = [one[name] if name else one for one in self.content[key]]
+            left = [one for one in kept[key] if (one[name] if name else one) not in own]
+            joined[key] = left + self.content[key]
+        return joined
 
 
 def options(
@@ -110,8 +129,12 @@ def default_out(size: str) -> Path:
 
 def load(folder: Path) -> list[dict[str, Any]]:
     """All results in a folder, by name."""
-    files = sorted(folder.glob("*.json"))
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [_read(file) for file in sorted(folder.glob("*.json"))]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
 
 
 def markdown(results: Sequence[dict[str, Any]]) -> str:
@@ -134,7 +157,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             lines += [_machine(result["machine"]), ""]
         lines += [f"{size}, {result['seconds']:.0f} s, load {load} at its end.", ""]
         for table in result["tables"]:
-            lines += [f"**{table['title']}**", "", as_table(table), ""]
+            measured = f" ({table['measured']})" if "measured" in table else ""
+            lines += [f"**{table['title']}**{measured}", "", as_table(table), ""]
         lines += [f"- {note}" for note in result["notes"]] + [""]
     return "\n".join(lines).replace("\n\n\n", "\n\n").rstrip() + "\n"
 

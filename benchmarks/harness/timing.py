@@ -113,8 +113,16 @@ class Apart:
         Raises:
             RuntimeError: where it failed, with what it raised.
         """
+        return self.ask(None)
+
+    def ask(self, question: Callable[[], float] | None) -> float:
+        """What a function returns there; ``None``: the step's seconds.
+
+        Raises:
+            RuntimeError: where it failed, with what it raised.
+        """
         if not self._begun:
-            self._here.send(None)
+            self._here.send(question)
         self._begun = False
         while not self._here.poll(1):
             if not self._process.is_alive():
@@ -129,10 +137,10 @@ def _serve(calls: Connection, build: Callable[[], Step], clock: str) -> None:
     use_clock(clock)
     step = None
     while True:
-        calls.recv()
+        question = calls.recv()
         try:
             step = step or build()
-            calls.send(seconds_of(step))
+            calls.send(seconds_of(step) if question is None else question())
         except Exception as error:  # whatever a library raises, it is told where it matters
             calls.send(f"{type(error).__name__}: {error}")
 

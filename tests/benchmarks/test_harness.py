@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import gpu
 from betasigma.errors import UserError
 from harness.ours import flops_of
 from harness.report import Report, load, markdown, replace_section
@@ -119,3 +120,36 @@ def test_a_competitor_runs_again_beside_what_the_others_left(tmp_path):
         outcomes_of(report, argparse.Namespace(**{**vars(again), "minutes": 3.0}))
     with pytest.raises(UserError, match="--again=me is unknown; choose from ours, DDPM"):
         outcomes_of(report, argparse.Namespace(**{**vars(again), "again": ["me"]}))
+
+
+def test_a_report_keeps_what_it_does_not_measure_again(tmp_path):
+    chosen = argparse.Namespace(size="small", out=str(tmp_path))
+    for values in ({"training": 1, "start": 2}, {"start": 3, "larger": 4}):
+        report = Report("gpu_card", chosen, keeps=True)
+        for title, value in values.items():
+            report.table(title, ["seconds"], [[value]])
+            report.target(title, value, at_most=3)
+            report.note(f"of {title}")
+            report.raw(title, value)
+        report.save()
+        report.save()  # a report is saved after each section
+    (found,) = load(tmp_path)
+    assert [(t["title"], t["rows"]) for t in found["tables"]] == [
+        *(("training", [[1]]), ("start", [[3]]), ("larger", [[4]]))
+    ]
+    assert [t["met"] for t in found["targets"]] == [True, True, False]
+    assert found["notes"] == ["of training", "of start", "of larger"]
+    assert found["raw"] == {"training": 1, "start": 3, "larger": 4}
+    page, installed = markdown([found]), found["machine"]["versions"]["torch"]
+    assert f"**training** ({found['started'][:10]}, torch {installed})" in page
+    assert "**larger**\n" in page
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_measured_by_runs(tmp_path):
+    """Small, on this machine's CPU."""
+    gpu.main([*("--device", "cpu", "--rounds", "1"), "--only", "pipeline", "--out", str(tmp_path)])
+    (found,) = load(tmp_path)
+    titles = [table["title"].partition(":")[0] for table in found["tables"]]
+    assert titles == ["Limits of this device (TFLOP/s)", "FID pipeline"]
+    assert all(seconds[0] > 0 for seconds in found["raw"]["pipeline"].values())
