@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from betasigma import cpus
+from betasigma.commands import sample
 from betasigma.cpus import (
     ON_NODE,
     PER_TASK,
@@ -20,6 +22,9 @@ from betasigma.cpus import (
     look_for_idle_cpus,
     usable_cpus,
 )
+from betasigma.data import image_files, image_sets
+from betasigma.data.file_tree import Files
+from betasigma.data.listing import Listed
 from betasigma.devices import THREADS_OF_USER, move_to_device, use_threads
 
 
@@ -100,6 +105,29 @@ def test_processes_share_the_cpus_that_slurm_gave(monkeypatch, slurm, processes,
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     assert cpus_of_a_process(processes) == expected
+
+
+def test_images_are_read_and_written_by_as_many_threads_as_slurm_gave_cpus(tmp_path, monkeypatch):
+    begun: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads: int) -> None:
+            begun.append(threads)
+            super().__init__(threads)
+
+    for module in (image_files, sample):
+        monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr("betasigma.cpus.usable_cpus", lambda: 16)
+    monkeypatch.setenv(PER_TASK, "3")
+    folder = sample.SampleFolder(tmp_path / "drawn", {})
+    names = tuple(f"{i}.png" for i in range(4))
+    folder.write([folder.root / name for name in names], torch.zeros(4, 1, 4, 4).byte())
+    assert begun == [3]
+    image_sets.open_images(folder.root, "images")
+    assert begun == [3, 3, 3]  # for their headers, and for a look at some of them
+    listed = Listed(Files(folder.root), names)
+    image_files.decode_all(listed, image_files.Decoder((4, 4), 1), "error")
+    assert begun == [3, 3, 3, 3]
 
 
 def machine(root: Path, monkeypatch: pytest.MonkeyPatch, *shares: float) -> Path:

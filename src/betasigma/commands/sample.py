@@ -19,7 +19,7 @@ from betasigma.commands.config import parsed
 from betasigma.commands.load import Loaded, load_run, weights_key
 from betasigma.commands.measure import say_not_finite
 from betasigma.commands.trajectory import SHOWN, save_trajectory
-from betasigma.cpus import usable_cpus
+from betasigma.cpus import cpus_of_a_process
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
 from betasigma.devices import move_to_device, precision_of
@@ -268,7 +268,7 @@ class SampleFolder:
 
     def write(self, paths: Sequence[Path], images: Tensor) -> None:
         """Write images ``(n, C, H, W)``, each whole or not at all."""
-        with ThreadPoolExecutor(usable_cpus()) as pool:
+        with ThreadPoolExecutor(cpus_of_a_process(1)) as pool:
             list(pool.map(save, map(image_of, images), paths))
 
 

@@ -33,7 +33,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from betasigma.cpus import usable_cpus
+from betasigma.cpus import cpus_of_a_process
 from betasigma.data.file_tree import Files, printable
 from betasigma.data.hub import HubTable
 from betasigma.data.listing import Listed
@@ -287,7 +287,7 @@ def decode_all(
     images: Listed, decoder: Decoder, on_corrupt: OnCorrupt
 ) -> tuple[Tensor, Tensor | None]:
     """All images that can be decoded, uint8 ``(N, C, H, W)``, and their labels, int64 ``(N,)``."""
-    decoded = read_all(images.container, images.names, decoder, decoder.decode, usable_cpus())
+    decoded = read_all(images.container, images.names, decoder, decoder.decode)
     kept = _without_broken(images, decoded, on_corrupt)
     whole = [d for d in decoded if isinstance(d, Decoded)]
     _remark(whole, decoder, len(whole))
@@ -303,10 +303,10 @@ def read_all(
     names: Sequence[str],
     decoder: Decoder,
     read: Callable[[BinaryIO], Read],
-    threads: int,
+    threads: int | None = None,
 ) -> list[Read | Undecodable]:
-    """What ``read`` makes of each file, or why it is not an image."""
-    with ThreadPoolExecutor(threads) as pool:
+    """What ``read`` makes of each file, or why it is not an image; by one thread per CPU."""
+    with ThreadPoolExecutor(threads or cpus_of_a_process(1)) as pool:
         return list(pool.map(lambda name: _attempt(container, name, decoder, read), names))
 
 
@@ -417,7 +417,7 @@ class ImageFiles:
         numbers = np.unique(np.linspace(0, count - 1, min(count, _PROBED)).round().astype(int))
         names = [self._images.names[number] for number in numbers]
         decoder = self._decoder
-        found = read_all(self._images.container, names, decoder, decoder.decode, usable_cpus())
+        found = read_all(self._images.container, names, decoder, decoder.decode)
         _remark([d for d in found if isinstance(d, Decoded)], decoder, count, keys)
 
 

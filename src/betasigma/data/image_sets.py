@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from betasigma.cpus import usable_cpus
 from betasigma.data.arrays import channels_last, read_images
 from betasigma.data.file_tree import Files, LeftOut
 from betasigma.data.image_files import (
@@ -101,7 +100,7 @@ def _common_shape(
         with decoder.open(file) as image:
             return upright_size(image), image.mode in ("1", "L", "I;16")
 
-    found = read_all(files, names, decoder, header, usable_cpus())
+    found = read_all(files, names, decoder, header)
     sizes: dict[tuple[int, int], list[str]] = {}
     grey = True
     for name, seen in zip(names, found, strict=True):
