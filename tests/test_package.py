@@ -382,3 +382,5 @@ def test_load_takes_the_best_checkpoint_where_it_is_asked_for(tmp_path: Path) ->
         betasigma.load(tmp_path)
     with pytest.raises(UserError, match="which=best chooses among a run directory's checkpoints"):
         betasigma.load(ROOT / "tests/frozen/ddpm.ckpt", which="best")
+    with pytest.raises(UserError, match=r"^which=bestt must be last or best$"):
+        betasigma.load(tmp_path, which="bestt")  # type: ignore[arg-type]

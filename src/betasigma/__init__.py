@@ -127,6 +127,8 @@ def load(
     from betasigma.options.plugins import allow, allow_named, named_in_python
     from betasigma.runs.header import checkpoint_path
 
+    if which not in ("last", "best"):
+        raise UserError(f"which={which} must be last or best")
     allow_named()
     with named_in_python():
         allow([plugins] if isinstance(plugins, str) else plugins)

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from betasigma.errors import UserError
 from betasigma.options import plugins
+from betasigma.options.base import typed
 
 Config = dict[str, Any]
 
@@ -42,7 +44,14 @@ def make(
         k: v for k, v in (offered or {}).items() if k not in arguments and plugins.takes(made, k)
     }
     arguments |= more | always
-    found = made(**plugins.check_arguments(made, arguments, key or group))
+    try:
+        found = made(**plugins.check_arguments(made, arguments, key or group))
+    except TypeError as error:  # of a class whose **kwargs go to one that does not take them
+        unknown = re.search(r"unexpected keyword argument '(\w+)'$", str(error))
+        if unknown is None or unknown[1] not in node:
+            raise
+        word = f"{key or group}.{unknown[1]}={typed(node[unknown[1]])}"
+        raise UserError(f"{word} is unknown: no class takes it that {target} hands it to") from None
     if not isinstance(found, kind):
         raise UserError(
             f"{key or group}._target_={target} gives {type(found).__name__}, and {key or group} "

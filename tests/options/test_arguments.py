@@ -50,6 +50,29 @@ def test_options_without_a_type_may_be_anything() -> None:
         check_arguments(Anything, {"strength": "big"}, "sampler")
 
 
+HANDING_ON = """
+from betasigma.samplers import DDIM
+
+class Own(DDIM):
+    def __init__(self, strength=1.0, **options):
+        super().__init__(**options)
+"""
+
+
+def test_what_options_without_a_type_hand_on_in_vain_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Python's TypeError named a class of ours, and not the key."""
+    (tmp_path / "handing.py").write_text(HANDING_ON, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(plugins, "_allowed", {"handing": None})
+    node = {"_target_": "handing.Own", "steps": 5}
+    assert make(node, "sampler").steps == 5
+    unknown = r"^sampler\.setps=5 is unknown: no class takes it that handing\.Own hands it to$"
+    with pytest.raises(UserError, match=unknown):
+        make({**node, "setps": 5}, "sampler")
+
+
 def test_packages_of_metrics_and_features_that_are_named_by_a_string_are_recorded() -> None:
     evaluation = {
         "metrics": ["fd", "onelab.Sliced", {"_target_": "twolab.Peaks"}],
