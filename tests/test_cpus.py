@@ -17,6 +17,7 @@ from betasigma.commands import sample
 from betasigma.cpus import (
     ON_NODE,
     PER_TASK,
+    THREADS_OF_USER,
     cpus_of_a_process,
     idle_cpus,
     look_for_idle_cpus,
@@ -25,7 +26,7 @@ from betasigma.cpus import (
 from betasigma.data import image_files, image_sets
 from betasigma.data.file_tree import Files
 from betasigma.data.listing import Listed
-from betasigma.devices import THREADS_OF_USER, move_to_device, use_threads
+from betasigma.devices import move_to_device, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -156,13 +157,17 @@ def machine(root: Path, monkeypatch: pytest.MonkeyPatch, *shares: float) -> Path
         ((0, 1, 1, 0), 1),
     ],
 )
-def test_idle_cpus_are_counted_once(tmp_path, monkeypatch, idle, expected):
-    root = machine(tmp_path, monkeypatch, *idle)
-    look_for_idle_cpus(root)
+def test_idle_cpus_are_counted(tmp_path, monkeypatch, idle, expected):
+    look_for_idle_cpus(machine(tmp_path, monkeypatch, *idle))
     assert idle_cpus() == expected
-    (root / "proc/stat").unlink()
+
+
+def test_what_this_process_does_itself_is_no_neighbour(tmp_path, monkeypatch):
+    root = machine(tmp_path, monkeypatch, 0.1, 1, 1, 1)
+    clock = iter([7.0, 7.0 + 0.9 * cpus.LOOK_SECONDS])
+    monkeypatch.setattr(time, "process_time", lambda: next(clock))
     look_for_idle_cpus(root)
-    assert idle_cpus() == expected
+    assert idle_cpus() == 2
 
 
 def test_of_an_unknown_system_all_are_idle(tmp_path, monkeypatch):
@@ -202,8 +207,8 @@ def test_what_is_moved_for_sampling_tells_of_its_threads(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS"])
 def test_threads_of_the_environment_stay(tmp_path, monkeypatch, name):
+    look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
     monkeypatch.setenv(name, "3")
     torch.set_num_threads(3)
-    look_for_idle_cpus(machine(tmp_path, monkeypatch, 1, 1, 1, 0))
     assert use_threads(HARDWARE) is None
     assert torch.get_num_threads() == 3

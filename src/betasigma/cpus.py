@@ -3,9 +3,9 @@ which Linux, containers and jobs limit it.
 
 PyTorch shares an operation among threads that wait for one another. Where other processes take
 CPUs, all wait for the slowest thread: beside one busy process, two threads on two CPUs do a sixth
-of what one does, or at best as much (``benchmarks/neighbours.py``). So a command looks at the
-machine once, when it starts, and takes as many threads as CPUs are idle then. The number stays,
-since the last bits of sums depend on it.
+of what one does, or at best as much (``benchmarks/neighbours.py``). So a command, and each job of a
+sweep, looks at the machine when it starts, and takes as many threads as CPUs are idle then. The
+number stays, since the last bits of sums depend on it.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ def cpus_of_a_process(processes: int) -> int:
     return max(1, min(usable_cpus(), int(per_task)) if per_task.isdecimal() else share)
 
 
+THREADS = "OMP_NUM_THREADS"
+"""Environment variable of the number of threads, which a user, a cluster or joblib sets."""
+
+THREADS_OF_USER = {THREADS, "MKL_NUM_THREADS"}
+"""Environment variables that PyTorch takes its number of threads from."""
+
 LOOK_SECONDS = 0.1
 """How long the machine is looked at."""
 
@@ -73,9 +79,11 @@ _idle_at_start: list[int | None] = []
 
 
 def look_for_idle_cpus(root: Path = Path("/")) -> None:
-    """Count the CPUs that other processes leave idle now, unless this process did so before."""
-    if not _idle_at_start:
-        _idle_at_start.append(_idle_cpus(root))
+    """Count the CPUs that other processes leave idle now, unless the environment has a number of
+    threads.
+    """
+    if not os.environ.keys() & THREADS_OF_USER:
+        _idle_at_start[:] = [_idle_cpus(root)]
 
 
 def idle_cpus() -> int:
@@ -87,12 +95,14 @@ def idle_cpus() -> int:
 
 
 def _idle_cpus(root: Path) -> int | None:
-    before = _idle_ticks(root)
+    before, own = _idle_ticks(root), time.process_time()
     time.sleep(LOOK_SECONDS)
     after = _idle_ticks(root)
     if before is None or after is None:
         return None
-    return round((after - before) / os.sysconf("SC_CLK_TCK") / LOOK_SECONDS)
+    # threads that earlier jobs have left in this process are no neighbours
+    idle = (after - before) / os.sysconf("SC_CLK_TCK") + time.process_time() - own
+    return round(idle / LOOK_SECONDS)
 
 
 def _idle_ticks(root: Path) -> int | None:

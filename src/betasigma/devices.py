@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from betasigma.cpus import cpus_of_a_process, idle_cpus
+from betasigma.cpus import THREADS_OF_USER, cpus_of_a_process, idle_cpus
 from betasigma.errors import UserError
 
 Config = dict[str, Any]
@@ -119,13 +119,6 @@ def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
     if threads == share:
         return None
     return f"{threads} of {share} CPUs, since {why}; hardware.threads={share} takes all"
-
-
-THREADS = "OMP_NUM_THREADS"
-"""Environment variable of the number of threads, which a user, a cluster or joblib sets."""
-
-THREADS_OF_USER = {THREADS, "MKL_NUM_THREADS"}
-"""Environment variables that PyTorch takes its number of threads from."""
 
 
 def keep_freed_memory() -> None:

@@ -125,8 +125,6 @@ def app(
                 line = command_line.with_key(
                     command_line.read_command_line(sys.argv[1:]), config_name
                 )
-                if not line.only_shows:
-                    look_for_idle_cpus()
                 consent.allow_typed(sys.argv[1:])
                 line = fetch_named(add_place(line))
                 line = line._replace(overrides=[*always, *line.overrides])
@@ -218,7 +216,7 @@ def in_directory(task: Task) -> Callable[[DictConfig], Any]:
 
     @wraps(task)
     def run(config: DictConfig) -> Any:
-        look_for_idle_cpus()  # the worker of a cluster or of joblib begins here
+        look_for_idle_cpus()  # a sweep may run its jobs in one process, for hours each
         keep_kernels()
         start = this_start()
         name = HydraConfig.get().callbacks["preflight"].app

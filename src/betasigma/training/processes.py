@@ -38,7 +38,8 @@ from lightning_fabric.strategies import DDPStrategy
 from omegaconf import read_write
 from pytorch_lightning import Trainer
 
-from betasigma.devices import THREADS, use_threads
+from betasigma.cpus import THREADS
+from betasigma.devices import use_threads
 from betasigma.errors import UserError, first_line
 from betasigma.runs.start import Start, subcommand
 from betasigma.runs.status import FAILED, process_rank, read_status, started_by
