@@ -587,6 +587,8 @@ for contract, data, options in (
     ("dataset.length", Images(picture, 0), {}),
     ("dataset.length", (np.zeros((40, 8, 8), np.uint8), np.zeros(39, int)), {}),
     ("dataset.type", Images(lambda i: "a picture"), {}),
+    ("dataset.type", [np.zeros((8, 8), np.uint8)], {}),
+    ("dataset.type", lambda: {"images": np.zeros((9, 8, 8), np.uint8)}, {}),
     ("dataset.shape", Images(lambda i: picture(i)[:, : 4 + i % 2]), {}),
     ("dataset.shape", np.zeros((10, 1, 3, 8, 8), np.uint8), {}),
     ("dataset.shape", np.zeros((10, 8), np.uint8), {}),
@@ -599,6 +601,8 @@ for contract, data, options in (
     ("dataset.labels", points_and_labels(lambda i: i % 4), {"num_classes": 3}),
     ("dataset.labels", points_and_labels(lambda i: 0.5), {"num_classes": 3}),
     ("dataset.labels", GOOD, {"num_classes": 3}),
+    ("dataset.labels", points_and_labels(lambda i: -1), {}),
+    ("dataset.labels", points_and_labels(lambda i: "cat"), {}),
     ("dataset.deterministic", Images(lambda i: picture(i).roll(int(torch.rand(1) * 8))), {}),
     ("dataset.deterministic", InOneBuffer(picture), {}),
     ("dataset.content", lambda: torch.rand(8, 1, 4, 4), {"value_range": (0.0, 1.0)}),
@@ -642,7 +646,9 @@ for contract, kind in (
     breaks(contract, check_dataset, kind("digits", batch_size=8))
 
 
-def test_good_data_pass() -> None:
+def test_good_data_pass(tmp_path: Path) -> None:
+    file = tmp_path / "images.npz"
+    np.savez(file, images=np.stack([picture(i).numpy() for i in range(9)]), labels=np.arange(9))
     check_dataset(GOOD, Images(lambda i: picture(100 + i)))
     check_dataset(points_and_labels(lambda i: torch.tensor(i % 3)), num_classes=3)
     check_dataset(lambda: np.stack([picture(i).numpy() for i in range(9)]))
@@ -650,6 +656,8 @@ def test_good_data_pass() -> None:
     check_dataset((np.zeros((9, 8, 8, 3), np.uint8), np.arange(9) % 2), num_classes=2)
     check_dataset(Images(lambda i: {"image": picture(i), "label": i % 3}), num_classes=3)
     check_dataset(Images(lambda i: to_pil_image(picture(i))))
+    check_dataset(Images(lambda i: (picture(i), i % 3)))
+    check_dataset(lambda: str(file))
 
 
 def in_halves(split: str) -> Images:
@@ -737,6 +745,7 @@ def gap(value: Callable[[Tensor], Any]) -> Metric:
 for contract, metric in {
     "metric.type": nn.Identity(),
     "metric.inputs": Centres(),
+    "metric.one_number": gap(lambda value: value.expand(2)),
     "metric.finite": gap(lambda value: value / 0),
     "metric.batching": MeanOfBatches(),
     "metric.order": FirstImagesOnly(),

@@ -9,17 +9,20 @@ datamodule's, which addresses them by (seed, step, index).
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from betasigma.data import arrays
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.testing.contract import require, shape
 
@@ -41,9 +44,10 @@ def check_dataset(
     Args:
         data: a ``torch.utils.data.Dataset`` whose items are ``x``, ``(x, label)`` or a dictionary
             of ``image`` and ``label``; an array or tensor of all of them, or a pair of one and all
-            labels; or a function that returns one of these, of both splits where it has a parameter
-            ``split``. ``x`` is a picture, an image ``(C, H, W)``, ``(H, W, C)`` or ``(H, W)``, or a
-            point ``(d,)``. Or a datamodule, which has both splits.
+            labels; or a function that returns one of these or the path of an .npy or .npz file, of
+            both splits where it has a parameter ``split``. ``x`` is a picture, an image
+            ``(C, H, W)``, ``(H, W, C)`` or ``(H, W)``, or a point ``(d,)``. Or a datamodule, which
+            has both splits.
         test: the other split.
         value_range: least and greatest value of clean data, where they are no bytes; by default
             what ``data.value_range`` says.
@@ -57,7 +61,11 @@ def check_dataset(
         _check_datamodule(data, most)
         return
     value_range = getattr(data, "value_range", None) if value_range is None else value_range
-    if not isinstance(data, KINDS) and "split" in inspect.signature(data).parameters:
+    if (
+        callable(data)
+        and not isinstance(data, KINDS)
+        and "split" in inspect.signature(data).parameters
+    ):
         data, test = partial(data, split="train"), partial(data, split="test")
     splits = [data] if test is None else [data, test]
     digests, shapes = [], []
@@ -67,7 +75,7 @@ def check_dataset(
         first = _check_examples(opened, chosen, value_range, num_classes)
         shapes.append(tuple(first.shape))
         digests.append(_check_repeats(opened, chosen))
-        if not isinstance(split, KINDS):
+        if _opens(split):
             again = [_digest(_opened(split), i) for i in chosen]
             require(
                 again == digests[-1],
@@ -99,8 +107,21 @@ class _Paired(Dataset):
         return self.images[i], self.labels[i]
 
 
+def _opens(data: Data) -> TypeGuard[Callable[..., Any]]:
+    """Whether it is a function that returns the data."""
+    return callable(data) and not isinstance(data, KINDS)
+
+
 def _opened(data: Data) -> Any:
-    found = data if isinstance(data, KINDS) else data()
+    found = data() if _opens(data) else data
+    if isinstance(found, str | Path):
+        found = arrays.read_images(Path(found), "dataset.type:")
+    require(
+        isinstance(found, KINDS),
+        "dataset.type",
+        "a torch Dataset, an array or tensor, a pair (images, labels), or the path of a file",
+        f"it is of class {type(found).__name__}",
+    )
     if not isinstance(found, tuple):
         return found
     images, labels = map(len, found)
@@ -168,8 +189,14 @@ def _check_examples(
 def _check_values(x: Tensor, i: int, value_range: tuple[float, float] | None) -> None:
     if x.dtype == torch.uint8:
         return
+    require(
+        bool(x.isfinite().all()),
+        "dataset.values",
+        "finite values",
+        f"example {i} has {int((~x.isfinite()).sum())} others",
+    )
     if x.ndim == 1 and value_range is None:  # points keep their coordinates
-        value_range = (-torch.finfo(x.dtype).max, torch.finfo(x.dtype).max)
+        return
     require(
         x.dtype.is_floating_point and value_range is not None,
         "dataset.values",
@@ -181,21 +208,23 @@ def _check_values(x: Tensor, i: int, value_range: tuple[float, float] | None) ->
     require(
         bool(((x >= low) & (x <= high)).all()),
         "dataset.values",
-        f"finite values in value_range=[{low:g}, {high:g}]",
+        f"values in value_range=[{low:g}, {high:g}]",
         f"those of example {i} reach from {x.min():g} to {x.max():g}",
     )
 
 
 def _check_label(label: Any, i: int, num_classes: int) -> None:
-    if num_classes == 0:
+    if label is None and num_classes == 0:
         return
     whole = isinstance(label, int | np.integer) or (
         isinstance(label, Tensor) and label.ndim == 0 and not label.dtype.is_floating_point
     )
     require(
-        whole and 0 <= int(label) < num_classes,
+        whole and 0 <= int(label) < (num_classes or math.inf),
         "dataset.labels",
-        f"labels that are integers from 0 to {num_classes - 1} (num_classes={num_classes})",
+        f"labels that are integers from 0 to {num_classes - 1} (num_classes={num_classes})"
+        if num_classes
+        else "labels that are integers from 0",
         f"that of example {i} is {label!r}",
     )
 

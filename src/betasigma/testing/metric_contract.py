@@ -97,6 +97,10 @@ def _sets(sample_shape: tuple[int, ...], n: int) -> tuple[Tensor, Tensor]:
 def _compute(metric: Metric) -> dict[str, float]:
     value = metric.compute()
     named = value if isinstance(value, Mapping) else {"the value": value}
+    sizes = {name: torch.as_tensor(number).numel() for name, number in named.items()}
+    several = next((name for name, size in sizes.items() if size != 1), "")
+    found = f"{several} has {sizes.get(several)} numbers"
+    require(not several, "metric.one_number", "one number, or several by name", found)
     return {name: float(number) for name, number in named.items()}
 
 
