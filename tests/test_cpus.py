@@ -162,6 +162,48 @@ def test_idle_cpus_are_counted(tmp_path, monkeypatch, idle, expected):
     assert idle_cpus() == expected
 
 
+QUOTAS = {
+    2: ("0::/a", "sys/fs/cgroup/a", {"cpu.max": "200000 100000"}, 1e6),
+    1: (
+        "5:cpu,cpuacct:/a",
+        "sys/fs/cgroup/cpu,cpuacct/a",
+        {"cpu.cfs_quota_us": "200000", "cpu.cfs_period_us": "100000"},
+        1e9,
+    ),
+}
+"""Two CPUs in either version: the group, its folder, its limit, and units of its use in a second.
+"""
+
+
+@pytest.mark.parametrize("version", QUOTAS)
+@pytest.mark.parametrize(
+    ("used", "own", "expected"), [(0, 0, 2), (1, 0, 1), (2, 0, 1), (1, 1, 2), (0.3, 0, 2)]
+)
+def test_neighbours_within_a_quota_are_seen(tmp_path, monkeypatch, version, used, own, expected):
+    """On a machine of 16 CPUs, of which the others are idle."""
+    group, folder, limit, units = QUOTAS[version]
+    root = machine(tmp_path, monkeypatch, *[1] * 16)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    write_idle, clock = time.sleep, [7.0]
+
+    def write_used(seconds: float) -> None:
+        count = 10**12 + round(seconds * units)
+        stat = f"usage_usec {count}\nuser_usec {count}\nnr_periods 0"
+        files = {"cpu.stat": stat} if version == 2 else {"cpuacct.usage": str(count)}
+        system(root, group, {f"{folder}/{name}": text for name, text in (files | limit).items()})
+
+    def sleep(seconds: float) -> None:
+        write_idle(seconds)
+        write_used(used * seconds)
+        clock[0] += own * seconds
+
+    write_used(0)
+    monkeypatch.setattr(time, "sleep", sleep)
+    monkeypatch.setattr(time, "process_time", lambda: clock[0])
+    look_for_idle_cpus(root)
+    assert min(idle_cpus(), usable_cpus(root)) == expected
+
+
 def test_what_this_process_does_itself_is_no_neighbour(tmp_path, monkeypatch):
     root = machine(tmp_path, monkeypatch, 0.1, 1, 1, 1)
     clock = iter([7.0, 7.0 + 0.9 * cpus.LOOK_SECONDS])

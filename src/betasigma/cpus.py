@@ -53,7 +53,7 @@ def usable_cpus(root: Path = Path("/")) -> int:
     known = hasattr(os, "sched_getaffinity")
     count = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     # rounded up: one thread cannot use up a quota of 1.5 CPUs, and two can
-    return max(1, min([count, *(math.ceil(quota) for quota in _quotas(root))]))
+    return max(1, min([count, *map(math.ceil, _quotas(root).values())]))
 
 
 def cpus_of_a_process(processes: int) -> int:
@@ -95,36 +95,56 @@ def idle_cpus() -> int:
 
 
 def _idle_cpus(root: Path) -> int | None:
-    before, own = _idle_ticks(root), time.process_time()
+    """CPUs that others leave idle, of the machine and of the quota of each control group."""
+    quotas = _quotas(root)
+
+    def seconds() -> list[float]:
+        used = map(_used_seconds, quotas)
+        return [time.process_time(), _idle_seconds(root), *used]
+
+    before = seconds()
     time.sleep(LOOK_SECONDS)
-    after = _idle_ticks(root)
-    if before is None or after is None:
-        return None
+    passed = zip(before, seconds(), strict=True)
     # threads that earlier jobs have left in this process are no neighbours
-    idle = (after - before) / os.sysconf("SC_CLK_TCK") + time.process_time() - own
-    return round(idle / LOOK_SECONDS)
+    own, idle, *used = ((later - earlier) / LOOK_SECONDS for earlier, later in passed)
+    if math.isnan(idle):
+        return None
+    left = (math.ceil(q) - round(u - own) for q, u in zip(quotas.values(), used, strict=True))
+    return min([round(idle + own), *left])
 
 
-def _idle_ticks(root: Path) -> int | None:
-    """Time that the CPUs of this process have been idle, in the kernel's ticks."""
+def _idle_seconds(root: Path) -> float:
+    """Time that the CPUs of this process have been idle; NaN where the system does not tell."""
     try:
         lines = (root / "proc/stat").read_text(encoding="utf-8").splitlines()
         own = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     except (OSError, AttributeError):  # another system than Linux
-        return None
+        return math.nan
     counts = [line.split() for line in lines if line.partition(" ")[0] in own]
-    return sum(int(idle) + int(waiting) for _, _, _, _, idle, waiting, *_ in counts)
+    ticks = sum(int(idle) + int(waiting) for _, _, _, _, idle, waiting, *_ in counts)
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """Quotas, in CPUs, of the control groups that this process is in."""
-    for version, folder in control_groups("cpu", root):
+def _quotas(root: Path) -> dict[ControlGroup, float]:
+    """Quotas, in CPUs, of the control groups that this process is in and that have one."""
+    found = {}
+    for group in control_groups("cpu", root):
+        version, folder = group
         if version == 2:  # microseconds of CPU time in a period, or ``max``
             quota, _, period = _read(folder / "cpu.max").partition(" ")
         else:  # a quota of −1 is none
             quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
         if quota.isdecimal() and period.isdecimal():
-            yield int(quota) / int(period)
+            found[group] = int(quota) / int(period)
+    return found
+
+
+def _used_seconds(group: ControlGroup) -> float:
+    """CPU time of all processes of a group; 0 where the system does not tell."""
+    if group.version == 2:
+        _, _, after = _read(group.folder / "cpu.stat").partition("usage_usec ")
+        return int(after.split()[0]) / 1e6 if after else 0.0
+    return int(_read(group.folder / "cpuacct.usage") or 0) / 1e9
 
 
 def _read(file: Path) -> str:
