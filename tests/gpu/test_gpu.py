@@ -144,13 +144,14 @@ def test_sampling_on_the_way_does_not_disturb_training(here: Path) -> None:
     assert_same_bits(weights(with_samples), weights(without))
 
 
-def test_one_device_of_ddp_is_one_device(here: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_one_device_of_several_is_one_device(here: Path, strategy: str) -> None:
     alone = betasigma.train(*DETERMINISTIC).directory
-    words = (*DETERMINISTIC, "hardware.strategy=ddp", "hydra.run.dir=outputs/ddp")
+    words = (*DETERMINISTIC, f"hardware.strategy={strategy}", "hydra.run.dir=outputs/shared")
     subprocess.run([sys.executable, str(ROOT / "train.py"), *words], cwd=here, check=True)
-    found, expected = weights(here / "outputs/ddp"), weights(alone)
+    found, expected = weights(here / "outputs/shared"), weights(alone)
     assert found.keys() == expected.keys()
-    for name, value in expected.items():  # its buckets of gradients choose other kernels
+    for name, value in expected.items():  # gradients in buckets choose other kernels
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
 
 

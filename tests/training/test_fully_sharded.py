@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from launching import launch, typed
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 
+from betasigma.denoiser import Denoiser
+from betasigma.modules import DDPM
+from betasigma.modules.averaging import is_in_parts, whole
 from betasigma.networks.refinenet import RefineNet
 from betasigma.networks.unet import UNet
+from betasigma.objectives import Denoising
+from betasigma.preconditioning import Preconditioning
 from betasigma.runs.checkpoint import read
 from betasigma.runs.header import LAST, PREVIOUS
-from betasigma.training.fully_sharded import blocks
+from betasigma.schedules import linear
+from betasigma.training.fully_sharded import FullySharded, blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -84,6 +96,35 @@ def test_parts_train_as_the_whole_and_go_on_exactly(tmp_path: Path) -> None:
     assert_equal(shared, again, exact=True)
     on_one = train(tmp_path / "fewer", *ONE, "steps=4")
     assert_equal(alone, on_one, exact=False)
+
+
+def test_weights_are_in_parts_before_they_move_to_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unet = UNet(1, 8, channels=8, multipliers=(1, 2), blocks=1, attention=())
+    model = Denoiser(unet, linear(steps=100), Preconditioning(levels=100), sample_shape=(1, 8, 8))
+    module = DDPM(model, Denoising(), partial(torch.optim.Adam, lr=1e-3))
+    expected = copy.deepcopy(module.state_dict())
+    cpu = torch.device("cpu")
+    strategy = FullySharded(accelerator=CPUAccelerator(), parallel_devices=[cpu])
+    strategy.connect(module)
+    seen: list[bool] = []
+
+    def move(self: DDPStrategy, trainer: object) -> None:
+        seen.extend(is_in_parts(p) for p in unet.parameters())
+
+    monkeypatch.setattr(DDPStrategy, "setup", move)  # moves what it finds
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        strategy.setup(trainer)
+        found = {name: whole(value) for name, value in module.state_dict().items()}
+    finally:
+        torch.distributed.destroy_process_group()
+    assert seen
+    assert all(seen)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_blocks_are_what_computes_between_the_ends() -> None:

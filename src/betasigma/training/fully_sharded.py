@@ -1,8 +1,8 @@
 """``hardware.strategy=fsdp``: each process keeps a part of the network that is trained.
 
 Of the 20 bytes that training keeps a parameter (weight, gradient, Adam's two moments, average), 16
-are shared out; a block's weights are whole only while it computes. The average stays whole on every
-device, so that samples, validation and evaluation need nothing of the other processes.
+are shared out; a block's weights are whole only while it moves or computes. The average stays whole
+on every device, so that samples, validation and evaluation need nothing of the other processes.
 
 PyTorch's ``fully_shard`` does it. Lightning's own strategy of this name takes GPUs only and puts
 another optimizer state into checkpoints. Here a checkpoint is the same file as that of any run: it
@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -31,17 +33,16 @@ class FullySharded(DDPStrategy):
 
     strategy_name = "fsdp"
 
+    def setup(self, trainer: Trainer) -> None:
+        """Share out the parameters before anything moves to the device, and before the optimizer is
+        made from them.
+        """
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._share_out()
+        super().setup(trainer)
+
     def configure_ddp(self) -> None:
-        """Share out the parameters, before the optimizer is made from them."""
-        module = self.lightning_module
-        assert isinstance(module, DiffusionModule)
-        for tensor in [*module.parameters(), *module.buffers()]:
-            torch.distributed.broadcast(tensor.detach(), 0)
-        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-        network = module.denoiser.network
-        for block in blocks(network):
-            fully_shard(block, mesh=mesh)
-        fully_shard(network, mesh=mesh)
+        """There are no copies to keep alike."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """Whole weights; all ranks call it together."""
@@ -62,6 +63,22 @@ class FullySharded(DDPStrategy):
             for number, own in saved["state"].items()
         }
         optimizer.load_state_dict({**saved, "state": state})
+
+    def _share_out(self) -> None:
+        """Move a block at a time to the device and keep a part of it: none ever holds all of the
+        trained weights.
+        """
+        module = self.lightning_module
+        assert isinstance(module, DiffusionModule)
+        for tensor in [*module.parameters(), *module.buffers()]:
+            sent = tensor.detach().to(self.root_device)  # NCCL sends between GPUs only
+            torch.distributed.broadcast(sent, 0)
+            tensor.detach().copy_(sent)
+        mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+        network = module.denoiser.network
+        for block in blocks(network):
+            fully_shard(block, mesh=mesh)
+        fully_shard(network, mesh=mesh)
 
     def _whole(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Whole tensors in memory; the first rank writes them, the others only help to gather."""
