@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from launching import ROOT
 from torch.nn import functional as F
 
 from betasigma.commands.checks import check_run
+from betasigma.display import Display
 from betasigma.networks.unet import GroupNorm
 from betasigma.options import plugins
+from betasigma.training import compiling
 from betasigma.training.compiling import can_be_compiled, is_left_open
 
 
@@ -46,6 +49,42 @@ def test_of_an_objective_of_one_s_own_it_is_not_known(
     plugins.allow(["own_loss"])
     network = {"_target_": "betasigma.networks.unet.UNet"}
     assert not can_be_compiled({"objective": {"_target_": "own_loss.Own"}, "network": network})
+
+
+@pytest.mark.parametrize(
+    ("devices", "left", "expected", "compiled"),
+    [
+        (1, 121, "not compiling the network: uncompiled, 0:02:01 of training would be left", None),
+        (1, 123, "compiling the network: uncompiled, 0:02:03 of training would be left", True),
+        (2, 123, "compiling the network, without CUDA graphs, which take one device", False),
+    ],
+)
+def test_a_training_says_what_was_decided(
+    devices: int,
+    left: float,
+    expected: str,
+    compiled: bool | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As on a GPU whose steps take a second."""
+    made: list[bool] = []
+    times = iter((0.0, float(compiling.MEASURED)))
+    monkeypatch.setattr(compiling, "_now", lambda device: next(times))
+    monkeypatch.setattr(compiling, "compile_in_place", lambda network, graphs: made.append(graphs))
+    steps = compiling.SETTLING + compiling.MEASURED
+    strategy = SimpleNamespace(broadcast=lambda value: value)
+    trainer = SimpleNamespace(max_steps=steps + left, world_size=devices, strategy=strategy)
+    module = SimpleNamespace(
+        device=torch.device("cuda"), denoiser=SimpleNamespace(network=torch.nn.Identity())
+    )
+    callback = compiling.CompileTraining(Display(), cuda_graphs=True)
+    for step in range(steps + 2):
+        callback.on_step(trainer, module, step)
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert told.startswith(expected)
+    assert told.count("network") == 1
+    assert made == ([] if compiled is None else [compiled])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -17,10 +17,10 @@ from betasigma.options.base import parse_component
 from betasigma.samplers import Sampler
 from betasigma.training.steps import StepCallback
 
-REPAID_AFTER = 240.0
-"""Seconds of uncompiled work from which on compiling is faster. On an H100 it took 70 s for
-DDPM's CIFAR-10 network, whose steps then took 22 instead of 57 ms (docs/benchmarks.md): even at
-115 s of work.
+REPAID_AFTER = (80.9 - 5.6) / (1 - 21.7 / 57)
+"""Seconds of uncompiled work (122) from which on compiling is faster, of DDPM's CIFAR-10 network on
+an H100 (docs/benchmarks.md): its first steps ended after 80.9 s instead of 5.6, and each took 21.7
+ms instead of 57. x seconds become 75.3 + x·21.7/57.
 """
 
 SETTLING, MEASURED = 20, 20
@@ -79,9 +79,9 @@ class CompileTraining(StepCallback):
             # all ranks decide alike
             seconds = trainer.strategy.broadcast(seconds)
             left = seconds * (trainer.max_steps - step)
-            if left >= REPAID_AFTER:
-                say_that_it_compiles(self._display, f"{clock(left)} of training")
-                graphs = self._cuda_graphs and trainer.world_size == 1
+            graphs = self._cuda_graphs and trainer.world_size == 1
+            how = "" if graphs else ", without CUDA graphs, which take one device and whole batches"
+            if is_repaid(left, "training", self._display, how):
                 compile_in_place(module.denoiser.network, graphs)
 
 
@@ -118,14 +118,24 @@ def compile_for_sampling(
         left = _seconds_of(evaluate, denoiser.device) * calls
     except torch.OutOfMemoryError:  # the sampler halves its batches
         return
-    if left >= REPAID_AFTER:
-        say_that_it_compiles(display, f"{clock(left)} of sampling")
+    if is_repaid(left, "sampling", display):
         compile_in_place(denoiser.network, cuda_graphs=False)
 
 
-def say_that_it_compiles(display: Display, work: str) -> None:
-    """One line on what was decided, and why."""
-    display.line(f"compiling the network: uncompiled, {work} would be left (hardware.compile=auto)")
+def is_repaid(left: float, work: str, display: Display, how: str = "") -> bool:
+    """Whether compiling repays when ``left`` seconds of work are left; says what was decided, and
+    why.
+
+    Args:
+        how: it would be compiled.
+    """
+    repaid = left >= REPAID_AFTER
+    decision = f"compiling the network{how}" if repaid else "not compiling the network"
+    display.line(
+        f"{decision}: uncompiled, {clock(left)} of {work} would be left, and it repays from "
+        f"{clock(REPAID_AFTER)} on (hardware.compile=auto)"
+    )
+    return repaid
 
 
 def _seconds_of(call: Callable[[], None], device: torch.device) -> float:
