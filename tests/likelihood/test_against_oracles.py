@@ -24,7 +24,7 @@ from betasigma.likelihood import (
 from betasigma.oracles import EmpiricalDenoiser, GaussianMixture
 from betasigma.prior import DataMoments
 from betasigma.randomness import Stream
-from betasigma.schedules import NoiseSchedule, geometric, linear
+from betasigma.schedules import NoiseSchedule, geometric, linear, vp_sde
 
 WEIGHTS = np.array([0.3, 0.7])
 MEANS = np.array([[0.35, 0.55], [0.6, 0.4]])
@@ -36,10 +36,17 @@ SCHEDULES = {
     "ncsn": (geometric(10, 1.0, 0.01), (0.0, 1.0)),
 }
 
+VP_SDE = {"vp_sde": (vp_sde(), (-1.0, 1.0))}
+
+MORE = 1.2
+"""Times as many network evaluations of the adaptive solver as were counted, at most, since it may
+take a step more on another platform.
+"""
+
 
 def mixture(family: str, components: int = 2) -> GaussianMixture:
     """The mixture in the family's value range."""
-    schedule, (low, high) = SCHEDULES[family]
+    schedule, (low, high) = (SCHEDULES | VP_SDE)[family]
     width = high - low
     keep = slice(None) if components == 2 else slice(0, 1)
     return GaussianMixture(
@@ -64,11 +71,13 @@ class ExactPrior(GaussianPrior):
         return self.oracle.log_density(x, *kernel)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("family", SCHEDULES)
-@pytest.mark.parametrize("components", [1, 2])
+@pytest.mark.parametrize(
+    ("family", "components", "counted"),
+    [("ddpm", 1, 74), ("ddpm", 2, 80), ("ncsn", 1, 50), ("ncsn", 2, 62)],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_flow_gives_the_density_at_the_smallest_noise(
-    family: str, components: int, dtype: torch.dtype
+    family: str, components: int, counted: int, dtype: torch.dtype
 ) -> None:
     oracle = mixture(family, components)
     x = oracle.draw(Stream("x", indices=range(64))).to(dtype)
@@ -78,12 +87,22 @@ def test_flow_gives_the_density_at_the_smallest_noise(
     found, nfe = FlowLikelihood(trace="exact").log_prob(oracle, x, ExactPrior(oracle))
     bits = (found - truth) / 2 / math.log(2)
     assert bits.abs().max() < 1e-3  # 100 times the tolerance of a step
-    assert nfe < 200
+    assert nfe <= MORE * counted
 
 
-@pytest.mark.parametrize("family", [pytest.param("ddpm", marks=pytest.mark.slow), "ncsn"])
-def test_flow_is_score_sde_s_in_fewer_evaluations(family: str) -> None:
-    """Theirs integrates x_t over t: dx = (f·x − ½g²·score) dt."""
+@pytest.mark.parametrize(
+    ("family", "tolerance", "counted", "of_theirs"),
+    [
+        pytest.param("ddpm", 1e-6, 110, 1514, marks=pytest.mark.slow),
+        ("ddpm", 1e-5, 80, 416),
+        ("ncsn", 1e-6, 80, 98),
+        ("ncsn", 1e-5, 56, 86),
+        ("vp_sde", 1e-8, 230, 212),
+        ("vp_sde", 1e-5, 80, 68),
+    ],
+)
+def test_flow_is_score_sde_s(family: str, tolerance: float, counted: int, of_theirs: int) -> None:
+    """Theirs integrates x_t over t: dx = (f·x − ½g²·score) dt. docs/equations.md has the counts."""
     oracle = mixture(family)
     schedule = oracle.schedule
     x = oracle.draw(Stream("x", indices=range(8)))
@@ -112,18 +131,21 @@ def test_flow_is_score_sde_s_in_fewer_evaluations(family: str) -> None:
         theirs,
         (alpha * x, torch.zeros(len(x), dtype=x.dtype)),
         ends,
-        rtol=1e-6,
-        atol=1e-6,
+        rtol=tolerance,
+        atol=tolerance,
         method="dopri5",
     )
     prior = ExactPrior(oracle)
     expected = prior.log_prob(path[-1]) + change[-1] + 2 * math.log(alpha)
-    found, nfe = FlowLikelihood(trace="exact", tolerance=1e-6).log_prob(oracle, x, prior)
+    found, nfe = FlowLikelihood(trace="exact", tolerance=tolerance).log_prob(oracle, x, prior)
     noise = (schedule.sigma(schedule.t_min) / alpha).item()
     truth = oracle.log_density(x, 1.0, noise)
     assert (expected - truth).abs().max() < 0.05  # its slope in t jumps from level to level
-    assert (found - truth).abs().max() < 2e-3
-    assert nfe < calls
+    assert (found - truth).abs().max() < 20 * tolerance
+    print(f"{family} at {tolerance:g}: {nfe} network evaluations, theirs {calls}")
+    assert nfe <= MORE * counted
+    assert of_theirs / MORE <= calls <= MORE * of_theirs
+    assert (nfe < calls) == (counted < of_theirs)
 
 
 def test_hutchinson_is_unbiased_for_the_exact_trace() -> None:
