@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from betasigma.commands.assemble import Config, make_module, make_sampler, open_data
 from betasigma.commands.checks import check_run
-from betasigma.commands.measure import Meter, evaluations
+from betasigma.commands.measure import Meter
 from betasigma.commands.train import make_model, quiet_libraries, run_callbacks
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
@@ -25,7 +25,7 @@ from betasigma.modules.averaging import averaged_copy, ramped_decay, update_aver
 from betasigma.networks.compiled import compile_in_place
 from betasigma.samplers import Sampler
 from betasigma.training.tracking import close_loggers, make_loggers
-from betasigma.training.trainer import Affordable, make_trainer
+from betasigma.training.trainer import Affordable, evaluations, make_trainer
 from harness.report import ROOT
 from harness.timing import Step, Telling, Timings, now, seconds_of
 

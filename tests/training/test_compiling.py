@@ -12,9 +12,14 @@ from launching import ROOT
 from torch.nn import functional as F
 
 from betasigma.commands.checks import check_run
+from betasigma.denoiser import Denoiser
 from betasigma.display import Display
+from betasigma.networks.mlp import MLP
 from betasigma.networks.unet import GroupNorm
 from betasigma.options import plugins
+from betasigma.preconditioning import Preconditioning
+from betasigma.samplers import DDIM, AnnealedLangevin, Sampler
+from betasigma.schedules import geometric
 from betasigma.training import compiling
 from betasigma.training.compiling import can_be_compiled, is_left_open
 
@@ -85,6 +90,30 @@ def test_a_training_says_what_was_decided(
     assert told.startswith(expected)
     assert told.count("network") == 1
     assert made == ([] if compiled is None else [compiled])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "each"),
+    [(DDIM(steps=7), 7), (AnnealedLangevin(inner_steps=100), 1001)],  # the last one denoises
+    ids=["ddim", "annealed_langevin"],
+)
+@pytest.mark.parametrize("share", [0.99, 1.01])
+def test_sampling_is_compiled_where_its_evaluations_repay(
+    sampler: Sampler, each: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: 5 samples in batches of 2 are three times the evaluations of one."""
+    seconds = share * compiling.REPAID_AFTER / (3 * each)
+    made: list[bool] = []
+    monkeypatch.setattr(Denoiser, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.zeros(shape))
+    monkeypatch.setattr(compiling, "_seconds_of", lambda evaluate, device: seconds)
+    monkeypatch.setattr(
+        compiling, "compile_in_place", lambda network, cuda_graphs: made.append(cuda_graphs)
+    )
+    denoiser = Denoiser(MLP(2), geometric(10), Preconditioning("score"), sample_shape=(2,))
+    hardware = {"compile": "auto", "deterministic": False, "strategy": "auto"}
+    compiling.compile_for_sampling(denoiser, hardware, sampler, 5, 2, Display())
+    assert made == ([False] if share > 1 else [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

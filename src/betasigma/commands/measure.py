@@ -30,7 +30,6 @@ from betasigma.oracles import ExactDenoiser
 from betasigma.report.plots import ErrorCurve, draw_error_curves, draw_levels
 from betasigma.runs.record import format_settings
 from betasigma.samplers import Sampler, labels_in_turn
-from betasigma.schedules import NoiseSchedule
 from betasigma.training.compiling import compile_for_sampling
 from betasigma.training.tracking import log_together, log_values
 from betasigma.training.trainer import Affordable
@@ -191,11 +190,6 @@ class Meter:
             where = (data.sample_shape, denoiser.device, self.display)
             self._evaluator = make_evaluator(self._settings, n, data, data_as_typed(data), *where)
         return self._evaluator
-
-
-def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
-    """Steps of a sample, most of which evaluate the network once."""
-    return len(sampler.reached(sampler.times(schedule)))
 
 
 def with_measured(affordable: Affordable) -> Config:

@@ -15,7 +15,7 @@ from betasigma.commands.assemble import Config, make_module, make_sampler, make_
 from betasigma.commands.auto import resolve_auto
 from betasigma.commands.checks import check_run
 from betasigma.commands.config import trains
-from betasigma.commands.measure import data_as_typed, evaluations, make_evaluator, with_measured
+from betasigma.commands.measure import data_as_typed, make_evaluator, with_measured
 from betasigma.commands.train import make_model, quiet_libraries
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.sources import Split
@@ -28,7 +28,7 @@ from betasigma.randomness import Stream
 from betasigma.runs.directory import kernel_folder, short
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.compiling import can_be_compiled, is_left_open
-from betasigma.training.trainer import Affordable, make_trainer
+from betasigma.training.trainer import Affordable, evaluations, make_trainer
 
 
 def prefetch(config: DictConfig) -> None:

@@ -16,6 +16,7 @@ from betasigma.networks.compiled import compile_in_place, is_compiled
 from betasigma.options.base import parse_component
 from betasigma.samplers import Sampler
 from betasigma.training.steps import StepCallback
+from betasigma.training.trainer import evaluations
 
 REPAID_AFTER = (80.9 - 5.6) / (1 - 21.7 / 57)
 """Seconds of uncompiled work (122) from which on compiling is faster, of DDPM's CIFAR-10 network on
@@ -113,7 +114,7 @@ def compile_for_sampling(
     def evaluate() -> None:
         denoiser(x, 1.0, y)
 
-    calls = len(sampler.times(denoiser.schedule)) * -(-n // size)
+    calls = evaluations(sampler, denoiser.schedule) * -(-n // size)
     try:
         left = _seconds_of(evaluate, denoiser.device) * calls
     except torch.OutOfMemoryError:  # the sampler halves its batches

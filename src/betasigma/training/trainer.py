@@ -24,6 +24,8 @@ from betasigma.errors import UserError
 from betasigma.objectives.error_curve import GRID
 from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, most_samples
 from betasigma.options.training import VALIDATION_ERROR
+from betasigma.samplers import Sampler
+from betasigma.schedules import NoiseSchedule
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.progress import EVALUATIONS
 
@@ -58,6 +60,11 @@ in bf16, for 500 samples and 1,797 images by EfficientNet-Lite0 (142 and 174 on 
 
 GRID_SAMPLES, FEWEST_SHOWN = 64, 4
 """Samples in a grid, and in the cheapest one."""
+
+
+def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
+    """Steps of a sample, most of which evaluate the network once."""
+    return len(sampler.reached(sampler.times(schedule)))
 
 
 @dataclass(frozen=True)
