@@ -155,7 +155,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         lines += [f"## {result['name']}", ""]
         if any(result["machine"][k] != results[0]["machine"][k] for k in ("gpus", "processor")):
             lines += [_machine(result["machine"]), ""]
-        lines += [f"{size}, {result['seconds']:.0f} s, load {load} at its end.", ""]
+        day = result["started"][:10]
+        lines += [f"{day}, {size}, {result['seconds']:.0f} s, load {load} at its end.", ""]
         for table in result["tables"]:
             measured = f" ({table['measured']})" if "measured" in table else ""
             lines += [f"**{table['title']}**{measured}", "", as_table(table), ""]
@@ -173,7 +174,8 @@ def _words(options: dict[str, Any]) -> str:
 INTRODUCTION = (
     "Written by `python benchmarks/run.py --size full`. A ratio is that of the medians of "
     "candidates which took turns (A B A B …) on one machine; in brackets the quartiles of the "
-    "rounds' own ratios."
+    "rounds' own ratios. Each section begins with the day it was measured on, with the code of "
+    "that day; it says nothing of what was changed later."
 )
 
 

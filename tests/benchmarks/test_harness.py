@@ -89,6 +89,7 @@ def test_results_come_back_as_a_page_that_says_what_was_missed(tmp_path):
     assert "| demo | fast enough | ≥ 2 | 1.5 | **no** |" in page
     assert "| demo | small enough | ≤ 1 | 0.9 | yes |" in page
     assert "| ours | 1,234 |" in page
+    assert f"## demo\n\n{report.content['started'][:10]}, small size, 0 s, load" in page
     saved = json.loads((tmp_path / "demo.json").read_text())
     assert "data_root" not in saved["options"]
     assert saved["machine"]["versions"]["torch"]
