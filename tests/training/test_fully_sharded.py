@@ -98,7 +98,7 @@ def test_parts_train_as_the_whole_and_go_on_exactly(tmp_path: Path) -> None:
     assert_equal(alone, on_one, exact=False)
 
 
-def test_weights_are_in_parts_before_they_move_to_the_device(
+def test_weights_are_in_parts_before_they_move_to_the_device_and_validate_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     unet = UNet(1, 8, channels=8, multipliers=(1, 2), blocks=1, attention=())
@@ -118,6 +118,9 @@ def test_weights_are_in_parts_before_they_move_to_the_device(
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
+        strategy.setup(trainer)
+        monkeypatch.undo()
+        trainer.state.fn = TrainerFn.VALIDATING  # as after the last step of a run that was killed
         strategy.setup(trainer)
         found = {name: whole(value) for name, value in module.state_dict().items()}
     finally:

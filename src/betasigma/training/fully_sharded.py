@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from betasigma.modules import DiffusionModule
-from betasigma.modules.averaging import whole
+from betasigma.modules.averaging import is_in_parts, whole
 
 
 class FullySharded(DDPStrategy):
@@ -35,8 +35,12 @@ class FullySharded(DDPStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         """Share out the parameters before anything moves to the device, and before the optimizer is
-        made from them.
+        made from them. A validation after that finds all processes alike.
         """
+        shared = any(is_in_parts(parameter) for parameter in self.lightning_module.parameters())
+        if shared and trainer.state.fn != TrainerFn.FITTING:
+            self.model_to_device()
+            return
         if trainer.state.fn == TrainerFn.FITTING:
             self._share_out()
         super().setup(trainer)
