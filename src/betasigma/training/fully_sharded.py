@@ -37,7 +37,9 @@ class FullySharded(DDPStrategy):
         """Share out the parameters before anything moves to the device, and before the optimizer is
         made from them. A validation after that finds all processes alike.
         """
-        shared = any(is_in_parts(parameter) for parameter in self.lightning_module.parameters())
+        module = self.lightning_module
+        assert module is not None
+        shared = any(is_in_parts(parameter) for parameter in module.parameters())
         if shared and trainer.state.fn != TrainerFn.FITTING:
             self.model_to_device()
             return
