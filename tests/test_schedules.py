@@ -428,3 +428,8 @@ def test_times_of_float32_are_times() -> None:
                 schedule.alpha(t).item(), rel=1e-5
             )
     assert schedule.sigma(torch.tensor(0.0)).item() == 0
+
+
+def test_what_a_run_finds_from_the_data_is_a_number_in_a_notebook():
+    with pytest.raises(UserError, match=r"^sigma\.levels=auto is found .*; give a number$"):
+        geometric(levels="auto")

@@ -48,7 +48,7 @@ def make(
         found = made(**plugins.check_arguments(made, arguments, key or group))
     except TypeError as error:  # of a class whose **kwargs go to one that does not take them
         unknown = re.search(r"unexpected keyword argument '(\w+)'$", str(error))
-        if unknown is None or unknown[1] not in node:
+        if unknown is None or unknown[1] not in node or plugins.takes(made, unknown[1]):
             raise
         word = f"{key or group}.{unknown[1]}={typed(node[unknown[1]])}"
         raise UserError(f"{word} is unknown: no class takes it that {target} hands it to") from None

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from betasigma.errors import UserError
+from betasigma.options import AUTO
 from betasigma.options.noise_schedules import (
     CosineOptions,
     GeometricOptions,
@@ -427,6 +428,9 @@ def geometric(levels: int = 10, max: float = 1.0, min: float = 0.01) -> Variance
     σ(t) = σ_min·(σ_max/σ_min)^((t·L − 1)/(L − 1)).
     """
     GeometricOptions.check(levels=levels, max=max, min=min)
+    for knob, value in {"levels": levels, "max": max, "min": min}.items():
+        if value == AUTO:
+            raise UserError(f"sigma.{knob}=auto is found from the data by a run; give a number")
     log_sigma = np.linspace(math.log(min), math.log(max), levels) if levels > 1 else [math.log(max)]
     return VarianceExploding(-2 * np.asarray(log_sigma))
 

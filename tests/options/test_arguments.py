@@ -56,6 +56,10 @@ from betasigma.samplers import DDIM
 class Own(DDIM):
     def __init__(self, strength=1.0, **options):
         super().__init__(**options)
+
+class Wrong(DDIM):
+    def __init__(self, strength=1.0):
+        super().__init__(strength=strength)
 """
 
 
@@ -71,6 +75,8 @@ def test_what_options_without_a_type_hand_on_in_vain_is_refused(
     unknown = r"^sampler\.setps=5 is unknown: no class takes it that handing\.Own hands it to$"
     with pytest.raises(UserError, match=unknown):
         make({**node, "setps": 5}, "sampler")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'strength'"):
+        make({"_target_": "handing.Wrong", "strength": 2}, "sampler")  # a bug of its own
 
 
 def test_packages_of_metrics_and_features_that_are_named_by_a_string_are_recorded() -> None:

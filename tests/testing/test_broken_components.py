@@ -658,6 +658,8 @@ def test_good_data_pass(tmp_path: Path) -> None:
     check_dataset(Images(lambda i: to_pil_image(picture(i))))
     check_dataset(Images(lambda i: (picture(i), i % 3)))
     check_dataset(lambda: str(file))
+    np.save(tmp_path / "images.npy", np.zeros((9, 8, 8), np.uint8))
+    check_dataset(lambda: tmp_path / "images.npy")
 
 
 def in_halves(split: str) -> Images:

@@ -11,7 +11,8 @@ from pytorch_lightning import Trainer
 
 from betasigma.errors import UserError
 from betasigma.options import lightning as options
-from betasigma.options.lightning import TrainerOptions, check_callbacks
+from betasigma.options.base import parse_component
+from betasigma.options.lightning import TrainerOptions
 from betasigma.training.trainer import (
     FEATURES,
     Affordable,
@@ -64,7 +65,7 @@ def test_refused_callbacks_are_lightnings_own() -> None:
 )
 def test_callbacks_that_cannot_be_used(node: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        check_callbacks({"mine": node})
+        parse_component("callbacks", node, "callbacks.mine")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,12 @@ from betasigma.errors import UserError
 from betasigma.launch.configs import Configs
 from betasigma.options.apps import TOP_LEVEL
 from betasigma.options.base import REGISTRY, ComponentOptions, Options, accepted_values, models_of
+from betasigma.options.hardware import SlurmOptions
+from betasigma.options.lightning import CallbackOptions
+from betasigma.options.loggers import LightningLoggerOptions
+from betasigma.options.objectives import DenoisingOptions
 from betasigma.options.plugins import locate
+from betasigma.options.preconditionings import PreconditioningOptions
 from betasigma.runs.start import program
 
 COLUMN, WIDTH = 32, 100
@@ -107,6 +112,15 @@ BEHIND = 46
 
 Fields = Mapping[str, FieldInfo]
 
+BY_NAME = {"callbacks": CallbackOptions, "loggers": LightningLoggerOptions}
+"""Nodes that hold any number of components, by names of the user's."""
+
+PLAIN = {
+    "cluster": (SlurmOptions,),
+    "defaults": (PreconditioningOptions, DenoisingOptions),
+}
+"""Nodes that their field has no options for: they are checked elsewhere."""
+
 
 def with_meanings(config: str, app: str) -> str:
     """A config with what each key means and accepts behind it."""
@@ -121,7 +135,7 @@ def _lines(content: Mapping[str, Any], fields: Fields, indent: str) -> Iterator[
         field = fields.get(str(key))
         if isinstance(value, Mapping) and value:
             yield _line(f"{indent}{key}:", field.description if field else None)
-            yield from _lines(value, _inner_fields(field, value), f"{indent}  ")
+            yield from _lines(value, _inner_fields(str(key), field, value), f"{indent}  ")
         else:
             yield _line(f"{indent}{key}: {_typed(value)}", _meaning(field))
 
@@ -144,8 +158,12 @@ def _meaning(field: FieldInfo | None) -> str | None:
     return " ".join(filter(None, [field.description, accepted]))
 
 
-def _inner_fields(field: FieldInfo | None, value: Mapping[str, Any]) -> Fields:
+def _inner_fields(key: str, field: FieldInfo | None, value: Mapping[str, Any]) -> Fields:
     """Options of a node below a field, by the keys that a config has."""
+    if key in BY_NAME:
+        return dict.fromkeys(map(str, value), FieldInfo(annotation=BY_NAME[key]))
+    if key in PLAIN and len(value) > 1:
+        return {name: f for model in PLAIN[key] for name, f in _fields_of(model).items()}
     models = models_of(field) if field else []
     if not models:
         return {}

@@ -115,7 +115,8 @@ def _opens(data: Data) -> TypeGuard[Callable[..., Any]]:
 def _opened(data: Data) -> Any:
     found = data() if _opens(data) else data
     if isinstance(found, str | Path):
-        found = arrays.read_images(Path(found), "dataset.type:")
+        images, labels = arrays.read_images(Path(found), f"{found}")
+        found = images if labels is None else (images, labels)
     require(
         isinstance(found, KINDS),
         "dataset.type",
@@ -124,12 +125,12 @@ def _opened(data: Data) -> Any:
     )
     if not isinstance(found, tuple):
         return found
-    images, labels = map(len, found)
+    examples, known = map(len, found)
     require(
-        images == labels,
+        examples == known,
         "dataset.length",
         "as many labels as examples",
-        f"there are {images} examples and {labels} labels",
+        f"there are {examples} examples and {known} labels",
     )
     return _Paired(*found)
 
