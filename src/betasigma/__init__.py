@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Literal
 
-from betasigma.version import VERSION as __version__
+from betasigma.version import VERSION
 
 if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from collections.abc import Sequence
@@ -60,6 +60,8 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.schedules import sub_vp_sde as sub_vp_sde
     from betasigma.schedules import vp_sde as vp_sde
 
+
+__version__ = VERSION
 
 _HOMES = {
     name: home
@@ -157,5 +159,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    imported = {"annotations", "importlib", "Any", "Literal", "TYPE_CHECKING", "version"}
+    imported = {"annotations", "importlib", "Any", "Literal", "TYPE_CHECKING", "VERSION", "version"}
     return sorted({*globals(), *__all__} - imported)
