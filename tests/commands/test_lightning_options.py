@@ -195,6 +195,7 @@ def test_csv_has_the_config_and_every_value(train: Launch) -> None:
     assert logged["steps"] == 6
 
 
+@pytest.mark.slow
 def test_loggers_beside_weights_and_biases(train: Launch) -> None:
     """By its class and by the file of the group; a run that goes on has them too."""
     two = (f"+loggers.mine._target_={CSV}", "+loggers.mine.name=mine", "+logger@loggers.csv=csv")

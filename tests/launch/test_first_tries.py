@@ -155,6 +155,7 @@ def test_values_with_letters_beyond_ascii_need_no_quotes(typed: str, taken: str)
     assert as_path(typed) == taken
 
 
+@pytest.mark.slow
 def test_a_sweep_over_names_with_letters_beyond_ascii(here: Path) -> None:
     outcome = launch("train", "-m", *SMALL, "name=ä,ö", "tags=[ü]", "hydra.sweep.dir=sweep")
     assert outcome.status == 0, outcome.err
