@@ -60,7 +60,6 @@ if TYPE_CHECKING:  # for editors and type checkers: what _HOMES says
     from betasigma.schedules import sub_vp_sde as sub_vp_sde
     from betasigma.schedules import vp_sde as vp_sde
 
-
 __version__ = VERSION
 
 _HOMES = {

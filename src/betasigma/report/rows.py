@@ -320,9 +320,5 @@ def _differing(described: Sequence[Mapping[str, str]]) -> list[str]:
 def without_common_parent(runs: Sequence[str]) -> list[str]:
     """Paths without the folders that all of them are in."""
     directories = [os.path.abspath(run) for run in runs]
-    common = (
-        os.path.commonpath([os.path.dirname(directory) for directory in directories])
-        if directories
-        else ""
-    )
+    common = os.path.commonpath(map(os.path.dirname, directories)) if directories else ""
     return [os.path.relpath(directory, common) for directory in directories]

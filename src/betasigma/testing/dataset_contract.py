@@ -61,11 +61,7 @@ def check_dataset(
         _check_datamodule(data, most)
         return
     value_range = getattr(data, "value_range", None) if value_range is None else value_range
-    if (
-        callable(data)
-        and not isinstance(data, KINDS)
-        and "split" in inspect.signature(data).parameters
-    ):
+    if _opens(data) and "split" in inspect.signature(data).parameters:
         data, test = partial(data, split="train"), partial(data, split="test")
     splits = [data] if test is None else [data, test]
     digests, shapes = [], []
