@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -59,24 +60,35 @@ def test_a_copy_of_a_compiled_network_has_its_own_weights() -> None:
 
 
 @pytest.mark.slow
-def test_where_compilation_fails_the_network_runs_as_it_is_and_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_compilation_fails_the_network_runs_as_it_is_and_says_so() -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
     plain, compiled = networks()
     compile_in_place(compiled)
-    with warnings.catch_warnings(record=True) as said:
+    nowhere = config.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True})
+    with warnings.catch_warnings(record=True) as said, nowhere:
         quiet_libraries()  # as in a run, whose filters must let it through
         loss, gradient = loss_and_gradient(compiled)
     told = [str(warning.message) for warning in said]
-    assert sum("torch.compile failed, going on without it" in text for text in told) == 1
+    failed = [text for text in told if "torch.compile failed, going on without it" in text]
+    assert len(failed) == 1
+    assert "No working C++ compiler found" in failed[0]
     torch.testing.assert_close((loss, gradient), loss_and_gradient(plain))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(loss_and_gradient(compiled)[0], loss)
+
+
+def test_why_a_compiler_failed_is_said_whatever_kind_of_error_it_raised() -> None:
+    def refuse(*_: object) -> None:
+        raise AttributeError("no such kernel")
+
+    network, _ = networks()
+    network.compile(backend=refuse)
+    with patch.object(network, "compile"):
+        compile_in_place(network)
+    with pytest.warns(UserWarning, match="going on without it: AttributeError: no such kernel$"):
+        loss_and_gradient(network)
 
 
 def test_an_error_of_the_call_itself_is_raised_and_gives_nothing_up() -> None:

@@ -59,4 +59,7 @@ def is_compiled(network: nn.Module) -> bool:
 
 def _give_up(network: nn.Module, error: Exception) -> None:
     network._compiled_call_impl = None
-    warnings.warn(f"torch.compile failed, going on without it: {first_line(error)}", stacklevel=1)
+    # what a compiler did not foresee is wrapped, below a line that names the compiler alone
+    cause = getattr(error, "inner_exception", error)
+    why = first_line(error) if cause is error else f"{type(cause).__name__}: {first_line(cause)}"
+    warnings.warn(f"torch.compile failed, going on without it: {why}", stacklevel=1)
