@@ -68,7 +68,8 @@ def fit(config: Config, made: Parts, run: Path, extra: Sequence[Callback] = ()) 
     loggers = make_loggers(config["logger"], {}, run, config)
     guidance = config["training"]["guidance"]
     meter = Meter(config, made.data, made.sampler, loggers, display, guidance)
-    affordable = Affordable(config, evaluations(made.sampler, made.denoiser.schedule))
+    schedule, shape = made.denoiser.schedule, made.denoiser.sample_shape
+    affordable = Affordable(config, evaluations(made.sampler, schedule, shape, guidance))
     callbacks = run_callbacks(affordable, run, meter)
     trainer = make_trainer(config, run, [*callbacks, *extra], loggers)
     try:

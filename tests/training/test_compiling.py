@@ -93,13 +93,17 @@ def test_a_training_says_what_was_decided(
 
 
 @pytest.mark.parametrize(
-    ("sampler", "each"),
-    [(DDIM(steps=7), 7), (AnnealedLangevin(inner_steps=100), 1001)],  # the last one denoises
-    ids=["ddim", "annealed_langevin"],
+    ("sampler", "guidance", "each"),
+    [
+        (DDIM(steps=7), 1, 7),
+        (AnnealedLangevin(inner_steps=100), 1, 1001),  # the last one denoises
+        (DDIM(steps=7), 3, 14),
+    ],
+    ids=["ddim", "annealed_langevin", "guidance"],
 )
 @pytest.mark.parametrize("share", [0.99, 1.01])
 def test_sampling_is_compiled_where_its_evaluations_repay(
-    sampler: Sampler, each: int, share: float, monkeypatch: pytest.MonkeyPatch
+    sampler: Sampler, guidance: float, each: int, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: 5 samples in batches of 2 are three times the evaluations of one."""
     seconds = share * compiling.REPAID_AFTER / (3 * each)
@@ -112,7 +116,7 @@ def test_sampling_is_compiled_where_its_evaluations_repay(
     )
     denoiser = Denoiser(MLP(2), geometric(10), Preconditioning("score"), sample_shape=(2,))
     hardware = {"compile": "auto", "deterministic": False, "strategy": "auto"}
-    compiling.compile_for_sampling(denoiser, hardware, sampler, 5, 2, Display())
+    compiling.compile_for_sampling(denoiser, hardware, sampler, 5, 2, Display(), guidance)
     assert made == ([False] if share > 1 else [])
 
 

@@ -9,14 +9,25 @@ import pytest
 import pytorch_lightning.callbacks
 from pytorch_lightning import Trainer
 
+from betasigma.denoiser import Denoiser
 from betasigma.errors import UserError
+from betasigma.networks.mlp import MLP
 from betasigma.options import lightning as options
 from betasigma.options.base import parse_component
 from betasigma.options.lightning import TrainerOptions
-from betasigma.training.trainer import (
-    FEATURES,
-    Affordable,
+from betasigma.preconditioning import Preconditioning
+from betasigma.samplers import (
+    DDIM,
+    AdaptiveODE,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolver,
+    Heun,
+    PredictorCorrector,
+    Sampler,
 )
+from betasigma.schedules import NoiseSchedule, geometric, linear
+from betasigma.training.trainer import FEATURES, Affordable, evaluations
 
 CALLBACKS = "pytorch_lightning.callbacks"
 
@@ -86,6 +97,38 @@ def test_a_validation_costs_a_tenth_of_the_steps_before_it(
         "training": {"validate_every": validate_every},
     }
     assert Affordable(content, 1).validated(1000) == expected
+
+
+@pytest.mark.parametrize("schedule", [linear(), geometric(10, 3.0, 0.02)], ids=["vp", "ve"])
+@pytest.mark.parametrize(
+    ("sampler", "tolerance"),
+    [
+        (Ancestral(steps=10), 0),
+        (DDIM(steps=7), 0),
+        (DPMSolver(steps=8), 0),
+        (PredictorCorrector(steps=6), 0),
+        (Heun(steps=10), 1),  # whose last step is one of Euler's
+        (AnnealedLangevin(inner_steps=3), 1),
+        (AdaptiveODE(), 200),  # by the slope that it meets
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_the_evaluations_of_a_sample_are_known_before_it_is_drawn(
+    sampler: Sampler, tolerance: int, schedule: NoiseSchedule
+) -> None:
+    denoiser = Denoiser(MLP(2), schedule, Preconditioning("score", levels=schedule.levels), (2,))
+    expected = evaluations(sampler, schedule, (2,))
+    assert abs(expected - sampler.sample(denoiser, 2).nfe) <= tolerance
+    assert expected >= 6
+    assert evaluations(sampler, schedule, (2,), guidance=2.5) == 2 * expected
+
+
+def test_what_a_sampler_of_one_s_own_asks_of_its_own_network_counts_by_steps() -> None:
+    class Own(Sampler):
+        def step(self, model: Any, x: Any, t: float, s: float, rng: Any) -> Any:
+            return x - (t - s) * model.velocity(x, t)
+
+    assert evaluations(Own(steps=9), linear(), (3, 8, 8)) == 9
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ class Meter:
         evaluator = made_by_first_rank_first(lambda: self._open(denoiser))
         size, share = self._settings["batch_size"], -(-n // rank_and_world_size()[1])
         hardware = self._config["hardware"]
-        compile_for_sampling(denoiser, hardware, self.sampler, share, size, self.display)
+        compile_for_sampling(
+            denoiser, hardware, self.sampler, share, size, self.display, self._guidance
+        )
         with self.display.share(f"evaluating {counted(n, 'sample')}") as progress:
             found = evaluator.evaluate(
                 guided(denoiser, self._guidance),

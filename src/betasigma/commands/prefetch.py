@@ -49,7 +49,9 @@ def _measure_references(content: Config, data: ImageDataModule, display: Display
     content = resolve_auto(content, data, display).config
     sampler, schedule = make_sampler(content["sampler"]), make_schedule(content["schedule"])
     asked = content["evaluation"]
-    node = with_measured(Affordable(content, evaluations(sampler, schedule)))["evaluation"]
+    guidance = content["training"]["guidance"]
+    nfe = evaluations(sampler, schedule, data.sample_shape, guidance)
+    node = with_measured(Affordable(content, nfe))["evaluation"]
     if not measures(node):
         why = "none are asked for"
         if measures(asked):
@@ -122,7 +124,9 @@ def _take_steps(content: Config, data: ImageDataModule, display: Display) -> boo
     if not is_compiled(average.network):
         compile_in_place(average.network)
     sampler = make_sampler(content["sampler"])
-    affordable = Affordable(content, evaluations(sampler, average.schedule))
+    guidance = content["training"]["guidance"]
+    nfe = evaluations(sampler, average.schedule, average.sample_shape, guidance)
+    affordable = Affordable(content, nfe)
     measured = min(affordable.measured, content["evaluation"]["batch_size"])
     for n in {affordable.between, affordable.shown, measured}:
         if n:

@@ -65,8 +65,9 @@ def _sample(
     rank, world_size = rank_and_world_size()
     share = len(shard(asked.total, 0, world_size))
     weights = weights_key(loaded) if asked.save == "folder" else ""  # before they are compiled
-    compile_for_sampling(denoiser, content["hardware"], sampler, share, asked.batch_size, display)
-    draw = Draw(guided(denoiser, content["guidance"]), sampler, content["labels"], asked.batch_size)
+    hardware, guidance = content["hardware"], content["guidance"]
+    compile_for_sampling(denoiser, hardware, sampler, share, asked.batch_size, display, guidance)
+    draw = Draw(guided(denoiser, guidance), sampler, content["labels"], asked.batch_size)
     told = {
         "run": content["run"],
         "step": loaded.step,

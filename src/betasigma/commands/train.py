@@ -118,8 +118,9 @@ def _train(content: Config, start: Start) -> FinishedRun:
     module = assemble.make_module(content, denoiser)
     sampler = assemble.make_sampler(content["sampler"])
     loggers = _open_run(content, start, resumed, cost)
-    affordable = Affordable(content, evaluations(sampler, denoiser.schedule))
     guidance = content["training"]["guidance"]
+    nfe = evaluations(sampler, denoiser.schedule, denoiser.sample_shape, guidance)
+    affordable = Affordable(content, nfe)
     meter = Meter(with_measured(affordable), data, sampler, loggers, display, guidance)
     callbacks = [
         *make_callbacks(content["callbacks"], module.monitor),

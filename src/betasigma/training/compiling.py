@@ -93,6 +93,7 @@ def compile_for_sampling(
     n: int,
     batch_size: int,
     display: Display,
+    guidance: float,
 ) -> None:
     """Compile a network that is about to draw samples, if ``hardware`` says so or leaves it open
     and drawing them takes long enough.
@@ -114,7 +115,8 @@ def compile_for_sampling(
     def evaluate() -> None:
         denoiser(x, 1.0, y)
 
-    calls = evaluations(sampler, denoiser.schedule) * -(-n // size)
+    nfe = evaluations(sampler, denoiser.schedule, denoiser.sample_shape, guidance)
+    calls = nfe * -(-n // size)
     try:
         left = _seconds_of(evaluate, denoiser.device) * calls
     except torch.OutOfMemoryError:  # the sampler halves its batches

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger
@@ -24,7 +26,9 @@ from betasigma.errors import UserError
 from betasigma.objectives.error_curve import GRID
 from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, most_samples
 from betasigma.options.training import VALIDATION_ERROR
-from betasigma.samplers import Sampler
+from betasigma.oracles import EmpiricalDenoiser
+from betasigma.randomness import Stream
+from betasigma.samplers import CountingDenoiser, Sampler
 from betasigma.schedules import NoiseSchedule
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.progress import EVALUATIONS
@@ -62,9 +66,32 @@ GRID_SAMPLES, FEWEST_SHOWN = 64, 4
 """Samples in a grid, and in the cheapest one."""
 
 
-def evaluations(sampler: Sampler, schedule: NoiseSchedule) -> int:
-    """Steps of a sample, most of which evaluate the network once."""
-    return len(sampler.reached(sampler.times(schedule)))
+def evaluations(
+    sampler: Sampler, schedule: NoiseSchedule, shape: tuple[int, ...], guidance: float = 1.0
+) -> int:
+    """Network evaluations of a sample, as far as they are known before it is drawn: each step's are
+    taken to be those of the first, and a sampler that chooses its steps is asked for a sample. Both
+    are counted with the ideal denoiser of two examples in the network's place.
+
+    Args:
+        sampler: whose samples.
+        schedule: the noise levels.
+        shape: of one example.
+        guidance: weight of the guidance; any but 1 takes each evaluation twice.
+    """
+    examples = torch.stack([torch.full(shape, -1.0), torch.ones(shape)])
+    denoiser = EmpiricalDenoiser(examples, schedule)
+    model = CountingDenoiser(denoiser, sampler.clip, None)
+    rng = Stream("cost", 0, indices=[0])
+    steps = len(sampler.reached(sampler.times(schedule)))
+    try:
+        with torch.inference_mode():
+            states = sampler.trajectory(model, sampler.begin(denoiser, rng), rng)
+            for _ in states if sampler.adaptive else islice(states, 1):
+                pass
+    except Exception:  # one of the user's own may draw from networks alone
+        model.nfe = 1
+    return (1 if guidance == 1 else 2) * model.nfe * (1 if sampler.adaptive else steps)
 
 
 @dataclass(frozen=True)
