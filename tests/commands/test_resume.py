@@ -367,7 +367,7 @@ def test_resume_auto_continues_the_newest_run_with_this_config(
     train: Launch, copy_of_ddpm_run: Path
 ) -> None:
     other = train("resume=auto", "seed=7")  # there is none with this seed: it is a new one
-    assert "resume=auto: no run with this config" in other.out
+    assert "resume=auto: no run with a checkpoint fits this command" in other.out
     assert weights(other.run)["betasigma"]["seed"] == 7
 
     outputs = copy_of_ddpm_run.parent
@@ -388,12 +388,14 @@ def test_resume_auto_continues_the_newest_run_that_has_not_ended(copy_of_ddpm_ru
     outcome = launch("train", *TINY, "resume=auto")
     assert outcome.status == 0, outcome.err
     named = [run.relative_to(Path.cwd()) for run in (newest, older)]
-    said = "the newest run with this config that has not ended, as {} has, is {}, at step 6"
+    said = (
+        "the newest run that fits this command and that has not ended, as {} has, is {}, at step 6"
+    )
     assert said.format(*named) in outcome.out
     assert outcome.run == older
     shutil.rmtree(oldest)
     refused = launch("train", *TINY, "resume=auto")  # both have ended
-    assert "resume=auto: the runs with this config have ended, the newest is " in refused.out
+    assert "resume=auto: the runs that fit this command have ended, the newest is " in refused.out
     assert f"resume={named[0]}/checkpoints/last.ckpt has already taken 6 of 6" in refused.err
 
 

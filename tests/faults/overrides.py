@@ -187,7 +187,7 @@ def checked(case: Case) -> Composed:
         CHECKS["train"].preview(config)
         return Composed(config)
     except Exception as error:
-        if not is_refusal(error):
+        if not is_refusal(error, configs):
             return Composed(None, bug=error)
         return Composed(None, refused=sentence(error, configs))
 

@@ -173,7 +173,7 @@ def test_resume_auto_goes_past_a_damaged_newest_run(run: Path) -> None:
     outcome = launch("train", *WORDS, "resume=auto", "steps=8")
     assert outcome.status == 0, outcome.err
     assert "newer/checkpoints/last.ckpt is damaged" in outcome.out
-    assert f"the newest run with this config is {run.relative_to(Path.cwd())}" in outcome.out
+    assert f"the newest run that fits this command is {run.relative_to(Path.cwd())}" in outcome.out
     assert step(run / "checkpoints" / LAST) == 8
 
 

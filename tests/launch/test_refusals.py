@@ -35,6 +35,8 @@ from betasigma.runs.record import Record
         ("batch_size=0", r"batch_size=0 must be at least 1$"),
         ("hydra/launcher=rq -m", r"hydra/launcher=rq is not installed: pip install hydra-rq-laun"),
         ("logger.mode=online", r"logger\.mode=online needs an account: type wandb login"),
+        ("hydra/launcher=joblib", r"hydra/launcher=joblib has no .* run: add -m, or leave it out"),
+        ("hydra/sweeper=optuna", r"hydra/sweeper=optuna has no .* run: add -m, or leave it out"),
         ("search=optuna_lr", r"search=optuna_lr is a sweep of many runs: add -m"),
         ("+search=optuna_lr", r"\+search=optuna_lr adds a .*: write search=optuna_lr and add -m"),
         ("-m +network=mlp,unet_8", r"\+network=mlp,unet_8 adds .*: write network=mlp,unet_8"),
@@ -124,7 +126,7 @@ def test_the_network_follows_the_size_of_photographs(
 def test_resume_auto_says_which_run_and_step(train: Launch) -> None:
     first = train("steps=2")
     again = train("resume=auto", "steps=3")
-    told = rf"resume=auto: the newest run with this config is \S*{first.run.name}, at step 2"
+    told = rf"resume=auto: the newest run that fits this command is \S*{first.run.name}, at step 2"
     assert re.search(told, again.out)
 
 
@@ -156,6 +158,19 @@ def test_a_file_that_is_no_yaml(here: Path, words: list[str]) -> None:
     assert outcome.err == (
         "error: own/experiment/mine.yaml, line 4, cannot be read as YAML: expected ',' or ']', but "
         "got ':' (while parsing a flow sequence)\n"
+    )
+
+
+@pytest.mark.parametrize("words", [["experiment=mine"], ["experiment=mine", "-m"], ["--help"]])
+def test_a_file_that_is_not_utf_8(here: Path, words: list[str]) -> None:
+    file = here / "own" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\n# 第一次\nseed: 3\n", encoding="gbk")
+    outcome = launch("train", "--config-dir", "own", *words)
+    assert outcome.status == 1
+    assert outcome.err == (
+        "error: own/experiment/mine.yaml is not written in UTF-8, as configs are: save it in that "
+        "encoding\n"
     )
 
 

@@ -58,7 +58,7 @@ def continue_run(config: DictConfig, overrides: list[str]) -> Path | None:
         raise UserError(f"resume={config.resume} is a sweep of several runs: add -m")
     found = _found(config, overrides) if config.resume == "auto" else _saved(config.resume)
     if found is None:
-        _say("resume=auto: no run with this config has a checkpoint; starting one")
+        _say("resume=auto: no run with a checkpoint fits this command; starting one")
         config.resume = None
         return None
     checkpoint, saved = found
@@ -264,12 +264,13 @@ def _found(config: DictConfig, overrides: list[str]) -> tuple[Path, dict[str, An
             ended = ended or (checkpoint, saved)
             continue
         step = read_header(checkpoint)["step"]
-        which = "" if ended is None else f" that has not ended, as {ended[0].parents[1]} has,"
-        _say(f"resume=auto: the newest run with this config{which} is {run}, at step {step}")
+        which = "" if ended is None else f" and that has not ended, as {ended[0].parents[1]} has,"
+        newest = f"the newest run that fits this command{which} is {run}"
+        _say(f"resume=auto: {newest}, at step {step}")
         return checkpoint, saved
     if ended is not None:
-        newest = ended[0].parents[1]
-        _say(f"resume=auto: the runs with this config have ended, the newest is {newest}")
+        newest = f"the newest is {ended[0].parents[1]}"
+        _say(f"resume=auto: the runs that fit this command have ended, {newest}")
     return ended
 
 

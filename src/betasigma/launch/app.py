@@ -140,7 +140,7 @@ def app(
                 if tracebacks_wanted():
                     raise
                 end_here(error)
-                if not is_refusal(error):
+                if not is_refusal(error, configs):
                     raise
                 fail(error, configs)
             except (KeyboardInterrupt, Stopped) as stop:
@@ -386,8 +386,10 @@ def as_typed(word: str) -> str:
     return f"{key}={found[1]}" if found and as_choice(f"{key}={found[1]}") == word else word
 
 
-def is_refusal(error: Exception) -> bool:
+def is_refusal(error: Exception, configs: Configs) -> bool:
     """Whether an error is about bad input. Any other error is a bug."""
+    if isinstance(error, UnicodeDecodeError):
+        return configs.not_utf8() is not None
     if isinstance(error, UserError | HydraException | OmegaConfBaseException | MarkedYAMLError):
         return True
     if _is_of_the_disk(error):

@@ -106,6 +106,17 @@ class Configs:
         names = [f"{group}/{choice}" for group in found for choice in options(group)]
         return [self.load(name) for name in names if not name.startswith("hydra/")]
 
+    def not_utf8(self) -> Path | None:
+        """The first file of the search path that is not written in UTF-8."""
+        for source in self._repository.get_sources():
+            folder = _folder(f"{source.scheme()}://{source.path}")
+            for file in sorted(folder.rglob("*.yaml")) if folder else ():
+                try:
+                    file.read_text(encoding="utf-8")
+                except UnicodeDecodeError:
+                    return file
+        return None
+
     def load(self, name: str) -> ConfigFile:
         """Read ``train`` or ``sampler/ddim``."""
         if name not in self._files:
@@ -177,13 +188,20 @@ def load_file(repository: IConfigRepository, name: str) -> ConfigFile:
 
 def _comment(source: str, name: str) -> str:
     """The comment that a file begins with, without the line ``# @package …``."""
-    scheme, _, location = source.partition("://")
-    if scheme not in ("file", "pkg"):
+    folder = _folder(source)
+    if folder is None:
         return ""
-    folder = Path(location) if scheme == "file" else resources.files(location.replace("/", "."))
     lines = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     head = takewhile(lambda line: line.startswith("#"), lines)
     return " ".join(line.lstrip("# ") for line in head if not line.startswith("# @"))
+
+
+def _folder(source: str) -> Path | None:
+    """Where a search path's ``file://…`` or ``pkg://…`` is; ``None`` for Hydra's own schemes."""
+    scheme, _, location = source.partition("://")
+    if scheme == "file":
+        return Path(location)
+    return Path(str(resources.files(location.replace("/", ".")))) if scheme == "pkg" else None
 
 
 def _search_path(overrides: Sequence[str]) -> list[str] | None:

@@ -57,6 +57,8 @@ def explain(error: BaseException, configs: Configs) -> str:
         mark, doing = error.problem_mark, f" ({error.context})" if error.context else ""
         place = f"{short(Path(mark.name))}, line {mark.line + 1}"
         return f"{place}, cannot be read as YAML: {error.problem}{doing}"
+    if isinstance(error, UnicodeDecodeError) and (file := configs.not_utf8()) is not None:
+        return f"{short(file)} is not written in UTF-8, as configs are: save it in that encoding"
     text = "\n".join(str(link) for link in _chain(error))
     typed = configs.line.overrides
     if found := re.search(r"Could not append to config\.[^']*'([^']+)'", text):

@@ -230,10 +230,13 @@ def prepare_run(config: DictConfig, app: AppChecks) -> None:
 
 
 def refuse_search(config: DictConfig) -> None:
-    """Refuse a search without ``-m``."""
+    """Refuse without ``-m`` what is of sweeps alone."""
     chosen = config.hydra.runtime.choices.get("search")
     if chosen is not None:
         raise UserError(f"search={chosen} is a sweep of many runs: add -m")
+    for word in config.hydra.overrides.hydra:
+        if word.startswith(("hydra/launcher=", "hydra/sweeper=")):
+            raise UserError(f"{word} has no effect on a single run: add -m, or leave it out")
 
 
 def refuse_unsearched(config: DictConfig, overrides: list[str]) -> None:
@@ -312,12 +315,13 @@ def _ending(config: DictConfig) -> Iterator[None]:
         with printed():
             yield
     except Exception as error:  # Hydra would only warn and continue
-        if tracebacks_wanted() or not is_refusal(error):
-            traceback.print_exc()
-            raise SystemExit(1) from None
         sources = [s.path for s in config.hydra.runtime.config_sources if s.provider == "main"]
         line = read_command_line(sys.argv[1:])
-        fail(error, Configs(Path(sources[0]), config.hydra.job.config_name, line))
+        configs = Configs(Path(sources[0]), config.hydra.job.config_name, line)
+        if tracebacks_wanted() or not is_refusal(error, configs):
+            traceback.print_exc()
+            raise SystemExit(1) from None
+        fail(error, configs)
 
 
 def check_machine(config: DictConfig) -> None:

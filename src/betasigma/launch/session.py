@@ -62,7 +62,7 @@ def train(*overrides: str) -> FinishedRun:
         with initialize_config_dir(str(configs.folder), job_name="train", version_base="1.3"):
             return _run(words)
     except Exception as error:
-        if isinstance(error, UserError) or not app.is_refusal(error):
+        if isinstance(error, UserError) or not app.is_refusal(error, configs):
             raise
         told = app.sentence(error, configs)
         each = "call betasigma.train for each"
