@@ -9,8 +9,8 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from betasigma.errors import UserError
-from betasigma.launch.app import as_choice, as_typed
 from betasigma.launch.command_line import quoted, read_command_line
+from betasigma.launch.overrides import as_choice, as_typed
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
 from betasigma.launch.command_line import CommandLine
 from betasigma.launch.configs import Configs
-from betasigma.launch.explain import unknown_choice
+from betasigma.launch.overrides import unknown_choice
 from betasigma.runs.record import Record
 
 

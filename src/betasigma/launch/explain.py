@@ -21,21 +21,12 @@ from betasigma.commands.config import (
     saved_header,
 )
 from betasigma.errors import UserError, did_you_mean
-from betasigma.launch.app import as_name
 from betasigma.launch.configs import ConfigFile, Configs
+from betasigma.launch.overrides import as_name, unknown_choice
 from betasigma.options import plugins
 from betasigma.options.base import REGISTRY, parse_component
 from betasigma.options.lightning import REFUSED_FLAGS, refuse_flag
 from betasigma.runs.directory import short
-
-HYDRA_PLUGINS = {
-    "hydra/launcher": ("joblib", "submitit_slurm", "submitit_local", "rq", "ray"),
-    "hydra/sweeper": ("optuna", "ax", "nevergrad"),
-}
-"""Launchers and sweepers that Hydra has as packages of their own."""
-
-OF_SEARCHES = ("joblib", "optuna")
-"""Those that the extra [search] brings, with what they work with."""
 
 SYNONYMS = {
     "epochs": "training counts optimizer steps: steps={value}",
@@ -211,22 +202,6 @@ def _instead(key: str, configs: Configs) -> str:
     if nested:
         return f"did you mean {' or '.join(nested)}?"
     return did_you_mean(key, known, 3) or "--cfg job lists the keys"
-
-
-def unknown_choice(group: str, choice: str, configs: Configs) -> str:
-    """Sentence for ``group=choice`` where the group has no such file."""
-    known = configs.choices(group)
-    listed = f"choose from {', '.join(known)}"
-    if choice in HYDRA_PLUGINS.get(group, ()):
-        package = f"hydra-{choice.partition('_')[0]}-{group.removeprefix('hydra/')}"
-        package = '"betasigma[search]"' if choice in OF_SEARCHES else package
-        return f"{group}={choice} is not installed: pip install {package}; or {listed}"
-    near = did_you_mean(choice, known, cutoff=0.5, before=f"{group}=")
-    hint = f"{near} " if near else ""
-    own = "" if plugins.allowed() else "; one of a package of your own needs plugins=[…]"
-    if plugins.allowed() and not plugins.config_folders():
-        own = f"; there is no folder conf in {' or '.join(plugins.allowed())}"
-    return f"{group}={choice} is unknown; {hint}{listed}{own if group in REGISTRY else ''}"
 
 
 def known_keys(configs: Configs) -> list[str]:

@@ -25,11 +25,12 @@ from betasigma.commands.config import plain
 from betasigma.data.facts import found_once
 from betasigma.errors import UserError, printed
 from betasigma.launch import slurm
-from betasigma.launch.app import as_typed, fail, is_refusal, tracebacks_wanted
+from betasigma.launch.app import fail, is_refusal, tracebacks_wanted
 from betasigma.launch.command_line import quoted, read_command_line
 from betasigma.launch.configs import Configs, Studies
 from betasigma.launch.consent import check_consent
 from betasigma.launch.job_names import short_keys, subdirectory
+from betasigma.launch.overrides import as_typed
 from betasigma.launch.planning import Plan, Planner, all_keys, is_basic, set_key
 from betasigma.launch.slurm import is_cluster
 from betasigma.launch.snapshot import LIVE, keep_code
