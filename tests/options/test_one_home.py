@@ -20,6 +20,7 @@ import betasigma
 import betasigma.options.apps  # registers every group
 from betasigma.data import catalog, toy
 from betasigma.evaluation.features import DINOv2, EfficientNetLite0, Identity, InceptionV3
+from betasigma.launch.help import with_meanings
 from betasigma.options.base import REGISTRY, ComponentOptions, Options, accepted_values
 from betasigma.options.data import DataOptions, MixtureName
 from betasigma.options.evaluation import EXTRACTORS, METRICS, EvaluationOptions
@@ -158,6 +159,38 @@ def test_no_config_file_repeats_what_a_key_accepts() -> None:
         if re.search(r":.*#.*\w+ \| \w+", line)
     ]
     assert again == []
+
+
+def remarks(text: str) -> Iterator[tuple[str, str]]:
+    """The dotted keys of a config, and what is said behind each."""
+    parents: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        if found := re.match(r"( *)([\w.]+):(?: .*?)??(?:  +# (.*))?$", line):
+            indent, key, said = len(found[1]), found[2], found[3]
+            parents = [known for known in parents if known[0] < indent]
+            dotted = ".".join([*(name for _, name in parents), key])
+            parents.append((indent, key))
+            yield dotted, said or ""
+
+
+def test_what_a_config_file_says_behind_a_key_is_what_its_option_says() -> None:
+    """Its whole meaning or a part of it, word for word; what is of the file alone stands above."""
+    compared, other = 0, []
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT / "conf")
+        group = "" if name.parent == Path() or "@package _global_" in text else str(name.parent)
+        app = {"edit": "edit", "figure": "plot", "dashboard": "dashboard"}.get(group, "train")
+        app = path.stem if name.parent == Path() else app
+        content = {k: v for k, v in (yaml.safe_load(text) or {}).items() if k != "defaults"}
+        whole = yaml.safe_dump({group: content} if group else content, allow_unicode=True)
+        meanings = dict(remarks(with_meanings(whole, app)))
+        for key, said in remarks(text):
+            meaning = meanings.get(f"{group}.{key}" if group else key)
+            if said and meaning:
+                compared += 1
+                other += [] if said in meaning else [f"{name}: {key}: {said}"]
+    assert compared > 200
+    assert other == []
 
 
 def test_no_module_above_states_ranges_or_names_targets() -> None:

@@ -117,7 +117,7 @@ def test_the_evaluations_of_a_sample_are_known_before_it_is_drawn(
     sampler: Sampler, tolerance: int, schedule: NoiseSchedule
 ) -> None:
     denoiser = Denoiser(MLP(2), schedule, Preconditioning("score", levels=schedule.levels), (2,))
-    expected = evaluations(sampler, schedule, (2,))
+    expected = evaluations(sampler, schedule, (2,), guidance=1)
     assert abs(expected - sampler.sample(denoiser, 2).nfe) <= tolerance
     assert expected >= 6
     assert evaluations(sampler, schedule, (2,), guidance=2.5) == 2 * expected
@@ -128,7 +128,7 @@ def test_what_a_sampler_of_one_s_own_asks_of_its_own_network_counts_by_steps() -
         def step(self, model: Any, x: Any, t: float, s: float, rng: Any) -> Any:
             return x - (t - s) * model.velocity(x, t)
 
-    assert evaluations(Own(steps=9), linear(), (3, 8, 8)) == 9
+    assert evaluations(Own(steps=9), linear(), (3, 8, 8), guidance=1) == 9
 
 
 @pytest.mark.parametrize(

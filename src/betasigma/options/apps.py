@@ -140,7 +140,9 @@ class Train(ModelConfig, BatchOptions):
         ConstantRateOptions.default(), "learning rate after the warm-up"
     )
     callbacks: Callbacks = option({}, "callbacks beside ours: a name and a _target_ each")
-    trainer: TrainerOptions = option(TrainerOptions(), "flags of Lightning's Trainer")
+    trainer: TrainerOptions = option(
+        TrainerOptions(), "flags of Lightning's Trainer; the others are decided by other keys"
+    )
 
     def unused(self, composition: Composition) -> dict[str, str]:
         found = super().unused(composition)

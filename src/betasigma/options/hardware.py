@@ -72,7 +72,7 @@ class SlurmOptions(Options):
     cpus: Count | None = option(None, "per task")
     memory_gb: Count | None = option(None, "per node")
     parallel: Count = option(256, "jobs that run at the same time")
-    setup: list[str] = option([], "shell lines before a job starts")
+    setup: list[str] = option([], 'shell lines before a job starts, e.g. ["module load cuda"]')
     code: CodeSource = option(
         "snapshot",
         "that jobs run: a copy made when they are submitted; the clone, which refuses to start "

@@ -90,7 +90,7 @@ class ContinuousBoundOptions(BoundOptions):
     batch_size: Count = option(256, "examples measured at once")
 
     draws: Count = option(
-        32, "noise levels of each image, one in each of as many equal parts of the range"
+        32, "noise levels of each image, one in each of as many equal parts of log-SNR"
     )
     decoder_std: Literal["kernel", "fitted"] = option(
         "fitted",

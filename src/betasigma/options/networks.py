@@ -236,7 +236,7 @@ class UNetOptions(ResidualOptions):
     frequency_shift: UnitInterval = option(
         1.0, "1: its frequencies end at 1e-4 (Ho et al.), 0: one ratio before"
     )
-    null_class: bool = option(True, "false: every image has a label, and there is no null class")
+    null_class: bool = option(True, "false: every image has a label, as in ADM")
 
     @model_validator(mode="after")
     def _heads(self) -> Self:

@@ -162,7 +162,7 @@ class DDIMOptions(GridOptions):
 
     steps: Steps = option(50, TIMES)
     clip: bool = option(True, "clip every predicted x_0 to the value range")
-    eta: UnitInterval = option(0.0, "0: deterministic, 1: ancestral")
+    eta: UnitInterval = option(0.0, "0: deterministic, 1: ancestral with the posterior's variance")
 
 
 class AnnealedLangevinOptions(GridOptions):
@@ -199,7 +199,7 @@ class PredictorCorrectorOptions(GridOptions):
     predictor: Predictor = option("reverse_diffusion", "step of the reverse SDE")
     snr: Positive = option(0.16, "size of a corrector's step")
     corrector_steps: Annotated[int, Field(ge=0, le=MOST_STEPS)] = option(
-        1, "Langevin steps before each step of the predictor"
+        1, "Langevin steps before each step of the predictor; 0: no corrector"
     )
 
     def unused(self, composition: Composition) -> dict[str, str]:
@@ -270,7 +270,7 @@ class DPMSolverOptions(GridOptions):
 
     steps: Steps = option(20, TIMES)
     grid: Grid = option("uniform_log_snr", SPACING)
-    eta: UnitInterval = option(0.0, "0: the ODE, 1: the SDE")
+    eta: UnitInterval = option(0.0, "0: the ODE, 1: the SDE (SDE-DPM-Solver++)")
     lower_order_final: bool = option(
         True, "a step of order 1 to the smallest noise where there are fewer than 10 steps"
     )

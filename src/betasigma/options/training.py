@@ -84,7 +84,9 @@ class InitOptions(Options):
 
 
 class BatchOptions(Options):
-    batch_size: Count = option(128, "examples per optimizer step, over all devices")
+    batch_size: Count = option(
+        128, "examples per optimizer step, over all devices and micro-batches"
+    )
 
 
 def check_division(batch_size: int, accumulate: int, devices: int) -> None:

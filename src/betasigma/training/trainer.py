@@ -67,7 +67,7 @@ GRID_SAMPLES, FEWEST_SHOWN = 64, 4
 
 
 def evaluations(
-    sampler: Sampler, schedule: NoiseSchedule, shape: tuple[int, ...], guidance: float = 1.0
+    sampler: Sampler, schedule: NoiseSchedule, shape: tuple[int, ...], guidance: float
 ) -> int:
     """Network evaluations of a sample, as far as they are known before it is drawn: each step's are
     taken to be those of the first, and a sampler that chooses its steps is asked for a sample. Both
