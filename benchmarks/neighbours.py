@@ -19,7 +19,7 @@ from functools import partial
 from itertools import cycle
 from unittest.mock import patch
 
-from betasigma.cpus import usable_cpus
+from betasigma.cpus import THREADS_OF_USER, usable_cpus
 from harness.machine import NO_BF16, dtypes
 from harness.report import Report, options
 from harness.timing import Apart, Step, Timings, seconds_of
@@ -67,6 +67,9 @@ def work() -> tuple[str, ...]:
 
 BURN = "while True: pass"
 
+LOOKS = 20
+"""Commands that look at the machine beside each number of neighbours."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure and write the report."""
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 candidate()
         for number in chosen.neighbours:
             with neighbours(number):
-                show(report, number, in_turns(candidates, rounds))
+                show(report, number, in_turns(candidates, rounds), looks(LOOKS))
     if "bf16" not in dtypes():
         report.note(NO_BF16)
     report.note(
@@ -165,8 +168,18 @@ def neighbours(number: int) -> Iterator[None]:
             process.wait()
 
 
-def show(report: Report, number: int, found: Mapping[str, Timings]) -> None:
-    """A table of the shares."""
+LOOK = "from betasigma import cpus; cpus.look_for_idle_cpus(); print(cpus.idle_cpus())"
+
+
+def looks(number: int) -> list[int]:
+    """Threads that so many commands would take, each in a process that looks as they do."""
+    environment = {key: value for key, value in os.environ.items() if key not in THREADS_OF_USER}
+    call = partial(subprocess.run, [sys.executable, "-c", LOOK], env=environment)
+    return [int(call(capture_output=True, check=True).stdout) for _ in range(number)]
+
+
+def show(report: Report, number: int, found: Mapping[str, Timings], threads: Sequence[int]) -> None:
+    """A table of the shares, and what commands would choose."""
     best = {work: min(map(t.median, t.seconds)) for work, t in found.items()}
     settings = next(iter(found.values())).seconds
     report.table(
@@ -185,6 +198,9 @@ def show(report: Report, number: int, found: Mapping[str, Timings]) -> None:
         least = min(best[work] / t.median(chosen) for work, t in found.items())
         what = f"{chosen}, which a command chooses beside {number} busy processes"
         report.target(f"{what}: least share of the fastest", least, 0.8 if number else 0.98)
+    right = threads.count(max(1, usable_cpus() - number)) / len(threads)
+    what = f"share of {len(threads)} commands that choose so beside {number} busy processes"
+    report.target(what, right, 0.9)
 
 
 if __name__ == "__main__":
