@@ -42,7 +42,7 @@ def test_a_run_is_returned_and_equals_the_command_s(here: Path) -> None:
         (["-m", "seed=1,2"], "--multirun is for the command line"),
         (["hardware=ddp"], r"hardware\.devices=2 needs processes of its own"),
         ([["steps=3"]], r"\['steps=3'\] is no text: betasigma\.train takes key=value"),
-        (["seed=1,2"], "seed=1,2 names several values: call betasigma.train for each"),
+        (["seed=1,2"], "seed=1,2 names several values: call betasigma.train for a run of each"),
         (["search=optuna_lr"], "search=optuna_lr is a sweep of many runs"),
     ],
 )

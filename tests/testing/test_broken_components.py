@@ -530,6 +530,7 @@ for contract, sampler in {
     "sampler.law": JumpsToTheMean(steps=8),
 }.items():
     breaks(contract, check_sampler, sampler)
+breaks("sampler.type", check_sampler, AlwaysFromNoise)  # no object of it
 breaks("sampler.family", check_sampler, LooksForTheFamily(steps=8))
 breaks("sampler.seeded", check_sampler, Stepping(seeds_the_process_on_the_way))
 breaks("sampler.converges", check_sampler, Stepping(drifts_when_fine), bias=1.0)

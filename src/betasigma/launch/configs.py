@@ -80,6 +80,8 @@ class Configs:
     folder: Path
     config_name: str
     line: CommandLine
+    several: str = "add -m"
+    """What is done for a run of each of several values."""
     _files: dict[str, ConfigFile] = field(default_factory=dict)
 
     @property

@@ -68,10 +68,11 @@ def explain(error: BaseException, configs: Configs) -> str:
             return f"{word} adds a group that is there already: write {word.lstrip('+')}{more}"
     if found := re.search(r"Ambiguous value for argument '(.+)'$", text, re.MULTILINE):
         return (
-            f"{found[1]} names several values: add -m for a run of each, or write [a,b] for a list"
+            f"{found[1]} names several values: {configs.several} for a run of each, or write [a,b] "
+            f"for a list"
         )
     if found := re.search(r"Sweep parameters '([^']+)' requires --multirun", text):
-        return f"{found[1]} names several values: add -m for a run of each"
+        return f"{found[1]} names several values: {configs.several} for a run of each"
     if found := re.search(r"Error merging override (\S+)", text):
         reason = (str(error.__cause__ or "").splitlines() or ["it is of another kind"])[0]
         return f"{found[1]} does not fit what the key holds: {reason}"

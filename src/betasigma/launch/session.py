@@ -56,7 +56,7 @@ def train(*overrides: str) -> FinishedRun:
     allow_typed(line.overrides)
     register_search_path()
     app.register_resolvers()
-    configs = Configs(conf_directory(), "train", line)
+    configs = Configs(conf_directory(), "train", line, several="call betasigma.train")
     try:
         words = app.as_hydra_takes_it(line, configs).overrides
         with initialize_config_dir(str(configs.folder), job_name="train", version_base="1.3"):
@@ -64,9 +64,7 @@ def train(*overrides: str) -> FinishedRun:
     except Exception as error:
         if isinstance(error, UserError) or not app.is_refusal(error, configs):
             raise
-        told = app.sentence(error, configs)
-        each = "call betasigma.train for each"
-        raise UserError(told.replace("add -m for a run of each", each)) from error
+        raise UserError(app.sentence(error, configs)) from error
 
 
 def _run(words: list[str]) -> FinishedRun:

@@ -26,6 +26,7 @@ import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, wraps
 from importlib import metadata
 from pathlib import Path
@@ -62,6 +63,8 @@ Made = TypeVar("Made", bound=Callable[..., Any])
 
 _allowed: dict[str, None] = {}
 
+_in_python: ContextVar[bool] = ContextVar("in_python", default=False)
+
 
 class NotAllowed(UserError):
     """A config names code of a package that nobody has let in.
@@ -74,7 +77,7 @@ class NotAllowed(UserError):
         self.package = package = target.partition(".")[0]
         super().__init__(
             f"{key}._target_={target} is code of the package {package}, which is imported only "
-            f"where you allow it: add plugins=[{package}] (or set {VARIABLE}={package}) if you "
+            f"where you allow it: add {naming(package)} (or set {VARIABLE}={package}) if you "
             f"trust it"
         )
 
@@ -82,12 +85,16 @@ class NotAllowed(UserError):
 @contextmanager
 def named_in_python() -> Iterator[None]:
     """Have the refusals of this block name packages as Python takes them: ``plugins=["mylab"]``."""
+    before = _in_python.set(True)
     try:
         yield
-    except UserError as error:
-        told = (re.sub(r"(plugins=\[)([^]\"]*)\]", r'\1"\2"]', str(part)) for part in error.args)
-        error.args = tuple(told)
-        raise
+    finally:
+        _in_python.reset(before)
+
+
+def naming(package: object) -> str:
+    """How a package is named where it is allowed: ``plugins=[mylab]``."""
+    return f'plugins=["{package}"]' if _in_python.get() else f"plugins=[{package}]"
 
 
 def allow(packages: Iterable[str]) -> None:
@@ -101,17 +108,17 @@ def allow(packages: Iterable[str]) -> None:
     """
     for name in packages:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", str(name)):
-            raise UserError(f"plugins=[{name}] is not the name of a package: write plugins=[mylab]")
+            raise UserError(f"{naming(name)} is not the name of a package: write {naming('mylab')}")
         if name in _allowed:
             continue
         if _is_never_a_plugin(name):
             raise UserError(
-                f"plugins=[{name}] is no package of your own: configs never name what belongs to "
+                f"{naming(name)} is no package of your own: configs never name what belongs to "
                 f"Python or to the libraries that betasigma stands on"
             )
         if not _find(name):
             raise UserError(
-                f"plugins=[{name}] cannot be imported: there is no package {name} on Python's path "
+                f"{naming(name)} cannot be imported: there is no package {name} on Python's path "
                 f"or in {Path.cwd()}"
             )
         _allowed[name] = None
@@ -230,7 +237,7 @@ def refuse_without_consent(target: str, group: str, key: str) -> None:
         known = REGISTRY.get(group, {})
         stack = " or ".join(NO_CONSENT_NEEDED.get(group, ()))
         theirs = f"a class of {stack}" if stack else ", ".join(known)
-        choices = ", or ".join(filter(None, [theirs, "one of your own (plugins=[mylab])"]))
+        choices = ", or ".join(filter(None, [theirs, f"one of your own ({naming('mylab')})"]))
         hint = did_you_mean(target, known, cutoff=0.75) or f"choose {choices}"
         raise UserError(f"{key}._target_={target} is not a class that {key} takes; {hint}")
     raise NotAllowed(key, target)

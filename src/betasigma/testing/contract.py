@@ -53,9 +53,13 @@ def of_kind(given: Any, kind: type, contract: str, expected: str, *arguments: An
     instead = isinstance(given, (kind, nn.Module)) or not callable(given)
     # a class that is given without the arguments of its constructor is none of its objects
     made = given if instead or (arguments and isinstance(given, type)) else given(*arguments)
-    found = "a class" if isinstance(made, type) else f"of class {type(made).__name__}"
-    require(isinstance(made, kind), contract, expected, f"it is {found}")
+    require(isinstance(made, kind), contract, expected, f"it is {kind_of(made)}")
     return made
+
+
+def kind_of(found: Any) -> str:
+    """``of class DiT``; ``a class`` where one was given instead of what it makes."""
+    return "a class" if isinstance(found, type) else f"of class {type(found).__name__}"
 
 
 def require_equal(

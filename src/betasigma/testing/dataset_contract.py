@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from betasigma.data import arrays
 from betasigma.data.datamodule import ImageDataModule
-from betasigma.testing.contract import require, shape
+from betasigma.testing.contract import kind_of, require, shape
 
 KINDS = (Dataset, np.ndarray, Tensor, tuple)
 Examples = Dataset | np.ndarray | Tensor
@@ -117,7 +117,7 @@ def _opened(data: Data) -> Any:
         isinstance(found, KINDS),
         "dataset.type",
         "a torch Dataset, an array or tensor, a pair (images, labels), or the path of a file",
-        f"it is of class {type(found).__name__}",
+        f"it is {kind_of(found)}",
     )
     if not isinstance(found, tuple):
         return found
@@ -155,7 +155,7 @@ def _example(data: Any, i: int) -> tuple[Tensor, Any]:
         isinstance(pixels, Tensor) or pixels.dtype.kind in "uif",
         "dataset.type",
         "examples that are pictures, tensors or arrays, alone or with a label",
-        f"example {i} is of class {type(x).__name__}",
+        f"example {i} is {kind_of(x)}",
     )
     return torch.as_tensor(pixels), label
 

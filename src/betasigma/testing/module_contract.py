@@ -24,7 +24,7 @@ from torch import Tensor
 from betasigma.modules import DiffusionModule
 from betasigma.modules.averaging import ramped_decay
 from betasigma.randomness import Stream
-from betasigma.testing.contract import require, require_equal
+from betasigma.testing.contract import kind_of, require, require_equal
 
 STEPS, BATCH = 4, 8
 
@@ -43,7 +43,7 @@ def check_module(build: Callable[[], DiffusionModule]) -> None:
         isinstance(module, DiffusionModule),
         "module.type",
         "a betasigma.modules.DiffusionModule",
-        f"it is of class {type(module).__name__}",
+        f"it is {kind_of(module)}",
     )
     require(
         isinstance(type(module).family, str) and bool(type(module).family),

@@ -25,6 +25,7 @@ from betasigma.testing.contract import (
     TOLERANCE,
     difference,
     generator_untouched,
+    kind_of,
     of_kind,
     require,
     require_equal,
@@ -110,7 +111,7 @@ def _check_terms(objective: Objective, truth: GaussianMixture) -> None:
         isinstance(terms, LossTerms),
         "objective.terms",
         "the terms of the loss, a betasigma.objectives.LossTerms",
-        f"it is of class {type(terms).__name__}",
+        f"it is {kind_of(terms)}",
     )
     require(
         torch.equal(given, x0.float()),

@@ -22,6 +22,7 @@ from betasigma.schedules import NoiseSchedule
 from betasigma.testing.contract import (
     TOLERANCE,
     generator_untouched,
+    kind_of,
     require,
     require_equal,
     shape,
@@ -61,12 +62,8 @@ def check_sampler(
     Raises:
         ContractError: at the first contract that does not hold.
     """
-    require(
-        isinstance(sampler, Sampler),
-        "sampler.type",
-        "a betasigma.samplers.Sampler",
-        f"it is of class {type(sampler).__name__}",
-    )
+    expected = "a betasigma.samplers.Sampler"
+    require(isinstance(sampler, Sampler), "sampler.type", expected, f"it is {kind_of(sampler)}")
     for schedule in schedules:
         truth = mixture(schedule, SHAPE)
         _check_result(sampler, truth)
