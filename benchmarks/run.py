@@ -30,6 +30,7 @@ BENCHMARKS = (
     "time_to_quality",
     "ncsn_budget",
     "memory_format",
+    "huge_pages",
 )
 NEED_DATA = ("precision", "time_to_quality", "ncsn_budget")
 

@@ -72,6 +72,12 @@ class Timed(Protocol):
         ...
 
 
+REST = 0.1
+"""Seconds before and after a candidate in another process: the threads of whoever was last wait for
+work without sleeping for some 20 ms, and would take them from the next.
+"""
+
+
 class Apart:
     """A candidate in a process of its own, where nothing that another one sets reaches it; it waits
     there until it is called, and times itself. To be used in a ``with``.
@@ -122,12 +128,14 @@ class Apart:
             RuntimeError: where it failed, with what it raised.
         """
         if not self._begun:
+            time.sleep(REST)
             self._here.send(question)
         self._begun = False
         while not self._here.poll(1):
             if not self._process.is_alive():
                 raise RuntimeError(f"a candidate ended with status {self._process.exitcode}")
         found = self._here.recv()
+        time.sleep(REST)
         if isinstance(found, str):
             raise RuntimeError(found)
         return float(found)

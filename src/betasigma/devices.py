@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,16 +129,50 @@ def keep_freed_memory() -> None:
     system, which then clears every page: up to a fifth of a step on a CPU. Other C libraries are
     left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if library is not None and hasattr(library, "mallopt"):
+        library.mallopt(M_MMAP_MAX, 0)
+        library.mallopt(M_TRIM_THRESHOLD, -1)
+        _use_huge_pages()
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Parameters of ``mallopt`` (malloc.h): the free memory at the heap's end that is returned to the
 system, −1 for never; and how many tensors may have a mapping of their own.
 """
+
+HUGE_PAGE, MADV_HUGEPAGE = 2**21, 14
+"""Bytes of a huge page, and the advice to use them (sys/mman.h)."""
+
+MOST_RESERVED = 2**36
+"""Bytes of address space that the heap is extended by, at most."""
+
+
+@cache
+def _use_huge_pages() -> None:
+    """Let what the heap grows into have huge pages, where Linux leaves that to programs, as most
+    distributions do.
+
+    Clearing and addressing the pages of 4 KiB of large tensors takes a tenth of a step on a CPU and
+    more (``benchmarks/huge_pages.py``). The heap is extended once, by address space: memory is
+    taken as it is used. That is left out where address space is limited or counted as memory.
+    """
+    import resource
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    limited = any(limit != resource.RLIM_INFINITY for limit in limits)
+    counted = Path("/proc/sys/vm/overcommit_memory")
+    if limited or (counted.exists() and counted.read_text(encoding="utf-8").strip() == "2"):
+        return
+    library = ctypes.CDLL(None)
+    library.malloc.restype = ctypes.c_void_p
+    size = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, MOST_RESERVED)
+    reserved = library.malloc(ctypes.c_size_t(size))
+    if reserved:
+        first = -(-reserved // HUGE_PAGE) * HUGE_PAGE
+        whole = (reserved + size - first) // HUGE_PAGE * HUGE_PAGE
+        library.madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), MADV_HUGEPAGE)
+        library.free(ctypes.c_void_p(reserved))
 
 
 def move_to_device(

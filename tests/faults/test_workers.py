@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from launching import ROOT, TINY, launch
 from PIL import Image
 
@@ -116,7 +117,7 @@ def test_a_worker_that_dies_while_another_command_reads(
 
     def collect(source: Any, micro_batch: Any) -> Any:
         if multiprocessing.parent_process() is not None:
-            time.sleep(0.5)  # one that dies before PyTorch watches it is missed for WORKER_SECONDS
+            time.sleep(0.5)  # one that dies before PyTorch watches it is missed for LOOK_SECONDS
             os.kill(os.getpid(), signal.SIGKILL)
         return original(source, micro_batch)
 
@@ -127,6 +128,26 @@ def test_a_worker_that_dies_while_another_command_reads(
     assert "a worker process of the data has ended" in outcome.err
     assert outcome.err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_before_it_is_watched_is_found_soon(
+    here: Path, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect(*_: Any) -> Any:
+        os._exit(1)
+
+    watching = torch.utils.data._utils.signal_handling
+    watch = watching._set_worker_pids
+    monkeypatch.setattr(watching, "_set_worker_pids", lambda loader, pids: watch(loader, ()))
+    monkeypatch.setattr(loading, "collect", collect)
+    monkeypatch.setattr(loading, "LOOK_SECONDS", 1.0)
+    began = time.monotonic()
+    outcome = launch("train", *words)
+    assert outcome.status == 1
+    assert "a worker process of the data has ended" in outcome.err
+    assert "exited unexpectedly" in outcome.err
+    assert time.monotonic() - began < WORKER_SECONDS / 2
 
 
 @pytest.mark.slow

@@ -21,6 +21,11 @@ Batch = dict[str, Any]
 WORKER_SECONDS = 50.0
 """Seconds to wait for a batch from a worker, which decodes ahead."""
 
+LOOK_SECONDS = 5.0
+"""Seconds after which PyTorch looks whether the workers live: the signal of one that ends before it
+is watched is missed.
+"""
+
 END_SECONDS = 5.0
 """Seconds within which PyTorch learns that a worker has ended."""
 
@@ -65,7 +70,7 @@ class Batches:
             num_workers=self.workers,
             collate_fn=_unchanged,
             pin_memory=self.pin,
-            timeout=WORKER_SECONDS,
+            timeout=min(LOOK_SECONDS, WORKER_SECONDS),
             # otherwise PyTorch would advance the global one, which dropout uses
             generator=torch.Generator().manual_seed(0),
         )
@@ -73,7 +78,7 @@ class Batches:
         try:
             while True:
                 try:
-                    batch = next(batches)
+                    batch = _next(batches)
                 except StopIteration:
                     return
                 except RuntimeError as error:
@@ -87,6 +92,19 @@ class Batches:
                 yield batch
         finally:
             del batches  # which the error would keep: found as garbage it waits 5 s for its workers
+
+
+def _next(batches: Iterator[Any]) -> Any:
+    """The next batch of the workers, awaited for ``WORKER_SECONDS``."""
+    began = time.monotonic()
+    while True:
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+            if time.monotonic() - began >= WORKER_SECONDS:
+                raise _worker_failure("none came") from None
 
 
 def worker_failure(error: BaseException) -> UserError | None:
