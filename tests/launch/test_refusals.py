@@ -145,7 +145,6 @@ def test_a_run_is_continued_where_it_is(train: Launch) -> None:
     [
         ["experiment=mine"],
         ["experiment=mine", "-m", "seed=1,2"],
-        ["--help"],
         ["network.foo=3"],  # which is looked for in every file
     ],
 )
@@ -159,6 +158,9 @@ def test_a_file_that_is_no_yaml(here: Path, words: list[str]) -> None:
         "error: own/experiment/mine.yaml, line 4, cannot be read as YAML: expected ',' or ']', but "
         "got ':' (while parsing a flow sequence)\n"
     )
+    asked = launch("train", "--config-dir", "own", "--help")  # nothing of it is chosen
+    assert asked.status == 0, asked.err
+    assert re.search(r"^experiment: .*\bmine\b", asked.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("words", [["experiment=mine"], ["experiment=mine", "-m"], ["--help"]])

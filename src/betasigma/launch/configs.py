@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from importlib import resources
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +42,6 @@ class ConfigFile(NamedTuple):
     package: str
     """Node that its keys belong to; ``""`` for the top."""
     defaults: list[InputDefault]
-    comment: str = ""
-    """Its opening comment, on one line."""
 
     @property
     def group(self) -> str:
@@ -108,11 +105,25 @@ class Configs:
         names = [f"{group}/{choice}" for group in found for choice in options(group)]
         return [self.load(name) for name in names if not name.startswith("hydra/")]
 
+    def text(self, name: str) -> str:
+        """``sampler/ddim`` as it is written, empty where it is no file; reading it as a config would
+        take twenty times as long.
+        """
+        for folder in self._folders():
+            if (file := folder / f"{name}.yaml").is_file():
+                return file.read_text(encoding="utf-8")
+        return ""
+
+    def _folders(self) -> Iterator[Path]:
+        """The folders of the search path, in its order."""
+        for source in self._repository.get_sources():
+            if (folder := _folder(f"{source.scheme()}://{source.path}")) is not None:
+                yield folder
+
     def not_utf8(self) -> Path | None:
         """The first file of the search path that is not written in UTF-8."""
-        for source in self._repository.get_sources():
-            folder = _folder(f"{source.scheme()}://{source.path}")
-            for file in sorted(folder.rglob("*.yaml")) if folder else ():
+        for folder in self._folders():
+            for file in sorted(folder.rglob("*.yaml")):
                 try:
                     file.read_text(encoding="utf-8")
                 except UnicodeDecodeError:
@@ -184,18 +195,7 @@ def load_file(repository: IConfigRepository, name: str) -> ConfigFile:
     package = found.header.get("package") or group
     content: Any = OmegaConf.to_container(found.config)
     defaults = list(found.defaults_list or [])
-    comment = _comment(found.path, name)
-    return ConfigFile(name, content, "" if package == "_global_" else package, defaults, comment)
-
-
-def _comment(source: str, name: str) -> str:
-    """The comment that a file begins with, without the line ``# @package …``."""
-    folder = _folder(source)
-    if folder is None:
-        return ""
-    lines = folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
-    head = takewhile(lambda line: line.startswith("#"), lines)
-    return " ".join(line.lstrip("# ") for line in head if not line.startswith("# @"))
+    return ConfigFile(name, content, "" if package == "_global_" else package, defaults)
 
 
 def _folder(source: str) -> Path | None:

@@ -8,8 +8,10 @@ accepted values behind it, which the options models know.
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -98,13 +100,20 @@ def opening(configs: Configs) -> str:
 
 def _described(group: str, configs: Configs) -> list[str]:
     """Describe each choice of a group by its comment; for a study, also say how to run it."""
-    files = [configs.load(f"{group}/{choice}") for choice in configs.choices(group)]
-    words = {f"{group}={file.choice}": file.comment for file in files if file.comment}
-    if any(file.is_point for file in files):
-        words[f"-m {group}={','.join(file.choice for file in files)}"] = "the study, point by point"
+    texts = {choice: configs.text(f"{group}/{choice}") for choice in configs.choices(group)}
+    comments = {f"{group}={choice}": _comment(text) for choice, text in texts.items()}
+    words = {word: comment for word, comment in comments.items() if comment}
+    if any(re.search("^study:", text, re.MULTILINE) for text in texts.values()):
+        words[f"-m {group}={','.join(texts)}"] = "the study, point by point"
     return [
         f"{word:{COLUMN}}  {shorten(what, WIDTH, placeholder='…')}" for word, what in words.items()
     ]
+
+
+def _comment(text: str) -> str:
+    """The comment that a file begins with, on one line, without ``# @package …``."""
+    head = takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ") for line in head if not line.startswith("# @"))
 
 
 BEHIND = 46

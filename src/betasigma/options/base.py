@@ -92,7 +92,11 @@ class Options(BaseModel):
     """A node of the config. It has no other keys, converts no types and takes finite numbers."""
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", populate_by_name=True, allow_inf_nan=False
+        strict=True,
+        extra="forbid",
+        populate_by_name=True,
+        allow_inf_nan=False,
+        defer_build=True,  # most commands check a few of a hundred nodes
     )
 
     node: ClassVar[str] = ""
