@@ -106,8 +106,8 @@ class Configs:
         return [self.load(name) for name in names if not name.startswith("hydra/")]
 
     def text(self, name: str) -> str:
-        """``sampler/ddim`` as it is written, empty where it is no file; reading it as a config would
-        take twenty times as long.
+        """``sampler/ddim`` as it is written, twenty times as fast as it is read as a config; empty
+        where it is no file.
         """
         for folder in self._folders():
             if (file := folder / f"{name}.yaml").is_file():
