@@ -31,6 +31,7 @@ BENCHMARKS = (
     "ncsn_budget",
     "memory_format",
     "huge_pages",
+    "neighbours",
 )
 NEED_DATA = ("precision", "time_to_quality", "ncsn_budget")
 

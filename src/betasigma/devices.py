@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -133,7 +134,8 @@ def keep_freed_memory() -> None:
     if library is not None and hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, -1)
-        _use_huge_pages()
+        if threading.current_thread() is threading.main_thread():  # others have heaps of their own
+            _use_huge_pages()
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -155,10 +157,13 @@ def _use_huge_pages() -> None:
 
     Clearing and addressing the pages of 4 KiB of large tensors takes a tenth of a step on a CPU and
     more (``benchmarks/huge_pages.py``). The heap is extended once, by address space: memory is
-    taken as it is used. That is left out where address space is limited or counted as memory.
+    taken as it is used. That is left out where address space is limited or counted as memory, and
+    where the C library is told to fill what it hands out.
     """
     import resource
 
+    if "MALLOC_PERTURB_" in os.environ or "perturb" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     limited = any(limit != resource.RLIM_INFINITY for limit in limits)
     counted = Path("/proc/sys/vm/overcommit_memory")

@@ -370,6 +370,10 @@ def test_resume_auto_continues_the_newest_run_with_this_config(
     assert "resume=auto: no run with a checkpoint fits this command" in other.out
     assert weights(other.run)["betasigma"]["seed"] == 7
 
+    named = train("resume=auto", "name=other", "steps=2")  # nor one of this name
+    assert "resume=auto: no run with a checkpoint fits this command" in named.out
+    shutil.rmtree(named.run)
+
     outputs = copy_of_ddpm_run.parent
     older, broken = (shutil.copytree(copy_of_ddpm_run, outputs / name) for name in ("a", "b"))
     os.utime(older / "checkpoints" / "last.ckpt", (0, 0))

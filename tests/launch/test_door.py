@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from launching import TINY, Outcome, launch
 from torch import nn
 
 import betasigma
+from betasigma.commands import config
 from betasigma.errors import UserError
 from betasigma.options import plugins
 from betasigma.options.base import dump, parse_component
@@ -286,6 +288,19 @@ def test_the_command_line_lets_in(run: Path, spy: Path) -> None:
     outcome = launch("sample", "plugins=[spy]", "run=run", "n=2", "hydra.run.dir=drawn")
     assert outcome.status == 0, outcome.err
     assert is_imported(spy)
+
+
+def test_all_packages_that_a_run_needs_are_named_at_once(
+    run: Path, spy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path, key: str) -> dict[str, Any]:
+        header = read_header(path, key)
+        return {**header, "plugins": {**header["plugins"], "lab": "0.2"}}
+
+    monkeypatch.setattr(config, "read_header", read)
+    told = refused(launch("sample", "run=run", "n=2", "hydra.run.dir=drawn"))
+    assert "was trained with spy 3.1 and lab 0.2: " in told
+    assert "add plugins=[spy,lab] (or set BETASIGMA_PLUGINS=spy,lab) if you trust them" in told
 
 
 def test_printed_commands_let_in_what_this_one_did(spy: Path) -> None:

@@ -16,7 +16,7 @@ from betasigma.config_tree import conf_directory
 from betasigma.errors import UserError
 from betasigma.launch.command_line import CommandLine
 from betasigma.launch.configs import Configs
-from betasigma.launch.overrides import unknown_choice
+from betasigma.launch.overrides import as_name, unknown_choice
 from betasigma.runs.record import Record
 
 
@@ -37,6 +37,20 @@ from betasigma.runs.record import Record
         ("logger.mode=online", r"logger\.mode=online needs an account: type wandb login"),
         ("hydra/launcher=joblib", r"hydra/launcher=joblib has no .* run: add -m, or leave it out"),
         ("hydra/sweeper=optuna", r"hydra/sweeper=optuna has no .* run: add -m, or leave it out"),
+        ("-m seed=range(0,0)", r"this sweep has no job: seed=range\(0,0\) names no value$"),
+        ("-m seed=glob(*)", r"seed=glob\(\*\) names no values: glob is for groups, list those of"),
+        ("-m sampler=glob()", r"glob\(\) cannot be read: missing a required argument: 'include'"),
+        ("-m model=ddpm,glob(x*)", r"model=ddpm,glob\(x\*\) fits none of ddpm"),
+        (
+            "-m seed=1,2 hydra/launcher=joblib hardware=cpu hardware.devices=2",
+            r"hardware\.devices=2 is 2 processes, which a job of hydra/launcher=joblib cannot",
+        ),
+        ("--multirun=true seed=1,2", r"--multirun=true has a value, and .* none: write --multirun"),
+        (
+            "--config-name=trian",
+            r"--config-name=trian is unknown; did you mean --config-name=train\? choose from co",
+        ),
+        ("experiment=mine", r"experiment=mine is unknown; .*one of a package of your own needs"),
         ("search=optuna_lr", r"search=optuna_lr is a sweep of many runs: add -m"),
         ("+search=optuna_lr", r"\+search=optuna_lr adds a .*: write search=optuna_lr and add -m"),
         ("-m +network=mlp,unet_8", r"\+network=mlp,unet_8 adds .*: write network=mlp,unet_8"),
@@ -60,7 +74,7 @@ from betasigma.runs.record import Record
         ("evaluation=[default,none]", r"evaluation=\[default,none\] chooses 2"),
         ("model=[ddpm,ncsn]", r"model=\[ddpm,ncsn\] chooses 2, and model is one"),
         ("--steps 100", r"--steps 100 is two words: write --steps=100 or steps=100"),
-        ("--config-name=nothing", r"Cannot find primary config 'nothing'"),
+        ("--config-name=nothing", r"--config-name=nothing is unknown; choose from compare, "),
         ("--config-dir=nothing", r"--config-dir=nothing does not exist; give a folder of configs"),
         ("--config-dir=nothing experiment=mine", r"--config-dir=nothing does not exist; give a"),
     ],
@@ -161,6 +175,19 @@ def test_a_file_that_is_no_yaml(here: Path, words: list[str]) -> None:
     asked = launch("train", "--config-dir", "own", "--help")  # nothing of it is chosen
     assert asked.status == 0, asked.err
     assert re.search(r"^experiment: .*\bmine\b", asked.out, re.MULTILINE)
+
+
+def test_globs_stand_beside_other_values() -> None:
+    configs = Configs(conf_directory(), "train", CommandLine({"--multirun": None}, []))
+    typed = "sampler=glob([dd*,eu*],exclude=ddim50),heun,glob(he*)"
+    assert as_name(typed, configs) == "sampler='ddim','euler','heun'"
+
+
+def test_help_shows_the_first_job_of_a_sweep(here: Path) -> None:
+    outcome = launch("train", "-m", "--help", "model=ncsn,ddpm", "seed=range(3,9)")
+    assert outcome.status == 0, outcome.err
+    assert re.search(r"^sigma:", outcome.out, re.MULTILINE)  # of NCSN alone
+    assert re.search(r"^seed: 3\b", outcome.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("words", [["experiment=mine"], ["experiment=mine", "-m"], ["--help"]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from betasigma.samplers import (
     Sampler,
 )
 from betasigma.schedules import NoiseSchedule, geometric, linear
-from betasigma.training.trainer import FEATURES, Affordable, evaluations
+from betasigma.training.trainer import COUNTING_SECONDS, FEATURES, Affordable, evaluations
 
 CALLBACKS = "pytorch_lightning.callbacks"
 
@@ -107,8 +108,10 @@ def test_a_validation_costs_a_tenth_of_the_steps_before_it(
         (DDIM(steps=7), 0),
         (DPMSolver(steps=8), 0),
         (PredictorCorrector(steps=6), 0),
-        (Heun(steps=10), 1),  # whose last step is one of Euler's
-        (AnnealedLangevin(inner_steps=3), 1),
+        (Ancestral(steps=300), 0),
+        (Heun(steps=10), 0),
+        (Heun(steps=200), 1),  # whose last step, one of Euler's, is not counted
+        (AnnealedLangevin(inner_steps=3), 1),  # where the last step does nothing
         (AdaptiveODE(), 200),  # by the slope that it meets
     ],
     ids=lambda value: getattr(value, "name", str(value)),
@@ -129,6 +132,30 @@ def test_what_a_sampler_of_one_s_own_asks_of_its_own_network_counts_by_steps() -
             return x - (t - s) * model.velocity(x, t)
 
     assert evaluations(Own(steps=9), linear(), (3, 8, 8), guidance=1) == 9
+
+
+def test_steps_may_take_no_evaluation_or_many() -> None:
+    class Late(Sampler):
+        def step(self, model: Any, x: Any, t: float, s: float, rng: Any) -> Any:
+            for _ in range(int(t > 0.5)):
+                x = model(x, t).x0
+            return x
+
+    assert evaluations(Late(steps=10), linear(), (2,), guidance=1) == 5
+
+    class Idle(Late):
+        def step(self, model: Any, x: Any, t: float, s: float, rng: Any) -> Any:
+            return x
+
+    assert evaluations(Idle(steps=10), linear(), (2,), guidance=1) == 1
+
+
+@pytest.mark.parametrize("sampler", [AdaptiveODE(rtol=1e-13, atol=1e-13), Heun(steps=100_000)])
+def test_counting_ends_soon(sampler: Sampler) -> None:
+    began = time.monotonic()
+    found = evaluations(sampler, geometric(10, 3.0, 0.02), (3, 256, 256), guidance=1)
+    assert time.monotonic() - began < 2 * COUNTING_SECONDS
+    assert found >= (2000 if sampler.adaptive else 199_000)
 
 
 @pytest.mark.parametrize(

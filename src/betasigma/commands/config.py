@@ -192,9 +192,12 @@ def saved_header(run: Any, key: str = "run") -> dict[str, Any]:
         if options.model.trains:  # an oracle has no network
             _check_size(options.network, path)
     except plugins.NotAllowed as error:
-        version = recorded.get(error.package) or "(of an unknown version)"
-        error.args = (f"{key}={run} was trained with {error.package} {version}: {error}",)
-        raise
+        lacking = [name for name in recorded if name not in plugins.allowed()]
+        names = list(dict.fromkeys([error.package, *lacking]))
+        known = [f"{name} {recorded.get(name) or '(of an unknown version)'}" for name in names]
+        told = plugins.NotAllowed(error.key, error.target, lacking)
+        told.args = (f"{key}={run} was trained with {' and '.join(known)}: {told}",)
+        raise told from None
     except UserError as error:
         raise UserError(f"{key}={run} has a config that cannot be used: {error}") from None
     for change in plugins.changed_versions(recorded):

@@ -245,9 +245,12 @@ def _found(config: DictConfig, overrides: list[str]) -> tuple[Path, dict[str, An
     the newest where all have.
     """
     wanted = _fixed(plain(config))
+    named = any(key_of(word) == "name" for word in overrides)
 
     def matches(saved: DictConfig) -> bool:
         content: Any = OmegaConf.to_container(saved)
+        if named and content.get("name") != config.name:
+            return False
         try:
             return _fixed(as_asked(complete(upgrade(content)))) == wanted
         except UserError:  # a run that this version, or this user, knows nothing of
@@ -269,7 +272,7 @@ def _found(config: DictConfig, overrides: list[str]) -> tuple[Path, dict[str, An
         _say(f"resume=auto: {newest}, at step {step}")
         return checkpoint, saved
     if ended is not None:
-        newest = f"the newest is {ended[0].parents[1]}"
+        newest = f"the newest is {ended[0].parents[1]}, at step {read_header(ended[0])['step']}"
         _say(f"resume=auto: the runs that fit this command have ended, {newest}")
     return ended
 

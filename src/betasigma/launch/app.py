@@ -35,7 +35,7 @@ from betasigma.errors import Stopped, UserError, plain_warning, printed
 from betasigma.launch import command_line, consent
 from betasigma.launch.configs import Configs
 from betasigma.launch.image_network import fitting_network
-from betasigma.launch.overrides import as_choice, as_name
+from betasigma.launch.overrides import as_choice, as_name, first_value
 from betasigma.launch.planning import add_place, is_basic
 from betasigma.launch.snapshot import refuse_changed
 from betasigma.launch.sweeps import JobFailed, end_here, forget_sweep, left_behind, this_sweep
@@ -181,6 +181,8 @@ def as_hydra_takes_it(line: command_line.CommandLine, configs: Configs) -> comma
                 flush=True,
             )
     if line.asks_for_help:  # Hydra composes and prints the config; the rest of the help is ours
+        if line.sweeps:  # there is one config in it
+            overrides = [first_value(word) for word in overrides]
         kept = {name: line.options[name] for name in command_line.PLACES if name in line.options}
         return command_line.CommandLine({**kept, "--cfg": "job"}, overrides)
     return line._replace(overrides=[as_choice(word) if line.sweeps else word for word in overrides])

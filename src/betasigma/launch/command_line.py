@@ -85,6 +85,8 @@ def read_command_line(words: list[str]) -> CommandLine:
             options[action.option_strings[0]] = _value(
                 action, word, value if equals else None, rest
             )
+        elif name in known and equals and name != "--run":
+            raise UserError(f"{word} has a value, and {name} takes none: write {name}")
         elif name.startswith("--") and equals:  # --run=outputs/… too, beside Hydra's --run
             overrides.append(as_path(word.removeprefix("--")))
         else:

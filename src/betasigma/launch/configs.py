@@ -94,6 +94,11 @@ class Configs:
         """Choices of a group, sorted, without the file that they are made from."""
         return [name for name in self._repository.get_group_options(group) if name != BASE]
 
+    def primaries(self) -> list[str]:
+        """Names that ``--config-name`` takes, sorted."""
+        names = self._repository.get_group_options("", ObjectType.CONFIG)
+        return sorted(name for name in names if not name.startswith("_"))  # Hydra's own
+
     def groups(self) -> list[str]:
         """The groups of the primary config, sorted."""
         return sorted(set(self._groups_of(self.primary)))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
@@ -22,7 +21,7 @@ from betasigma.commands.config import (
 )
 from betasigma.errors import UserError, did_you_mean
 from betasigma.launch.configs import ConfigFile, Configs
-from betasigma.launch.overrides import as_name, unknown_choice
+from betasigma.launch.overrides import as_name, first_value, unknown_choice
 from betasigma.options import plugins
 from betasigma.options.base import REGISTRY, parse_component
 from betasigma.options.lightning import REFUSED_FLAGS, refuse_flag
@@ -57,8 +56,15 @@ def explain(error: BaseException, configs: Configs) -> str:
         return f"{word} adds a key that is there already: write {word.lstrip('+')}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return unknown_key(_with_value(found[1], typed), configs)
+    if found := re.search(r"Cannot find primary config '([^']*)'", text):
+        known = configs.primaries()
+        near = did_you_mean(found[1], known, cutoff=0.75, before="--config-name=")
+        listed = [near] * bool(near) + [f"choose from {', '.join(known)}"]
+        return f"--config-name={found[1]} is unknown; {' '.join(listed)}"
     if found := re.search(r"Could not find '([^']+)/([^']*)'", text):
         return unknown_choice(found[1], found[2], configs)
+    if found := re.search(r"\w+ while evaluating '(.*)': (.*)", text):
+        return f"{found[1]} cannot be read: {found[2]}"
     if found := re.search(r"(?:missing value|Missing mandatory value): (\S+)", text):
         return f"{found[1]} has no value; give {found[1]}=…"
     if found := re.search(r"Multiple values for (\S+)\.", text):
@@ -165,7 +171,7 @@ def _if_added(key: str, configs: Configs) -> str | None:
     if group not in REGISTRY:
         return None
     try:
-        words = [_first_value(as_name(word, configs)) for word in configs.line.overrides]
+        words = [first_value(as_name(word, configs)) for word in configs.line.overrides]
         words = [re.sub(r"^\+?(?=(?!hydra\.)\w+\.)", "++", word) for word in words]
         config = replace(configs, line=configs.line._replace(overrides=words)).composed()
         if not OmegaConf.select(config, f"{place}._target_"):
@@ -178,14 +184,6 @@ def _if_added(key: str, configs: Configs) -> str | None:
     except (HydraException, OmegaConfBaseException):  # something else is wrong too
         return None
     return ""
-
-
-def _first_value(word: str) -> str:
-    """An override with the first of its values, where it has several."""
-    override = OverridesParser.create().parse_override(word)
-    if not override.is_discrete_sweep():
-        return word
-    return f"{word.partition('=')[0]}={next(override.sweep_string_iterator())}"
 
 
 def _other_name(key: str, value: str, configs: Configs) -> str:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob
+from hydra.core.override_parser.types import ChoiceSweep, Glob, QuotedString
 
 from betasigma.commands.config import key_of
 from betasigma.errors import UserError, did_you_mean
 from betasigma.launch.command_line import quoted
 from betasigma.launch.configs import Configs
 from betasigma.options import plugins
-from betasigma.options.base import REGISTRY
 
 HYDRA_PLUGINS = {
     "hydra/launcher": ("joblib", "submitit_slurm", "submitit_local", "rq", "ray"),
@@ -45,15 +45,35 @@ def as_name(word: str, configs: Configs) -> str:
         return f"{key}={','.join(map(quoted, value.split(',')))}" if named else word
     if value.startswith("[") and configs.is_group(group):
         _check_names(word, configs)
-    sweeps = configs.line.sweeps
-    if not (sweeps and value.startswith("glob(") and configs.is_group(group)):
+    if not (configs.line.sweeps and "glob(" in value):
         return word
     typed: Any = OverridesParser.create().parse_override(word).value()
-    include, exclude = ([str(name) for name in names] for names in (typed.include, typed.exclude))
-    names = Glob(include, exclude).filter(configs.choices(group))
-    if not names:
+    listed = typed.list if isinstance(typed, ChoiceSweep) else [typed]
+    if not any(isinstance(one, Glob) for one in listed):
+        return word
+    if not configs.is_group(group):
+        raise UserError(f"{word} names no values: glob is for groups, list those of {key}")
+    found = [_names(one, configs.choices(group)) for one in listed]
+    if not all(found):
         raise UserError(f"{word} fits none of {', '.join(configs.choices(group))}")
-    return f"{key}={','.join(map(quoted, names))}"
+    return f"{key}={','.join(map(quoted, dict.fromkeys(chain(*found))))}"
+
+
+def _names(value: Any, known: list[str]) -> list[str]:
+    """The choices of a group that one value of a sweep names."""
+    if isinstance(value, Glob):
+        include, exclude = (list(map(str, names)) for names in (value.include, value.exclude))
+        return list(Glob(include, exclude).filter(known))
+    return [value.text if isinstance(value, QuotedString) else str(value)]
+
+
+def first_value(word: str) -> str:
+    """An override with the first of its values, where it has several."""
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_discrete_sweep():
+        return word
+    value = next(override.sweep_string_iterator(), None)
+    return word if value is None else f"{word.partition('=')[0]}={value}"
 
 
 def _check_names(word: str, configs: Configs) -> None:
@@ -113,4 +133,4 @@ def unknown_choice(group: str, choice: str, configs: Configs) -> str:
     own = "" if plugins.allowed() else "; one of a package of your own needs plugins=[…]"
     if plugins.allowed() and not plugins.config_folders():
         own = f"; there is no folder conf in {' or '.join(plugins.allowed())}"
-    return f"{group}={choice} is unknown; {hint}{listed}{own if group in REGISTRY else ''}"
+    return f"{group}={choice} is unknown; {hint}{listed}{'' if group.startswith('hydra/') else own}"

@@ -76,6 +76,9 @@ class Preflight(Callback):
                 )
             task = [as_typed(word) for word in config.hydra.overrides.task]
             sweep = Planner(config, task, self._name).plan()
+            if not sweep.jobs:
+                empty = [word for word in task if "(" in word] or task
+                raise UserError(f"this sweep has no job: {' '.join(empty)} names no value")
             jobs = self._check_jobs(config, sweep)
             refuse_unsearched(config, task)
             given = {override.partition("=")[0] for override in task}
@@ -105,6 +108,7 @@ class Preflight(Callback):
                 studies.check(job.overrides)
                 if self._app.needs_machine:
                     check_machine(composed)
+                    _refuse_processes(config.hydra.launcher, composed)
                 self._app.check(composed, job.overrides)
                 decision = self._app.decide(composed)
                 note = "" if checked else _note(self._app, composed, decision)
@@ -368,6 +372,31 @@ def fit_processes(
     if starter.name == "srun":  # which leaves it out, or keeps that of the allocation
         os.environ["SLURM_NTASKS_PER_NODE"] = str(devices)
     return [f"hardware.devices={devices}"]
+
+
+def _refuse_processes(launcher: DictConfig, config: DictConfig) -> None:
+    """Refuse several devices in a worker of joblib's: Lightning starts the processes of the others
+    by the command of this one, which is not ours there.
+    """
+    hardware = _hardware(config)
+    beside = ".hydra_joblib_launcher." in launcher._target_ and launcher.get("n_jobs") != 1
+    if hardware is None or not beside:
+        return
+    devices: int | str = hardware.devices
+    if (
+        devices == "auto"
+        and hardware.accelerator != "cpu"
+        and any(Path("/dev").glob("nvidia[0-9]"))
+    ):
+        from betasigma.devices import devices_of_training  # imports PyTorch
+
+        devices = devices_of_training(plain(config.hardware))
+    if devices not in ("auto", 1):
+        raise UserError(
+            f"hardware.devices={hardware.devices} is {devices} processes, which a job of "
+            f"hydra/launcher=joblib cannot start: give hardware.devices=1, hydra.launcher.n_jobs=1 "
+            f"or another launcher"
+        )
 
 
 def _hardware(config: DictConfig) -> HardwareOptions | None:

@@ -69,16 +69,22 @@ _in_python: ContextVar[bool] = ContextVar("in_python", default=False)
 class NotAllowed(UserError):
     """A config names code of a package that nobody has let in.
 
+    Args:
+        key, target: of the config.
+        beside: other packages that it needs; those that are let in already are named with them.
+
     Attributes:
-        package: its name.
+        key, target: as given.
+        package: the name of the package.
     """
 
-    def __init__(self, key: str, target: str) -> None:
-        self.package = package = target.partition(".")[0]
+    def __init__(self, key: str, target: str, beside: Iterable[str] = ()) -> None:
+        self.key, self.target, self.package = key, target, target.partition(".")[0]
+        names = list(dict.fromkeys([*_allowed, self.package, *beside]))
         super().__init__(
-            f"{key}._target_={target} is code of the package {package}, which is imported only "
-            f"where you allow it: add {naming(package)} (or set {VARIABLE}={package}) if you "
-            f"trust it"
+            f"{key}._target_={target} is code of the package {self.package}, which is imported "
+            f"only where you allow it: add {naming(*names)} (or set {VARIABLE}={','.join(names)}) "
+            f"if you trust {'it' if len(names) == 1 else 'them'}"
         )
 
 
@@ -92,9 +98,10 @@ def named_in_python() -> Iterator[None]:
         _in_python.reset(before)
 
 
-def naming(package: object) -> str:
-    """How a package is named where it is allowed: ``plugins=[mylab]``."""
-    return f'plugins=["{package}"]' if _in_python.get() else f"plugins=[{package}]"
+def naming(*packages: object) -> str:
+    """How packages are named where they are allowed: ``plugins=[mylab]``."""
+    names = [f'"{name}"' if _in_python.get() else str(name) for name in packages]
+    return f"plugins=[{','.join(names)}]"
 
 
 def allow(packages: Iterable[str]) -> None:
