@@ -155,10 +155,10 @@ def _use_huge_pages() -> None:
     """Let what the heap grows into have huge pages, where Linux leaves that to programs, as most
     distributions do.
 
-    Clearing and addressing the pages of 4 KiB of large tensors takes a tenth of a step on a CPU and
-    more (``benchmarks/huge_pages.py``). The heap is extended once, by address space: memory is
-    taken as it is used. That is left out where address space is limited or counted as memory, and
-    where the C library is told to fill what it hands out.
+    Clearing and addressing pages of 4 KiB took up to a fifth of a step on a virtual machine, and at
+    other hours nothing (``benchmarks/huge_pages.py``). The heap is extended once, by address space:
+    memory is taken as it is used. That is left out where address space is limited or counted as
+    memory, and where the C library is told to fill what it hands out.
     """
     import resource
 
