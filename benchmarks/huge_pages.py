@@ -1,6 +1,6 @@
 """What a training step on a CPU gains by huge pages.
 
-    python benchmarks/huge_pages.py                # five minutes
+    python benchmarks/huge_pages.py                # a minute
 
 A command lets its heap have pages of 2 MiB (:func:`betasigma.devices.keep_freed_memory`). Each
 candidate has a process of its own, since the heap of a process is extended once; they take turns.

@@ -25,7 +25,7 @@ from betasigma.modules.averaging import averaged_copy, ramped_decay, update_aver
 from betasigma.networks.compiled import compile_in_place
 from betasigma.samplers import Sampler
 from betasigma.training.tracking import close_loggers, make_loggers
-from betasigma.training.trainer import Affordable, evaluations, make_trainer
+from betasigma.training.trainer import Affordable, make_trainer
 from harness.report import ROOT
 from harness.timing import Step, Telling, Timings, now, seconds_of
 
@@ -69,7 +69,7 @@ def fit(config: Config, made: Parts, run: Path, extra: Sequence[Callback] = ()) 
     guidance = config["training"]["guidance"]
     meter = Meter(config, made.data, made.sampler, loggers, display, guidance)
     schedule, shape = made.denoiser.schedule, made.denoiser.sample_shape
-    affordable = Affordable(config, evaluations(made.sampler, schedule, shape, guidance))
+    affordable = Affordable.by(made.sampler, config, schedule, shape)
     callbacks = run_callbacks(affordable, run, meter)
     trainer = make_trainer(config, run, [*callbacks, *extra], loggers)
     try:

@@ -74,7 +74,9 @@ def test_a_worker_that_goes_while_it_hands_over_a_batch(
     outcome = launch("train", *words)
     assert outcome.status == 1
     assert "a worker process of the data has ended" in outcome.err
-    assert re.search(r"killed by signal|exited unexpectedly while it handed over a", outcome.err)
+    how = "exited unexpectedly while it handed over a batch"
+    # one that dies before PyTorch watches it, on a busy machine, is told of as the other
+    assert re.search(f"killed by signal|{how}" if dies else how, outcome.err)
     assert "Traceback" not in outcome.err
 
 

@@ -27,8 +27,9 @@ from betasigma.samplers import (
     PredictorCorrector,
     Sampler,
 )
+from betasigma.samplers.cost import COUNTING_SECONDS, evaluations
 from betasigma.schedules import NoiseSchedule, geometric, linear
-from betasigma.training.trainer import COUNTING_SECONDS, FEATURES, Affordable, evaluations
+from betasigma.training.trainer import FEATURES, Affordable
 
 CALLBACKS = "pytorch_lightning.callbacks"
 

@@ -28,7 +28,7 @@ from betasigma.randomness import Stream
 from betasigma.runs.directory import kernel_folder, short
 from betasigma.samplers import Sampler, labels_in_turn
 from betasigma.training.compiling import can_be_compiled, is_left_open
-from betasigma.training.trainer import Affordable, evaluations, make_trainer
+from betasigma.training.trainer import Affordable, make_trainer
 
 
 def prefetch(config: DictConfig) -> None:
@@ -49,9 +49,8 @@ def _measure_references(content: Config, data: ImageDataModule, display: Display
     content = resolve_auto(content, data, display).config
     sampler, schedule = make_sampler(content["sampler"]), make_schedule(content["schedule"])
     asked = content["evaluation"]
-    guidance = content["training"]["guidance"]
-    nfe = evaluations(sampler, schedule, data.sample_shape, guidance)
-    node = with_measured(Affordable(content, nfe))["evaluation"]
+    affordable = Affordable.by(sampler, content, schedule, data.sample_shape)
+    node = with_measured(affordable)["evaluation"]
     if not measures(node):
         why = "none are asked for"
         if measures(asked):
@@ -124,9 +123,7 @@ def _take_steps(content: Config, data: ImageDataModule, display: Display) -> boo
     if not is_compiled(average.network):
         compile_in_place(average.network)
     sampler = make_sampler(content["sampler"])
-    guidance = content["training"]["guidance"]
-    nfe = evaluations(sampler, average.schedule, average.sample_shape, guidance)
-    affordable = Affordable(content, nfe)
+    affordable = Affordable.by(sampler, content, average.schedule, average.sample_shape)
     measured = min(affordable.measured, content["evaluation"]["batch_size"])
     for n in {affordable.between, affordable.shown, measured}:
         if n:

@@ -79,7 +79,6 @@ from betasigma.training.trainer import (
     GRID_SAMPLES,
     PER_IMAGE,
     Affordable,
-    evaluations,
     make_callbacks,
     make_trainer,
     refuse_unmeasured,
@@ -119,8 +118,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     sampler = assemble.make_sampler(content["sampler"])
     loggers = _open_run(content, start, resumed, cost)
     guidance = content["training"]["guidance"]
-    nfe = evaluations(sampler, denoiser.schedule, denoiser.sample_shape, guidance)
-    affordable = Affordable(content, nfe)
+    affordable = Affordable.by(sampler, content, denoiser.schedule, denoiser.sample_shape)
     meter = Meter(with_measured(affordable), data, sampler, loggers, display, guidance)
     callbacks = [
         *make_callbacks(content["callbacks"], module.monitor),

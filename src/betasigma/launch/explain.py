@@ -59,8 +59,8 @@ def explain(error: BaseException, configs: Configs) -> str:
     if found := re.search(r"Cannot find primary config '([^']*)'", text):
         known = configs.primaries()
         near = did_you_mean(found[1], known, cutoff=0.75, before="--config-name=")
-        listed = [near] * bool(near) + [f"choose from {', '.join(known)}"]
-        return f"--config-name={found[1]} is unknown; {' '.join(listed)}"
+        hint = f"{near} " if near else ""
+        return f"--config-name={found[1]} is unknown; {hint}choose from {', '.join(known)}"
     if found := re.search(r"Could not find '([^']+)/([^']*)'", text):
         return unknown_choice(found[1], found[2], configs)
     if found := re.search(r"\w+ while evaluating '(.*)': (.*)", text):

@@ -378,9 +378,10 @@ def _refuse_processes(launcher: DictConfig, config: DictConfig) -> None:
     """Refuse several devices in a worker of joblib's: Lightning starts the processes of the others
     by the command of this one, which is not ours there.
     """
+    if ".hydra_joblib_launcher." not in launcher._target_ or launcher.n_jobs == 1:
+        return
     hardware = _hardware(config)
-    beside = ".hydra_joblib_launcher." in launcher._target_ and launcher.get("n_jobs") != 1
-    if hardware is None or not beside:
+    if hardware is None:
         return
     devices: int | str = hardware.devices
     if (

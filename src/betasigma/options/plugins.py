@@ -83,7 +83,7 @@ class NotAllowed(UserError):
         names = list(dict.fromkeys([*_allowed, self.package, *beside]))
         super().__init__(
             f"{key}._target_={target} is code of the package {self.package}, which is imported "
-            f"only where you allow it: add {naming(*names)} (or set {VARIABLE}={','.join(names)}) "
+            f"only where you allow it: add {consent(*names)} (or set {VARIABLE}={','.join(names)}) "
             f"if you trust {'it' if len(names) == 1 else 'them'}"
         )
 
@@ -98,8 +98,8 @@ def named_in_python() -> Iterator[None]:
         _in_python.reset(before)
 
 
-def naming(*packages: object) -> str:
-    """How packages are named where they are allowed: ``plugins=[mylab]``."""
+def consent(*packages: object) -> str:
+    """What is typed to let packages in: ``plugins=[mylab]``."""
     names = [f'"{name}"' if _in_python.get() else str(name) for name in packages]
     return f"plugins=[{','.join(names)}]"
 
@@ -115,17 +115,19 @@ def allow(packages: Iterable[str]) -> None:
     """
     for name in packages:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", str(name)):
-            raise UserError(f"{naming(name)} is not the name of a package: write {naming('mylab')}")
+            raise UserError(
+                f"{consent(name)} is not the name of a package: write {consent('mylab')}"
+            )
         if name in _allowed:
             continue
         if _is_never_a_plugin(name):
             raise UserError(
-                f"{naming(name)} is no package of your own: configs never name what belongs to "
+                f"{consent(name)} is no package of your own: configs never name what belongs to "
                 f"Python or to the libraries that betasigma stands on"
             )
         if not _find(name):
             raise UserError(
-                f"{naming(name)} cannot be imported: there is no package {name} on Python's path "
+                f"{consent(name)} cannot be imported: there is no package {name} on Python's path "
                 f"or in {Path.cwd()}"
             )
         _allowed[name] = None
@@ -244,7 +246,7 @@ def refuse_without_consent(target: str, group: str, key: str) -> None:
         known = REGISTRY.get(group, {})
         stack = " or ".join(NO_CONSENT_NEEDED.get(group, ()))
         theirs = f"a class of {stack}" if stack else ", ".join(known)
-        choices = ", or ".join(filter(None, [theirs, f"one of your own ({naming('mylab')})"]))
+        choices = ", or ".join(filter(None, [theirs, f"one of your own ({consent('mylab')})"]))
         hint = did_you_mean(target, known, cutoff=0.75) or f"choose {choices}"
         raise UserError(f"{key}._target_={target} is not a class that {key} takes; {hint}")
     raise NotAllowed(key, target)

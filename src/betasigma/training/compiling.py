@@ -15,8 +15,8 @@ from betasigma.modules import DiffusionModule
 from betasigma.networks.compiled import compile_in_place, is_compiled
 from betasigma.options.base import parse_component
 from betasigma.samplers import Sampler
+from betasigma.samplers.cost import evaluations
 from betasigma.training.steps import StepCallback
-from betasigma.training.trainer import evaluations
 
 REPAID_AFTER = (80.9 - 5.6) / (1 - 21.7 / 57)
 """Seconds of uncompiled work (122) from which on compiling is faster, of DDPM's CIFAR-10 network on

@@ -6,13 +6,11 @@ Flags, callbacks and loggers of the user's own come from the config's nodes ``tr
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.loggers import Logger
@@ -22,14 +20,12 @@ from pytorch_lightning.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from pytorch_lightning.strategies import Strategy
 
 from betasigma.build import make
-from betasigma.denoiser import Prediction
 from betasigma.errors import UserError
 from betasigma.objectives.error_curve import GRID
 from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, most_samples
 from betasigma.options.training import VALIDATION_ERROR
-from betasigma.oracles import EmpiricalDenoiser
-from betasigma.randomness import Stream
-from betasigma.samplers import CountingDenoiser, Sampler
+from betasigma.samplers import Sampler
+from betasigma.samplers.cost import evaluations
 from betasigma.schedules import NoiseSchedule
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.progress import EVALUATIONS
@@ -67,56 +63,6 @@ GRID_SAMPLES, FEWEST_SHOWN = 64, 4
 """Samples in a grid, and in the cheapest one."""
 
 
-MOST_COUNTED, MOST_OF_ADAPTIVE, COUNTING_SECONDS = 200, 2000, 2.0
-"""Evaluations and seconds that counting those of a sample takes, at most."""
-
-
-class Enough(Exception):
-    """As many evaluations as are counted have been made."""
-
-
-class Counter(CountingDenoiser):
-    """The ideal denoiser of two examples in a network's place, for so many evaluations."""
-
-    def __init__(self, denoiser: EmpiricalDenoiser, sampler: Sampler) -> None:
-        super().__init__(denoiser, sampler.clip, None)
-        self._most = MOST_OF_ADAPTIVE if sampler.adaptive else MOST_COUNTED
-        self._end = time.monotonic() + COUNTING_SECONDS
-
-    def __call__(self, x: torch.Tensor, t: float) -> Prediction:
-        if self.nfe >= self._most or time.monotonic() > self._end:
-            raise Enough
-        return super().__call__(x, t)
-
-
-def evaluations(
-    sampler: Sampler, schedule: NoiseSchedule, shape: tuple[int, ...], guidance: float
-) -> int:
-    """Network evaluations of a sample, as far as they are known before it is drawn: counted with
-    the ideal denoiser of two examples in the network's place, of many steps in the first ones.
-
-    Args:
-        sampler: whose samples.
-        schedule: the noise levels.
-        shape: of one example; of larger images a part is counted with.
-        guidance: weight of the guidance; any but 1 takes each evaluation twice.
-    """
-    part = [min(size, 8) for size in shape]
-    denoiser = EmpiricalDenoiser(torch.stack([torch.full(part, -1.0), torch.ones(part)]), schedule)
-    model, rng = Counter(denoiser, sampler), Stream("cost", 0, indices=[0])
-    steps, drawn = len(sampler.reached(sampler.times(schedule))), 0
-    try:
-        with torch.inference_mode():
-            for _ in sampler.trajectory(model, sampler.begin(denoiser, rng), rng):
-                drawn += 1
-        found = model.nfe
-    except Enough:
-        found = model.nfe if sampler.adaptive else steps * model.nfe // max(drawn, 1)
-    except Exception:  # one of the user's own may draw from networks alone
-        found = steps
-    return max(1, found) * (1 if guidance == 1 else 2)
-
-
 @dataclass(frozen=True)
 class Affordable:
     """How many images a run validates on, draws and measures: those that are asked for, else what
@@ -130,6 +76,21 @@ class Affordable:
 
     content: Config
     nfe: int
+
+    @classmethod
+    def by(
+        cls, sampler: Sampler, content: Config, schedule: NoiseSchedule, shape: tuple[int, ...]
+    ) -> Affordable:
+        """What a run affords whose samples are drawn by ``sampler``.
+
+        Args:
+            sampler: that draws and measures.
+            content: the config of the run.
+            schedule: its noise levels.
+            shape: of one example.
+        """
+        guidance = content["training"]["guidance"]
+        return cls(content, evaluations(sampler, schedule, shape, guidance))
 
     def training(self, steps: int) -> int:
         """Evaluations that cost as much as so many steps."""
