@@ -27,7 +27,7 @@ from betasigma.samplers import (
     PredictorCorrector,
     Sampler,
 )
-from betasigma.samplers.cost import COUNTING_SECONDS, evaluations
+from betasigma.samplers.evaluations import COUNTING_SECONDS, evaluations
 from betasigma.schedules import NoiseSchedule, geometric, linear
 from betasigma.training.trainer import FEATURES, Affordable
 

@@ -15,7 +15,7 @@ from betasigma.modules import DiffusionModule
 from betasigma.networks.compiled import compile_in_place, is_compiled
 from betasigma.options.base import parse_component
 from betasigma.samplers import Sampler
-from betasigma.samplers.cost import evaluations
+from betasigma.samplers.evaluations import evaluations
 from betasigma.training.steps import StepCallback
 
 REPAID_AFTER = (80.9 - 5.6) / (1 - 21.7 / 57)

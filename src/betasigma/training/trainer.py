@@ -25,7 +25,7 @@ from betasigma.objectives.error_curve import GRID
 from betasigma.options.evaluation import FEWEST_SAMPLES, SAMPLES, most_samples
 from betasigma.options.training import VALIDATION_ERROR
 from betasigma.samplers import Sampler
-from betasigma.samplers.cost import evaluations
+from betasigma.samplers.evaluations import evaluations
 from betasigma.schedules import NoiseSchedule
 from betasigma.training.checkpoints import AtomicCheckpointIO
 from betasigma.training.progress import EVALUATIONS
