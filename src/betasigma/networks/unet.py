@@ -303,6 +303,15 @@ class Dropout(nn.Module):
         return x * keep.mul_(1 / (1 - rate))
 
 
+class Convolution(nn.Conv2d):
+    """A convolution that is also computed with another bias than its own, or with none: the sum
+    of two convolutions needs one bias, whose gradient is a pass over the features.
+    """
+
+    def forward(self, x: Tensor, bias: Tensor | Literal["own"] | None = "own") -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias if isinstance(bias, str) else bias)
+
+
 class ResidualBlock(nn.Module):
     """Residual block, followed by self-attention where ``heads`` is not 0.
 
@@ -329,13 +338,13 @@ class ResidualBlock(nn.Module):
         self.scale_shift = scale_shift
         self.resample = resample
         self.norm1 = norm(width_in)
-        self.conv1 = initialised(nn.Conv2d(width_in, width, 3, padding=1))
+        self.conv1 = initialised(Convolution(width_in, width, 3, padding=1))
         shifts = 2 * width if scale_shift else width
         self.shift = initialised(nn.Linear(emb_channels, shifts)) if emb_channels else None
         self.norm2 = norm(width)
         self.dropout = Dropout(dropout)
-        self.conv2 = initialised(nn.Conv2d(width, width, 3, padding=1), zero=True)
-        self.shortcut = initialised(nn.Conv2d(width_in, width, 1)) if width_in != width else None
+        self.conv2 = initialised(Convolution(width, width, 3, padding=1), zero=True)
+        self.shortcut = initialised(Convolution(width_in, width, 1)) if width_in != width else None
         self.attention = Attention(width, heads, norm) if heads else None
 
     def forward(self, x: Tensor, emb: Tensor | None) -> Tensor:
@@ -348,15 +357,21 @@ class ResidualBlock(nn.Module):
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             h, x = resampled(h, self.resample), resampled(x, self.resample)
-        h = self.conv1(h)
-        if self.shift is not None and not self.scale_shift:
-            h = h + self.shift(emb)[:, :, None, None]
+        if self.shift is None or self.scale_shift:
+            h = self.conv1(h)
+        else:
+            h = self.conv1(h, bias=None)
+            h += (self.shift(emb) + self.conv1.bias).to(h.dtype)[:, :, None, None]
         h = self.norm2(h)
         if self.shift is not None and self.scale_shift:
             scale, shift = self.shift(emb)[:, :, None, None].chunk(2, dim=1)
             h = h * (1 + scale) + shift
-        h = self.conv2(self.dropout(F.silu(h)))
-        h = (x if self.shortcut is None else self.shortcut(x)) + h
+        h = self.dropout(F.silu(h))
+        if self.shortcut is None:
+            h = x + self.conv2(h)
+        else:
+            bias = cast(Tensor, self.conv2.bias) + cast(Tensor, self.shortcut.bias)
+            h = self.shortcut(x, bias=None) + self.conv2(h, bias)
         return h if self.attention is None else self.attention(h)
 
 
@@ -385,8 +400,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) → (B, width, H, W)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        qkv = self.qkv(tokens).unflatten(2, (3, self.heads, -1))
-        q, k, v = qkv.transpose(1, 3).unbind(2)
+        parts = self.qkv(tokens).chunk(3, dim=2)  # unbound, the gradient would be copied twice
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in parts)
         h = attend(q, k, v).transpose(1, 2).flatten(2)
         return x + self.out(h).transpose(1, 2).view(x.shape)
 
@@ -437,8 +452,8 @@ class Upsample(nn.Module):
         if torch.compiler.is_exporting():  # ONNX has no weight that is computed
             return cast(Tensor, self.conv(resampled(x, "up")))
         weight = self.conv.weight.flip(2, 3).transpose(0, 1)
-        square = [F.pad(weight, (i, 1 - i, j, 1 - j)) for i in (0, 1) for j in (0, 1)]
-        weight = torch.stack(square).sum(0)
+        weight = F.pad(weight, (0, 0, 0, 1)) + F.pad(weight, (0, 0, 1, 0))
+        weight = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
         y = F.conv_transpose2d(x, weight, stride=2, padding=1)
         bias = cast(Tensor, self.conv.bias)  # apart: oneDNN is slow at its gradient here
-        return y + bias.to(y.dtype)[:, None, None]
+        return y.add_(bias.to(y.dtype)[:, None, None])
