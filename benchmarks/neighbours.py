@@ -1,8 +1,9 @@
 """What busy neighbours cost, by the number of threads and by how they wait for each other.
 
-    python benchmarks/neighbours.py                # five minutes
+    python benchmarks/neighbours.py                # seven minutes
 
-A command takes as many threads as CPUs are idle when it starts (:mod:`betasigma.cpus`). Every
+A command takes as many threads as CPUs are idle when it starts, and follows neighbours that come
+later (:mod:`betasigma.cpus`, :class:`betasigma.devices.Following`). Every
 setting has a process of its own, since OpenMP reads it when PyTorch is loaded; the processes take
 turns, without neighbours and beside one and two processes that only burn time. A share is the speed
 of a setting over that of the fastest one of the same round.
@@ -11,8 +12,10 @@ of a setting over that of the fastest one of the same round.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -20,7 +23,7 @@ from itertools import cycle
 from unittest.mock import patch
 
 from betasigma.cpus import THREADS_OF_USER, usable_cpus
-from harness.machine import NO_BF16, dtypes
+from harness.machine import NO_BF16, alone, dtypes
 from harness.report import Report, options
 from harness.timing import Apart, Step, Timings, seconds_of
 
@@ -90,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for number in chosen.neighbours:
             with neighbours(number):
                 show(report, number, in_turns(candidates, rounds), looks(LOOKS))
+    later(report)
     if "bf16" not in dtypes():
         report.note(NO_BF16)
     report.note(
@@ -97,6 +101,52 @@ def main(argv: Sequence[str] | None = None) -> None:
         "the settings took turns, piece of work by piece of work."
     )
     report.save()
+
+
+COMES, LEAVES, ENDS, ROW = 15, 45, 75, 5
+"""Seconds after which a neighbour comes and leaves and a training ends, and of a row of its table.
+"""
+
+
+def later(report: Report) -> None:
+    """A training that a neighbour joins, with threads that follow it, and with those it had."""
+    follows, stays = (alone(joined, follows) for follows in (True, False))
+    report.table(
+        f"A neighbour comes after {COMES} s and leaves after {LEAVES} s: images/s of a training",
+        ["seconds", "threads follow", "threads of the start"],
+        [
+            [f"{ROW * n} to {ROW * (n + 1)}", *both]
+            for n, both in enumerate(zip(follows, stays, strict=True))
+        ],
+    )
+    report.raw("a neighbour comes later", {"follows": follows, "stays": stays})
+    last = LEAVES // ROW - 1
+    what = f"images/s beside one who came {LEAVES - COMES} s ago, threads follow / stay"
+    report.target(what, follows[last] / stays[last], 1)
+
+
+def joined(follows: bool) -> list[float]:
+    """Images a second of a training of the digits, in each stretch of ``ROW`` seconds."""
+    import torch
+
+    from betasigma.devices import Following
+    from harness import ours
+
+    config = ours.composed(["hardware.compile=false"])
+    made, batch = ours.parts(config), config["batch_size"]
+    step = ours.bare_step(config, made, torch.randn(batch, *made.data.sample_shape))
+    for _ in range(3):
+        step()
+    following, steps = Following(config["hardware"], print), [0] * (ENDS // ROW)
+    begun = time.monotonic()
+    for number, until in ((0, COMES), (1, LEAVES), (0, ENDS)):
+        with neighbours(number):
+            while (passed := time.monotonic() - begun) < until:
+                steps[int(passed / ROW)] += 1
+                step()
+                if follows:
+                    following()
+    return [batch * n / ROW for n in steps]
 
 
 @contextmanager
@@ -158,14 +208,16 @@ def in_turns(candidates: Mapping[str, Apart], rounds: int) -> dict[str, Timings]
 
 @contextmanager
 def neighbours(number: int) -> Iterator[None]:
-    """That many processes that only burn time."""
-    started = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(number)]
+    """That many processes that only burn time, started by a shell that ends: what a process starts
+    itself is no neighbour.
+    """
+    command = ["sh", "-c", '"$0" -c "$1" >&- & echo $!', sys.executable, BURN]
+    started = [int(subprocess.check_output(command)) for _ in range(number)]
     try:
         yield
     finally:
         for process in started:
-            process.kill()
-            process.wait()
+            os.kill(process, signal.SIGKILL)
 
 
 LOOK = "from betasigma import cpus; cpus.look_for_idle_cpus(); print(cpus.idle_cpus())"

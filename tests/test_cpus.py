@@ -18,6 +18,7 @@ from betasigma.cpus import (
     ON_NODE,
     PER_TASK,
     THREADS_OF_USER,
+    Look,
     cpus_of_a_process,
     idle_cpus,
     look_for_idle_cpus,
@@ -26,7 +27,7 @@ from betasigma.cpus import (
 from betasigma.data import image_files, image_sets
 from betasigma.data.file_tree import Files
 from betasigma.data.listing import Listed
-from betasigma.devices import move_to_device, use_threads
+from betasigma.devices import Following, move_to_device, use_threads
 
 
 @pytest.fixture(autouse=True)
@@ -254,3 +255,73 @@ def test_threads_of_the_environment_stay(tmp_path, monkeypatch, name):
     torch.set_num_threads(3)
     assert use_threads(HARDWARE) is None
     assert torch.get_num_threads() == 3
+
+
+@pytest.fixture
+def looked(tmp_path, monkeypatch):
+    """Looks of five seconds at a machine of two CPUs, of which others take those told, a worker of
+    this process among them; returns how many threads there are then, and what was said.
+    """
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
+    clock, ticks, idle, own = [0.0], os.sysconf("SC_CLK_TCK"), [0.0, 0.0], [0.0]
+    system(tmp_path, "0::/", {"proc/self/task/5/children": "77 "})
+
+    def write() -> None:
+        lines = [
+            f"cpu{cpu} 7 0 5 {round(i * ticks)} 0 0" for cpu, i in zip((0, 3), idle, strict=True)
+        ]
+        (tmp_path / "proc/stat").write_text("\n".join(lines))
+        spent = f"{round(own[0] * ticks) - 3} 3"
+        system(tmp_path, "0::/", {"proc/77/stat": f"77 (a) b) R 1 1 1 0 -1 0 1 1 1 1 {spent} 9 9"})
+
+    write()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    monkeypatch.setattr("betasigma.devices.Look", lambda: Look(tmp_path))
+    threads, told = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    following = Following(HARDWARE, told.append)
+
+    def look(others: float, seconds: float = 5.0, worker: float = 0) -> tuple[int, list[str]]:
+        clock[0] += seconds
+        own[0] += seconds * worker
+        idle[0] += seconds * max(0, 1 - others)
+        idle[1] += seconds * min(1, 2 - others)
+        write()
+        following()
+        return torch.get_num_threads(), told
+
+    yield look
+    torch.set_num_threads(threads)
+
+
+def test_who_comes_later_and_stays_is_made_room_for(looked):
+    one = (
+        "from here on 1 of 2 CPUs, since other processes use the rest; hardware.threads=2 takes all"
+    )
+    assert looked(0.1) == (2, [])
+    assert looked(1) == (2, [])  # may be gone in a moment
+    assert looked(0.2) == (2, [])
+    assert looked(1, worker=0.9) == (2, [])
+    assert looked(1, worker=0.9) == (2, [])
+    assert looked(1, 4) == (2, [])  # not looked at yet
+    assert looked(0.9, 1) == (2, [])
+    assert looked(1) == (1, [one])
+    assert looked(2) == (1, [one])
+    assert looked(0) == (1, [one])
+    back = "all 2 CPUs from here on, since they are idle"
+    assert looked(0) == (2, [one, back])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [{"threads": 2}, {"deterministic": True}, {"devices": 2}, {"nodes": 2}],
+)
+def test_where_the_number_of_threads_is_settled_nobody_is_followed(looked, words):
+    told: list[str] = []
+    following = Following({**HARDWARE, **words}, told.append)
+    for _ in range(3):
+        looked(1)
+        torch.set_num_threads(2)
+        following()
+    assert (torch.get_num_threads(), told) == (2, [])

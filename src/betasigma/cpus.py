@@ -4,8 +4,9 @@ which Linux, containers and jobs limit it.
 PyTorch shares an operation among threads that wait for one another. Where other processes take
 CPUs, all wait for the slowest thread: beside one busy process, two threads on two CPUs do a sixth
 of what one does, or at best as much (``benchmarks/neighbours.py``). So a command, and each job of a
-sweep, looks at the machine when it starts, and takes as many threads as CPUs are idle then. The
-number stays, since the last bits of sums depend on it.
+sweep, looks at the machine when it starts, and takes as many threads as CPUs are idle then. It goes
+on looking, and follows those that come to stay or leave; not sooner, since the last bits of sums
+depend on the number.
 """
 
 from __future__ import annotations
@@ -95,22 +96,47 @@ def idle_cpus() -> int:
 
 
 def _idle_cpus(root: Path) -> int | None:
-    """CPUs that others leave idle, of the machine and of the quota of each control group."""
-    quotas = _quotas(root)
-
-    def seconds() -> list[float]:
-        used = map(_used_seconds, quotas)
-        return [time.process_time(), _idle_seconds(root), *used]
-
-    before = seconds()
+    look = Look(root)
     time.sleep(LOOK_SECONDS)
-    passed = zip(before, seconds(), strict=True)
-    # threads that earlier jobs have left in this process are no neighbours
-    own, idle, *used = ((later - earlier) / LOOK_SECONDS for earlier, later in passed)
-    if math.isnan(idle):
-        return None
-    left = (math.ceil(q) - round(u - own) for q, u in zip(quotas.values(), used, strict=True))
-    return min([round(idle + own), *left])
+    return look.idle(LOOK_SECONDS)
+
+
+class Look:
+    """A look at the machine, from when it is made on. ``/proc`` and ``/sys`` are in ``root``."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root, self._quotas = root, _quotas(root)
+        self._before = self._seconds()
+
+    def idle(self, passed: float) -> int | None:
+        """CPUs that others have left idle in the seconds that have passed, of the machine and of
+        the quota of each control group; ``None`` where the system does not tell.
+        """
+        spent = zip(self._before, self._seconds(), strict=True)
+        own, idle, *used = ((later - earlier) / passed for earlier, later in spent)
+        if math.isnan(idle):
+            return None
+        quotas = self._quotas.values()
+        left = (math.ceil(q) - round(u - own) for q, u in zip(quotas, used, strict=True))
+        return min([round(idle + own), *left])
+
+    def _seconds(self) -> list[float]:
+        # threads that earlier jobs have left in this process are no neighbours, nor are workers
+        own = time.process_time() + sum(map(_seconds_of, _children(self._root)))
+        return [own, _idle_seconds(self._root), *map(_used_seconds, self._quotas)]
+
+
+def _children(root: Path) -> list[Path]:
+    """Folders of the processes that this one has started."""
+    lists = (root / "proc/self/task").glob("*/children")
+    return [root / "proc" / number for file in lists for number in _read(file).split()]
+
+
+def _seconds_of(process: Path) -> float:
+    """CPU time of a process; 0 where it has ended."""
+    _, _, after = _read(process / "stat").rpartition(") ")  # a name may have brackets
+    numbers = after.split()
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK") if numbers else 0.0
 
 
 def _idle_seconds(root: Path) -> float:

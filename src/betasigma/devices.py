@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from betasigma.cpus import THREADS_OF_USER, cpus_of_a_process, idle_cpus
+from betasigma.cpus import THREADS_OF_USER, Look, cpus_of_a_process, idle_cpus
 from betasigma.errors import UserError
 
 Config = dict[str, Any]
@@ -111,16 +112,74 @@ def use_threads(hardware: Config, begun_with: int | None = None) -> str | None:
     share = cpus_of_a_process(devices)
     if begun_with is not None:
         wanted, why = begun_with, "the run began with it"
-    elif uses_gpu(hardware) or hardware["deterministic"] or devices * hardware["nodes"] > 1:
-        # on a GPU it is not the threads that compute; processes of a run would see one another
-        wanted, why = share, ""
+    elif follows_neighbours(hardware):
+        wanted, why = idle_cpus(), NEIGHBOURS
     else:
-        wanted, why = idle_cpus(), "other processes use the rest"
+        wanted, why = share, ""
     threads = min(share, wanted)
     torch.set_num_threads(threads)
-    if threads == share:
-        return None
+    return None if threads == share else _fewer(threads, share, why)
+
+
+NEIGHBOURS = "other processes use the rest"
+
+
+def _fewer(threads: int, share: int, why: str) -> str:
     return f"{threads} of {share} CPUs, since {why}; hardware.threads={share} takes all"
+
+
+def follows_neighbours(hardware: Config) -> bool:
+    """Whether the number of threads follows from what other processes do: not where it is given;
+    on a GPU it is not the threads that compute, and processes of a run would see one another.
+    """
+    given = hardware["threads"] or os.environ.keys() & THREADS_OF_USER
+    processes = devices_of_training(hardware) * hardware["nodes"]
+    return not (given or hardware["deterministic"] or uses_gpu(hardware) or processes > 1)
+
+
+LOOK_EVERY = 5.0
+"""Seconds of a look at the machine while it computes."""
+
+
+class Following:
+    """Has PyTorch take as many threads as CPUs are idle while work goes on, too.
+
+    A neighbour that comes later would make each step several times as long. Two looks in a row
+    must agree, so that one who leaves within five seconds changes nothing.
+
+    Args:
+        hardware: the config of the hardware.
+        tell: is called with each change.
+    """
+
+    def __init__(self, hardware: Config, tell: Callable[[str], None]) -> None:
+        self._share = cpus_of_a_process(1) if follows_neighbours(hardware) else 0
+        self._tell = tell
+        self._seen: int | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._since = time.monotonic()
+        self._look = Look() if self._share > 1 else None
+
+    def __call__(self) -> None:
+        """To be called now and then, from the thread that computes."""
+        passed = time.monotonic() - self._since
+        if self._look is None or passed < LOOK_EVERY:
+            return
+        idle = self._look.idle(passed)
+        self._begin()
+        threads = torch.get_num_threads()
+        wanted = threads if idle is None else max(1, min(idle, self._share))
+        if wanted == self._seen != threads:
+            torch.set_num_threads(wanted)
+            every = wanted == self._share
+            self._tell(
+                f"all {wanted} CPUs from here on, since they are idle"
+                if every
+                else f"from here on {_fewer(wanted, self._share, NEIGHBOURS)}"
+            )
+        self._seen = wanted
 
 
 def keep_freed_memory() -> None:

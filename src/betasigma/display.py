@@ -71,12 +71,16 @@ class Display:
         quiet: print nothing. Ranks other than 0 are quiet.
         note: is told now and then how far a piece of work is: its name, units done, all units,
             units per second.
+
+    Attributes:
+        meanwhile: called now and then while work goes on, by whoever does it.
     """
 
     def __init__(
         self, quiet: bool = False, note: Callable[[str, int, int, float], None] | None = None
     ) -> None:
         self._note = note if not quiet else None
+        self.meanwhile: Callable[[], None] = lambda: None
         self.console = _Console(quiet=quiet, soft_wrap=True)
         if not self.console.is_terminal:
             self.console.width = max(self.console.width, FILE_WIDTH)
@@ -230,6 +234,7 @@ class Display:
         def look(n: int) -> None:
             nonlocal seen
             seen = n
+            self.meanwhile()
             if time.monotonic() - told >= NOTE_SECONDS:
                 tell()
 

@@ -18,7 +18,7 @@ from betasigma.commands.measure import say_not_finite
 from betasigma.commands.sample import to_uint8
 from betasigma.data import image_sets, pixels
 from betasigma.denoiser import guided
-from betasigma.devices import move_to_device, precision_of
+from betasigma.devices import Following, move_to_device, precision_of
 from betasigma.display import Display
 from betasigma.editing import Edit, Request
 from betasigma.errors import UserError, counted
@@ -45,6 +45,7 @@ def edit(config: DictConfig, start: Start) -> None:
     loaded = load_run(content["run"], precision, content["data"])
     denoiser = loaded.denoiser
     move_to_device(denoiser, content["hardware"], tell=display.line)
+    display.meanwhile = Following(content["hardware"], display.line)
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     seeded = not doing.needs_images and content.get("images") is None
     images = None if seeded else given_images(content, loaded)

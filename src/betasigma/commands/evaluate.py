@@ -32,7 +32,7 @@ from betasigma.commands.measure import (
 )
 from betasigma.data.image_sets import ReferenceImages, open_images
 from betasigma.data.sources import Source
-from betasigma.devices import move_to_device, precision_of
+from betasigma.devices import Following, move_to_device, precision_of
 from betasigma.display import Display, plain_warnings, warn
 from betasigma.errors import UserError, counted
 from betasigma.evaluation.evaluator import Evaluator, Measurement
@@ -81,6 +81,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     with shared_work(content["hardware"], start) as device:
         move_to_device(loaded.denoiser, content["hardware"], device, display.line)
+        display.meanwhile = Following(content["hardware"], display.line)
         loggers = open_loggers(content, loaded, out) if first else []
         records = [logger.record for logger in loggers if isinstance(logger, tracking.RecordLogger)]
         measured = {**content, "evaluation": {**content["evaluation"], "n": content["n"]}}
@@ -200,6 +201,7 @@ def evaluate_images(content: Config, start: Start, display: Display) -> None:
         )
     with shared_work(content["hardware"], start) as own:
         device = move_to_device(nn.Identity(), content["hardware"], own, display.line)
+        display.meanwhile = Following(content["hardware"], display.line)
         evaluator = made_by_first_rank_first(
             lambda: make_evaluator(
                 content["evaluation"],

@@ -22,7 +22,7 @@ from betasigma.commands.trajectory import SHOWN, save_trajectory
 from betasigma.cpus import cpus_of_a_process
 from betasigma.data import pixels
 from betasigma.denoiser import DenoiserLike, guided
-from betasigma.devices import move_to_device, precision_of
+from betasigma.devices import Following, move_to_device, precision_of
 from betasigma.display import Display, plain_warnings
 from betasigma.errors import UserError, counted
 from betasigma.evaluation.sharding import (
@@ -54,6 +54,7 @@ def sample(config: DictConfig, start: Start) -> None:
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     with shared_work(content["hardware"], start) as device:
         move_to_device(loaded.denoiser, content["hardware"], device, display.line)
+        display.meanwhile = Following(content["hardware"], display.line)
         _sample(asked, content, loaded, start.directory, display)
 
 

@@ -42,7 +42,7 @@ from betasigma.commands.run_facts import cost_of, gpu_name, shown_config
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.data.loading import worker_failure
 from betasigma.denoiser import Denoiser, DenoiserLike, guided
-from betasigma.devices import precision_of, prepare_model
+from betasigma.devices import Following, precision_of, prepare_model
 from betasigma.display import Display, clock, plain_warnings
 from betasigma.errors import Stopped, UserError, counted, first_line
 from betasigma.modules import MeasuredModule
@@ -130,6 +130,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     _announce(display, start, content, data, denoiser, resumed)
     if fewer_threads:
         display.line(fewer_threads)
+    display.meanwhile = Following(content["hardware"], display.line)
     _choose_validation(affordable, data, display)
     _say_what_is_sampled(affordable, data, display)
     found = describe_data(display, data)
@@ -233,7 +234,6 @@ def run_callbacks(affordable: Affordable, run: Path, meter: Meter) -> list[Callb
         "format": FORMAT,
         "version": VERSION,
         "seed": content["seed"],
-        "threads": torch.get_num_threads(),
         "value_range": list(data.value_range),
         "sample_shape": list(data.sample_shape),
         "num_classes": data.num_classes,

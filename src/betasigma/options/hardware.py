@@ -40,7 +40,9 @@ class HardwareOptions(Options):
         False, "bit-for-bit repeatable on a GPU, slower; on all CPUs, whatever others do"
     )
     threads: Annotated[int, Field(ge=1, le=4096)] | None = option(
-        None, "CPU threads; null: one for each CPU that may be used and that others leave idle"
+        None,
+        "CPU threads; null: one for each CPU that may be used and that others leave idle, also "
+        "where that changes",
     )
 
     def unused(self, composition: Composition) -> dict[str, str]:

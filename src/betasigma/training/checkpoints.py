@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 
@@ -141,7 +142,8 @@ class Checkpoints(StepCallback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        own = {**self._header, "step": trainer.global_step}
+        step, threads = trainer.global_step, torch.get_num_threads()
+        own = {**self._header, "step": step, "threads": threads}
         checkpoint[HEADER] = {**checkpoint.get(HEADER, {}), **own}
         assert isinstance(pl_module, MeasuredModule)
         moments = pl_module.average.moments
