@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from betasigma import cpus
+from betasigma import cpus, devices
 from betasigma.commands import sample
 from betasigma.cpus import (
     ON_NODE,
@@ -263,7 +263,7 @@ def looked(tmp_path, monkeypatch):
     this process among them; returns how many threads there are then, and what was said.
     """
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 3}, raising=False)
-    clock, ticks, idle, own = [0.0], os.sysconf("SC_CLK_TCK"), [0.0, 0.0], [0.0]
+    clock, ticks, idle, own = [0.0], os.sysconf("SC_CLK_TCK"), [0.0, 0.0], [1.0]
     system(tmp_path, "0::/", {"proc/self/task/5/children": "77 "})
 
     def write() -> None:
@@ -295,7 +295,7 @@ def looked(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def test_who_comes_later_and_stays_is_made_room_for(looked):
+def test_who_comes_later_and_stays_is_made_room_for(looked, tmp_path):
     one = (
         "from here on 1 of 2 CPUs, since other processes use the rest; hardware.threads=2 takes all"
     )
@@ -304,6 +304,8 @@ def test_who_comes_later_and_stays_is_made_room_for(looked):
     assert looked(0.2) == (2, [])
     assert looked(1, worker=0.9) == (2, [])
     assert looked(1, worker=0.9) == (2, [])
+    (tmp_path / "proc/self/task/5/children").write_text("")  # it ends, and what it had used with it
+    assert looked(0) == looked(0) == (2, [])
     assert looked(1, 4) == (2, [])  # not looked at yet
     assert looked(0.9, 1) == (2, [])
     assert looked(1) == (1, [one])
@@ -325,3 +327,21 @@ def test_where_the_number_of_threads_is_settled_nobody_is_followed(looked, words
         torch.set_num_threads(2)
         following()
     assert (torch.get_num_threads(), told) == (2, [])
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (None, True),
+        ("ALL", True),
+        ("AVX512_CORE_AMX", True),
+        ("avx2", False),
+        ("AVX512_CORE", False),
+    ],
+)
+def test_a_limit_below_bf16_is_a_processor_without_it(monkeypatch, limit, expected):
+    monkeypatch.setattr(devices, "_cpu_features", lambda: {"avx2", "avx512_bf16"})
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert devices.computes_bf16("cpu") is expected

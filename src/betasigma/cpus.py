@@ -106,7 +106,7 @@ class Look:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root, self._quotas = root, _quotas(root)
-        self._before = self._seconds()
+        self._before, self._workers_before = self._seconds(), self._workers()
 
     def idle(self, passed: float) -> int | None:
         """CPUs that others have left idle in the seconds that have passed, of the machine and of
@@ -116,24 +116,26 @@ class Look:
         own, idle, *used = ((later - earlier) / passed for earlier, later in spent)
         if math.isnan(idle):
             return None
+        # threads that earlier jobs have left in this process are no neighbours, nor are workers
+        for worker, seconds in self._workers().items():
+            own += (seconds - self._workers_before.get(worker, 0)) / passed
         quotas = self._quotas.values()
         left = (math.ceil(q) - round(u - own) for q, u in zip(quotas, used, strict=True))
         return min([round(idle + own), *left])
 
     def _seconds(self) -> list[float]:
-        # threads that earlier jobs have left in this process are no neighbours, nor are workers
-        own = time.process_time() + sum(map(_seconds_of, _children(self._root)))
-        return [own, _idle_seconds(self._root), *map(_used_seconds, self._quotas)]
+        used = map(_used_seconds, self._quotas)
+        return [time.process_time(), _idle_seconds(self._root), *used]
 
-
-def _children(root: Path) -> list[Path]:
-    """Folders of the processes that this one has started."""
-    lists = (root / "proc/self/task").glob("*/children")
-    return [root / "proc" / number for file in lists for number in _read(file).split()]
+    def _workers(self) -> dict[str, float]:
+        """CPU time of the processes that this one has started and that have not ended."""
+        lists = (self._root / "proc/self/task").glob("*/children")
+        numbers = [number for file in lists for number in _read(file).split()]
+        return {number: _seconds_of(self._root / "proc" / number) for number in numbers}
 
 
 def _seconds_of(process: Path) -> float:
-    """CPU time of a process; 0 where it has ended."""
+    """CPU time of a process; 0 where it has just ended."""
     _, _, after = _read(process / "stat").rpartition(") ")  # a name may have brackets
     numbers = after.split()
     return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK") if numbers else 0.0

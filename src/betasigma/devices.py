@@ -30,12 +30,18 @@ def precision_of(hardware: Config) -> torch.dtype | None:
 
 
 def computes_bf16(accelerator: str) -> bool:
-    """Whether what computes has instructions for bf16; without, it is emulated, which takes many
-    times as long as float32.
+    """Whether what computes has instructions for bf16, and may use them; without, it is emulated,
+    which takes many times as long as float32.
     """
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_capability() >= (8, 0)
+    if os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16:
+        return False
     return bool(_cpu_features() & {"avx512_bf16", "amx_bf16"})
+
+
+WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Instruction sets by which a user may limit oneDNN, which computes convolutions, without bf16."""
 
 
 def _cpu_features() -> set[str]:

@@ -361,7 +361,8 @@ class ResidualBlock(nn.Module):
             h = self.conv1(h)
         else:
             h = self.conv1(h, bias=None)
-            h += (self.shift(emb) + self.conv1.bias).to(h.dtype)[:, :, None, None]
+            shift = self.shift(emb) + self.conv1.bias  # float32, also where h is bfloat16
+            h += shift.to(h.dtype)[:, :, None, None]
         h = self.norm2(h)
         if self.shift is not None and self.scale_shift:
             scale, shift = self.shift(emb)[:, :, None, None].chunk(2, dim=1)
