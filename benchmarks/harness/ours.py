@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from betasigma.commands.assemble import Config, make_module, make_sampler, open_data
 from betasigma.commands.checks import check_run
 from betasigma.commands.measure import Meter
+from betasigma.commands.memory_format import choose_memory_format
 from betasigma.commands.train import make_model, quiet_libraries, run_callbacks
 from betasigma.data.datamodule import ImageDataModule
 from betasigma.denoiser import Denoiser
@@ -50,6 +51,7 @@ def parts(config: Config) -> Parts:
     data = open_data(config)
     denoiser = make_model(config, data)
     prepare_model(denoiser, config["hardware"])
+    choose_memory_format(denoiser, config["hardware"], True, print)
     module = make_module(config, denoiser)
     assert isinstance(denoiser, Denoiser)
     assert isinstance(module, DiffusionModule)

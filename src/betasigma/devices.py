@@ -70,12 +70,21 @@ def prepare_model(
     last = gpu or faster_channels_last(denoiser) if wanted == "auto" else wanted
     if hardware["strategy"] == "fsdp":
         last = False
-    memory = torch.channels_last if last else torch.contiguous_format
-    for parameter in denoiser.parameters():
+    use_memory_format(denoiser, memory_format(last))
+    return None if gpu else fewer
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """PyTorch's name of a memory format."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def use_memory_format(network: nn.Module, memory: torch.memory_format) -> None:
+    """Arrange the weights of convolutions so; features follow."""
+    for parameter in network.parameters():
         if parameter.ndim == 4:
             # unlike contiguous(), it also arranges a weight of one channel, which has both formats
             parameter.data = parameter.data.to(memory_format=memory)
-    return None if gpu else fewer
 
 
 def faster_channels_last(denoiser: nn.Module) -> bool:

@@ -30,6 +30,7 @@ from betasigma.commands.measure import (
     make_evaluator,
     results,
 )
+from betasigma.commands.memory_format import choose_memory_format
 from betasigma.data.image_sets import ReferenceImages, open_images
 from betasigma.data.sources import Source
 from betasigma.devices import Following, move_to_device, precision_of
@@ -81,6 +82,7 @@ def evaluate(config: DictConfig, start: Start) -> None:
     sampler = choose_sampler(content.get("sampler"), loaded, display)
     with shared_work(content["hardware"], start) as device:
         move_to_device(loaded.denoiser, content["hardware"], device, display.line)
+        choose_memory_format(loaded.denoiser, content["hardware"], False, display.line)
         display.meanwhile = Following(content["hardware"], display.line)
         loggers = open_loggers(content, loaded, out) if first else []
         records = [logger.record for logger in loggers if isinstance(logger, tracking.RecordLogger)]

@@ -18,6 +18,7 @@ from betasigma.commands.auto import choose_sampler
 from betasigma.commands.config import parsed
 from betasigma.commands.load import Loaded, load_run, weights_key
 from betasigma.commands.measure import say_not_finite
+from betasigma.commands.memory_format import choose_memory_format
 from betasigma.commands.trajectory import SHOWN, save_trajectory
 from betasigma.cpus import cpus_of_a_process
 from betasigma.data import pixels
@@ -54,6 +55,7 @@ def sample(config: DictConfig, start: Start) -> None:
     loaded = load_run(content["run"], precision_of(content["hardware"]), content["data"])
     with shared_work(content["hardware"], start) as device:
         move_to_device(loaded.denoiser, content["hardware"], device, display.line)
+        choose_memory_format(loaded.denoiser, content["hardware"], False, display.line)
         display.meanwhile = Following(content["hardware"], display.line)
         _sample(asked, content, loaded, start.directory, display)
 

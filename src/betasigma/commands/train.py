@@ -37,6 +37,7 @@ from betasigma.commands.measure import (
     say_not_finite,
     with_measured,
 )
+from betasigma.commands.memory_format import choose_memory_format
 from betasigma.commands.resume import has_ended
 from betasigma.commands.run_facts import cost_of, gpu_name, shown_config
 from betasigma.data.datamodule import ImageDataModule
@@ -113,6 +114,7 @@ def _train(content: Config, start: Start) -> FinishedRun:
     if content["init"]["run"] is not None and resumed is None:
         initial = load_initial(denoiser, content)
     fewer_threads = prepare_model(denoiser, content["hardware"], _threads_of(resumed))
+    choose_memory_format(denoiser, content["hardware"], trains(content), display.line)
     cost = cost_of(denoiser) if process_rank() == 0 and tracking.shows_config(content) else {}
     module = assemble.make_module(content, denoiser)
     sampler = assemble.make_sampler(content["sampler"])
